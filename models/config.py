@@ -1,0 +1,137 @@
+"""Frozen descriptions of a model: what its shape is (`DecoderConfig`) and how it is computed (`Compute`).
+
+A family file (`models/olmo.py`, `models/llama.py`, …) fills these in for every released size and translates them to and
+from the `config.json` of Hugging Face. Nothing in here touches a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from models.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Context extension by changed rotary frequencies.
+
+    `llama3` interpolates by wavelength (Llama 3.1 and later); `yarn` ramps between interpolated and original
+    frequencies and scales cosine and sine by `attention_factor` (OLMo 3's long context, full-attention layers only).
+    """
+
+    kind: Literal["llama3", "yarn", "linear"]
+    factor: float
+    original_context: int = 8192
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+
+    @property
+    def magnitude(self) -> float:
+        """What cosine and sine are multiplied by: 0.1 ln(factor) + 1 for YaRN unless given, else 1."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" and self.factor > 1 else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a dense decoder-only transformer; each family in `models` is a value of this class.
+
+    Sizes: `width` is the residual stream d, `ffn` the SwiGLU hidden size f, `vocab` the number of embedding rows
+    including padding rows (`vocab_used` of them belong to the tokenizer).
+
+    `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
+    the whole projected vector, all heads together, before the split into heads and the rotation. `window` is the number
+    of keys a sliding layer sees, itself included; every `full_attention_every`-th layer (1-based) attends to all.
+    """
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    vocab: int
+    context: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    norm: Literal["rms", "layernorm"] = "rms"
+    norm_eps: float = 1e-6
+    norm_placement: Literal["pre", "post"] = "post"
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    qkv_clip: float | None = None
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
+    full_attention_every: int = 4
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+    init: Literal["normal", "mitchell"] = "normal"
+    init_std: float = 0.02
+    vocab_used: int | None = None
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+
+    def __post_init__(self):
+        set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
+        if self.kv_heads is None:
+            set_default("kv_heads", self.heads)
+        if self.head_dim is None:
+            if self.width % self.heads:
+                raise UserError(f"width {self.width} is not divisible by heads {self.heads}; give head_dim")
+            set_default("head_dim", self.width // self.heads)
+        if self.vocab_used is None:
+            set_default("vocab_used", self.vocab)
+        for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise UserError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
+        if self.heads % self.kv_heads:
+            raise UserError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+        if self.head_dim % 2:
+            raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings rotate pairs")
+        if self.vocab_used > self.vocab:
+            raise UserError(f"vocab_used {self.vocab_used} is larger than vocab {self.vocab}")
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window {self.window} must be at least 1 (a token sees itself)")
+
+    @property
+    def pattern(self) -> tuple[int | None, ...]:
+        """Attention window of each layer, `None` for full attention; length `layers`."""
+        if self.window is None:
+            return (None,) * self.layers
+        every = self.full_attention_every
+        return tuple(None if (i + 1) % every == 0 else self.window for i in range(self.layers))
+
+    def replace(self, **changes) -> DecoderConfig:
+        """A copy with fields changed; an unknown name raises `UserError`."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for name in changes:
+            if name not in known:
+                raise UserError(f"a model has no field {name!r}; it has {', '.join(sorted(known))}")
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed; changes speed, memory and rounding, never what is computed.
+
+    `dtype` is the activation type (parameters keep theirs and are cast at use). `platform` is where the program will
+    run, which need not be where it is traced (ahead-of-time compilation); `None` means JAX's default backend.
+    `remat` names what a block keeps for its backward pass: "none" keeps everything, "full" only the block's input,
+    "attention" also the inputs and output of attention, "dots" the results of all weight products.
+    `attention` is "auto" or the name of a kernel in `models/attention.py`. `unroll` is how many layers one iteration of
+    the layer scan holds. `logits_chunk` bounds the tokens whose vocabulary logits exist at once.
+    """
+
+    dtype: str = "float32"
+    platform: Literal["cpu", "gpu", "tpu"] | None = None
+    remat: Literal["none", "full", "attention", "dots"] = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    logits_chunk: int = 1024
