@@ -1,0 +1,64 @@
+# make setup | test | parity | lint | quickstart | clean
+#
+# Every target sets up what it needs in .venv first; nothing has to be activated. The set-up runs again when
+# requirements.txt, pyproject.toml or the named Python change.
+#
+#   make test PYTHON=python3.12                    rebuilds .venv with that Python, and later calls keep it
+#   make test PYTHON=python3.12 VENV=.venv-3.12    leaves .venv alone
+#   make test PIP_FLAGS="--no-index --find-links wheels"
+#   make test PYTEST_FLAGS="-x tests/test_cli.py"
+
+VENV ?= .venv
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+# Without PYTHON, an environment that is there already keeps its Python; a new one gets 3.11 where that runs (a
+# version manager's shim can be on the path and still not run), else whatever python3 is.
+ifeq ($(origin PYTHON), undefined)
+PYTHON := $(shell \
+  if $(VENV)/bin/python -c 0 2>/dev/null; then echo $(VENV)/bin/python; \
+  elif python3.11 -c 0 2>/dev/null; then echo python3.11; else echo python3; fi)
+endif
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --compile $(PIP_FLAGS)
+
+.PHONY: setup test parity lint quickstart clean FORCE
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.setup
+
+# Rewritten, and so newer than what depends on it, only when the Python differs from the one the environment has.
+$(VENV)/.python: FORCE
+	@version=$$($(PYTHON) -c 'import sys; print(sys.version.split()[0])') || exit 1; \
+	if [ "$$(cat $@ 2>/dev/null)" != "$$version" ]; then \
+	  echo "Making $(VENV) with Python $$version"; \
+	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && echo "$$version" > $@; \
+	fi
+
+$(VENV)/.setup: $(VENV)/.python requirements.txt pyproject.toml
+	$(PIP) --editable '.[dev]'
+	$(BIN)/python -m compileall -q models easylm_jax recipes
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.setup
+	$(PIP) --editable '.[dev,parity]'
+	@touch $@
+
+test: $(VENV)/.setup
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -m parity $(PYTEST_FLAGS)
+
+lint: $(VENV)/.setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+quickstart: $(VENV)/.setup
+	$(BIN)/easylm run recipes/quickstart.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

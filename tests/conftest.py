@@ -1,0 +1,34 @@
+"""What all tests share. JAX is set up here, before anything imports it: eight simulated devices, exact f32 products."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the checkout; the test is skipped where it is missing."""
+    folder = Path(os.environ.get("EASYLM_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real data at {folder} (EASYLM_SHARED_DATA names another)")
+    return folder
+
+
+@pytest.fixture
+def tiny_model_config():
+    """A decoder small enough to compile in a second: 2 layers, width 32, grouped heads, 64 tokens."""
+    from models.config import DecoderConfig
+
+    return DecoderConfig(
+        family="olmo2", layers=2, width=32, heads=4, kv_heads=2, ffn=64, vocab=64, context=64, qk_norm=True
+    )
