@@ -1,0 +1,155 @@
+"""Norms, projections, rotary embeddings and the SwiGLU feed-forward: the small parts of a decoder.
+
+Everything is a Flax linen module used only through `init` and `apply`, or a plain function. Norms and rotations are
+computed in float32 whatever the activation type (DESIGN: log-softmax, losses, norms in float32).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.config import DecoderConfig, RopeScaling
+
+
+def truncated_normal(std: float) -> Callable[..., jax.Array]:
+    """Initialiser: normal(0, std²) cut at three standard deviations (OLMo 2: std 0.02, cut 0.06)."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
+        return std * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
+
+    return init
+
+
+def matrix_std(config: DecoderConfig, fan_in: int, output: bool = False) -> float:
+    """Standard deviation of a weight matrix under `config.init`.
+
+    "normal" is flat (OLMo 2 §3.2). "mitchell" (OLMo 1) is 1/√fan_in, and 1/√(2·fan_in·(l+1)) for the two matrices that
+    write to the residual stream; the factor 1/√(l+1) of layer l is applied where the layers are stacked.
+    """
+    if config.init == "normal":
+        return config.init_std
+    return 1.0 / math.sqrt(2 * fan_in if output else fan_in)
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean(x²) + eps) · scale over the last axis, all in float32, then back to the input's type."""
+
+    size: int
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (self.size,), jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """OLMo 1's norm: mean and variance removed over the last axis, no weight and no bias, in float32."""
+
+    eps: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype)
+
+
+def residual_norm(config: DecoderConfig) -> nn.Module:
+    """The norm that the family uses on vectors of the residual width."""
+    return LayerNorm(config.norm_eps) if config.norm == "layernorm" else RMSNorm(config.width, config.norm_eps)
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias). The kernel is [inputs, outputs] and is cast to the activation type at use."""
+
+    inputs: int
+    outputs: int
+    std: float
+    use_bias: bool = False
+
+    def setup(self):
+        self.kernel = self.param("kernel", truncated_normal(self.std), (self.inputs, self.outputs), jnp.float32)
+        if self.use_bias:
+            self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,), jnp.float32)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel.astype(x.dtype)
+        return y + self.bias.astype(x.dtype) if self.use_bias else y
+
+
+def linear_each(x: jax.Array, layers: Sequence[Linear], fused: bool) -> list[jax.Array]:
+    """Several projections of one input. `fused` makes one wide matrix product of them.
+
+    On a CPU one product with 3d columns runs a good deal faster than three with d (and so does its weight gradient);
+    on accelerators with sharded heads the concatenation would only cost a copy, so they keep the products apart.
+    """
+    if not fused:
+        return [layer(x) for layer in layers]
+    y = x @ jnp.concatenate([layer.kernel for layer in layers], axis=1).astype(x.dtype)
+    parts = jnp.split(y, np.cumsum([layer.outputs for layer in layers])[:-1], axis=-1)
+    return [p + layer.bias.astype(x.dtype) if layer.use_bias else p for p, layer in zip(parts, layers, strict=True)]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate x) ⊙ up x)."""
+
+    config: DecoderConfig
+    fused: bool
+
+    def setup(self):
+        c = self.config
+        self.gate = Linear(c.width, c.ffn, matrix_std(c, c.width))
+        self.up = Linear(c.width, c.ffn, matrix_std(c, c.width))
+        self.down = Linear(c.ffn, c.width, matrix_std(c, c.ffn, output=True))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, up = linear_each(x, [self.gate, self.up], self.fused)
+        return self.down(nn.silu(gate) * up)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
+    """Rotary frequencies, float64 [head_dim / 2]: θ^(−2i/hd), changed by `scaling` (spec olmo §2.2, 2.4, 2.5)."""
+    base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is None:
+        return base
+    if scaling.kind == "linear":
+        return base / scaling.factor
+    if scaling.kind == "llama3":
+        turns = scaling.original_context * base / (2 * np.pi)  # context over wavelength
+        t = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        t = np.clip(t, 0.0, 1.0)
+        return (1 - t) * base / scaling.factor + t * base
+
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(scaling.original_context / (2 * math.pi * rotations)) / (2 * math.log(theta))
+
+    low = max(0, math.floor(dimension(scaling.beta_fast)))
+    high = min(head_dim - 1, math.ceil(dimension(scaling.beta_slow)))
+    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    return base * (1 - ramp) + base / scaling.factor * ramp
+
+
+def rope_table(
+    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every position: two float32 arrays [..., head_dim / 2] for int32 positions [...]."""
+    frequencies = jnp.asarray(rope_frequencies(head_dim, theta, scaling), jnp.float32)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    magnitude = scaling.magnitude if scaling is not None else 1.0
+    return jnp.cos(angles) * magnitude, jnp.sin(angles) * magnitude
+
+
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate heads [..., S, H, hd] by a table [..., S, hd/2]; first half paired with second half, in float32."""
+    cos, sin = (table[..., :, None, :] for table in rope)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
