@@ -126,7 +126,8 @@ class Compute:
     `remat` names what a block keeps for its backward pass: "none" keeps everything, "full" only the block's input,
     "attention" also the inputs and output of attention, "dots" the results of all weight products.
     `attention` is "auto" or the name of a kernel in `models/attention.py`. `unroll` is how many layers one iteration of
-    the layer scan holds. `logits_chunk` bounds the tokens whose vocabulary logits exist at once.
+    the layer scan holds. `logits_chunk` bounds the tokens whose vocabulary logits exist at once. `batch_axes` names the
+    mesh axes that the batch is split over, when there is a mesh.
     """
 
     dtype: str = "float32"
@@ -135,3 +136,4 @@ class Compute:
     attention: str = "auto"
     unroll: int = 1
     logits_chunk: int = 1024
+    batch_axes: tuple[str, ...] | None = None

@@ -1,0 +1,261 @@
+"""One decoder-only transformer: embedding, blocks, final norm. Every dense family is a `DecoderConfig` of it.
+
+Parameters are a plain dict of arrays; the arrays of the blocks carry a leading layer axis and the blocks run as one
+`lax.scan` over it. Flax linen describes a single block and is used only through `init` and `apply`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from models.attention import attention
+from models.config import Compute, DecoderConfig
+from models.layers import Linear, RMSNorm, SwiGLU, linear_each, matrix_std, residual_norm, rope_table, rotate, truncated_normal
+
+Params = dict[str, Any]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+# Logical axes of every parameter, by dotted name. `easylm_jax/sharding.py` maps them to mesh axes and insists that each
+# leaf matches exactly one rule. `None` is never split: it is the layer axis that the scan walks, or a small vector.
+SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed\.table", ("vocab", "width")),
+    (r"layers\.attn\.[qkv]\.kernel", (None, "width", "heads")),
+    (r"layers\.attn\.[qkv]\.bias", (None, "heads")),
+    (r"layers\.attn\.[qk]_norm\.scale", (None, "heads")),
+    (r"layers\.attn\.o\.kernel", (None, "heads", "width")),
+    (r"layers\.mlp\.(gate|up)\.kernel", (None, "width", "ffn")),
+    (r"layers\.mlp\.down\.kernel", (None, "ffn", "width")),
+    (r"layers\.(pre|post)_(attn|ffn)_norm\.scale", (None, None)),
+    (r"final_norm\.scale", (None,)),
+    (r"head\.kernel", ("width", "vocab")),
+)
+
+
+class Output(NamedTuple):
+    """`hidden` [B, S, d] after the final norm; `aux` what the blocks report, stacked over layers (empty when dense)."""
+
+    hidden: jax.Array
+    aux: dict[str, jax.Array]
+
+
+class Attention(nn.Module):
+    """Projections, clip, QK-norm and rotation round an `attend` function that the caller chooses (spec olmo §2.2).
+
+    The order is: projection, clip, norm over the whole projection, split into heads, rotate. Values are never normed.
+    """
+
+    config: DecoderConfig
+    fused: bool
+
+    def setup(self):
+        c = self.config
+        inner, kv_inner = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        std = matrix_std(c, c.width)
+        self.q = Linear(c.width, inner, std, c.qkv_bias)
+        self.k = Linear(c.width, kv_inner, std, c.qkv_bias)
+        self.v = Linear(c.width, kv_inner, std, c.qkv_bias)
+        self.o = Linear(inner, c.width, matrix_std(c, c.width, output=True))
+        if c.qk_norm:
+            self.q_norm = RMSNorm(inner, c.norm_eps)
+            self.k_norm = RMSNorm(kv_inner, c.norm_eps)
+
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
+        c = self.config
+        q, k, v = linear_each(x, [self.q, self.k, self.v], self.fused)
+        if c.qkv_clip is not None:
+            q, k, v = (jnp.clip(u, -c.qkv_clip, c.qkv_clip) for u in (q, k, v))
+        if c.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (u.reshape(*u.shape[:-1], -1, c.head_dim) for u in (q, k, v))
+        q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = (checkpoint_name(u, name) for u, name in ((q, "query"), (k, "key"), (v, "value")))
+        out = checkpoint_name(attend(q, k, v), "attention")
+        return self.o(out.reshape(*out.shape[:-2], -1))
+
+
+class Block(nn.Module):
+    """One layer. "pre": h = x + A(N x), y = h + F(N h). "post": h = x + N(A(x)), y = h + N(F(h))."""
+
+    config: DecoderConfig
+    fused: bool
+
+    def setup(self):
+        c = self.config
+        self.attn = Attention(c, self.fused)
+        self.mlp = SwiGLU(c, self.fused)
+        if c.norm_placement == "pre":
+            self.pre_attn_norm, self.pre_ffn_norm = residual_norm(c), residual_norm(c)
+        else:
+            self.post_attn_norm, self.post_ffn_norm = residual_norm(c), residual_norm(c)
+
+    def __call__(
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """x [B, S, d] → the same, and what this layer reports (nothing, for a dense one)."""
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        if self.config.norm_placement == "pre":
+            h = x + self._drop(self.attn(self.pre_attn_norm(x), rope, attend), keys[0])
+            return h + self._drop(self.mlp(self.pre_ffn_norm(h)), keys[1]), {}
+        h = x + self._drop(self.post_attn_norm(self.attn(x, rope, attend)), keys[0])
+        return h + self._drop(self.post_ffn_norm(self.mlp(h)), keys[1]), {}
+
+    def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """Dropout of what a sub-layer adds to the residual stream; off without a key."""
+        rate = self.config.dropout
+        if key is None or rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+        return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+_REMAT: dict[str, Callable[..., bool] | None] = {
+    "full": None,
+    "attention": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attention"),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A model: its shape and how it is computed. Holds no arrays, and is hashable, so `jit` may close over it."""
+
+    config: DecoderConfig
+    compute: Compute = Compute()
+
+    @property
+    def platform(self) -> str:
+        return self.compute.platform or jax.default_backend()
+
+    @property
+    def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+        return SHARDING_RULES
+
+    @functools.cached_property
+    def _block(self) -> Block:
+        return Block(self.config, fused=self.platform == "cpu")
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh float32 parameters, drawn as the family does (spec olmo §4)."""
+        c = self.config
+        embed_key, layer_key, head_key = jax.random.split(key, 3)
+
+        def one(key: jax.Array) -> Params:
+            x = jnp.zeros((1, 1, c.width))
+            rope = rope_table(jnp.zeros((1, 1), jnp.int32), c.head_dim, c.rope_theta, None)
+            attend = lambda q, k, v: q  # noqa: E731 - shapes only
+            return self._block.init(key, x, rope, attend)["params"]
+
+        layers = jax.vmap(one)(jax.random.split(layer_key, c.layers))
+        if c.init == "mitchell":
+            depth = (jnp.arange(c.layers) + 1.0) ** -0.5
+            for name, leaf in (("attn", "o"), ("mlp", "down")):
+                layers[name][leaf]["kernel"] *= depth[:, None, None]
+        std = matrix_std(c, c.width)
+        params = {"embed": {"table": truncated_normal(std)(embed_key, (c.vocab, c.width))}, "layers": layers}
+        if c.norm == "rms":
+            params["final_norm"] = {"scale": jnp.ones((c.width,))}
+        if not c.tie_embeddings:
+            params["head"] = {"kernel": truncated_normal(std)(head_key, (c.width, c.vocab))}
+        return params
+
+    def abstract_params(self, dtype: str = "float32") -> Params:
+        """Shapes and types of the parameters, nothing allocated."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
+
+    def head_kernel(self, params: Params) -> jax.Array:
+        """The vocabulary head [d, V]; the embedding's transpose where they are tied."""
+        return params["embed"]["table"].T if self.config.tie_embeddings else params["head"]["kernel"]
+
+    def __call__(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        *,
+        positions: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
+        add_embeddings: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Output:
+        """Hidden states of packed rows.
+
+        Args:
+            params: as `init` makes them, in any float type.
+            tokens: int32 [B, S].
+            positions: int32 [B, S]; left out, they restart in each segment.
+            segment_ids: int32 [B, S]; 0 is padding; left out, each row is one document.
+            add_embeddings: [B, S, d] added to the token embeddings (images at their marked tokens).
+            dropout_key: turns the configured dropout on.
+        """
+        c, dtype = self.config, jnp.dtype(self.compute.dtype)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        if positions is None:
+            positions = segment_positions(segment_ids)
+        x = params["embed"]["table"].astype(dtype)[tokens]
+        if add_embeddings is not None:
+            x = x + add_embeddings.astype(dtype)
+        x, aux = self._layers(params["layers"], self._split(x), positions, segment_ids, dropout_key)
+        return Output(residual_norm(c).apply({"params": params.get("final_norm", {})}, x), aux)
+
+    def ropes(self, positions: jax.Array) -> dict[int | None, tuple[jax.Array, jax.Array]]:
+        """One rotary table for each kind of layer: YaRN applies to full-attention layers only (spec olmo §2.4)."""
+        c = self.config
+        sliding_scaling = None if c.rope_scaling is not None and c.rope_scaling.kind == "yarn" else c.rope_scaling
+        table = functools.partial(rope_table, positions, c.head_dim, c.rope_theta)
+        return {w: table(c.rope_scaling if w is None else sliding_scaling) for w in set(c.pattern)}
+
+    def _layers(self, layers, x, positions, segment_ids, dropout_key):
+        """Scan over the stacked layers. One iteration holds one period of the window pattern, so windows are static."""
+        c, compute = self.config, self.compute
+        pattern = c.pattern
+        period = next(p for p in range(1, c.layers + 1) if c.layers % p == 0 and pattern[:p] * (c.layers // p) == pattern)
+        ropes = self.ropes(positions)
+        keys = None if dropout_key is None or c.dropout == 0 else jax.random.split(dropout_key, c.layers)
+
+        def run_block(layer, x, key, window):
+            attend = functools.partial(
+                attention, segment_ids=segment_ids, window=window, kernel=compute.attention,
+                platform=self.platform, batch_axes=compute.batch_axes,
+            )  # fmt: skip
+            with jax.named_scope("block"):
+                x, aux = self._block.apply({"params": layer}, x, ropes[window], attend, key)
+            return self._split(x), aux
+
+        def iteration(x, xs):
+            reports = []
+            for i, window in enumerate(pattern[:period]):
+                layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], xs)
+                run = functools.partial(run_block, window=window)
+                if compute.remat != "none":
+                    run = jax.checkpoint(run, policy=_REMAT[compute.remat], prevent_cse=False)
+                x, aux = run(layer, x, key)
+                reports.append(aux)
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+
+        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), (layers, keys))
+        x, aux = jax.lax.scan(iteration, x, groups, unroll=min(compute.unroll, c.layers // period))
+        return x, jax.tree.map(lambda leaf: leaf.reshape(c.layers, *leaf.shape[2:]), aux)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        """Keep the residual stream split over the batch axes of the mesh, and whole along length and width."""
+        if self.compute.batch_axes is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(self.compute.batch_axes, None, None))
+
+
+def segment_positions(segment_ids: jax.Array) -> jax.Array:
+    """int32 [B, S]: the distance of each token to the first token of its segment (segments are contiguous)."""
+    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+    first = jnp.concatenate(
+        [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )
+    return index - jax.lax.cummax(jnp.where(first, index, 0), axis=1)
