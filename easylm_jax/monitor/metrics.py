@@ -1,0 +1,247 @@
+"""Metrics of a stage: one JSON object a line in `metrics.jsonl`; TensorBoard and Weights & Biases on request.
+
+JSON has no NaN or infinity, so those are written as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics` turns
+them back into floats. A resumed run may write a step that was already written (its checkpoint had not committed when
+the run was killed): readers keep the last line of each step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from models.errors import UserError
+
+FILE_NAME = "metrics.jsonl"
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_FSYNC_SECONDS = 1.0
+
+
+class Tracker(Protocol):
+    """Where metrics go besides the file."""
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class MetricsWriter:
+    """Appends one line a step to `folder/metrics.jsonl`, and to the trackers asked for.
+
+    Each line reaches the operating system before `write` returns, so a killed process loses none; it is forced to the
+    disk at most once a second and at `sync`, which a trainer calls before it saves a checkpoint. Only process 0 of a
+    run over several hosts writes; on the others every call does nothing.
+
+    `tensorboard=True` also writes event files to `folder/tensorboard`; `wandb="project"` logs to that project of
+    Weights & Biases, into the same run again after a restart. Raises `UserError` where the package for it is missing.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        process_index: int | None = None,
+    ):
+        self.path = Path(folder) / FILE_NAME
+        self._trackers: list[Tracker] = []
+        self._file = None
+        if process_index is None:
+            import jax
+
+            process_index = jax.process_index()
+        if process_index != 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if tensorboard:
+            self._trackers.append(_TensorBoard(self.path.parent / "tensorboard"))
+        if wandb is not None:
+            self._trackers.append(_WeightsAndBiases(self.path.parent, wandb, config))
+        _mend_last_line(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the writer's life
+        self._synced = time.monotonic()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends `{"step": step, **metrics, "time": seconds since 1970}`.
+
+        Values may be numbers, strings, None, lists, or NumPy and JAX arrays (read back from the device here).
+        """
+        if self._file is None:
+            return
+        line = {"step": int(step), **{name: _plain(value) for name, value in metrics.items()}}
+        line.setdefault("time", round(time.time(), 3))
+        self._file.write(json.dumps(_finite(line), allow_nan=False) + "\n")
+        self._file.flush()
+        if time.monotonic() - self._synced >= _FSYNC_SECONDS:
+            self.sync()
+        for tracker in self._trackers:
+            tracker.write(int(step), line)
+
+    def sync(self) -> None:
+        """Forces what was written to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Forces what was written to the disk and ends the trackers; a second call does nothing."""
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of `path` (the file, or the stage's folder), in order of step, the last one written for each step.
+
+    A last line that a kill cut short is left out. Raises `UserError` for a missing file or any other broken line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"no metrics at {path}; give a stage's folder, such as runs/quickstart/pretrain")
+    lines = path.read_bytes().split(b"\n")
+    by_step: dict[int, dict[str, Any]] = {}
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            by_step[int(line["step"])] = _restore(line)
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):  # no newline after it: the process died while writing
+                continue
+            raise UserError(f"{path}, line {number}, is not a metrics line; delete that line to go on") from None
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def last_line(path: str | os.PathLike) -> dict[str, Any] | None:
+    """The last whole line in the file, or None where there is none; its `time` is the run's last sign of life."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 65536))
+        for text in reversed(file.read().split(b"\n")):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict):
+                return _restore(line)
+    return None
+
+
+def _mend_last_line(path: Path) -> None:
+    """Ends the file in a whole line again, so that the next one does not continue what a kill cut short."""
+    if not path.is_file():
+        return
+    with open(path, "r+b") as file:
+        text = file.read()
+        tail = text[text.rfind(b"\n") + 1 :]
+        if not tail:
+            return
+        try:
+            json.loads(tail)
+            file.write(b"\n")
+        except ValueError:
+            file.truncate(len(text) - len(tail))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists in place of NumPy and JAX values."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _restore(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NONFINITE.get(value, value)
+    if isinstance(value, dict):
+        return {name: _restore(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_restore(item) for item in value]
+    return value
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and name not in ("step", "time")
+    }
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path):
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "TensorBoard was asked for and tensorboardX is not installed; run `pip install tensorboardX` or leave "
+                "tensorboard out"
+            ) from None
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in _scalars(metrics).items():
+            self._writer.add_scalar(name, value, step, walltime=metrics["time"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any] | None):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError(
+                "Weights & Biases was asked for and wandb is not installed; run `pip install wandb` or leave wandb out"
+            ) from None
+        id_file = folder / "wandb_id.txt"  # the same run again after a restart
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:16])
+        self._run = wandb.init(
+            project=project,
+            id=id_file.read_text().strip(),
+            name="/".join(folder.parts[-2:]),
+            resume="allow",
+            dir=str(folder),
+            config=dict(config or {}),
+        )
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        self._run.log(_scalars(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,232 @@
+"""Progress of a stage for a person: a live bar on a terminal, plain lines in a log.
+
+Both tell the step, loss, tokens/s, MFU, time left, seconds since the last checkpoint and the phase that runs
+(compiling, reading data, training, saving). A thread draws them, so that a step that hangs still shows its phase and
+age.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+PHASE_WORDS = {
+    "init": "starting",
+    "compile": "compiling",
+    "data": "reading data",
+    "step": "training",
+    "checkpoint": "saving",
+    "evaluate": "evaluating",
+}
+_STALLED_SECONDS = 10.0  # a phase older than this shows its age
+
+
+class Progress:
+    """Shows how far a stage is.
+
+    `stream` is a terminal or not; `plain=True` forces lines there too. Lines come every `heartbeat` seconds (and at the
+    first and last step), whether or not steps do. `enabled=False` (every process but 0) shows
+    nothing. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total_steps: int,
+        start_step: int = 0,
+        stream: TextIO | None = None,
+        *,
+        heartbeat: float = 30.0,
+        enabled: bool = True,
+        plain: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._stage, self._total, self._start_step = stage, total_steps, start_step
+        self._stream = sys.stderr if stream is None else stream
+        self._enabled, self._heartbeat, self._clock = enabled, heartbeat, clock
+        self._lock = threading.RLock()
+        self._step = start_step
+        self._metrics: Mapping[str, Any] = {}
+        self._phases: list[tuple[str, float]] = []
+        self._saved_at: float | None = None
+        self._first_at = self._latest_at = clock()
+        self._first_step: int | None = None
+        self._last_line_at: float | None = None
+        self._stop = threading.Event()
+        self._live = None
+        self._thread: threading.Thread | None = None
+        if not enabled:
+            return
+        if plain is None:
+            plain = not self._stream.isatty() or os.environ.get("TERM") == "dumb"
+        if plain:
+            self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+            self._thread.start()
+        else:
+            self._live = _live_bar(self, self._stream)
+            self._live.start()
+
+    def update(self, step: int, metrics: Mapping[str, Any], checkpoint_age: float | None = None) -> None:
+        """`step` steps are done. Of `metrics`, `loss`, `tokens_per_second` and `mfu` are shown where they are there.
+
+        `checkpoint_age` is seconds since the last checkpoint was complete, None where there is none yet.
+        """
+        with self._lock:
+            now = self._clock()
+            if self._first_step is None:  # time left is reckoned from here: what came before is start-up
+                self._first_step, self._first_at = step, now
+            self._step, self._latest_at, self._metrics = step, now, metrics
+            if checkpoint_age is not None:
+                self._saved_at = now - checkpoint_age
+            if self._thread is not None and (self._last_line_at is None or step >= self._total):
+                self._print_line()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Shows `name` (in the words of `PHASE_WORDS` where it has one) while the block runs."""
+        with self._lock:
+            self._phases.append((name, self._clock()))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._phases.pop()
+                if self._phases:
+                    self._phases[-1] = (self._phases[-1][0], self._clock())
+
+    def message(self, text: str) -> None:
+        """A line that stays: above the bar, or among the lines."""
+        if not self._enabled:
+            return
+        with self._lock:
+            if self._live is not None:
+                self._live.console.print(f"[{self._stage}] {text}", markup=False, highlight=False, soft_wrap=True)
+            else:
+                self._write(f"[{self._stage}] {text}")
+
+    def close(self) -> None:
+        """Ends the drawing; the last state of the bar stays on the screen."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def line(self) -> str:
+        """The state in one line, as the plain form prints it."""
+        return f"[{self._stage}] step {self._step}/{self._total} | " + " | ".join(self.facts())
+
+    def facts(self) -> list[str]:
+        """What is known beside the step, in the order it is shown."""
+        with self._lock:
+            now = self._clock()
+            metrics, facts = self._metrics, []
+            if metrics.get("loss") is not None:
+                facts.append(f"loss {float(metrics['loss']):.4f}")
+            if metrics.get("tokens_per_second") is not None:
+                facts.append(f"{short_number(float(metrics['tokens_per_second']))} tokens/s")
+            if metrics.get("mfu") is not None:
+                facts.append(f"MFU {100 * float(metrics['mfu']):.1f}%")
+            left = self._seconds_left()
+            if left is not None:
+                facts.append(f"{short_time(left)} left")
+            if self._saved_at is not None:
+                facts.append(f"checkpoint {short_time(now - self._saved_at)} ago")
+            facts.append(self._phase_text(now))
+            return facts
+
+    def _phase_text(self, now: float) -> str:
+        if not self._phases:
+            return "done" if self._step >= self._total else "between phases"
+        name, since = self._phases[-1]
+        age = now - since
+        word = PHASE_WORDS.get(name, name)
+        return f"{word} for {short_time(age)}" if age >= _STALLED_SECONDS else word
+
+    def _seconds_left(self) -> float | None:
+        """From the mean step since the first report; None before the second, and at the end."""
+        if self._first_step is None or not self._first_step < self._step < self._total:
+            return None
+        seconds_a_step = (self._latest_at - self._first_at) / (self._step - self._first_step)
+        return (self._total - self._step) * seconds_a_step
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._heartbeat):
+            with self._lock:
+                self._print_line()
+
+    def _print_line(self) -> None:
+        self._last_line_at = self._clock()
+        self._write(self.line())
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # a closed pipe or log must not end a run
+            self._enabled = False
+
+    @property
+    def fraction(self) -> tuple[int, int]:
+        """Steps done and all steps."""
+        return self._step, self._total
+
+    @property
+    def stage(self) -> str:
+        """The stage's name."""
+        return self._stage
+
+
+def _live_bar(progress: Progress, stream: TextIO):
+    """A rich display that asks `progress` for its state four times a second."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    def render():
+        step, total = progress.fraction
+        grid = Table.grid(padding=(0, 1), expand=True)
+        for width, overflow in ((None, "fold"), (24, None), (None, "fold")):
+            grid.add_column(width=width, no_wrap=True, overflow=overflow or "ellipsis")
+        grid.columns[2].ratio = 1
+        grid.add_row(
+            Text(progress.stage, style="bold"),
+            ProgressBar(total=max(1, total), completed=step, width=24),
+            Text(" · ".join([f"{step}/{total}", *progress.facts()]), overflow="ellipsis", no_wrap=True),
+        )
+        return grid
+
+    console = Console(file=stream, force_terminal=True)
+    return Live(get_renderable=render, console=console, refresh_per_second=4, redirect_stdout=False)
+
+
+def short_time(seconds: float) -> str:
+    """`9s`, `3m20s`, `4h05m`, `2d03h`."""
+    whole = int(round(seconds))
+    for unit, below, unit_name, below_name in ((86400, 3600, "d", "h"), (3600, 60, "h", "m"), (60, 1, "m", "s")):
+        if whole >= unit:
+            return f"{whole // unit}{unit_name}{whole % unit // below:02d}{below_name}"
+    return f"{whole}s"
+
+
+def short_number(value: float) -> str:
+    """Three significant digits: `872`, `12.3k`, `4.56M`."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:.3g}{name}" if abs(value) < 999.5 * unit else f"{value / unit:.0f}{name}"
+    return f"{value:.3g}" if abs(value) < 99.5 else f"{value:.0f}"

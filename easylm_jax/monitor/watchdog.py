@@ -1,0 +1,165 @@
+"""Ends a process that hangs, and says where: a run on many hosts otherwise waits for ever for the one that is stuck.
+
+Each phase (a step, a save, …) has a deadline: the larger of 90 s and six times the median of its earlier lengths. A
+phase's first time may take half an hour, since it may compile or read a large checkpoint. When a deadline passes, the
+stacks of all threads go to `<folder>/stacks-<process>.txt` and stderr, and the process exits with status 75 ("try
+again"), for a supervisor to start again from the last checkpoint. A thread of Python cannot see a hang that holds the
+interpreter's lock; `<folder>/heartbeat-<process>.json`, which then grows old, lets another process see that too.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Deadlines in seconds; `minimum` and `factor` apply once a phase has been seen, `first` before."""
+
+    minimum: float = 90.0
+    factor: float = 6.0
+    first: float = 1800.0
+
+    def deadline(self, lengths: deque[float]) -> float:
+        """Seconds that a phase with these earlier lengths may take."""
+        return max(self.minimum, self.factor * statistics.median(lengths)) if lengths else self.first
+
+
+class Watchdog:
+    """Watches the phases of one process. Nothing happens until `start`; `enabled=False` keeps only the heartbeat file.
+
+    `on_expire(message)` is called at a passed deadline in place of dumping stacks and exiting; `clock` gives seconds
+    that only grow; `interval` is how often the heartbeat is written and deadlines are looked at.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        limits: Limits | None = None,
+        enabled: bool = True,
+        process_index: int = 0,
+        interval: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        on_expire: Callable[[str], None] | None = None,
+    ):
+        self._limits = limits or Limits()
+        self._enabled = enabled
+        self._interval = interval
+        self._clock = clock
+        self._on_expire = on_expire or self._dump_and_exit
+        self.heartbeat_path = Path(folder) / f"heartbeat-{process_index}.json"
+        self.stacks_path = Path(folder) / f"stacks-{process_index}.txt"
+        self._lengths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
+        self._lock = threading.Lock()
+        self._phases: list[tuple[str, float]] = []  # outer to inner; the inner one's deadline counts
+        self._step: int | None = None
+        self._progress_at = time.time()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Watchdog:
+        """Begins watching in a thread of its own."""
+        self.heartbeat_path.parent.mkdir(parents=True, exist_ok=True)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Ends the watching; the last heartbeat stays."""
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+            self._write_heartbeat()
+
+    def __enter__(self) -> Watchdog:
+        return self.start()
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    @contextmanager
+    def phase(self, name: str, step: int | None = None) -> Iterator[None]:
+        """The block must end before the phase's deadline. While an inner phase runs, only its deadline counts."""
+        start = self._clock()
+        with self._lock:
+            self._phases.append((name, start))
+            self._step = self._step if step is None else step
+            self._progress_at = time.time()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._phases.pop()
+                now = self._clock()
+                self._lengths[name].append(now - start)
+                if self._phases:  # the outer phase gets its whole deadline again
+                    self._phases[-1] = (self._phases[-1][0], now)
+                self._progress_at = time.time()
+
+    def check(self) -> None:
+        """Looks once whether the phase that runs is past its deadline; the thread does this at every interval."""
+        with self._lock:
+            if not self._phases or not self._enabled:
+                return
+            name, since = self._phases[-1]
+            age, deadline, step = self._clock() - since, self._limits.deadline(self._lengths[name]), self._step
+        if age > deadline:
+            where = f" at step {step}" if step is not None else ""
+            self._on_expire(f"phase {name!r}{where} has taken {age:.0f} s, its deadline is {deadline:.0f} s")
+
+    def heartbeat(self) -> dict:
+        """What the heartbeat file holds: `progress_time` is when a phase last began or ended, `time` is now."""
+        with self._lock:
+            name, since = self._phases[-1] if self._phases else (None, self._clock())
+            return {
+                "step": self._step,
+                "phase": name,
+                "phase_seconds": round(self._clock() - since, 3),
+                "progress_time": round(self._progress_at, 3),
+                "time": round(time.time(), 3),
+                "pid": os.getpid(),
+            }
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._write_heartbeat()
+            self.check()
+
+    def _write_heartbeat(self) -> None:
+        scratch = self.heartbeat_path.with_suffix(".tmp")
+        try:
+            scratch.write_text(json.dumps(self.heartbeat()) + "\n")
+            os.replace(scratch, self.heartbeat_path)
+        except OSError:  # a full disk must not stop the watching, and the run will report it where it matters
+            pass
+
+    def _dump_and_exit(self, message: str) -> None:
+        text = f"easylm: hang: {message}; stacks of all threads are in {self.stacks_path}; exit {EXIT_CODE}"
+        print(text, file=sys.stderr, flush=True)
+        try:
+            with open(self.stacks_path, "w") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+                os.fsync(file.fileno())
+        except OSError as error:
+            print(f"easylm: could not write {self.stacks_path}: {error}", file=sys.stderr)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        sys.stderr.flush()
+        os._exit(EXIT_CODE)
