@@ -1,0 +1,149 @@
+"""Frozen dataclasses to JSON and back, and single fields changed by text from the command line.
+
+A recipe is made of dataclasses; what was run is saved as JSON; a command line says `sft.optimizer.lr=1e-5`. The type
+annotations are the schema: an unknown field or a value of the wrong type is one line that names what would fit.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union
+
+from models.errors import UserError
+
+T = TypeVar("T")
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Annotated type of each field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def encode(value: Any) -> Any:
+    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its class name under `kind`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"kind": type(value).__name__, **fields}
+    if isinstance(value, dict):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a {type(value).__name__} cannot stand in a recipe")
+
+
+def decode(cls: type[T], data: dict[str, Any]) -> T:
+    """The dataclass that `encode` wrote. Fields that it no longer has, or that are of another type, are errors."""
+    hints = field_types(cls)
+    values = {}
+    for name, item in data.items():
+        if name == "kind":
+            continue
+        _check_field(cls, name)
+        values[name] = _decode_value(hints[name], item, f"{cls.__name__}.{name}")
+    return cls(**values)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; a single type stands alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _decode_value(hint: Any, item: Any, where: str) -> Any:
+    if isinstance(item, dict) and "kind" in item:
+        for option in _options(hint):
+            if dataclasses.is_dataclass(option) and option.__name__ == item["kind"]:
+                return decode(option, item)
+        raise UserError(f"{where}: a {item['kind']} does not belong here")
+    if isinstance(item, list):
+        for option in _options(hint):
+            if typing.get_origin(option) is tuple:
+                inner = typing.get_args(option)[0]
+                return tuple(_decode_value(inner, element, where) for element in item)
+    return item
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that change when anything in `value` does."""
+    text = json.dumps(encode(value), sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def override(value: T, path: str, text: str) -> T:
+    """A copy of a dataclass with the field at a dotted path set from text, read as the field's type says."""
+    name, _, rest = path.partition(".")
+    _check_field(type(value), name)
+    if rest:
+        inner = getattr(value, name)
+        if not dataclasses.is_dataclass(inner):
+            raise UserError(f"{path}: {name} is {inner!r} and has no fields of its own")
+        return dataclasses.replace(value, **{name: override(inner, rest, text)})
+    return dataclasses.replace(value, **{name: _parse(field_types(type(value))[name], text, path)})
+
+
+def _check_field(cls: type, name: str) -> None:
+    known = field_types(cls)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+        raise UserError(f"{cls.__name__} has no field {name!r}; {hint}")
+
+
+def _parse(hint: Any, text: str, path: str) -> Any:
+    """Text as the first alternative of `hint` that it fits."""
+    for option in sorted(_options(hint), key=lambda option: option is str):  # text fits str always, so str comes last
+        try:
+            return _parse_one(option, text)
+        except (ValueError, SyntaxError):
+            continue
+    raise UserError(f"{path}: {text!r} is not {_spell(hint)}")
+
+
+def _parse_one(option: Any, text: str) -> Any:
+    origin = typing.get_origin(option)
+    if option is type(None):
+        if text.lower() in ("none", "null", ""):
+            return None
+    elif option is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif option is int:
+        number = float(text.replace("_", ""))
+        if number == int(number):
+            return int(number)
+    elif option is float:
+        return float(text.replace("_", ""))
+    elif option is str:
+        return text
+    elif origin is Literal:
+        if text in typing.get_args(option):
+            return text
+    elif origin is tuple:
+        inner = typing.get_args(option)[0]
+        parsed = ast.literal_eval(text) if text[:1] in "([" else [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(_parse_one(inner, str(part)) for part in parsed)
+    raise ValueError
+
+
+def _spell(hint: Any) -> str:
+    """A type in words for an error message."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+
+    def one(option: Any) -> str:
+        if typing.get_origin(option) is Literal:
+            return "one of " + ", ".join(map(repr, typing.get_args(option)))
+        if typing.get_origin(option) is tuple:
+            return "a list such as a,b"
+        return words.get(option, f"a {getattr(option, '__name__', option)}")
+
+    return " or ".join(one(option) for option in _options(hint))

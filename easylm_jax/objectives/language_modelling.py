@@ -1,0 +1,77 @@
+"""Next-token prediction: pre-training, mid-training and supervised fine-tuning (spec olmo §6, tulu3 §2.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from easylm_jax.steps import Batch, Loss, Objective
+from models.decoder import Decoder, Params
+from models.heads import token_scores
+
+Reduction = Literal["token", "sequence_sum"]
+
+
+def language_modelling(
+    model: Decoder, *, z_loss: float = 0.0, reduction: Reduction = "token", dropout: bool = False
+) -> Objective:
+    """Σ w_t (−log p(target_t) + z · logsumexp_t²) over a batch's weighted tokens, and what to divide it by.
+
+    Args:
+        model: the decoder to train.
+        z_loss: weight z of the squared log-normaliser, which keeps logits from drifting (OLMo 2 §3.3.3).
+        reduction: "token" divides by Σ w, so that every trained token counts the same however rows are packed.
+            "sequence_sum" divides by the number of documents with a trained token: Tülu 3's `sum` reduction at one
+            sequence a micro-batch (spec tulu3 §2.1).
+        dropout: whether the model's configured dropout is on.
+
+    The batch has `tokens`, `targets`, `segment_ids`, `positions` (int32 [B, S]) and `loss_weights` (float32 [B, S]).
+    Metrics: `cross_entropy` and `accuracy` a trained token, `entropy` of the predictions in nats, `z_loss` before its
+    weight, and `trained_tokens`.
+    """
+
+    def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
+        output = model(
+            params,
+            batch["tokens"],
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+            dropout_key=key if dropout else None,
+        )
+        scores = token_scores(
+            output.hidden, model.head_kernel(params), batch["targets"], chunk=model.compute.logits_chunk
+        )
+        weights = batch["loss_weights"].astype(jnp.float32)
+        count = weights.sum()
+        nll = -(weights * scores.logprobs).sum()
+        z = (weights * scores.logsumexp**2).sum()
+        denominator = count if reduction == "token" else trained_documents(batch["segment_ids"], weights)
+        metrics = {
+            "cross_entropy": (nll, count),
+            "accuracy": ((weights * scores.correct).sum(), count),
+            "entropy": (jax.lax.stop_gradient(weights * scores.entropy).sum(), count),
+            "z_loss": (z, count),
+            "trained_tokens": (count, jnp.zeros_like(count)),
+        }
+        return Loss(nll + z_loss * z, denominator, metrics)
+
+    return objective
+
+
+def trained_documents(segment_ids: jax.Array, weights: jax.Array) -> jax.Array:
+    """How many documents of packed rows have at least one trained token; float32 scalar.
+
+    A document's trained tokens need not be contiguous, but its segment is: one is counted where a trained token has no
+    trained token of the same segment before it in its row.
+    """
+    trained = weights > 0
+    index = jnp.arange(segment_ids.shape[1])[None]
+    first = jnp.concatenate(
+        [jnp.ones_like(trained[:, :1]), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
+    )
+    start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
+    last_trained = jax.lax.cummax(jnp.where(trained, index, -1), axis=1)
+    before = jnp.concatenate([-jnp.ones_like(last_trained[:, :1]), last_trained[:, :-1]], axis=1)
+    return (trained & (before < start)).sum().astype(jnp.float32)

@@ -1,0 +1,112 @@
+"""Logical axes to shardings. Every leaf must match exactly one rule; there is no default.
+
+A model names the logical axes of its parameters (`model.sharding_rules`); `LOGICAL_AXES` says which mesh axis splits
+each. Moments of the optimiser are named after their parameter and split like it. A leaf that no rule names is an error
+at start-up, never a silent copy on every device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from easylm_jax.mesh import BATCH_AXES, batch_split
+from easylm_jax.trees import leaf_names, named_map
+from models.errors import UserError
+
+PyTree = Any
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+
+LOGICAL_AXES: Mapping[str, str] = {"width": "fsdp", "heads": "tp", "ffn": "tp", "vocab": "tp", "experts": "ep"}
+
+
+def logical_axes(name: str, rules: Rules) -> tuple[str | None, ...]:
+    """The logical axes of the leaf called `name`. No rule, or more than one, is an error."""
+    hits = [axes for pattern, axes in rules if re.fullmatch(pattern, name)]
+    if len(hits) != 1:
+        raise UserError(
+            f"sharding: {name} matches {len(hits)} rules and must match exactly one; see SHARDING_RULES in models/decoder.py"
+        )
+    return hits[0]
+
+
+def parameter_shardings(tree: PyTree, rules: Rules, mesh: jax.sharding.Mesh) -> PyTree:
+    """A `NamedSharding` for each parameter of `tree` (arrays or their shapes)."""
+    return named_map(lambda name, leaf: _sharding(name, leaf.shape, rules, mesh), tree)
+
+
+def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: jax.sharding.Mesh) -> NamedSharding:
+    axes = logical_axes(name, rules)
+    if len(axes) != len(shape):
+        raise UserError(f"sharding: {name} has shape {shape}, but its rule names {len(axes)} axes")
+    split = [LOGICAL_AXES[axis] if axis is not None else None for axis in axes]
+    for axis, size in zip(split, shape, strict=True):
+        if axis is not None and size % mesh.shape[axis]:
+            raise UserError(
+                f"mesh: {name} of shape {shape} cannot be split {mesh.shape[axis]} ways along {axis}; "
+                f"choose a size of {axis} that divides {size}"
+            )
+    return NamedSharding(mesh, PartitionSpec(*split))
+
+
+def state_shardings(state: PyTree, rules: Rules, mesh: jax.sharding.Mesh, replicated: Sequence[str]) -> PyTree:
+    """Shardings of a whole train state.
+
+    A leaf whose name ends in a parameter's name is split like that parameter (moments under any prefix). The names
+    in `replicated` (regular expressions: counters, random key, windows of scalars) are whole on every device.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    prefixed = [(rf"(?:.*\.)?(?:{pattern})", axes) for pattern, axes in rules]
+
+    def one(name, leaf):
+        if any(re.fullmatch(pattern, name) for pattern in replicated):
+            return everywhere
+        return _sharding(name, leaf.shape, prefixed, mesh)
+
+    return named_map(one, state)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over the batch axes; everything behind the rows is whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
+    """A batch of `rows` must divide into micro-batches, and those over the batch axes of the mesh."""
+    if rows % (accumulate * batch_split(mesh)):
+        raise UserError(
+            f"a batch of {rows} rows cannot be split over {batch_split(mesh)} parts of the mesh "
+            f"in {accumulate} micro-batches; make it a multiple of {accumulate * batch_split(mesh)}"
+        )
+
+
+def local_rows(rows: int, mesh: jax.sharding.Mesh) -> slice:
+    """Which rows of a global batch this process must provide (they are contiguous)."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    spans = [index[0].indices(rows)[:2] for index in indices.values()]
+    return slice(min(start for start, _ in spans), max(stop for _, stop in spans))
+
+
+def place_batch(local: Mapping[str, np.ndarray], rows: int, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """The global batch on the devices, from the rows `local_rows` that each process holds."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+        for name, array in local.items()
+    }
+
+
+def describe(tree: PyTree, shardings: PyTree) -> str:
+    """A table of name, shape, split and bytes on one device, one line a leaf and a total."""
+    lines, total = [], 0
+    leaves = zip(leaf_names(tree), jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    for name, leaf, sharding in leaves:
+        size = int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        total += size
+        lines.append(f"{name:<44} {str(leaf.shape):<24} {str(sharding.spec):<44} {size:>14,}")
+    return "\n".join([*lines, f"{'total on one device':<114} {total:>14,}"])

@@ -1,0 +1,196 @@
+"""The decoder: packing, windows, rematerialisation and initialisation do what the specification says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import models
+from models.config import Compute, DecoderConfig, RopeScaling
+from models.decoder import segment_positions
+from models.layers import rope_frequencies
+
+TINY = DecoderConfig(
+    family="olmo2", layers=4, width=32, heads=4, kv_heads=2, ffn=48, vocab=96, context=64, qk_norm=True
+)  # fmt: skip
+VARIANTS = {
+    "olmo2": TINY,
+    "olmo1": TINY.replace(norm="layernorm", norm_placement="pre", qk_norm=False, qkv_clip=0.5, tie_embeddings=True, init="mitchell"),
+    "olmo3": TINY.replace(window=5),
+    "olmo3-uneven": TINY.replace(window=5, layers=3),
+    "qwen2": TINY.replace(norm_placement="pre", qk_norm=False, qkv_bias=True, tie_embeddings=True),
+}
+
+
+def packed(seed=0, rows=2, length=40, cut=17):
+    tokens = jax.random.randint(jax.random.key(seed), (rows, length), 0, TINY.vocab)
+    segments = jnp.broadcast_to(jnp.where(jnp.arange(length) < cut, 1, 2), tokens.shape)
+    return tokens, segments.at[:, -4:].set(0)
+
+
+def randomised(params, seed=1):
+    """Norm scales and biases away from one and zero, so that a swapped or forgotten one shows."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_packed_documents_score_as_they_do_alone(name):
+    model = models.build(VARIANTS[name])
+    params = randomised(model.init(jax.random.key(0)))
+    tokens, segments = packed()
+    together = models.logits(model, params, tokens, segment_ids=segments)
+    first, second = (models.logits(model, params, part) for part in (tokens[:, :17], tokens[:, 17:36]))
+    np.testing.assert_allclose(together[:, :17], first, atol=2e-5)
+    np.testing.assert_allclose(together[:, 17:36], second, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_perturbing_one_packed_document_leaves_the_others_bit_identical(name):
+    model = models.build(VARIANTS[name])
+    params = randomised(model.init(jax.random.key(0)))
+    tokens, segments = packed()
+    logits = jax.jit(lambda t: models.logits(model, params, t, segment_ids=segments))
+    before, after = logits(tokens), logits(tokens.at[:, 3:9].add(1) % TINY.vocab)
+    np.testing.assert_array_equal(before[:, 17:], after[:, 17:])
+    assert np.abs(before[:, 9:17] - after[:, 9:17]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
+def test_rematerialisation_changes_no_gradient(name, remat):
+    tokens, segments = packed()
+
+    def gradient(compute):
+        model = models.build(VARIANTS[name], compute)
+        params = randomised(model.init(jax.random.key(0)))
+        return jax.jit(jax.grad(lambda p: (models.logits(model, p, tokens, segment_ids=segments) ** 2).mean()))(params)
+
+    plain, remade = gradient(Compute()), gradient(Compute(remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, remade)
+
+
+@pytest.mark.parametrize("change", [{"unroll": 4}, {"platform": "gpu"}, {"attention": "dense"}])
+def test_how_it_is_computed_does_not_change_what_is_computed(change):
+    tokens, segments = packed()
+    model = models.build(TINY)
+    params = randomised(model.init(jax.random.key(0)))
+    other = models.build(TINY, dataclasses.replace(Compute(), **change))
+    np.testing.assert_allclose(
+        models.logits(model, params, tokens, segment_ids=segments),
+        models.logits(other, params, tokens, segment_ids=segments),
+        atol=2e-5,
+    )
+
+
+def test_bfloat16_activations_stay_close_to_float32():
+    tokens, segments = packed()
+    model = models.build(TINY)
+    params = model.init(jax.random.key(0))
+    half = models.build(TINY, Compute(dtype="bfloat16"))
+    a, b = (models.logits(m, params, tokens, segment_ids=segments) for m in (model, half))
+    assert b.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.03 * float(np.abs(a).max()))
+
+
+def test_a_sliding_layer_sees_exactly_its_window():
+    config = TINY.replace(window=5, layers=1, full_attention_every=2)
+    assert config.pattern == (5,)
+    model = models.build(config)
+    params = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (1, 20), 0, config.vocab)
+    before = models.logits(model, params, tokens)
+    after = models.logits(model, params, tokens.at[0, 4].add(1) % config.vocab)
+    moved = np.abs(before - after).max(axis=(0, 2)) > 0
+    np.testing.assert_array_equal(np.flatnonzero(moved), [4, 5, 6, 7, 8])
+
+
+def test_window_pattern_is_three_sliding_layers_then_a_full_one():
+    assert TINY.replace(layers=8, window=5).pattern == (5, 5, 5, None) * 2
+
+
+def test_positions_restart_in_each_segment():
+    segments = jnp.array([[1, 1, 1, 2, 2, 3, 0, 0]])
+    np.testing.assert_array_equal(segment_positions(segments), [[0, 1, 2, 0, 1, 0, 0, 1]])
+
+
+def test_dropout_needs_a_key_and_keeps_the_mean():
+    config = TINY.replace(dropout=0.5)
+    model = models.build(config)
+    params = model.init(jax.random.key(0))
+    tokens, segments = packed()
+    plain = model(params, tokens, segment_ids=segments).hidden
+    one = model(params, tokens, segment_ids=segments, dropout_key=jax.random.key(1)).hidden
+    again = model(params, tokens, segment_ids=segments, dropout_key=jax.random.key(1)).hidden
+    assert np.abs(plain - one).max() > 0.1
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(plain, models.build(TINY)(params, tokens, segment_ids=segments).hidden)
+
+
+def test_embeddings_can_be_added_at_marked_tokens():
+    model = models.build(TINY)
+    params = model.init(jax.random.key(0))
+    tokens = jnp.array([[5, 6, 7, 8]])
+    delta = params["embed"]["table"][9] - params["embed"]["table"][7]
+    added = jnp.zeros((1, 4, TINY.width)).at[0, 2].set(delta)
+    swapped = model(params, jnp.array([[5, 6, 9, 8]])).hidden
+    np.testing.assert_allclose(model(params, tokens, add_embeddings=added).hidden, swapped, atol=1e-5)
+
+
+def test_flat_initialisation_is_cut_at_three_deviations():
+    params = models.build(TINY.replace(width=64, ffn=256)).init(jax.random.key(0))
+    for leaf in (params["layers"]["mlp"]["down"]["kernel"], params["head"]["kernel"], params["embed"]["table"]):
+        assert np.abs(leaf).max() <= 0.06
+        np.testing.assert_allclose(np.std(leaf), 0.02 * 0.9866, rtol=0.05)  # of a normal cut at ±3σ
+    np.testing.assert_array_equal(params["layers"]["post_attn_norm"]["scale"], 1.0)
+
+
+def test_mitchell_initialisation_shrinks_residual_writers_with_depth():
+    config = VARIANTS["olmo1"].replace(width=64, ffn=256, heads=4, kv_heads=4)
+    layers = models.build(config).init(jax.random.key(0))["layers"]
+    std = lambda kernel: np.std(kernel, axis=(1, 2)) / 0.9866
+    depth = np.sqrt(np.arange(config.layers) + 1)
+    np.testing.assert_allclose(std(layers["attn"]["q"]["kernel"]), 1 / np.sqrt(64), rtol=0.08)
+    np.testing.assert_allclose(std(layers["attn"]["o"]["kernel"]), 1 / np.sqrt(2 * 64) / depth, rtol=0.08)
+    np.testing.assert_allclose(std(layers["mlp"]["down"]["kernel"]), 1 / np.sqrt(2 * 256) / depth, rtol=0.08)
+
+
+def test_yarn_frequencies_ramp_between_the_specified_dimensions():
+    """Spec olmo §2.4: hd 128, θ 5e5, factor 8 ramps over dimensions 18 to 35; attention factor 0.1 ln 8 + 1."""
+    scaling = RopeScaling("yarn", 8.0, original_context=8192)
+    base, scaled = rope_frequencies(128, 5e5, None), rope_frequencies(128, 5e5, scaling)
+    np.testing.assert_array_equal(scaled[:19], base[:19])
+    assert scaled[19] < base[19] and scaled[34] > base[34] / 8
+    np.testing.assert_allclose(scaled[35:], base[35:] / 8)
+    assert scaling.magnitude == pytest.approx(1.20794, abs=1e-5)
+
+
+def test_llama3_frequencies_keep_short_waves_and_stretch_long_ones():
+    scaling = RopeScaling("llama3", 8.0, original_context=8192)
+    base, scaled = rope_frequencies(128, 5e5, None), rope_frequencies(128, 5e5, scaling)
+    wavelength = 2 * np.pi / base
+    np.testing.assert_array_equal(scaled[wavelength < 8192 / 4], base[wavelength < 8192 / 4])
+    np.testing.assert_allclose(scaled[wavelength > 8192], base[wavelength > 8192] / 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 5}, "width 32 is not divisible"),
+        ({"kv_heads": 3}, "not a multiple"),
+        ({"layers": 0}, "layers must be a positive"),
+        ({"vocab_used": 97}, "larger than vocab"),
+        ({"wdith": 3}, "no field 'wdith'"),
+    ],
+)
+def test_impossible_shapes_are_refused_in_one_line(change, message):
+    with pytest.raises(models.UserError, match=message):
+        TINY.replace(head_dim=None, **change) if "heads" in change else TINY.replace(**change)
+
+
+def test_an_unknown_model_is_answered_with_the_nearest_names():
+    with pytest.raises(models.UserError, match="olmo2-7b"):
+        models.build("olmo2-7")
