@@ -1,0 +1,46 @@
+"""Data: sources → chat template → tokens with loss weights → packed cache on disk → `batch_at(step)`.
+
+A cache is built once from a `DataSpec` and is then all that training reads; see docs/data.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from easylm_jax.data.build import build_cache
+    from easylm_jax.data.cache import Cache, open_cache
+    from easylm_jax.data.loader import Loader
+    from easylm_jax.data.spec import DataSpec, Source
+    from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+
+_HOMES = {
+    "DataSpec": "spec",
+    "Source": "spec",
+    "build_cache": "build",
+    "Cache": "cache",
+    "open_cache": "cache",
+    "Loader": "loader",
+    "Tokenizer": "tokenizer",
+    "load_tokenizer": "tokenizer",
+    "train_sentencepiece": "tokenizer",
+}
+__all__ = [
+    "Cache",
+    "DataSpec",
+    "Loader",
+    "Source",
+    "Tokenizer",
+    "build_cache",
+    "load_tokenizer",
+    "open_cache",
+    "train_sentencepiece",
+]
+
+
+def __getattr__(name: str):
+    """Import a public name on first use, so that `easylm --help` pays for none of them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,195 @@
+"""Building a packed cache: read and encode in batches to a token store on disk, pack by lengths, write the columns.
+
+The work happens in a hidden folder that is renamed at the end, so a cache is whole or absent. Memory holds a few
+numbers for each document, never the tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from easylm_jax.data import cache as cache_files
+from easylm_jax.data.cache import Cache, open_cache
+from easylm_jax.data.sources import file_fingerprint, source_files
+from easylm_jax.data.spec import DataSpec
+from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from models.errors import UserError
+
+Progress = Callable[[int, int | None, str], None]
+
+
+def build_cache(
+    spec: DataSpec,
+    folder: str | Path,
+    progress: Progress | None = None,
+    *,
+    build: bool = True,
+    timeout: float = 24 * 3600,
+) -> Cache:
+    """The cache of `spec` below `folder`, made if it is not there yet; it stands in `folder/<first digits of its key>`.
+
+    The key is a hash of the sources' content (for `hf:`, `tfds:` and `seqio:` names: of the name), the tokenizer's
+    content, every field of the spec and the cache version; where a cache with that key exists it is opened at once.
+    `progress(done, total or None, phase)` is called with documents read ("read") and rows written ("write").
+
+    Any number of processes may call this at once: one builds under a lock, the others wait up to `timeout` seconds
+    and open what it made. `build=False` never builds, it only waits (for hosts that share the folder).
+
+    Raises UserError, in one line, for anything wrong with the sources or their records.
+    """
+    root = Path(folder)
+    tokenizer = load_tokenizer(spec.tokenizer)
+    files = [_fingerprints(source, _known_files(root)) for source in spec.sources]
+    key = cache_key(spec, tokenizer, files)
+    final = root / key[:16]
+    if _finished(final, key):
+        return open_cache(final)
+    if not build:
+        return _wait_for(final, key, timeout)
+    _make_root(root)
+    with _locked(root / f".lock-{key[:16]}", timeout):
+        if _finished(final, key):  # another process made it while this one waited
+            return open_cache(final)
+        for stale in root.glob(f".building-{key[:16]}-*"):  # left by a build that was killed: we hold its lock
+            shutil.rmtree(stale, ignore_errors=True)
+        work = root / f".building-{key[:16]}-{socket.gethostname()}-{os.getpid()}"
+        try:
+            _build(spec, tokenizer, files, key, work, progress or (lambda done, total, phase: None))
+            _publish(work, final, key)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return open_cache(final)
+
+
+def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, Any]]]) -> str:
+    """SHA-256 over everything that decides the bytes of the cache; paths of files and of the tokenizer do not."""
+    described = spec.to_dict()
+    described["tokenizer"] = tokenizer.hash
+    for source, facts in zip(described["sources"], files, strict=True):
+        if facts:
+            source["path"] = [[Path(fact["path"]).name, fact["bytes"], fact["sha256"]] for fact in facts]
+    text = json.dumps({"version": cache_files.VERSION, "spec": described}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _fingerprints(source: Any, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        return [file_fingerprint(path, known.get(str(path.absolute()))) for path in source_files(source)]
+    except OSError as error:
+        raise UserError(f"data: cannot read {error.filename}: {error.strerror}") from None
+
+
+def _known_files(root: Path) -> dict[str, dict[str, Any]]:
+    """Checksums recorded by caches already below `root`, so that unchanged files are not read again."""
+    known: dict[str, dict[str, Any]] = {}
+    for path in root.glob("*/manifest.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            for source in json.loads(path.read_text(encoding="utf-8"))["sources"]:
+                known.update({facts["path"]: facts for facts in source["files"]})
+    return known
+
+
+def _finished(final: Path, key: str) -> bool:
+    try:
+        return json.loads((final / "manifest.json").read_text(encoding="utf-8"))["fingerprint"] == key
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"cache {final}: manifest.json is damaged; delete the folder and build again") from None
+
+
+def _make_root(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache: cannot make the folder {root}: {error.strerror}") from None
+
+
+def _publish(work: Path, final: Path, key: str) -> None:
+    try:
+        work.rename(final)
+    except OSError:
+        # On a file system whose locks do not reach across hosts another host may have been first: same key, same bytes.
+        if not _finished(final, key):
+            raise UserError(f"cache: {final} exists but is no cache; move it away and build again") from None
+
+
+def _wait_for(final: Path, key: str, timeout: float) -> Cache:
+    deadline = time.monotonic() + timeout
+    while not _finished(final, key):
+        if time.monotonic() > deadline:
+            raise UserError(f"cache: {final} did not appear within {timeout:.0f} s; is its builder running?")
+        time.sleep(0.5)
+    return open_cache(final)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, timeout: float) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; the system lets go of it when its owner dies. The file names the owner."""
+    deadline = time.monotonic() + timeout
+    with open(path, "a+", encoding="utf-8") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    owner = file.read().strip() or "another process"
+                    message = f"cache: {owner} has been building for over {timeout:.0f} s; stop it first"
+                    raise UserError(message) from None
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _build(spec: DataSpec, tokenizer: Tokenizer, files: list, key: str, work: Path, progress: Progress) -> None:
+    from easylm_jax.data import assemble
+
+    if spec.add_bos and tokenizer.bos_id is None:
+        raise UserError(f"data: add_bos is set but tokenizer {tokenizer.spec} has no start token")
+    try:
+        work.mkdir()
+        facts = assemble.assemble(spec, tokenizer, work, progress)
+        for source in facts["sources"]:
+            source["files"] = files[source["listed"]]
+        cache_files.finish(work, _manifest(spec, tokenizer, key, facts))
+    except OSError as error:
+        raise UserError(f"cache: cannot write below {work.parent}: {error.strerror or error}") from None
+
+
+def _manifest(spec: DataSpec, tokenizer: Tokenizer, key: str, facts: dict[str, Any]) -> dict[str, Any]:
+    fields = dataclasses.asdict(spec)
+    del fields["sources"]
+    return {
+        "version": cache_files.VERSION,
+        "fingerprint": key,
+        "layout": "next_token",
+        "sequence_length": spec.sequence_length,
+        "document_mask": spec.document_mask,
+        **facts,
+        "tokenizer": tokenizer.describe(),
+        "spec": fields,
+        "versions": {name: _version(name) for name in ("numpy", "sentencepiece", "tokenizers", "pyarrow")},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

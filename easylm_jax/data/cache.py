@@ -1,0 +1,154 @@
+"""The packed cache on disk: a folder of memory-mapped columns, one line each in a manifest that a person can read.
+
+    <root>/<key>/manifest.json        what it was made of and what is in it
+    <root>/<key>/columns/NAME.npy     one array [rows, ...] for each field of a row
+    <root>/<key>/segments.npy         stretches of documents: start, length, source, document; ordered by row
+    <root>/<key>/row_offsets.npy      first stretch of each row, int64 [rows + 1]
+
+A column is any array whose first axis is the row; kinds of data that carry more (preference pairs, images) add columns.
+Where the manifest's layout says "next_token", the columns `tokens` and `loss_weights` become the five arrays of
+next-token training; every other column reaches the batch as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from easylm_jax.data import packing
+from models.errors import UserError
+
+VERSION = 1  # part of every key: raise it when the bytes that the same inputs give would change
+SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("document", "<u8")])
+
+
+class Segment(NamedTuple):
+    """A stretch of one document in a row: place, length, source index and the record's number within the source."""
+
+    start: int
+    length: int
+    source: int
+    document: int
+
+
+class Cache:
+    """A finished cache, read through memory maps. `rows` and `fingerprint` (the key) identify it."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        self.rows: int = manifest["rows"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.sequence_length: int = manifest["sequence_length"]
+        self.columns = {name: _map(folder / "columns" / f"{name}.npy") for name in manifest["columns"]}
+        self.segments = _map(folder / "segments.npy")
+        self.row_offsets = _map(folder / "row_offsets.npy")
+        for name, column in self.columns.items():
+            if len(column) != self.rows:
+                raise UserError(f"cache {folder}: column {name} has {len(column)} rows, the manifest says {self.rows}")
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The batch arrays of the given rows (int64 [n]), each [n, ...]."""
+        rows = np.asarray(rows, np.int64)
+        batch = {name: np.array(column[rows]) for name, column in self.columns.items()}
+        if self.manifest["layout"] != "next_token":
+            return batch
+        begin = self.row_offsets[rows]
+        counts = self.row_offsets[rows + 1] - begin
+        chosen = self.segments[np.repeat(begin, counts) + packing.within(counts)]
+        arrays = packing.next_token_arrays(
+            batch.pop("tokens"),
+            batch.pop("loss_weights", None),
+            np.repeat(np.arange(len(rows), dtype=np.int64), counts),
+            chosen["start"].astype(np.int64),
+            chosen["length"].astype(np.int64),
+            sequence_length=self.sequence_length,
+            document_mask=self.manifest["document_mask"],
+            pad_id=self.manifest["tokenizer"]["pad_id"],
+        )
+        return {**arrays, **batch}
+
+    def documents(self, row: int) -> list[Segment]:
+        """The stretches of documents in one row, in order."""
+        begin, end = self.row_offsets[row], self.row_offsets[row + 1]
+        return [Segment(*map(int, segment)) for segment in self.segments[begin:end]]
+
+    def in_order(self, batch_rows: int, rows: slice | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """All rows once, in order, for evaluation: the last batch is filled up with empty rows (all zero, so without
+        segment and weight). `rows` picks a host's part of each batch, as in `Loader.batch_at`."""
+        for first in range(0, self.rows, batch_rows):
+            present = np.arange(first, min(first + batch_rows, self.rows))
+            batch = self.read(present)
+            missing = batch_rows - len(present)
+            if missing:
+                empty = {name: np.zeros((missing, *a.shape[1:]), a.dtype) for name, a in batch.items()}
+                batch = {name: np.concatenate([a, empty[name]]) for name, a in batch.items()}
+            yield batch if rows is None else {name: array[rows] for name, array in batch.items()}
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        """Raise UserError unless `tokenizer` is the one that the cache was made with (by content, not by path)."""
+        made_with = self.manifest["tokenizer"]
+        if tokenizer.hash != made_with["hash"]:
+            raise UserError(
+                f"cache {self.folder} was made with tokenizer {made_with['spec']} ({made_with['vocab_size']} tokens, "
+                f"{made_with['hash'][:12]}), not with {tokenizer.spec} ({tokenizer.vocab_size} tokens, "
+                f"{tokenizer.hash[:12]}); build it again with the tokenizer you train with"
+            )
+
+    def verify(self) -> None:
+        """Compare every file with the checksum in the manifest; UserError names the first that differs."""
+        for name, facts in self.manifest["files"].items():
+            if _digest(self.folder / name) != facts["sha256"]:
+                raise UserError(f"cache {self.folder}: {name} fails its checksum; delete the folder and rebuild")
+
+
+def open_cache(folder: str | Path) -> Cache:
+    """Open a cache folder, or a folder that holds exactly one. UserError when it is missing, cut short or ambiguous."""
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file():
+        inside = sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
+        if len(inside) > 1:
+            names = ", ".join(path.name for path in inside)
+            raise UserError(f"cache: {folder} holds several caches ({names}); give one of these folders")
+        if not inside:
+            raise UserError(f"cache: {folder} holds no manifest.json; build it with `easylm data build`")
+        folder = inside[0]
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        version, files = manifest["version"], manifest["files"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"cache {folder}: manifest.json is damaged; delete the folder and rebuild") from None
+    if version != VERSION:
+        raise UserError(f"cache {folder} has format {version}, this code reads format {VERSION}; rebuild it")
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"]:
+            raise UserError(f"cache {folder}: {name} is missing or cut short; delete the folder and rebuild")
+    return Cache(folder, manifest)
+
+
+def finish(folder: Path, manifest: dict[str, Any]) -> None:
+    """Add the checksums of all files to `manifest` and write it: the last step, so a manifest means a whole cache."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.npy"))
+    manifest["files"] = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cache: cannot read {path}: {reason}; delete the cache folder and rebuild") from None

@@ -1,0 +1,159 @@
+"""Documents to rows, and rows to batch arrays.
+
+Packing works on lengths alone and returns a `Plan`: which stretch of which document stands where in which row. The
+loss mask of a batch follows from these recorded stretches, never from comparing token ids.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Plan:
+    """Stretches of documents in rows, ordered by row and place; all int64 vectors of the same length [n].
+
+    `row`, `start` (place in the row), `document` (index into the lengths that were packed), `offset` (first token
+    inside the document) and `length`. `rows` is the number of rows, `width` the tokens stored for each.
+    """
+
+    row: np.ndarray
+    start: np.ndarray
+    document: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    rows: int
+    width: int
+
+    def row_offsets(self) -> np.ndarray:
+        """Index of the first stretch of each row, and the end: int64 [rows + 1]."""
+        return np.searchsorted(self.row, np.arange(self.rows + 1))
+
+
+def concat(lengths: np.ndarray, sequence_length: int) -> Plan:
+    """Join all documents and cut windows of `sequence_length` + 1 tokens that overlap by one.
+
+    The last token of a window is the first of the next: it is a target in the one and an input in the other, so every
+    token but the very first is a target exactly once. The last window is padded, not dropped.
+    """
+    size = sequence_length
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
+    total = int(ends[-1]) if len(ends) else 0
+    rows = max(1, -(-(total - 1) // size)) if total else 0
+    first = np.arange(rows, dtype=np.int64) * size
+    last = np.minimum(first + size + 1, total)
+    document_first = np.searchsorted(ends, first, side="right")
+    document_last = np.searchsorted(ends, last - 1, side="right")
+    counts = document_last - document_first + 1
+    row = np.repeat(np.arange(rows, dtype=np.int64), counts)
+    document = np.repeat(document_first, counts) + within(counts)
+    begin = np.maximum(first[row], starts[document])
+    end = np.minimum(last[row], ends[document])
+    return Plan(row, begin - first[row], document, begin - starts[document], end - begin, rows, size + 1)
+
+
+def best_fit(lengths: np.ndarray, sequence_length: int) -> Plan:
+    """Best-fit decreasing: longest documents first, each into the fullest row that still has room for it.
+
+    No document is cut (all `lengths` must be within `sequence_length`). Ties go by document order, so the plan is a
+    function of the lengths alone. O(n log sequence_length).
+    """
+    order = np.argsort(-lengths, kind="stable")
+    row_of = np.empty(len(lengths), np.int64)
+    start_of = np.empty(len(lengths), np.int64)
+    open_rows: dict[int, list[int]] = {}
+    rooms: list[int] = []  # the sizes of free room that some row has, sorted
+    rows = 0
+    for document in order.tolist():
+        length = int(lengths[document])
+        at = bisect.bisect_left(rooms, length)
+        if at == len(rooms):
+            row, room, rows = rows, sequence_length, rows + 1
+        else:
+            room = rooms[at]
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                del open_rows[room], rooms[at]
+        row_of[document], start_of[document] = row, sequence_length - room
+        left = room - length
+        if left:
+            if left not in open_rows:
+                open_rows[left] = []
+                bisect.insort(rooms, left)
+            open_rows[left].append(row)
+    return _whole(row_of, start_of, lengths, rows, sequence_length)
+
+
+def one_each(lengths: np.ndarray, sequence_length: int) -> Plan:
+    """One document in a row, in order."""
+    count = len(lengths)
+    return _whole(np.arange(count, dtype=np.int64), np.zeros(count, np.int64), lengths, count, sequence_length)
+
+
+def _whole(row: np.ndarray, start: np.ndarray, lengths: np.ndarray, rows: int, width: int) -> Plan:
+    document = np.lexsort((start, row))
+    zeros = np.zeros(len(lengths), np.int64)
+    return Plan(row[document], start[document], document, zeros, lengths[document].astype(np.int64), rows, width)
+
+
+PACKERS = {"concat": concat, "best_fit": best_fit, "none": one_each}
+
+
+def within(counts: np.ndarray) -> np.ndarray:
+    """0 .. c-1 for each c of `counts`, joined."""
+    total = int(counts.sum())
+    return np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def next_token_arrays(
+    tokens: np.ndarray,
+    loss_weights: np.ndarray | None,
+    row: np.ndarray,
+    start: np.ndarray,
+    length: np.ndarray,
+    *,
+    sequence_length: int,
+    document_mask: bool,
+    pad_id: int,
+) -> dict[str, np.ndarray]:
+    """The batch arrays of next-token training, each [rows, S].
+
+    `tokens` [rows, S] or [rows, S + 1] (windows that overlap by one), `loss_weights` the same shape (of each token as
+    a target; None = all 1). `row`, `start`, `length` list the stretches of documents, ordered by row.
+
+    A target counts where it belongs to the same stretch as its input, by the recorded stretches. Without
+    `document_mask` a row is one segment and positions run on through it.
+    """
+    rows, width = tokens.shape
+    size = sequence_length
+    flat = np.repeat(row * width + start, length) + within(length)
+    segments = np.zeros((rows, width), np.int32)
+    positions = np.zeros((rows, width), np.int32)
+    if document_mask:
+        first_of_row = np.searchsorted(row, row)
+        number = np.arange(len(row)) - first_of_row + 1
+        segments.reshape(-1)[flat] = np.repeat(number, length)
+        positions.reshape(-1)[flat] = within(length)
+    else:
+        segments.reshape(-1)[flat] = 1
+        positions = np.where(segments > 0, np.arange(width, dtype=np.int32), 0).astype(np.int32)
+    following = np.zeros((rows, size), np.int32)
+    following[:, : width - 1] = segments[:, 1 : size + 1]
+    here = segments[:, :size]
+    targeted = (here == following) & (here > 0)
+    targets = np.full((rows, size), pad_id, np.int32)
+    targets[:, : width - 1] = tokens[:, 1 : size + 1]
+    weights = targeted.astype(np.float32)
+    if loss_weights is not None:
+        weights[:, : width - 1] *= loss_weights[:, 1 : size + 1]
+    return {
+        "tokens": np.ascontiguousarray(tokens[:, :size], dtype=np.int32),
+        "targets": np.where(targeted, targets, np.int32(pad_id)),
+        "segment_ids": np.ascontiguousarray(here),
+        "positions": np.ascontiguousarray(positions[:, :size]),
+        "loss_weights": weights,
+    }

@@ -1,0 +1,258 @@
+"""Chat templates as data: each turn is a row of pieces, and each piece knows whether it is trained.
+
+Loss masks come from these pieces (spans recorded while the text is made), never from looking for token ids: the
+content of an assistant turn and the end token after it are trained, headers and separators never. Text of users is
+always encoded as ordinary text, so a literal `</s>` in it cannot end a turn. The role markers of `tulu` are ordinary
+text by design of the format, so a user can imitate those; templates with marker tokens (llama3, qwen) are closed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from easylm_jax.data.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """A single vocabulary entry inside a template: "bos", "eos" or the literal name of a token.
+
+    `otherwise` is used where the tokenizer lacks `name` (OLMo's vocabulary has one token for both ends).
+    """
+
+    name: str
+    otherwise: str | None = None
+
+
+BOS, EOS, CONTENT = Token("bos"), Token("eos"), Token("content")
+_START, _END, _EOT = Token("<|start_header_id|>"), Token("<|end_header_id|>"), Token("<|eot_id|>")
+_IM_START, _IM_END = Token("<|im_start|>"), Token("<|im_end|>")
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """`start` opens the text, `turns[role]` are the pieces of a turn, `generation` opens an answer to be sampled.
+
+    `separator_at_end=False` leaves out what follows the end token of an assistant turn that is the last message.
+    `strip` strips white space off contents. `default_system` is put in front of conversations without a system turn.
+    """
+
+    turns: Mapping[str, tuple[str | Token, ...]]
+    generation: tuple[str | Token, ...]
+    start: tuple[Token, ...] = ()
+    separator_at_end: bool = True
+    strip: bool = False
+    default_system: str | None = None
+
+
+def _llama3_turn(role: str) -> tuple[str | Token, ...]:
+    return (_START, role, _END, "\n\n", CONTENT, _EOT)
+
+
+def _chatml_turn(role: str) -> tuple[str | Token, ...]:
+    return (_IM_START, f"{role}\n", CONTENT, _IM_END, "\n")
+
+
+_TULU = Template(
+    turns={
+        "system": ("<|system|>\n", CONTENT, "\n"),
+        "user": ("<|user|>\n", CONTENT, "\n"),
+        "assistant": ("<|assistant|>\n", CONTENT, EOS, "\n"),
+    },
+    generation=("<|assistant|>\n",),
+    separator_at_end=False,
+)
+_ROLES = ("system", "user", "assistant")
+_CHATML = Template(turns={role: _chatml_turn(role) for role in _ROLES}, generation=(_IM_START, "assistant\n"))
+
+TEMPLATES: dict[str, Template] = {
+    # Tülu 3 (arXiv 2411.15124): no BOS, contents as they are.
+    "tulu": _TULU,
+    # OLMo 2 instruct: BOS in front; in its vocabulary <|endoftext|> is both ends.
+    "olmo": dataclasses.replace(_TULU, start=(Token("bos", otherwise="eos"),)),
+    # Tülu 2 and 2.5 (arXiv 2406.09279): BOS in front, contents stripped.
+    "tulu25": dataclasses.replace(_TULU, start=(BOS,), strip=True),
+    "llama3": Template(
+        turns={role: _llama3_turn(role) for role in _ROLES},
+        generation=(_START, "assistant", _END, "\n\n"),
+        start=(BOS,),
+        strip=True,
+    ),
+    "chatml": _CHATML,
+    # Qwen 2.5: chatml with its own default system turn.
+    "qwen": dataclasses.replace(
+        _CHATML, default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    ),
+    # prompt and completion joined as they are: BOS + prompt + completion + EOS.
+    "plain": Template(
+        turns={"user": (CONTENT,), "assistant": (CONTENT, EOS)}, generation=(), start=(Token("bos", otherwise="eos"),)
+    ),
+}
+
+
+def get_template(name: str) -> Template:
+    """The template called `name`; UserError lists the names there are."""
+    if name not in TEMPLATES:
+        raise UserError(f"data: unknown template {name!r}; use one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of rendered text (`token` None) or one vocabulary entry; `turn` is the message it belongs to."""
+
+    text: str
+    token: Token | None
+    turn: int
+    trained: bool
+
+
+def _trained_turns(messages: Messages, train_on: str) -> set[int]:
+    if train_on == "all":
+        return set(range(len(messages)))
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return set(turns[-1:] if train_on == "last_assistant" else turns)
+
+
+def render(
+    template: str | Template, messages: Messages, *, train_on: str = "assistant", compat: str | None = None
+) -> list[Piece]:
+    """Lay out a conversation as pieces.
+
+    `train_on`: "assistant" trains the content and end token of each assistant turn, "last_assistant" of the last one
+    only, "all" everything. `compat="tulu25"` adds the two places that the Tülu 2.5 code also trained (spec §3.3): the
+    separator after the end token of a trained turn that is not the last, and the header of a trained turn that comes
+    first or follows another trained turn.
+    """
+    template = get_template(template) if isinstance(template, str) else template
+    offset = 0
+    if template.default_system is not None and messages and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": template.default_system}, *messages]
+        offset = 1
+    trained = _trained_turns(messages, train_on)
+    everything, quirks = train_on == "all", compat == "tulu25"
+    pieces = [Piece("", token, -1, everything) for token in template.start]
+    for turn, message in enumerate(messages):
+        header_trained = everything or (quirks and turn in trained and (turn == 0 or turn - 1 in trained))
+        separator_trained = everything or (quirks and turn in trained)
+        place = "header"
+        for part in template.turns[message["role"]]:
+            if part is CONTENT:
+                text = message["content"].strip() if template.strip else message["content"]
+                pieces.append(Piece(text, None, turn - offset, turn in trained))
+                place = "content"
+            elif isinstance(part, Token):
+                ends_turn = place == "content"
+                mark = turn in trained if ends_turn else header_trained
+                pieces.append(Piece("", part, turn - offset, mark))
+                place = "separator" if ends_turn else place
+            else:
+                last = turn == len(messages) - 1 and message["role"] == "assistant"
+                if place == "separator" and last and not template.separator_at_end:
+                    continue
+                mark = header_trained if place == "header" else separator_trained
+                pieces.append(Piece(part, None, turn - offset, mark))
+    return pieces
+
+
+def generation_prompt(template: str | Template, messages: Messages) -> list[Piece]:
+    """The conversation so far and the opening of the answer: what a model is given to continue. Nothing is trained."""
+    template = get_template(template) if isinstance(template, str) else template
+    open_end = dataclasses.replace(template, separator_at_end=True)
+    pieces = [dataclasses.replace(piece, trained=False) for piece in render(open_end, messages)]
+    for part in template.generation:
+        token = part if isinstance(part, Token) else None
+        pieces.append(Piece("" if token else str(part), token, len(messages), False))
+    return pieces
+
+
+def token_id(token: Token, tokenizer: Tokenizer) -> int:
+    """The id of a template's token. UserError when the vocabulary lacks it."""
+    found = tokenizer.special(token.name)
+    if found is None and token.otherwise is not None:
+        found = tokenizer.special(token.otherwise)
+    if found is None:
+        raise UserError(
+            f"data: the template needs the token {token.name!r}, which tokenizer {tokenizer.spec} does not have; "
+            "choose another template or train the vocabulary with that symbol"
+        )
+    return found
+
+
+def rendered_text(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[str, list[tuple[int, int]]]:
+    """The text as a person reads it and the trained spans in it, as (start, end) in characters."""
+    text, spans = "", []
+    for piece in pieces:
+        shown = tokenizer.token_text(token_id(piece.token, tokenizer)) if piece.token else piece.text
+        if piece.trained and shown:
+            if spans and spans[-1][1] == len(text):
+                spans[-1] = (spans[-1][0], len(text) + len(shown))
+            else:
+                spans.append((len(text), len(text) + len(shown)))
+        text += shown
+    return text, spans
+
+
+def tokenize(rendered: Sequence[Sequence[Piece]], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Encode rendered conversations: a list of (ids int32 [n], trained uint8 [n]).
+
+    Text between two template tokens is encoded in one go, as `transformers` does with the whole rendered text, and a
+    token is trained when all its characters lie in trained pieces. A token that straddles a header and the content
+    is not: it could not be sampled after the header either.
+    """
+    segments: list[str] = []
+    layout: list[list[tuple[int, list[Piece]] | tuple[Token, bool]]] = []
+    for pieces in rendered:
+        plan: list = []
+        run: list[Piece] = []
+        for piece in [*pieces, None]:
+            if piece is not None and piece.token is None:
+                run.append(piece)
+                continue
+            text = "".join(part.text for part in run)
+            if text:
+                plan.append((len(segments), run))
+                segments.append(text)
+            run = []
+            if piece is not None:
+                plan.append((piece.token, piece.trained))
+        layout.append(plan)
+    leading = {plan[0][0] for plan in layout if plan and isinstance(plan[0][0], int)}
+    encoded = tokenizer.encode_with_offsets(segments, continuation=[i not in leading for i in range(len(segments))])
+    return [_assemble(plan, encoded, tokenizer) for plan in layout]
+
+
+def _assemble(plan: list, encoded: list, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    ids: list[np.ndarray] = []
+    trained: list[np.ndarray] = []
+    for what, detail in plan:
+        if isinstance(what, Token):
+            ids.append(np.array([token_id(what, tokenizer)], np.int32))
+            trained.append(np.array([detail], np.uint8))
+            continue
+        token_ids, starts, ends = encoded[what]
+        lengths = [len(piece.text) for piece in detail]
+        characters = np.repeat(np.array([piece.trained for piece in detail], np.int64), lengths)
+        total = np.concatenate([[0], np.cumsum(characters)])
+        # A token without characters of its own (a dummy space, the first bytes of a character) goes with the next one.
+        starts = np.minimum(starts, len(characters) - 1)
+        ends = np.maximum(ends, starts + 1)
+        ids.append(token_ids)
+        trained.append((total[ends] - total[starts] == ends - starts).astype(np.uint8))
+    if not ids:
+        return np.zeros(0, np.int32), np.zeros(0, np.uint8)
+    return np.concatenate(ids), np.concatenate(trained)
+
+
+def encode_prompt(template: str | Template, messages: Messages, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of `generation_prompt`."""
+    return tokenize([generation_prompt(template, messages)], tokenizer)[0][0].tolist()

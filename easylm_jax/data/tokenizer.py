@@ -1,0 +1,399 @@
+"""Vocabularies: one small interface over SentencePiece models and Hugging Face `tokenizers` files.
+
+Encoding text never yields a control token: a literal `</s>` or `<|endoftext|>` in a document is encoded as ordinary
+text. Control tokens are placed by id, by the chat template or between documents.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import UserError
+
+Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
+_MARKER = re.compile(r"<[|｜][^<>]*[|｜]>|<(start|end)_of_\w+>|<im_(start|end)>")
+_EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<eos>")
+_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
+_PAD_NAMES = ("<pad>", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "[PAD]", "<unk>")
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back.
+
+    `eos_id` always exists, `bos_id` may be None. `pad_id` differs from both: where the file names none, it is the
+    unknown token or else the lowest id that is free to stand in (masks come from spans, so its value carries no
+    meaning). `special_ids` are never produced from text. `hash` depends on the file's bytes and on these ids.
+    """
+
+    spec: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+    pad_id: int
+    special_ids: frozenset[int]
+    hash: str
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids (int32) of each text; no control tokens added."""
+
+    @abc.abstractmethod
+    def encode_with_offsets(self, texts: Sequence[str], continuation: Sequence[bool] | None = None) -> list[Offsets]:
+        """(ids, starts, ends) of each text, offsets in characters. `continuation[i]`: text i follows a control token
+        of the same rendered text, so a vocabulary that puts a space only in front of the whole text adds none."""
+
+    @abc.abstractmethod
+    def token_text(self, token: int) -> str:
+        """How one token is written in the vocabulary."""
+
+    @abc.abstractmethod
+    def _id_of(self, name: str) -> int | None: ...
+
+    @abc.abstractmethod
+    def _decode_plain(self, ids: Sequence[int]) -> str: ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text."""
+        return self.encode_batch([text])[0].tolist()
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Text of the ids; control tokens are shown by name unless `skip_special`."""
+        parts, run = [], []
+        for token in map(int, ids):
+            if token not in self.special_ids:
+                run.append(token)
+                continue
+            parts.append(self._decode_plain(run) if run else "")
+            parts.append("" if skip_special else self.token_text(token))
+            run = []
+        return "".join([*parts, self._decode_plain(run) if run else ""])
+
+    def special(self, name: str) -> int | None:
+        """Id of a control token: "bos", "eos", "pad" or its literal name; None if the vocabulary has none."""
+        named = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
+        if name in named:
+            return named[name]
+        found = self._id_of(name)
+        return found if found in self.special_ids else None
+
+    def describe(self) -> dict[str, object]:
+        """What a manifest records."""
+        names = ("spec", "hash", "vocab_size", "bos_id", "eos_id", "pad_id")
+        return {name: getattr(self, name) for name in names}
+
+    def _finish(self, content: bytes, special_ids: Iterable[int], pad_id: int | None) -> None:
+        taken = {self.eos_id, self.bos_id}
+        if pad_id is None or pad_id in taken:
+            pad_id = next(i for i in range(self.vocab_size) if i not in taken)
+        self.pad_id = pad_id
+        self.special_ids = frozenset(special_ids) | ({self.eos_id, self.bos_id} - {None})
+        ids = f"|{self.bos_id}|{self.eos_id}|{self.pad_id}".encode()
+        self.hash = hashlib.sha256(content + ids).hexdigest()
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model file. User-defined symbols that look like markers (`<|…|>`) count as control tokens."""
+
+    def __init__(self, path: str | Path, spec: str):
+        from sentencepiece import SentencePieceProcessor
+
+        content = Path(path).read_bytes()
+        try:
+            kinds = _piece_kinds(content)
+            markers = {i for i, (piece, kind) in enumerate(kinds) if kind == _USER_DEFINED and _MARKER.fullmatch(piece)}
+            # As control pieces the markers keep their ids, and text can no longer match them.
+            self._model = SentencePieceProcessor(model_proto=_as_control(content, markers) if markers else content)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"tokenizer: {path} is not a SentencePiece model: {error}") from None
+        self.spec, self.vocab_size = spec, self._model.get_piece_size()
+        present = lambda token: token if token >= 0 else None  # noqa: E731
+        if self._model.eos_id() < 0:
+            raise UserError(f"tokenizer: {path} has no end token (eos); train the model with eos_id")
+        self.bos_id, self.eos_id = present(self._model.bos_id()), self._model.eos_id()
+        control = {i for i, (_, kind) in enumerate(kinds) if kind == _CONTROL} | markers
+        pad = present(self._model.pad_id())
+        self._finish(content, control, pad if pad is not None else present(self._model.unk_id()))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return list(self._model.encode(list(texts), return_type="numpy"))
+
+    def encode_with_offsets(self, texts: Sequence[str], continuation: Sequence[bool] | None = None) -> list[Offsets]:
+        results = self._model.encode(list(texts), return_type="offset_mapping")
+        encoded = []
+        for result in results:
+            offsets = np.array(result["offsets"], np.int64).reshape(-1, 2)
+            encoded.append((np.array(result["ids"], np.int32), offsets[:, 0], offsets[:, 1]))
+        return encoded
+
+    def token_text(self, token: int) -> str:
+        return self._model.id_to_piece(int(token))
+
+    def _id_of(self, name: str) -> int | None:
+        found = self._model.piece_to_id(name)
+        return found if self._model.id_to_piece(found) == name else None
+
+    def _decode_plain(self, ids: Sequence[int]) -> str:
+        return self._model.decode(list(ids))
+
+
+class HFTokenizer(Tokenizer):
+    """A `tokenizer.json`, with `tokenizer_config.json` beside it for the names of bos, eos and pad when there."""
+
+    def __init__(self, path: str | Path, spec: str):
+        path = Path(path)
+        content = path.read_bytes()
+        try:
+            data = json.loads(content)
+            added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+            data["model"]["vocab"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"tokenizer: {path} is not a tokenizer.json: {error}") from None
+        names = _special_names(path.parent, added)
+        if names["eos_token"] is None:
+            raise UserError(f"tokenizer: {path} names no end token; give eos_token in tokenizer_config.json beside it")
+        self._model = _load_hf(data, set(names.values()))
+        self._continuation = _without_leading_space(data, set(names.values())) or self._model
+        self.spec, self.vocab_size = spec, max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        ids = {role: None if name is None else self._id_of(name) for role, name in names.items()}
+        if ids["eos_token"] is None:
+            raise UserError(f"tokenizer: eos_token {names['eos_token']!r} is not in the vocabulary of {path}")
+        self.bos_id, self.eos_id = ids["bos_token"], ids["eos_token"]
+        decoder = self._model.get_added_tokens_decoder()
+        self._finish(content, [i for i, token in decoder.items() if token.special], ids["pad_token"])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(e.ids, np.int32) for e in self._model.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_with_offsets(self, texts: Sequence[str], continuation: Sequence[bool] | None = None) -> list[Offsets]:
+        later = list(continuation) if continuation is not None else [False] * len(texts)
+        results: list = [None] * len(texts)
+        for model, wanted in ((self._model, False), (self._continuation, True)):
+            chosen = [i for i, flag in enumerate(later) if bool(flag) == wanted]
+            encodings = model.encode_batch([texts[i] for i in chosen], add_special_tokens=False) if chosen else []
+            for i, encoding in zip(chosen, encodings, strict=True):
+                offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+                results[i] = (np.array(encoding.ids, np.int32), offsets[:, 0], offsets[:, 1])
+        return results
+
+    def token_text(self, token: int) -> str:
+        return self._model.id_to_token(int(token)) or f"<unused {token}>"
+
+    def _id_of(self, name: str) -> int | None:
+        return self._model.token_to_id(name)
+
+    def _decode_plain(self, ids: Sequence[int]) -> str:
+        return self._model.decode(list(ids), skip_special_tokens=False)
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """Load `sp:/path.model`, `hf:folder`, `hf:/path/tokenizer.json` or `hf:hub/name`; a bare path is told by its name.
+
+    Raises UserError when there is no such file or it is not a vocabulary.
+    """
+    prefix, _, rest = spec.partition(":")
+    if prefix not in ("sp", "hf"):
+        prefix, rest = ("sp" if spec.endswith(".model") else "hf"), spec
+    path = Path(rest)
+    if prefix == "sp":
+        if path.is_dir():
+            path = path / "tokenizer.model"
+        if not path.is_file():
+            raise UserError(f"tokenizer: no SentencePiece model at {path}")
+        return SentencePieceTokenizer(path, spec)
+    if not path.exists():
+        path = _download(rest)
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            path = path / "tokenizer.json"
+        elif (path / "tokenizer.model").is_file():
+            return SentencePieceTokenizer(path / "tokenizer.model", spec)
+        else:
+            raise UserError(f"tokenizer: {path} holds neither tokenizer.json nor tokenizer.model")
+    return HFTokenizer(path, spec)
+
+
+def _download(name: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".json"):
+        raise UserError(f"tokenizer: {name} is neither a file, a folder nor a hub name (owner/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["tokenizer*", "special_tokens_map.json"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"tokenizer: {name} is no local path and could not be fetched from the hub: {reason}") from None
+
+
+def _special_names(folder: Path, added: dict[str, int]) -> dict[str, str | None]:
+    """Names of bos, eos and pad: from tokenizer_config.json, else special_tokens_map.json, else the usual names."""
+    names: dict[str, str | None] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / file
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"tokenizer: {path} is not valid JSON: {error}") from None
+        for role in ("bos_token", "eos_token", "pad_token"):
+            if role in config:
+                value = config[role]
+                names[role] = value.get("content") if isinstance(value, dict) else value
+    usual = {"bos_token": _BOS_NAMES, "eos_token": _EOS_NAMES, "pad_token": _PAD_NAMES}
+    for role, candidates in usual.items():
+        if role not in names or (role == "pad_token" and names[role] in (None, names.get("eos_token"))):
+            names[role] = next((name for name in candidates if name in added), None)
+    return names
+
+
+def _load_hf(data: dict, special: set[str | None]):
+    """A `tokenizers.Tokenizer` that encodes control tokens in text as ordinary text and keeps exact offsets."""
+    from tokenizers import Tokenizer as Backend
+
+    added = []
+    for token in data.get("added_tokens") or []:
+        control = token["special"] or token["content"] in special or _MARKER.fullmatch(token["content"])
+        added.append({**token, "special": bool(control)})
+    # The post-processor only adds control tokens (we place them ourselves) and trims white space off offsets.
+    changed = {**data, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
+    backend = Backend.from_str(json.dumps(changed))
+    backend.encode_special_tokens = True
+    return backend
+
+
+def _without_leading_space(data: dict, special: set[str | None]):
+    """For vocabularies that put a space in front of the first word only: the same without it, else None."""
+    text = json.dumps(data.get("pre_tokenizer"))
+    if '"prepend_scheme": "first"' not in text:
+        return None
+    later = json.loads(text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"'))
+    return _load_hf({**data, "pre_tokenizer": later}, special)
+
+
+# SentencePiece's file is a protocol buffer: field 1, repeated, holds the pieces {1: text, 2: score, 3: kind}.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if not byte & 0x80:
+            return value, at
+
+
+def _fields(data: bytes):
+    """Yield (field number, wire type, start of value, end of value) of one protocol buffer message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        wire = tag & 7
+        if wire == 0:
+            end = _varint(data, at)[1]
+        elif wire in (1, 5):
+            end = at + (8 if wire == 1 else 4)
+        elif wire == 2:
+            size, at = _varint(data, at)
+            end = at + size
+        else:
+            raise ValueError("unexpected wire type")
+        if end > len(data):
+            raise ValueError("file is cut short")
+        yield tag >> 3, wire, at, end
+        at = end
+
+
+def _piece_kinds(data: bytes) -> list[tuple[str, int]]:
+    kinds = []
+    for number, wire, start, end in _fields(data):
+        if number != 1 or wire != 2:
+            continue
+        piece, kind, body = "", 1, data[start:end]
+        for inner, _, first, last in _fields(body):
+            if inner == 1:
+                piece = body[first:last].decode("utf-8", "replace")
+            elif inner == 3:
+                kind = body[first]
+        kinds.append((piece, kind))
+    return kinds
+
+
+def _as_control(data: bytes, indices: set[int]) -> bytes:
+    changed, index = bytearray(data), 0
+    for number, wire, start, end in _fields(data):
+        if number != 1 or wire != 2:
+            continue
+        if index in indices:
+            for inner, _, first, _ in _fields(data[start:end]):
+                if inner == 3:
+                    changed[start + first] = _CONTROL
+        index += 1
+    return bytes(changed)
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    vocab_size: int,
+    folder: str | Path,
+    *,
+    symbols: Sequence[str] = (),
+    dummy_prefix: bool = False,
+    name: str = "tokenizer.model",
+) -> Path:
+    """Train a byte-fallback BPE vocabulary and return the path of the model file (for `sp:<path>`).
+
+    The same texts give the same bytes (one thread, no sampling). Ids: pad 0, bos 1, eos 2, unknown 3, then `symbols`
+    (control tokens such as `<|im_start|>`), then 256 bytes. Digits are split, white space is kept exactly, newlines
+    are their own token, so decode(encode(text)) == text. UserError when the texts are too few for `vocab_size`.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentences = (line for text in texts for line in _sentences(text))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            pad_piece="<pad>",
+            control_symbols=list(symbols),
+            user_defined_symbols=["\n"],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=dummy_prefix,
+            split_digits=True,
+            num_threads=1,
+            shuffle_input_sentence=False,
+            max_sentence_length=1 << 20,
+            minloglevel=3,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"tokenizer: cannot train {vocab_size} pieces on these texts: {reason}") from None
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(model.getvalue())
+    temporary.replace(path)
+    return path
+
+
+def _sentences(text: str) -> Iterable[str]:
+    """Lines, newline left out (it is a piece of its own); the trainer reads one sentence at a time."""
+    return (line for line in text.split("\n") if line.strip())
