@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import json
 import logging
+import queue
 import threading
 import time
 from typing import Any
@@ -81,6 +82,9 @@ class Checkpointer:
         self._flight: _Flight | None = None
         self._last: tuple[int, float] | None = None
         self._writer = arrays.Writer(deadline_seconds)
+        self._queue: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
         if arrays.is_first_process():
             self._open()
         arrays.barrier("checkpointer open")
@@ -163,8 +167,13 @@ class Checkpointer:
             self._tidy(target)
             explained = self._explain(error, step)
             raise explained from (None if explained is error else error)
-        self._flight = flight = _Flight(target, step, kind, began)
-        threading.Thread(target=self._follow, args=(flight,), name=f"checkpoint-{step}", daemon=True).start()
+        self._flight = _Flight(target, step, kind, began)
+        self._queue.put(self._flight)
+
+    def _work(self) -> None:
+        """The background thread. One for all saves: to start one each time costs 20 ms while XLA has the cores."""
+        while (flight := self._queue.get()) is not None:
+            self._follow(flight)
 
     def _follow(self, flight: _Flight) -> None:
         """Waits in the background for a save to commit, then applies retention. Reports through `flight`."""
@@ -241,8 +250,13 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for the save in flight and lets go of Orbax. Raises as `wait` does."""
-        self.wait()
-        self._writer.close()
+        try:
+            self.wait()
+        finally:
+            self._queue.put(None)
+            if self._flight is None:  # else it hangs, and so would this
+                self._thread.join()
+                self._writer.close()
 
     def __enter__(self) -> Checkpointer:
         return self

@@ -10,6 +10,7 @@ import functools
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -156,18 +157,31 @@ class Writer:
         self._handler = handler(**_handlers())
         timeout = max(1, math.ceil(deadline_seconds))
         self._orbax = ocp.AsyncCheckpointer(self._handler, async_options=ocp.AsyncOptions(timeout_secs=timeout))
+        self._deferred: Callable[[], None] | None = None
 
     def start(self, target: Any, leaves: dict[str, Any], meta: Any, *, step: int, kind: str,
               name: str | None) -> None:
-        """Returns when `leaves` may be changed; `wait` returns when `target` is committed."""
+        """Returns when `leaves` may be changed; `wait`, from any one thread, returns when `target` is committed."""
+        import jax
+
         ocp = orbax()
         described = {key: [str(_dtype(x)), list(np.shape(x))] for key, x in leaves.items()}
         self._handler.pending = {"step": step, "kind": kind, "name": name, "leaves": described}
         filled = {key: x for key, x in leaves.items() if math.prod(np.shape(x))}  # Orbax refuses arrays of size 0
-        self._orbax.save(target, args=self._arguments(**{store.STATE: ocp.args.PyTreeSave(snapshot(filled)),
-                                                         store.META: ocp.args.JsonSave(meta)}))
+        arguments = self._arguments(**{store.STATE: ocp.args.PyTreeSave(snapshot(filled)),
+                                       store.META: ocp.args.JsonSave(meta)})
+        save = functools.partial(self._orbax.save, target, args=arguments)
+        if jax.default_backend() == "cpu" and jax.process_count() == 1:
+            # The snapshot is ours already, so Orbax's own set-up (a dozen threads to start) need not block either.
+            # Several processes must begin a save in the thread that trains: it runs a collective.
+            self._deferred = save
+        else:
+            save()
 
     def wait(self) -> None:
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            deferred()
         self._orbax.wait_until_finished()
 
     def close(self) -> None:
