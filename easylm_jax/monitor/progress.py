@@ -41,7 +41,7 @@ class Progress:
         start_step: int = 0,
         stream: TextIO | None = None,
         *,
-        heartbeat: float = 30.0,
+        heartbeat: float = 10.0,
         enabled: bool = True,
         plain: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -201,13 +201,13 @@ def _live_bar(progress: Progress, stream: TextIO):
     def render():
         step, total = progress.fraction
         grid = Table.grid(padding=(0, 1), expand=True)
-        for width, overflow in ((None, "fold"), (24, None), (None, "fold")):
-            grid.add_column(width=width, no_wrap=True, overflow=overflow or "ellipsis")
-        grid.columns[2].ratio = 1
+        grid.add_column(no_wrap=True)
+        grid.add_column(width=24)
+        grid.add_column(ratio=1)  # wraps on a narrow terminal: the phase at its end is what tells a hang
         grid.add_row(
             Text(progress.stage, style="bold"),
             ProgressBar(total=max(1, total), completed=step, width=24),
-            Text(" · ".join([f"{step}/{total}", *progress.facts()]), overflow="ellipsis", no_wrap=True),
+            Text(" · ".join([f"{step}/{total}", *progress.facts()])),
         )
         return grid
 

@@ -41,7 +41,7 @@ class Monitor:
         config: Mapping[str, Any] | None = None,
         watchdog: bool = True,
         limits: Limits | None = None,
-        heartbeat: float = 30.0,
+        heartbeat: float = 10.0,
         stream: TextIO | None = None,
         process_index: int | None = None,
     ):
