@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from easylm_jax.data import filters, templates
-from easylm_jax.data.sources import BadRecord, Record
+from easylm_jax.data.sources import BadRecord, Record, read_records
 from easylm_jax.data.spec import ROLES, DataSpec, Source
 from easylm_jax.data.tokenizer import Tokenizer
+from models.errors import UserError
 
 # (prompt, completion) columns in the order they are looked for; the second pair is what seqio tasks carry.
 _PAIRS = (("prompt", "completion"), ("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
@@ -88,6 +89,24 @@ def _message(turn: Any, index: int, where: str) -> dict[str, str]:
     return {"role": turn["role"], "content": _text(turn["content"], f"content of message {index}", where)}
 
 
+def source_texts(sources: Iterable[Source]) -> Iterator[str]:
+    """All text of the sources, for training a vocabulary: documents, or the contents of conversations.
+
+    A source is read as conversations when it has `fields`, or when its records have no text column.
+    """
+    for source in sources:
+        for record, where in read_records(source):
+            try:
+                if isinstance(record, BadRecord):
+                    raise record
+                if source.fields is None and source.text_field in record:
+                    yield text_of(record, source, where)
+                else:
+                    yield from (message["content"] for message in messages_of(record, source, where))
+            except BadRecord as error:
+                raise UserError(f"data: {error}") from None
+
+
 def _conversation(record: Record, source: Source, spec: DataSpec, where: str) -> list[templates.Piece]:
     messages = messages_of(record, source, where)
     known = templates.get_template(spec.template).turns
@@ -96,7 +115,7 @@ def _conversation(record: Record, source: Source, spec: DataSpec, where: str) ->
             raise BadRecord(f"{where}: template {spec.template} has no {message['role']} turn")
     if spec.train_on == "last_assistant" and messages[-1]["role"] != "assistant":
         raise BadRecord(
-            f"{where}: the last turn is {messages[-1]['role']}; train_on='last_assistant' needs an answer there"
+            f"{where}: the last turn is {messages[-1]['role']}, but train_on='last_assistant' wants an answer"
         )
     if spec.train_on != "all" and not any(message["role"] == "assistant" for message in messages):
         raise BadRecord(f"{where}: no assistant turn, so nothing would be trained")

@@ -1,0 +1,275 @@
+"""`easylm data build|inspect|stats|tokenizer`. Nothing heavy is imported before a subcommand runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_EXAMPLES = {
+    "build": "easylm data build a.jsonl --kind chat --template tulu --tokenizer sp:t.model --length 2048 --out cache",
+    "inspect": "easylm data inspect cache --rows 2",
+    "stats": "easylm data stats cache --json stats.json",
+    "tokenizer": "easylm data tokenizer texts.jsonl --vocab 8192 --out tok",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands of `easylm data` to its parser."""
+    commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    helps = {
+        "build": "make a packed cache from sources, or from a specification",
+        "inspect": "print packed rows as text, with the trained tokens marked",
+        "stats": "print what a cache holds",
+        "tokenizer": "train a SentencePiece vocabulary on the sources",
+    }
+    made = {}
+    for name, text in helps.items():
+        made[name] = commands.add_parser(name, help=text, epilog=f"example: {_EXAMPLES[name]}")
+        made[name].set_defaults(run=globals()[name])
+    _add_build(made["build"])
+    inspecting = made["inspect"]
+    inspecting.add_argument("cache", help="a cache folder")
+    inspecting.add_argument("--rows", type=int, default=3, help="how many rows (3)")
+    inspecting.add_argument("--start", type=int, default=0, help="the first row (0)")
+    inspecting.add_argument("--tokenizer", help="where the vocabulary is now, if it moved since the build")
+    inspecting.add_argument("--ids", action="store_true", help="print the token ids too")
+    made["stats"].add_argument("cache", help="a cache folder")
+    made["stats"].add_argument("--verify", action="store_true", help="compare all files with their checksums")
+    training = made["tokenizer"]
+    _add_sources(training)
+    training.add_argument("--vocab", type=int, required=True, help="number of pieces, 256 bytes included")
+    training.add_argument("--symbols", default="", help="control tokens to add, comma-separated")
+    training.add_argument("--out", required=True, help="folder for tokenizer.model")
+    for command in made.values():
+        command.add_argument("--json", metavar="FILE", help="write the result as JSON")
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME or seqio:NAME")
+    parser.add_argument("--fields", help="columns of the turns, as user=question,assistant=answer")
+    parser.add_argument("--text-field", default="text", help="column of plain text (text)")
+    parser.add_argument("--text-unit", default="file", choices=("file", "line", "paragraph"), help="document in .txt")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first records of each source")
+    parser.add_argument("--limit", type=int, help="read at most this many records of each source")
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    _add_sources(parser)
+    parser.add_argument("--spec", metavar="FILE", help="a DataSpec as JSON, in place of sources and options")
+    parser.add_argument("--out", required=True, help="folder that holds caches; the new one is named by its key")
+    parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
+    parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
+    parser.add_argument("--length", type=int, help="tokens in a row")
+    parser.add_argument("--kind", default="text", choices=("text", "chat"))
+    parser.add_argument("--template", help="tulu, olmo, tulu25, llama3, qwen, chatml or plain")
+    parser.add_argument("--packing", choices=("concat", "best_fit", "none"), help="concat (text), best_fit (chat)")
+    parser.add_argument("--overlong", default="truncate", choices=("truncate", "drop", "error"))
+    parser.add_argument("--train-on", default="assistant", choices=("assistant", "last_assistant", "all"))
+    parser.add_argument("--no-document-mask", action="store_true", help="let documents of a row see each other")
+    parser.add_argument("--repetition-filter", action="store_true", help="leave out text that repeats a short unit")
+    parser.add_argument("--temperature", type=float, help="of the mixture: rates are sizes to the power 1/T")
+    parser.add_argument("--skip-bad", action="store_true", help="count bad records instead of stopping at the first")
+    parser.add_argument("--seed", type=int, default=42, help="of resampling (42)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the subcommand that was parsed; the exit status is 0 or an exception was raised."""
+    arguments.run(arguments)
+    return 0
+
+
+def _sources(arguments: argparse.Namespace) -> tuple:
+    from easylm_jax.data.spec import Source
+    from models.errors import UserError
+
+    if not arguments.sources:
+        raise UserError("data: name at least one source")
+    fields = None
+    if arguments.fields:
+        pairs = [pair.partition("=")[::2] for pair in arguments.fields.split(",")]
+        if not all(role and column for role, column in pairs):
+            raise UserError(f"data: --fields {arguments.fields!r} must read role=column,role=column")
+        fields = tuple(pairs)
+    weights = getattr(arguments, "weights", None)
+    rates: list[float | None] = [None] * len(arguments.sources)
+    if weights:
+        try:
+            rates = [float(text) for text in weights.split(",")]
+        except ValueError:
+            raise UserError(f"data: --weights {weights!r} must be numbers with commas between") from None
+        if len(rates) != len(arguments.sources):
+            raise UserError(f"data: {len(rates)} weights for {len(arguments.sources)} sources")
+    common = {"fields": fields, "text_field": arguments.text_field, "text_unit": arguments.text_unit}
+    common |= {"skip": arguments.skip, "limit": arguments.limit}
+    return tuple(Source(path, rate, **common) for path, rate in zip(arguments.sources, rates, strict=True))
+
+
+def _spec(arguments: argparse.Namespace):
+    from easylm_jax.data.spec import DataSpec
+    from models.errors import UserError
+
+    if arguments.spec:
+        if arguments.sources:
+            raise UserError("data: give sources or --spec, not both")
+        try:
+            return DataSpec.from_dict(json.loads(Path(arguments.spec).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"data: cannot read the specification {arguments.spec}: {error}") from None
+    for option in ("tokenizer", "length"):
+        if getattr(arguments, option) is None:
+            raise UserError(f"data: build needs --{option} (or --spec)")
+    return DataSpec(
+        sources=_sources(arguments),
+        tokenizer=arguments.tokenizer,
+        sequence_length=arguments.length,
+        kind=arguments.kind,
+        template=arguments.template,
+        packing=arguments.packing or ("concat" if arguments.kind == "text" else "best_fit"),
+        document_mask=not arguments.no_document_mask,
+        overlong=arguments.overlong,
+        train_on=arguments.train_on,
+        repetition_filter=arguments.repetition_filter,
+        temperature=arguments.temperature,
+        on_bad="skip" if arguments.skip_bad else "error",
+        seed=arguments.seed,
+    )
+
+
+class ProgressLine:
+    """Documents or rows done and how many a second: one living line on a terminal, else a line every ten seconds."""
+
+    def __init__(self, stream: Any = None):
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.phase, self.began, self.shown = "", time.monotonic(), time.monotonic()
+
+    def __call__(self, done: int, total: int | None, phase: str) -> None:
+        now = time.monotonic()
+        if phase != self.phase:
+            self.phase, self.began = phase, now
+        finished = total is not None and done >= total
+        if not finished and now - self.shown < (0.2 if self.live else 10.0):
+            return
+        self.shown = now
+        rate = done / max(now - self.began, 1e-6)
+        unit = "rows" if phase == "write" else "documents"
+        text = f"{phase}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f} a second"
+        end = "\n" if finished or not self.live else ""
+        print(f"\r\x1b[K{text}" if self.live else text, end=end, file=self.stream, flush=True)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """`easylm data build`: make the cache (or find it made) and print where it is and what it holds."""
+    from easylm_jax.data.build import build_cache
+
+    cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
+    print(_summary(cache))
+    _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    """`easylm data stats`: what the manifest says, checked against the files with --verify."""
+    from easylm_jax.data.cache import open_cache
+
+    cache = open_cache(arguments.cache)
+    if arguments.verify:
+        cache.verify()
+    print(_summary(cache))
+    if arguments.verify:
+        print("every file agrees with its checksum")
+    _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def _summary(cache: Any) -> str:
+    facts = cache.manifest
+    lines = [
+        f"cache       {cache.folder}",
+        f"rows        {cache.rows:,} of {facts['sequence_length']:,} tokens, {facts['fill_rate']:.1%} filled",
+        f"tokens      {facts['tokens']:,}, of which trained {facts['trained_tokens']:,}",
+        f"entropy     {facts['unigram_entropy_nats']:.3f} nats (unigram, trained tokens)",
+        f"tokenizer   {facts['tokenizer']['spec']} ({facts['tokenizer']['vocab_size']:,} tokens)",
+    ]
+    if facts["blanked_windows"]:
+        lines.append(f"blanked     {facts['blanked_windows']:,} windows without loss (repetition)")
+    rates = (
+        {name: part["rate"] for part in facts["parts"] for name in part["sources"]} if len(facts["parts"]) > 1 else {}
+    )
+    for source in facts["sources"]:
+        records = source["records"]
+        notes = [f"{records['kept']:,} of {records['read']:,} records, {source['tokens']:,} tokens"]
+        if source["path"] in rates:
+            notes.append(f"rate {rates[source['path']]:.4g}")
+        for name in ("truncated", "bad", "empty", "overlong_dropped", "untrained_dropped", "repetitive_dropped"):
+            if records[name]:
+                notes.append(f"{name.replace('_', ' ')} {records[name]:,}")
+        lines.append(f"source      {source['path']}: {', '.join(notes)}")
+    return "\n".join(lines)
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """`easylm data inspect`: rows as text; trained tokens stand in green on a terminal, else in ⟦ ⟧."""
+    from easylm_jax.data.cache import open_cache
+    from easylm_jax.data.tokenizer import load_tokenizer
+
+    cache = open_cache(arguments.cache)
+    tokenizer = load_tokenizer(arguments.tokenizer or cache.manifest["tokenizer"]["spec"])
+    cache.check_tokenizer(tokenizer)
+    marks = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
+    shown = []
+    for row in range(arguments.start, min(arguments.start + arguments.rows, cache.rows)):
+        described = describe_row(cache, row, tokenizer)
+        shown.append(described)
+        print(f"── row {row} ──")
+        for document in described["documents"]:
+            print(f"── {document['source']} record {document['record']}, tokens {document['tokens']} ──")
+            print("".join(marks[0] + p["text"] + marks[1] if p["trained"] else p["text"] for p in document["pieces"]))
+            if arguments.ids:
+                print(" ".join(map(str, document["ids"])))
+    _write_json(arguments.json, {"folder": str(cache.folder), "rows": shown})
+
+
+def describe_row(cache: Any, row: int, tokenizer: Any) -> dict[str, Any]:
+    """One row as plain values: its documents, each as stretches of text that are trained or not."""
+    import numpy as np
+
+    batch = {name: array[0] for name, array in cache.read(np.array([row])).items()}
+    # The mark of a token is the weight of predicting it, which stands one place before it.
+    trained = np.concatenate([[False], batch["loss_weights"] > 0])
+    documents = []
+    for segment in cache.documents(row):
+        ids = batch["tokens"][segment.start : segment.start + segment.length]
+        if not len(ids):  # the target-only last token of a window
+            continue
+        marks = trained[segment.start : segment.start + len(ids)]
+        edges = [0, *(np.flatnonzero(np.diff(marks.astype(np.int8))) + 1).tolist(), len(ids)]
+        pieces = [
+            {"text": tokenizer.decode(ids[a:b]), "trained": bool(marks[a])}
+            for a, b in zip(edges, edges[1:], strict=False)
+        ]
+        source = cache.manifest["sources"][segment.source]["path"]
+        facts = {"source": source, "record": segment.document, "tokens": len(ids)}
+        documents.append({**facts, "pieces": pieces, "ids": ids.tolist()})
+    return {"row": row, "documents": documents}
+
+
+def tokenizer(arguments: argparse.Namespace) -> None:
+    """`easylm data tokenizer`: train a SentencePiece vocabulary on all text of the sources."""
+    from easylm_jax.data.examples import source_texts
+    from easylm_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+
+    symbols = [symbol for symbol in arguments.symbols.split(",") if symbol]
+    texts = source_texts(_sources(arguments))
+    path = train_sentencepiece(texts, arguments.vocab, arguments.out, symbols=symbols)
+    facts = load_tokenizer(f"sp:{path}").describe()
+    print(f"sp:{path}: {facts['vocab_size']:,} tokens")
+    _write_json(arguments.json, facts)
+
+
+def _write_json(path: str | None, value: Any) -> None:
+    if path:
+        Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")

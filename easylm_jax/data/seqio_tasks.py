@@ -1,0 +1,163 @@
+"""seqio: declare Tasks and Mixtures over our sources, and read tasks that others registered.
+
+TensorFlow and seqio are imported inside these functions only. They serve the building of a cache (a source
+`seqio:name`) and programs that want a seqio Task; training reads the cache and never comes here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from easylm_jax.data.examples import messages_of, text_of
+from easylm_jax.data.sources import BadRecord, plain, read_records
+from easylm_jax.data.spec import DataSpec, Source
+from models.errors import UserError
+
+
+def _seqio():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import seqio
+    except ImportError as error:
+        raise UserError(f"data: a seqio source needs seqio and tensorflow installed: {error}") from None
+    return seqio
+
+
+def declare_task(
+    name: str,
+    splits: Source | Mapping[str, Source],
+    *,
+    kind: Literal["text", "chat"] = "text",
+    encode: DataSpec | None = None,
+):
+    """Register and return the seqio Task `name` over one source for each split (a single Source is split "train").
+
+    Its examples hold `text`, or for kind "chat" `messages` as a JSON string. With `encode`, a spec whose tokenizer,
+    template and `train_on` apply, they hold `targets` (token ids) and `loss_weights` too, as a model would see them.
+    """
+    seqio = _seqio()
+    import tensorflow as tf
+
+    splits = {"train": splits} if isinstance(splits, Source) else dict(splits)
+    column = "text" if kind == "text" else "messages"
+    signature = {column: tf.TensorSpec((), tf.string)}
+    raw = seqio.PassThroughVocabulary(size=0)
+    features = {column: seqio.Feature(raw, add_eos=False, required=False, dtype=tf.string, rank=0)}
+    encoder = _task_encoder(encode, kind) if encode is not None else None
+    if encoder is not None:
+        signature |= {"targets": tf.TensorSpec((None,), tf.int32), "loss_weights": tf.TensorSpec((None,), tf.float32)}
+        size = encoder.tokenizer.vocab_size
+        features["targets"] = seqio.Feature(seqio.PassThroughVocabulary(size=size), add_eos=False)
+        weights = seqio.Feature(raw, add_eos=False, dtype=tf.float32)
+        features["loss_weights"] = weights
+
+    def examples(split: str) -> Iterator[dict[str, Any]]:
+        source = splits[split]
+        for record, where in read_records(source):
+            yield from _task_examples(record, where, source, kind, encoder)
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
+        del shuffle_files, seed  # records come in file order; shuffling is the reader's
+        return tf.data.Dataset.from_generator(lambda: examples(split), output_signature=signature)
+
+    source = seqio.FunctionDataSource(dataset_fn=dataset, splits=tuple(splits))
+    try:
+        return seqio.TaskRegistry.add(name, source=source, preprocessors=[], output_features=features, metric_fns=[])
+    except ValueError as error:
+        raise UserError(f"data: cannot register the seqio task {name!r}: {error}") from None
+
+
+def _task_encoder(spec: DataSpec, kind: str):
+    from easylm_jax.data.examples import Encoder
+    from easylm_jax.data.tokenizer import load_tokenizer
+
+    if spec.kind != kind:
+        raise UserError(f"data: a task of kind {kind!r} cannot encode with a spec of kind {spec.kind!r}")
+    return Encoder(spec, load_tokenizer(spec.tokenizer))
+
+
+def _task_examples(record: Any, where: str, source: Source, kind: str, encoder: Any) -> Iterator[dict[str, Any]]:
+    from easylm_jax.data.examples import Counts
+
+    try:
+        if isinstance(record, BadRecord):
+            raise record
+        if kind == "text":
+            example: dict[str, Any] = {"text": text_of(record, source, where)}
+        else:
+            example = {"messages": json.dumps(messages_of(record, source, where), ensure_ascii=False)}
+        if encoder is None:
+            yield example
+            return
+        for encoded in encoder.encode([(record, where)], source, Counts()):
+            marks = [1.0] * len(encoded.ids) if encoded.trained is None else encoded.trained.tolist()
+            yield {**example, "targets": encoded.ids, "loss_weights": marks}
+    except BadRecord as error:
+        raise UserError(f"data: {error}") from None
+
+
+def declare_mixture(name: str, tasks: Mapping[str, float] | Sequence[str], *, temperature: float | None = None):
+    """Register and return the seqio Mixture `name`.
+
+    `tasks`: rates by task name, or names alone: then the rate is the number of examples. With `temperature` T a rate
+    r becomes r^(1/T).
+    """
+    seqio = _seqio()
+    power = 1.0 / (temperature or 1.0)
+    if isinstance(tasks, Mapping):
+        rates: list[tuple[str, Any]] = [(task, float(rate) ** power) for task, rate in tasks.items()]
+    else:
+        rates = [(task, lambda registered: _count(registered.name) ** power) for task in tasks]
+    try:
+        return seqio.MixtureRegistry.add(name, rates)
+    except ValueError as error:
+        raise UserError(f"data: cannot register the seqio mixture {name!r}: {error}") from None
+
+
+def _count(task: str) -> int:
+    return sum(1 for _ in read_task(task, "train", None))
+
+
+def _find(name: str, module: str | None):
+    seqio = _seqio()
+    if module is not None:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"data: module {module!r} of source seqio:{name} cannot be imported: {error}") from None
+    try:
+        return seqio.get_mixture_or_task(name)
+    except ValueError:
+        hint = "" if module else "; name the module that registers it with Source(module=...)"
+        raise UserError(f"data: no seqio task or mixture is called {name!r}{hint}") from None
+
+
+def mixture_rates(name: str, module: str | None) -> dict[str, float]:
+    """Rates of a mixture's tasks by name; empty when `name` is a task."""
+    found = _find(name, module)
+    if not isinstance(found, _seqio().Mixture):
+        return {}
+    return {task.name: float(found.get_rate(task)) for task in found.tasks}
+
+
+def read_task(name: str, split: str, module: str | None) -> Iterator[tuple[dict[str, Any], str]]:
+    """Records of a registered task, in its own order. Integer features without text are decoded by their vocabulary."""
+    task = _find(name, module)
+    if split not in task.splits:
+        raise UserError(f"data: seqio task {name!r} has no split {split!r}; it has {', '.join(task.splits)}")
+    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
+    for index, example in enumerate(dataset.as_numpy_iterator()):
+        yield _readable(plain(example), task), f"seqio:{name} example {index}"
+
+
+def _readable(record: dict[str, Any], task: Any) -> dict[str, Any]:
+    for feature, details in task.output_features.items():
+        value = record.get(feature)
+        if f"{feature}_pretokenized" in record or not isinstance(value, list) or not details.dtype.is_integer:
+            continue
+        record[feature] = details.vocabulary.decode(value)
+    return record
