@@ -71,6 +71,17 @@ def state_shardings(state: PyTree, rules: Rules, mesh: jax.sharding.Mesh, replic
     return named_map(one, state)
 
 
+def adapter_rules(rules: Rules) -> Rules:
+    """Rules for the leaves of a low-rank adapter: each half is split as the side of the kernel that it touches."""
+    halves = []
+    for pattern, axes in rules:
+        if pattern.endswith(r"\.kernel"):
+            stem = pattern.removesuffix("kernel")
+            *lead, inputs, outputs = axes
+            halves += [(stem + "lora_a", (*lead, inputs, None)), (stem + "lora_b", (*lead, None, outputs))]
+    return tuple(halves)
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Rows over the batch axes; everything behind the rows is whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -48,8 +48,9 @@ class State(NamedTuple):
     rng: jax.Array
 
 
-# Leaves of a State that are whole on every device, for `sharding.state_shardings`.
-REPLICATED_STATE = (r"step", r"rng")
+# Leaves of a State that are whole on every device, for `sharding.state_shardings`: counters, the random key, and the
+# optimiser's windows of scalars.
+REPLICATED_STATE = ("step", "rng", r"opt\.(count|losses|grad_norms|recorded|skipped_total|skipped_in_row)")
 
 
 def new_state(params: PyTree, opt: PyTree, seed: int) -> State:

@@ -29,7 +29,7 @@ def language_modelling(
 
     The batch has `tokens`, `targets`, `segment_ids`, `positions` (int32 [B, S]) and `loss_weights` (float32 [B, S]).
     Metrics: `cross_entropy` and `accuracy` a trained token, `entropy` of the predictions in nats, `z_loss` before its
-    weight, and `trained_tokens`.
+    weight, `trained_tokens`, and `tokens` that are not padding.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
@@ -54,6 +54,7 @@ def language_modelling(
             "entropy": (jax.lax.stop_gradient(weights * scores.entropy).sum(), count),
             "z_loss": (z, count),
             "trained_tokens": (count, jnp.zeros_like(count)),
+            "tokens": ((batch["segment_ids"] > 0).sum().astype(jnp.float32), jnp.zeros_like(count)),
         }
         return Loss(nll + z_loss * z, denominator, metrics)
 
