@@ -11,7 +11,6 @@ of the state nor on the mesh or the number of processes that wrote it. See `chec
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
 import queue
@@ -21,38 +20,10 @@ from typing import Any
 
 from easylm_jax import checkpoint_arrays as arrays
 from easylm_jax import checkpoint_store as store
+from easylm_jax.checkpoint_store import Retention
 from models.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Retention:
-    """Which checkpoints stay. A step stays if any rule keeps it; steps saved under a name stay for ever.
-
-    Attributes:
-      latest: how many of the newest stay (at least 1).
-      every: steps divisible by this stay.
-      history: every this many steps also the parameters alone, in bfloat16, are written to `history/` and all stay.
-    """
-
-    latest: int = 2
-    every: int | None = None
-    history: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.latest < 1:
-            raise UserError(f"retention: latest is {self.latest}; at least 1 checkpoint must stay")
-        for field in ("every", "history"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UserError(f"retention: {field} is {value}; give a number of steps from 1, or leave it out")
-
-    def doomed(self, names: dict[int, str | None]) -> list[int]:
-        """The steps to delete, given every committed step with its name (None when it has none)."""
-        newest = sorted(names)[-self.latest :]
-        kept = {s for s, name in names.items() if name is not None or (self.every and s % self.every == 0)}
-        return sorted(set(names) - set(newest) - kept)
 
 
 class Checkpointer:
@@ -69,8 +40,15 @@ class Checkpointer:
         saved, or "skip" this one. At most one save is ever in flight, which bounds memory and disk.
     """
 
-    def __init__(self, folder: Any, retention: Retention | None = None, *, asynchronous: bool = True,
-                 deadline_seconds: float = 600.0, when_busy: str = "wait") -> None:
+    def __init__(
+        self,
+        folder: Any,
+        retention: Retention | None = None,
+        *,
+        asynchronous: bool = True,
+        deadline_seconds: float = 600.0,
+        when_busy: str = "wait",
+    ) -> None:
         if when_busy not in ("wait", "skip"):
             raise UserError(f'checkpoints: when_busy is {when_busy!r}; give "wait" or "skip"')
         self.folder = store.as_path(folder)
@@ -96,8 +74,9 @@ class Checkpointer:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"cannot make the folder {self.folder}: {error.strerror}; choose another with --out") \
-                from error
+            raise UserError(
+                f"cannot make the folder {self.folder}: {error.strerror}; choose another with --out"
+            ) from error
         for where in (self.folder, self.folder / store.HISTORY):
             for name in store.clean(where):
                 log.info("removed unfinished checkpoint %s", where / name)
@@ -143,8 +122,14 @@ class Checkpointer:
             leaves = arrays.named_leaves(state)
             if self.retention.history and step % self.retention.history == 0:
                 # Before the full one: a run killed in between resumes earlier and writes both again.
-                self._start(self.folder / store.HISTORY / str(step), step, "params", None,
-                            arrays.params_in_bfloat16(leaves), text)
+                self._start(
+                    self.folder / store.HISTORY / str(step),
+                    step,
+                    "params",
+                    None,
+                    arrays.params_in_bfloat16(leaves),
+                    text,
+                )
                 self._land()
             self._start(self.folder / str(step), step, "full", name, leaves, text)
             if not self._asynchronous:
@@ -193,8 +178,11 @@ class Checkpointer:
 
     def _retain(self, step: int) -> None:
         for later in [s for s in self.steps() if s > step]:
-            log.warning("checkpoint %d is from before this run resumed at an earlier step: set aside as %s", later,
-                        store.set_aside(self.folder / str(later)))
+            log.warning(
+                "checkpoint %d is from before this run resumed at an earlier step: set aside as %s",
+                later,
+                store.set_aside(self.folder / str(later)),
+            )
         names = {s: store.read_manifest(self.folder / str(s)).name for s in self.steps()}
         for old in self.retention.doomed(names):
             store.delete_step(self.folder / str(old))
@@ -230,10 +218,8 @@ class Checkpointer:
             return error
         if isinstance(error, TimeoutError):
             reason = f"it took longer than {self._deadline:g} s (deadline_seconds), or another process died"
-        elif _disk_is_full(error):
-            reason = "no space left on the disk; free some, or keep fewer (retention: latest, every, history)"
         else:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            reason = store.write_failure(error)
         return UserError(f"checkpoint {step} could not be written to {self.folder}: {reason}; {self._fallback()}")
 
     def _fallback(self) -> str:
@@ -310,8 +296,10 @@ class Checkpointer:
             log.warning("checkpoint %d in %s is damaged: %s", step, self.folder, faults[0])
             damaged.append(step)
         else:
-            raise UserError(f"every checkpoint in {self.folder} is damaged ({_listed(steps)}); restore a copy, or "
-                            f"start the run again in another folder")
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged ({_listed(steps)}); restore a copy, or "
+                f"start the run again in another folder"
+            )
         if damaged:
             log.warning("falling back to checkpoint %d; the damaged are set aside as <step>%s", step, store.SET_ASIDE)
         if arrays.is_first_process():
@@ -363,8 +351,10 @@ def guard_fresh_start(folder: Any, overwrite: bool = False) -> None:
     root = store.as_path(folder)
     steps = store.committed_steps(root)
     if steps and not overwrite:
-        raise UserError(f"{root} holds checkpoints up to step {steps[-1]}: resume that run, choose another folder with "
-                        f"--out, or give --overwrite to begin again")
+        raise UserError(
+            f"{root} holds checkpoints up to step {steps[-1]}: resume that run, choose another folder with "
+            f"--out, or give --overwrite to begin again"
+        )
     for where in (root, root / store.HISTORY):
         for step in store.committed_steps(where):
             store.set_aside(where / str(step))
@@ -378,8 +368,9 @@ def config_difference(old: Any, new: Any, at: str = "") -> list[str]:
             lines += config_difference(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{at}.{key}" if at else str(key))
         return lines
     if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        return [line for i, pair in enumerate(zip(old, new, strict=True))
-                for line in config_difference(*pair, f"{at}[{i}]")]
+        return [
+            line for i, pair in enumerate(zip(old, new, strict=True)) for line in config_difference(*pair, f"{at}[{i}]")
+        ]
     return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
 
 
@@ -394,13 +385,3 @@ _ABSENT = _Absent()
 def _listed(steps: list[int]) -> str:
     shown = ", ".join(map(str, steps[-5:]))
     return f"steps {shown}" if len(steps) <= 5 else f"{len(steps)} steps, the newest {shown}"
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(text in str(error) for text in ("No space left", "ENOSPC", "Disk quota exceeded")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

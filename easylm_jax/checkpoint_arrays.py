@@ -78,8 +78,10 @@ def params_in_bfloat16(leaves: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: leaf for name, leaf in leaves.items() if name.startswith("params.")}
     if not chosen:
         raise ValueError("checkpoint history: the state has no field `params`")
-    return {name: jnp.asarray(leaf).astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-            for name, leaf in chosen.items()}
+    return {
+        name: jnp.asarray(leaf).astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        for name, leaf in chosen.items()
+    }
 
 
 def snapshot(leaves: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +92,11 @@ def snapshot(leaves: dict[str, Any]) -> dict[str, Any]:
     """
     import jax
 
-    host = {name: np.array(leaf) for name, leaf in leaves.items()
-            if not isinstance(leaf, jax.Array) or (jax.process_count() > 1 and leaf.is_fully_addressable)}
+    host = {
+        name: np.array(leaf)
+        for name, leaf in leaves.items()
+        if not isinstance(leaf, jax.Array) or (jax.process_count() > 1 and leaf.is_fully_addressable)
+    }
     device = {name: leaf for name, leaf in leaves.items() if name not in host}
     if jax.default_backend() == "cpu" and device:
         copies = jax.device_put(list(device.values()), [x.sharding for x in device.values()], may_alias=False)
@@ -119,8 +124,10 @@ def orbax() -> Any:
 def _handlers() -> dict[str, Any]:
     # Uncompressed OCDBT: weights and moments hardly compress, and zstd costs three times the writing (docs).
     ocp = orbax()
-    return {store.STATE: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
-            store.META: ocp.JsonCheckpointHandler(store.META_FILE)}
+    return {
+        store.STATE: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
+        store.META: ocp.JsonCheckpointHandler(store.META_FILE),
+    }
 
 
 @functools.cache
@@ -159,8 +166,7 @@ class Writer:
         self._orbax = ocp.AsyncCheckpointer(self._handler, async_options=ocp.AsyncOptions(timeout_secs=timeout))
         self._deferred: Callable[[], None] | None = None
 
-    def start(self, target: Any, leaves: dict[str, Any], meta: Any, *, step: int, kind: str,
-              name: str | None) -> None:
+    def start(self, target: Any, leaves: dict[str, Any], meta: Any, *, step: int, kind: str, name: str | None) -> None:
         """Returns when `leaves` may be changed; `wait`, from any one thread, returns when `target` is committed."""
         import jax
 
@@ -168,8 +174,9 @@ class Writer:
         described = {key: [str(_dtype(x)), list(np.shape(x))] for key, x in leaves.items()}
         self._handler.pending = {"step": step, "kind": kind, "name": name, "leaves": described}
         filled = {key: x for key, x in leaves.items() if math.prod(np.shape(x))}  # Orbax refuses arrays of size 0
-        arguments = self._arguments(**{store.STATE: ocp.args.PyTreeSave(snapshot(filled)),
-                                       store.META: ocp.args.JsonSave(meta)})
+        arguments = self._arguments(
+            **{store.STATE: ocp.args.PyTreeSave(snapshot(filled)), store.META: ocp.args.JsonSave(meta)}
+        )
         save = functools.partial(self._orbax.save, target, args=arguments)
         if jax.default_backend() == "cpu" and jax.process_count() == 1:
             # The snapshot is ours already, so Orbax's own set-up (a dozen threads to start) need not block either.
@@ -213,7 +220,7 @@ def _is_floating(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def _stored_dtype(text: str) -> np.dtype:
+def stored_dtype(text: str) -> np.dtype:
     import ml_dtypes
 
     return np.dtype(getattr(ml_dtypes, text, text))
@@ -236,11 +243,15 @@ def read_tree(step_folder: Any, abstract: Any) -> Any:
     stored = store.read_manifest(step_folder).leaves
     _check_names(step_folder, leaves, stored)
     for name, leaf in leaves.items():
-        if _stored_dtype(stored[name][0]) != _dtype(leaf):
-            raise UserError(f"checkpoint {step_folder}: {name} is stored as {stored[name][0]}, the run wants "
-                            f"{_dtype(leaf)}; use the configuration that wrote it")
-    values = _read(step_folder, {name: _Wanted(np.shape(leaf), _dtype(leaf), getattr(leaf, "sharding", None))
-                                 for name, leaf in leaves.items()})
+        if stored_dtype(stored[name][0]) != _dtype(leaf):
+            raise UserError(
+                f"checkpoint {step_folder}: {name} is stored as {stored[name][0]}, the run wants "
+                f"{_dtype(leaf)}; use the configuration that wrote it"
+            )
+    values = _read(
+        step_folder,
+        {name: _Wanted(np.shape(leaf), _dtype(leaf), getattr(leaf, "sharding", None)) for name, leaf in leaves.items()},
+    )
     return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
 
 
@@ -248,8 +259,9 @@ def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> An
     """One field of the state; see `checkpoint.restore_params`."""
     import jax
 
-    stored = {name: leaf for name, leaf in store.read_manifest(step_folder).leaves.items()
-              if name.startswith(prefix + ".")}
+    stored = {
+        name: leaf for name, leaf in store.read_manifest(step_folder).leaves.items() if name.startswith(prefix + ".")
+    }
     if not stored:
         raise UserError(f"checkpoint {step_folder} holds no {prefix}; give the folder of a training stage")
     leaves = None if abstract is None else named_leaves({prefix: abstract})
@@ -259,7 +271,7 @@ def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> An
     for name in leaves or stored:
         kind, shape = stored[name]
         leaf = leaves[name] if leaves is not None else None
-        asked = _stored_dtype(kind) if leaf is None else _dtype(leaf)
+        asked = stored_dtype(kind) if leaf is None else _dtype(leaf)
         if dtype is not None and _is_floating(asked):
             asked = np.dtype(dtype)
         wanted[name] = _Wanted(tuple(shape), asked, getattr(leaf, "sharding", None))
@@ -272,7 +284,7 @@ def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> An
 def read_arrays(step_folder: Any, names: list[str]) -> dict[str, np.ndarray]:
     """Stored arrays by name, as numpy, in their stored dtypes."""
     stored = store.read_manifest(step_folder).leaves
-    return _read(step_folder, {n: _Wanted(tuple(stored[n][1]), _stored_dtype(stored[n][0]), None) for n in names})
+    return _read(step_folder, {n: _Wanted(tuple(stored[n][1]), stored_dtype(stored[n][0]), None) for n in names})
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -290,13 +302,18 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 def _check_names(step_folder: Any, leaves: dict[str, Any], stored: dict[str, list]) -> None:
     missing, extra = sorted(leaves.keys() - stored.keys()), sorted(stored.keys() - leaves.keys())
     if missing or extra:
-        parts = [f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
-                 for what, names in (("lacks", missing), ("has in addition", extra)) if names]
+        parts = [
+            f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
+            for what, names in (("lacks", missing), ("has in addition", extra))
+            if names
+        ]
         raise UserError(f"checkpoint {step_folder} {' and '.join(parts)}; use the configuration that wrote it")
     for name, leaf in leaves.items():
         if tuple(stored[name][1]) != np.shape(leaf):
-            raise UserError(f"checkpoint {step_folder}: {name} has shape {tuple(stored[name][1])}, the run wants "
-                            f"{np.shape(leaf)}; use the configuration that wrote it")
+            raise UserError(
+                f"checkpoint {step_folder}: {name} has shape {tuple(stored[name][1])}, the run wants "
+                f"{np.shape(leaf)}; use the configuration that wrote it"
+            )
 
 
 def _read(step_folder: Any, wanted: dict[str, _Wanted]) -> dict[str, Any]:
@@ -306,9 +323,12 @@ def _read(step_folder: Any, wanted: dict[str, _Wanted]) -> dict[str, Any]:
     ocp = orbax()
     filled = {name: w for name, w in wanted.items() if math.prod(w.shape)}
     item = {name: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for name, w in filled.items()}
-    args = {name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=w.dtype) if w.sharding is None
-            else ocp.ArrayRestoreArgs(sharding=w.sharding, global_shape=w.shape, dtype=w.dtype)
-            for name, w in filled.items()}
+    args = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=w.dtype)
+        if w.sharding is None
+        else ocp.ArrayRestoreArgs(sharding=w.sharding, global_shape=w.shape, dtype=w.dtype)
+        for name, w in filled.items()
+    }
     restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
     values: dict[str, Any] = {}
     if filled:

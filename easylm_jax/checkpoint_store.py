@@ -16,6 +16,7 @@ Deletion goes the other way: the manifest is renamed first, so a half-deleted fo
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import pathlib
@@ -59,6 +60,35 @@ class Manifest:
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **self.__dict__})
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay. A step stays if any rule keeps it; steps saved under a name stay for ever.
+
+    Attributes:
+      latest: how many of the newest stay (at least 1).
+      every: steps divisible by this stay.
+      history: every this many steps also the parameters alone, in bfloat16, are written to `history/` and all stay.
+    """
+
+    latest: int = 2
+    every: int | None = None
+    history: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.latest < 1:
+            raise UserError(f"retention: latest is {self.latest}; at least 1 checkpoint must stay")
+        for field in ("every", "history"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UserError(f"retention: {field} is {value}; give a number of steps from 1, or leave it out")
+
+    def doomed(self, names: dict[int, str | None]) -> list[int]:
+        """The steps to delete, given every committed step with its name (None when it has none)."""
+        newest = sorted(names)[-self.latest :]
+        kept = {s for s, name in names.items() if name is not None or (self.every and s % self.every == 0)}
+        return sorted(set(names) - set(newest) - kept)
 
 
 def is_remote(folder: Any) -> bool:
@@ -155,8 +185,10 @@ def hash_files(root: Any, folder: Any) -> dict[str, list]:
     traffic.
     """
     root = as_path(root)
-    return {path.relative_to(root).as_posix(): [_size(path), None if is_remote(path) else checksum(path)]
-            for path in _walk(as_path(folder))}
+    return {
+        path.relative_to(root).as_posix(): [_size(path), None if is_remote(path) else checksum(path)]
+        for path in _walk(as_path(folder))
+    }
 
 
 def _walk(folder: Any) -> Iterable[Any]:
@@ -271,3 +303,14 @@ def _is_remains(path: Any) -> bool:
     if not path.name.isdecimal() or is_committed(path):
         return False
     return (path / DELETED).exists() or (is_remote(path) and (path / ORBAX_METADATA).exists())
+
+
+def write_failure(error: BaseException) -> str:
+    """Why a save failed, in a short phrase: a full disk by name, else the first line of the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(text in str(cause) for text in ("No space left", "ENOSPC", "Disk quota exceeded")):
+            return "no space left on the disk; free some, or keep fewer (retention: latest, every, history)"
+        cause = cause.__cause__ or cause.__context__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
