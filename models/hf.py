@@ -7,35 +7,25 @@ more; with shardings, each host reads only the slices that its own devices keep.
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import functools
 import itertools
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from models import hf_names
+from models import hf_files, hf_names
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 # Buffers that old exports carry and every reader recomputes.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
-_TOKENIZER_FILES = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
-    "generation_config.json",
-)  # fmt: skip
 
 
 def load_hf(
@@ -64,6 +54,7 @@ def load_hf(
     import models  # the package imports this module
 
     folder = Path(folder)
+    _check_dtype(dtype)
     config = read_config(folder)
     stored_vocab = config.vocab
     if vocab is not None:
@@ -71,7 +62,7 @@ def load_hf(
             raise UserError(f"vocab {vocab} is fewer than the {config.vocab_used} entries that {folder} uses")
         config = config.replace(vocab=vocab)
     model = models.build(config, compute)
-    with _Store(folder) as store:
+    with hf_files.Store(folder) as store:
         params = _read(store, family_of(config).hf_table(config), model, dtype, shardings, stored_vocab)
     return model, params
 
@@ -89,15 +80,18 @@ def save_hf(
     """Writes the model as a folder that `transformers` loads unchanged.
 
     `dtype` converts the weights (None keeps theirs); a shard of at most `max_shard_bytes` is in memory at a time.
-    `tokenizer_folder` is where the tokenizer's files are copied from. `vocab` keeps only the first rows of the embedding
-    and the head, to drop padding that `load_hf` added. An existing export is replaced only once the new one is whole.
-    With several processes all must call this, and the first writes. Raises `UserError` when the family cannot express
-    the model, the parameters are not the model's, or the folder cannot be written.
+    `tokenizer_folder` is where the tokenizer's files are copied from. `vocab` keeps only the first rows of the
+    embedding and the head, to drop padding that `load_hf` added. An existing export is replaced only once the new one
+    is whole. With several processes all must call this, and the first writes. Raises `UserError` when the family cannot
+    express the model, the parameters are not the model's, or the folder cannot be written.
     """
     folder, config = Path(folder), model.config
     leaves = hf_names.flatten(params)
     _check_leaves(leaves, hf_names.flatten(model.abstract_params()))
+    _check_dtype(dtype)
     if vocab is not None:
+        if vocab > config.vocab:
+            raise UserError(f"cannot export vocab {vocab}: the model has only {config.vocab} rows")
         config = config.replace(vocab=vocab, vocab_used=min(vocab, config.vocab_used))
     family = family_of(config)
     stored_as = dtype or _common_dtype(leaves)
@@ -108,11 +102,11 @@ def save_hf(
             pass
         return
     try:
-        with _replacing(folder) as fresh:
-            _write_shards(tensors, fresh, max_shard_bytes)
+        with hf_files.replacing(folder) as fresh:
+            hf_files.write_shards(tensors, fresh, max_shard_bytes)
             (fresh / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
             if tokenizer_folder is not None:
-                _copy_tokenizer(Path(tokenizer_folder), fresh)
+                hf_files.copy_tokenizer(Path(tokenizer_folder), fresh)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         raise UserError(f"cannot write {folder}: {reason}") from error
@@ -125,7 +119,7 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
         raise UserError(f"no folder {folder}; give a folder with config.json and safetensors")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
-    config_json = _read_json(path)
+    config_json = hf_files.read_json(path)
     kind = config_json.get("model_type")
     for family in _families():
         if kind in family.MODEL_TYPES:
@@ -133,7 +127,7 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
                 config = family.from_hf(config_json)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
-            return config.replace(vocab_used=min(config.vocab, _tokenizer_size(folder) or config.vocab))
+            return config.replace(vocab_used=min(config.vocab, hf_files.tokenizer_size(folder) or config.vocab))
     known = ", ".join(kind for family in _families() for kind in family.MODEL_TYPES)
     raise UserError(f"{path} has model_type {kind!r}; supported are {known}")
 
@@ -161,94 +155,45 @@ def iter_hf_tensors(
     for name, place in hf_names.places(table, leaves):
         tensor = leaves[place.row.path]
         for i in place.index:  # not tensor[i]: a constant index would compile once for each layer
-            tensor = tensor[i] if isinstance(tensor, np.ndarray) else jax.lax.dynamic_index_in_dim(tensor, i, 0, False)
+            tensor = jax.lax.dynamic_index_in_dim(tensor, i, 0, False) if isinstance(tensor, jax.Array) else tensor[i]
         tensor = _to_host(tensor)
         tensor = tensor.T if place.row.transpose else tensor
         tensor = tensor[:vocab] if place.row.vocab else tensor
         # Contiguous, because the writer copies raw memory without looking at strides.
-        yield name, np.ascontiguousarray(tensor, dtype=np.dtype(dtype) if dtype else tensor.dtype)
+        yield name, np.asarray(tensor, dtype=dtype and np.dtype(dtype), order="C")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 
 
-class _Store:
-    """The tensors in a folder's safetensors files; opens each file once and reads slices."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.files = contextlib.ExitStack()
-        self.slices: dict[str, Any] = {}
-
-    def __enter__(self) -> _Store:
-        for name in self._file_names():
-            path = self.folder / name
-            if not path.is_file():
-                raise UserError(f"{self.folder} lacks {name}, which {_INDEX} names; download it again")
-            try:
-                file = self.files.enter_context(safe_open(path, framework="np"))
-            except SafetensorError as error:
-                raise UserError(f"{path} is not a whole safetensors file ({error}); download it again") from error
-            self.slices.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.slices.clear()
-        self.files.close()
-
-    def _file_names(self) -> list[str]:
-        if (self.folder / _INDEX).is_file():
-            index = _read_json(self.folder / _INDEX).get("weight_map")
-            if not isinstance(index, dict):
-                raise UserError(f"{self.folder / _INDEX} has no weight_map; download it again")
-            return sorted(set(index.values()))
-        if (self.folder / _WEIGHTS).is_file():
-            return [_WEIGHTS]
-        if list(self.folder.glob("pytorch_model*.bin")):
-            raise UserError(
-                f"{self.folder} holds only pytorch_model.bin; convert it where torch is installed: transformers."
-                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
-            )
-        raise UserError(f"{self.folder} has neither {_WEIGHTS} nor {_INDEX}")
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.slices[name].get_shape())
-
-    def dtype(self, name: str) -> str:
-        """numpy's name of the stored type; what is no float keeps the file's own name."""
-        stored = self.slices[name].get_dtype()
-        return _FLOATS.get(stored, stored)
-
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        return self.slices[name][index or ...]
-
-
-def _read(store: _Store, table, model, dtype, shardings, stored_vocab: int) -> dict[str, Any]:
+def _read(store: hf_files.Store, table, model, dtype: str | None, shardings, stored_vocab: int) -> dict[str, Any]:
     """The parameter tree, after a check of every name, shape and type in the files."""
     shapes = hf_names.flatten(model.abstract_params())
     expected = dict(hf_names.places(table, shapes))
     _check_stored(store, expected, shapes, stored_vocab, tied=model.config.tie_embeddings)
-    by_leaf: dict[str, list[tuple[str, tuple[int, ...]]]] = {path: [] for path in shapes}
+    names: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in shapes}
     for name, place in expected.items():
-        by_leaf[place.row.path].append((name, place.index))
-    rows = hf_names.rows_for(table, shapes)
-    if isinstance(shardings, Mapping):
-        placement = hf_names.flatten(shardings)
-    else:
-        placement = dict.fromkeys(shapes, shardings)
+        names[place.row.path][place.index] = name
+    many = isinstance(shardings, Mapping)
+    placement = hf_names.flatten(shardings) if many else dict.fromkeys(shapes, shardings)
     leaves = {}
-    for path, shape in shapes.items():
-        stored = [np.dtype(store.dtype(name)) for name, _ in by_leaf[path]]
-        kind = np.dtype(dtype) if dtype else np.result_type(*set(stored)) if len(set(stored)) > 1 else stored[0]
-        leaves[path] = _read_leaf(store, rows[path], dict((i, n) for n, i in by_leaf[path]), shape.shape, kind, placement[path])
+    for path, row in hf_names.rows_for(table, shapes).items():
+        stored = [np.dtype(store.dtype(name)) for name in names[path].values()]
+        kind = np.dtype(dtype) if dtype else functools.reduce(np.promote_types, stored)
+        leaves[path] = _read_leaf(store, row, names[path], shapes[path].shape, kind, placement[path])
     return hf_names.unflatten(leaves)
 
 
-def _read_leaf(store, row: hf_names.Row, names: Mapping[tuple[int, ...], str], shape, dtype: np.dtype, sharding):
+def _read_leaf(
+    store: hf_files.Store,
+    row: hf_names.Row,
+    names: Mapping[tuple[int, ...], str],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
     """One leaf on its devices. Devices that keep the same slice share one reading of it."""
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     done: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -257,20 +202,31 @@ def _read_leaf(store, row: hf_names.Row, names: Mapping[tuple[int, ...], str], s
             done[bounds] = _read_region(store, row, names, bounds, dtype)
         return done[bounds]
 
-    return jax.make_array_from_callback(tuple(shape), sharding, read)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
-def _read_region(store, row: hf_names.Row, names, bounds: tuple[tuple[int, int], ...], dtype: np.dtype) -> np.ndarray:
+def _read_region(
+    store: hf_files.Store,
+    row: hf_names.Row,
+    names: Mapping[tuple[int, ...], str],
+    bounds: tuple[tuple[int, int], ...],
+    dtype: np.dtype,
+) -> np.ndarray:
     """The part of a leaf between `bounds` (start, stop along each axis), filled tensor by tensor."""
     out = _aligned_empty([stop - start for start, stop in bounds], dtype)
     stacked, tail = bounds[: len(row.stacked)], bounds[len(row.stacked) :]
-    index = tuple(slice(*bound) for bound in (tail[::-1] if row.transpose else tail))
+    tail = tail[::-1] if row.transpose else tail
     for position in itertools.product(*(range(*bound) for bound in stacked)):
-        here = out[tuple(i - start for i, (start, _) in zip(position, stacked, strict=True))]
+        name = names[position]
+        stored = [
+            (min(start, size), min(stop, size)) for (start, stop), size in zip(tail, store.shape(name), strict=True)
+        ]
+        here = out[(*(i - start for i, (start, _) in zip(position, stacked, strict=True)), ...)]
         here = here.T if row.transpose else here
-        found = store.read(names[position], index)
-        here[: len(found)] = found  # casts; fewer rows only in a padded vocabulary
-        here[len(found) :] = 0
+        if stored != list(tail):
+            here[...] = 0  # the padding of a vocabulary: rows that are not stored
+        here[tuple(slice(stop - start) for start, stop in stored)] = store.read(name, stored)
     return out
 
 
@@ -282,7 +238,7 @@ def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_stored(store: _Store, expected, shapes, stored_vocab: int, tied: bool) -> None:
+def _check_stored(store: hf_files.Store, expected, shapes, stored_vocab: int, tied: bool) -> None:
     """Raises one `UserError` that names everything wrong with the files."""
     found = {name for name in store.slices if not _IGNORED.search(name)}
     unknown = found - set(expected)
@@ -303,40 +259,25 @@ def _check_stored(store: _Store, expected, shapes, stored_vocab: int, tied: bool
         want = (stored_vocab, *want[1:]) if row.vocab else want
         if store.shape(name) != want:
             problems.append(f"misshapen: {name} is {list(store.shape(name))}, the model's is {list(want)}")
-        if store.dtype(name) not in _FLOATS.values():
+        if store.dtype(name) not in hf_files.FLOATS.values():
             problems.append(f"unreadable: {name} is stored as {store.dtype(name)}, not as a float")
     if problems:
         raise UserError(f"weights in {store.folder} are not those of its config.json: {'; '.join(problems)}")
 
 
-def _equal(store: _Store, first: str, second: str, rows: int = 4096) -> bool:
-    """Whether two stored tensors are the same, compared some rows at a time."""
-    if store.shape(first) != store.shape(second):
+def _equal(store: hf_files.Store, first: str, second: str, rows: int = 4096) -> bool:
+    """Whether two stored tensors [V, d] are the same, compared some rows at a time."""
+    shape = store.shape(first)
+    if shape != store.shape(second):
         return False
-    parts = (slice(at, at + rows) for at in range(0, store.shape(first)[0], rows))
-    return all(np.array_equal(store.read(first, (part,)), store.read(second, (part,))) for part in parts)
+    parts = [[(at, min(at + rows, shape[0])), (0, shape[1])] for at in range(0, shape[0], rows)]
+    return all(np.array_equal(store.read(first, part), store.read(second, part)) for part in parts)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
-
-
-def _tokenizer_size(folder: str | os.PathLike) -> int | None:
-    """One more than the highest token id in tokenizer.json, or None without a vocabulary there."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        return None
-    tokenizer = _read_json(path)
-    vocabulary = tokenizer.get("model", {}).get("vocab") or {}
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
-    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
-    return max(ids) + 1 if ids else None
+def _check_dtype(dtype: str | None) -> None:
+    known = hf_files.FLOATS.values()
+    if dtype is not None and dtype not in known:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(known)}")
 
 
 def _families() -> Sequence[Any]:
@@ -351,7 +292,7 @@ def _families() -> Sequence[Any]:
 
 def _to_host(tensor: Any) -> np.ndarray:
     """A whole tensor as numpy, gathered from the other processes where they hold parts of it."""
-    if isinstance(tensor, np.ndarray) or tensor.is_fully_addressable or tensor.is_fully_replicated:
+    if not isinstance(tensor, jax.Array) or tensor.is_fully_addressable or tensor.is_fully_replicated:
         return np.asarray(tensor)
     from jax.experimental import multihost_utils
 
@@ -378,61 +319,3 @@ def _common_dtype(leaves: Mapping[str, Any]) -> str:
         name = np.dtype(leaf.dtype).name
         sizes[name] = sizes.get(name, 0) + leaf.size
     return max(sizes, key=sizes.__getitem__)
-
-
-def _write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_bytes: float) -> None:
-    """Files of at most `max_bytes` (a larger tensor gets its own), and an index when there are several."""
-    files: list[list[str]] = []
-    shard: dict[str, np.ndarray] = {}
-    total = 0
-
-    def flush() -> None:
-        files.append(list(shard))
-        save_file(shard, folder / f"part-{len(files)}", metadata={"format": "pt"})
-        shard.clear()
-
-    for name, tensor in tensors:
-        if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > max_bytes:
-            flush()
-        shard[name] = tensor
-        total += tensor.nbytes
-    flush()
-    if len(files) == 1:
-        (folder / "part-1").rename(folder / _WEIGHTS)
-        return
-    weight_map = {}
-    for number, names in enumerate(files, start=1):
-        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        (folder / f"part-{number}").rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` whose files move there when the block ends well, in place of older weights."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield fresh
-        fresh.chmod(0o755)
-        if not folder.exists():
-            fresh.rename(folder)
-            return
-        old = {*folder.glob("model*.safetensors"), *folder.glob(_INDEX)}
-        for file in sorted(fresh.iterdir()):
-            file.replace(folder / file.name)
-            old.discard(folder / file.name)
-        for file in old:
-            file.unlink()
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    files = sorted({file for pattern in _TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()})
-    if not any(file.name.startswith("tokenizer") or file.name == "vocab.json" for file in files):
-        raise UserError(f"{source} holds no tokenizer files (tokenizer.json, tokenizer.model, …)")
-    for file in files:
-        shutil.copyfile(file, target / file.name)

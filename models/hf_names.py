@@ -20,10 +20,10 @@ from models.errors import UserError
 class Row:
     """One parameter leaf and the tensors that hold it on disk.
 
-    `hf` names them; `{layer}` and `{expert}` stand for the indices of the leaf's leading axes, in the order they appear,
-    so a leaf [L, E, d, f] under "layers.{layer}.experts.{expert}.up.weight" is L·E tensors. `path` is the leaf's dotted
-    path. `transpose` turns a stored linear weight [out, in] into a kernel [in, out]. `vocab` marks a tensor whose first
-    stored axis counts vocabulary entries, the one axis that import and export may pad or trim.
+    `hf` names them; `{layer}` and `{expert}` stand for the indices of the leaf's leading axes, in the order they
+    appear, so a leaf [L, E, d, f] under "layers.{layer}.experts.{expert}.up.weight" is L·E tensors. `path` is the
+    leaf's dotted path. `transpose` turns a stored linear weight [out, in] into a kernel [in, out]. `vocab` marks a
+    tensor whose first stored axis counts vocabulary entries, the one axis that import and export may pad or trim.
     """
 
     hf: str
@@ -199,9 +199,10 @@ def write_config(
 
     Raises `UserError` when the model differs from what `class_name` computes, naming the fields.
     """
-    wrong = [f"{name}={getattr(config, name)!r}" for name, value in architecture.items() if getattr(config, name) != value]
-    if wrong:
-        raise UserError(f"{class_name} of transformers cannot express {', '.join(wrong)}; export as another family")
+    differing = {name: getattr(config, name) for name, value in architecture.items() if getattr(config, name) != value}
+    if differing:
+        said = ", ".join(f"{name}={value!r}" for name, value in differing.items())
+        raise UserError(f"{class_name} of transformers cannot express {said}; export as another family")
     fields = {key: getattr(config, ours) for key, ours in {**_REQUIRED, **_OPTIONAL}.items()}
     if config.head_dim * config.heads == config.width and config.family != "llama":
         del fields["head_dim"]  # only Llama's class declares it; the others read it when it is there
@@ -225,7 +226,7 @@ def write_config(
 def _read_rope(config_json: Mapping[str, Any], theta: float) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling from either layout: `rope_theta` with `rope_scaling`, or `rope_parameters` (5.x).
 
-    Where the layout distinguishes kinds of layers, the full-attention ones are scaled and the sliding ones must be plain.
+    Where the layout distinguishes kinds of layers, full-attention ones are scaled and sliding ones must be plain.
     """
     parameters = dict(config_json.get("rope_parameters") or {})
     theta = config_json.get("rope_theta") or theta
@@ -235,7 +236,7 @@ def _read_rope(config_json: Mapping[str, Any], theta: float) -> tuple[float, Rop
     parameters |= config_json.get("rope_scaling") or {}
     theta = float(parameters.get("rope_theta") or theta)
     if _rope_kind(sliding) != "default" or float(sliding.get("rope_theta") or theta) != theta:
-        raise UserError(f"config.json rotates sliding-window layers by {sliding}; they must be plain with theta {theta}")
+        raise UserError(f"config.json rotates sliding-window layers by {sliding}; only theta {theta}, unscaled, works")
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("config.json has partial_rotary_factor other than 1; rotary embeddings cover whole heads here")
     return theta, _read_scaling(parameters, config_json["max_position_embeddings"])
@@ -256,10 +257,15 @@ def _read_scaling(parameters: Mapping[str, Any], context: int) -> RopeScaling | 
         strange.append("truncate")
     if strange:
         raise UserError(f"config.json scales rotary embeddings with {', '.join(strange)}, which no model here uses")
+    if parameters.get("factor") is None:
+        raise UserError(f"config.json scales rotary embeddings by {kind} without a factor")
+    factor = float(parameters["factor"])
+    if kind == "linear":
+        return RopeScaling("linear", factor)
     original = parameters.get("original_max_position_embeddings") or context
     names = {"low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"}
     given = {name: float(parameters[name]) for name in names if parameters.get(name) is not None}
-    return RopeScaling(kind, float(parameters.get("factor") or context / original), original, **given)
+    return RopeScaling(kind, factor, original, **given)
 
 
 def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:

@@ -18,7 +18,9 @@ def _llama2(layers: int, width: int, heads: int, ffn: int, **changes: Any) -> De
     return DecoderConfig("llama", **shape, **rest, **ARCHITECTURE, **changes)
 
 
-def _llama3(layers: int, width: int, heads: int, ffn: int, factor: float | None = None, **changes: Any) -> DecoderConfig:
+def _llama3(
+    layers: int, width: int, heads: int, ffn: int, factor: float | None = None, **changes: Any
+) -> DecoderConfig:
     """`factor` stretches 8192 trained positions (Llama 3.1: 8, Llama 3.2: 32); None is Llama 3.0."""
     shape = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "vocab": 128256, "kv_heads": 8}
     rest = {"norm_eps": 1e-5, "rope_theta": 500_000.0, "bos_id": 128000, "eos_id": 128001}

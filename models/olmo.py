@@ -48,8 +48,8 @@ def _olmo3(base: DecoderConfig, long: bool = False) -> DecoderConfig:
     return config.replace(context=65536, rope_scaling=_YARN) if long else config
 
 
-# Scaling ladder of OLMo-core: width, layers, heads. Its "1M" (width 12, 4 heads) is left out: heads of odd size 3 cannot
-# be rotated in pairs. The ladder's 1B is the released OLMo 2 1B.
+# Scaling ladder of OLMo-core: width, layers, heads. Its "1M" (width 12, 4 heads) is left out: heads of odd size 3
+# cannot be rotated in pairs. The ladder's 1B is the released OLMo 2 1B.
 _LADDER = {
     "14m": (128, 4, 8),
     "30m": (256, 4, 8),
@@ -100,7 +100,7 @@ def hf_table(config: DecoderConfig) -> tuple[hf_names.Row, ...]:
 
 
 def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
-    """The model that an `olmo`, `olmo2` or `olmo3` `config.json` describes; raises `UserError` when it cannot be built."""
+    """The model that an `olmo`, `olmo2` or `olmo3` `config.json` describes; `UserError` when it cannot be built."""
     kind = config_json.get("model_type")
     architecture = ARCHITECTURES[kind]
     if kind == "olmo":
@@ -109,11 +109,12 @@ def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
         return hf_names.read_config(config_json, architecture, norm_eps=1e-5)
     window, every = _read_windows(config_json)
     defaults = {"norm_eps": 1e-5, "window": window, "full_attention_every": every}
-    return hf_names.read_config(config_json, architecture, theta=500_000.0, **defaults)
+    return _check_scaling(hf_names.read_config(config_json, architecture, theta=500_000.0, **defaults))
 
 
 def to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
     """The `config.json` of a model of this family with weights stored as `dtype`."""
+    _check_scaling(config)
     class_name = {"olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM", "olmo3": "Olmo3ForCausalLM"}[config.family]
     fields = hf_names.write_config(config, ARCHITECTURES[config.family], class_name, dtype)
     if config.family == "olmo":
@@ -125,6 +126,13 @@ def to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
         plain = {"rope_type": "default", "rope_theta": config.rope_theta}
         fields["rope_parameters"] = {"sliding_attention": plain, "full_attention": fields["rope_parameters"]}
     return fields
+
+
+def _check_scaling(config: DecoderConfig) -> DecoderConfig:
+    """OLMo 3 scales only full-attention layers, and so does the decoder, but for YaRN alone."""
+    if config.window is not None and config.rope_scaling is not None and config.rope_scaling.kind != "yarn":
+        raise UserError(f"models with sliding windows scale rotary embeddings by yarn, not {config.rope_scaling.kind}")
+    return config
 
 
 def _read_windows(config_json: Mapping[str, Any]) -> tuple[int | None, int]:

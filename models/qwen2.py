@@ -57,7 +57,7 @@ def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
         config_json.get("layer_types") or ["sliding_attention"]
     )
     if sliding:
-        raise UserError("config.json has use_sliding_window=true; no released Qwen 2 uses it and it is not supported here")
+        raise UserError("config.json has use_sliding_window=true; no released Qwen 2 uses it, nor is it supported here")
     return hf_names.read_config(config_json, ARCHITECTURE, norm_eps=1e-6)
 
 

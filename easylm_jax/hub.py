@@ -1,0 +1,48 @@
+"""Folders of models and tokenizers: a local path, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.errors import UserError
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+MODEL_FILES = ("*.json", "*.safetensors", "tokenizer*", "merges.txt", "chat_template*")
+
+
+def resolve(name: str | os.PathLike, allow: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder that `name` means: an existing folder as it is, else a hub name, fetched.
+
+    The prefix "hf:" is optional and skips the look at local folders. Raises `UserError` when there is neither.
+    """
+    text = os.fspath(name)
+    if not text.startswith("hf:") and Path(text).expanduser().is_dir():
+        return Path(text).expanduser()
+    hub_name = text.removeprefix("hf:")
+    if not _NAME.fullmatch(hub_name):
+        raise UserError(f"{text!r} is neither a folder nor a hub name like hf:allenai/OLMo-2-0425-1B")
+    return fetch(hub_name, allow)
+
+
+def fetch(name: str, allow: Sequence[str] = MODEL_FILES) -> Path:
+    """Downloads the files of `name` that match `allow` into the hub's cache and returns their folder.
+
+    `name` is "owner/model" or "owner/model@revision" (a branch, tag or commit: OLMo keeps its training steps so).
+    Files already in the cache are not fetched again, and serve when there is no network.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(f"fetching {name} needs huggingface_hub: pip install huggingface_hub") from None
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(allow)))
+    except Exception as error:  # the hub's many kinds, and those of the network library below it
+        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        raise UserError(
+            f"cannot fetch {name} from the hub ({type(error).__name__}: {reason}); "
+            "download it elsewhere and give the folder instead, or set HF_TOKEN if it is gated"
+        ) from error

@@ -1,0 +1,163 @@
+"""The files of a Hugging Face model folder: safetensors read by slices and written by shards, JSON, tokenizers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from models.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
+    "generation_config.json",
+)  # fmt: skip
+
+
+class Store:
+    """The tensors in a folder's safetensors files. Opens each file once and keeps none of it in memory."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.files = contextlib.ExitStack()
+        self.slices: dict[str, Any] = {}
+
+    def __enter__(self) -> Store:
+        for name in self._file_names():
+            path = self.folder / name
+            if not path.is_file():
+                raise UserError(f"{self.folder} lacks {name}, which {INDEX} names; download it again")
+            try:
+                file = self.files.enter_context(safe_open(path, framework="np"))
+            except SafetensorError as error:
+                raise UserError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+            self.slices.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.slices.clear()
+        self.files.close()
+
+    def _file_names(self) -> list[str]:
+        if (self.folder / INDEX).is_file():
+            index = read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(index, dict):
+                raise UserError(f"{self.folder / INDEX} has no weight_map; download it again")
+            return sorted(set(index.values()))
+        if (self.folder / WEIGHTS).is_file():
+            return [WEIGHTS]
+        if list(self.folder.glob("pytorch_model*.bin")):
+            raise UserError(
+                f"{self.folder} holds only pytorch_model.bin; convert it where torch is installed: transformers."
+                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
+            )
+        raise UserError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.slices[name].get_shape())
+
+    def dtype(self, name: str) -> str:
+        """numpy's name of the stored type; what is no float keeps the file's own name."""
+        stored = self.slices[name].get_dtype()
+        return FLOATS.get(stored, stored)
+
+    def read(self, name: str, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The part between (start, stop) along each axis; reads no more than that from the file."""
+        if any(start >= stop for start, stop in bounds):
+            return np.empty([max(stop - start, 0) for start, stop in bounds], self.dtype(name))
+        return self.slices[name][tuple(slice(*bound) for bound in bounds) or ...]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not readable JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return value
+
+
+def tokenizer_size(folder: str | os.PathLike) -> int | None:
+    """One more than the highest token id in tokenizer.json, or None without a vocabulary there."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = read_json(path)
+    vocabulary = tokenizer.get("model", {}).get("vocab") or {}
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
+    return max(ids) + 1 if ids else None
+
+
+def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_bytes: float) -> None:
+    """Files of at most `max_bytes` (a larger tensor gets its own), and an index when there are several."""
+    files: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = 0
+
+    def flush() -> None:
+        files.append(list(shard))
+        try:
+            save_file(shard, folder / f"part-{len(files)}", metadata={"format": "pt"})
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(str(error)) from error
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and sum(held.nbytes for held in shard.values()) + tensor.nbytes > max_bytes:
+            flush()
+        shard[name] = tensor
+        total += tensor.nbytes
+    flush()
+    if len(files) == 1:
+        (folder / "part-1").rename(folder / WEIGHTS)
+        return
+    weight_map = {}
+    for number, names in enumerate(files, start=1):
+        file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"part-{number}").rename(folder / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` whose files move there when the block ends well, in place of older weights."""
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o755)
+        if not folder.exists():
+            fresh.rename(folder)
+            return
+        old = {*folder.glob("model*.safetensors"), *folder.glob(INDEX)}
+        for file in sorted(fresh.iterdir()):
+            file.replace(folder / file.name)
+            old.discard(folder / file.name)
+        for file in old:
+            file.unlink()
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    files = sorted({file for pattern in _TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()})
+    if not any(file.name.startswith("tokenizer") or file.name == "vocab.json" for file in files):
+        raise UserError(f"{source} holds no tokenizer files (tokenizer.json, tokenizer.model, …)")
+    for file in files:
+        shutil.copyfile(file, target / file.name)
