@@ -438,9 +438,9 @@ def test_only_damaged_checkpoints_is_an_error_and_none_is_touched(three_steps):
 
 
 def test_missing_checkpoint_or_step_is_one_clear_line(folder, three_steps):
-    with Checkpointer(folder) as checkpointer:
-        with pytest.raises(UserError, match="no checkpoint of step 9 .* there are steps 1, 2, 3"):
-            checkpointer.restore(WANTED, step=9)
+    message = "no checkpoint of step 9 .* there are steps 1, 2, 3"
+    with Checkpointer(folder) as checkpointer, pytest.raises(UserError, match=message):
+        checkpointer.restore(WANTED, step=9)
     with Checkpointer(folder / "empty") as checkpointer, pytest.raises(UserError, match="no checkpoint in"):
         checkpointer.restore(WANTED)
 
