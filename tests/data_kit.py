@@ -5,7 +5,29 @@ from pathlib import Path
 
 from easylm_jax.data import DataSpec, Source, build_cache, train_sentencepiece
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven small cats watch from 12 warm roofs near the river".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "small",
+    "cats",
+    "watch",
+    "from",
+    "12",
+    "warm",
+    "roofs",
+    "near",
+    "the",
+    "river",
+]
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
