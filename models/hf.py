@@ -160,7 +160,9 @@ def iter_hf_tensors(
         tensor = tensor.T if place.row.transpose else tensor
         tensor = tensor[:vocab] if place.row.vocab else tensor
         # Contiguous, because the writer copies raw memory without looking at strides.
-        yield name, np.asarray(tensor, dtype=dtype and np.dtype(dtype), order="C")
+        out = np.empty(tensor.shape, np.dtype(dtype) if dtype else tensor.dtype)
+        _copy(tensor, out)
+        yield name, out
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,8 +228,15 @@ def _read_region(
         here = here.T if row.transpose else here
         if stored != list(tail):
             here[...] = 0  # the padding of a vocabulary: rows that are not stored
-        here[tuple(slice(stop - start) for start, stop in stored)] = store.read(name, stored)
+        _copy(store.read(name, stored), here[(*(slice(stop - start) for start, stop in stored), ...)])
     return out
+
+
+def _copy(source: np.ndarray, target: np.ndarray, rows: int = 64) -> None:
+    """target[...] = source with a cast, in blocks that fit a cache: twice as quick where one of them is transposed."""
+    source, target = np.atleast_1d(source, target)  # views, for leaves of one number a layer
+    for at in range(0, len(source), rows):
+        target[at : at + rows] = source[at : at + rows].astype(target.dtype)
 
 
 def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
