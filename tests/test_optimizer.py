@@ -128,6 +128,17 @@ def test_clip_multiplies_the_gradient_by_the_published_factor(clip):
     np.testing.assert_allclose(state.nu["b"]["kernel"], [0.05 * (4 * factor) ** 2], rtol=1e-6)
 
 
+def test_clip_factor_stays_finite_at_vanishing_norms():
+    """The 1e-6 beside the norm: at a norm of 5e-6 and a bound of 1e-6 the factor is 1/6, not 1/5."""
+    params = {"a": {"kernel": jnp.zeros(2)}}
+    opt = make_optimizer(OptimizerConfig(lr=1e-3, clip=1e-6), total_steps=1)
+    grads = {"a": {"kernel": jnp.array([3e-6, 4e-6])}}
+    _, state, _ = update(opt, grads, 1.0, opt.init(params), params, 0)
+    np.testing.assert_allclose(state.mu["a"]["kernel"], [0.1 * 3e-6 / 6, 0.1 * 4e-6 / 6], rtol=1e-5)
+    _, state, _ = update(opt, scaled(grads, 0.0), 1.0, opt.init(params), params, 0)
+    np.testing.assert_array_equal(state.mu["a"]["kernel"], [0, 0])
+
+
 @pytest.mark.parametrize(
     ("config", "spared"),
     [
@@ -342,6 +353,17 @@ def test_values_that_are_not_finite_do_not_count_towards_the_64():
     losses[5], norms[6] = np.nan, np.inf
     losses[-1] = 50.0
     assert run_guard(make_optimizer(SPIKING, total_steps=100), losses, norms)[0].tolist() == [0] * 5 + [1, 1] + [0] * 58
+
+
+@pytest.mark.parametrize(("value", "skips"), [(9.4, 0), (9.6, 1)])
+def test_guard_measures_in_sample_deviations_of_the_earlier_values(value, skips):
+    """Of 0 and 2 the mean is 1 and the sample deviation √2, so that the bound is 1 + 6√2 = 9.49."""
+    rule = SkipStep(window=128, min_values=3, sigma=6.0)
+    opt = make_optimizer(OptimizerConfig(lr=1e-3, skip_step=rule), total_steps=10)
+    losses, norms = np.array([0.0, 2.0, value], np.float32), np.ones(3, np.float32)
+    skipped, *_, deviations, _ = run_guard(opt, losses, norms)
+    assert skipped.sum() == skips
+    np.testing.assert_allclose(deviations[-1], (value - 1) / np.sqrt(2), rtol=1e-6)
 
 
 def test_spikes_pass_when_the_guard_is_off():
