@@ -84,15 +84,25 @@ def train(job: Job) -> dict[str, Any]:
         job.folder / "checkpoints", Retention(c.latest, c.keep_every, c.history),
         when_busy=c.when_busy, deadline_seconds=c.deadline_seconds,
     )  # fmt: skip
+    throughput = _throughput(job)
     with jax.set_mesh(job.mesh), monitor, checkpointer, StopRequest(monitor.message) as stop:
-        return _Run(job, monitor, checkpointer, stop).to_the_end()
+        return _Run(job, monitor, checkpointer, stop, throughput).to_the_end()
+
+
+def _throughput(job: Job) -> Throughput:
+    """The meter of a stage. A CPU's peak is measured on one device, so this must come before the mesh is set."""
+    per_token = model_flops_per_token(job.model, job.loader.cache.sequence_length)
+    return Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
 
 
 class _Run:
     """One process's life in a job: what is on the device, and the helpers of the loop."""
 
-    def __init__(self, job: Job, monitor: Monitor, checkpointer: Checkpointer, stop: StopRequest):
+    def __init__(
+        self, job: Job, monitor: Monitor, checkpointer: Checkpointer, stop: StopRequest, throughput: Throughput
+    ):
         self.job, self.monitor, self.checkpointer, self.stop = job, monitor, checkpointer, stop
+        self.throughput = throughput
         abstract = job.abstract_state
         self.layout = sharding.state_shardings(abstract, job.rules, job.mesh, REPLICATED_STATE)
         self.abstract = jax.tree.map(
@@ -107,9 +117,6 @@ class _Run:
         self.score = make_score_step(job.score, shardings=(self.layout.params, self.batch_layout, everywhere))
         self.tokens_seen = 0
         self.validation: dict[str, float] = {}
-        peak = total_peak_flops(list(job.mesh.devices.flat))
-        length = job.loader.cache.sequence_length
-        self.throughput = Throughput(flops_per_token=model_flops_per_token(job.model, length), peak_flops=peak)
 
     def to_the_end(self) -> dict[str, Any]:
         job, monitor = self.job, self.monitor
