@@ -27,7 +27,7 @@ WORDS = [
     "near",
     "the",
     "river",
-]
+]  # noqa: SIM905
 MARKERS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 

@@ -137,11 +137,11 @@ def _find(name: str, module: str | None):
 
 
 def mixture_rates(name: str, module: str | None) -> dict[str, float]:
-    """Rates of a mixture's tasks by name; empty when `name` is a task."""
+    """Rates of a mixture's tasks, sorted by name (seqio's own order is not fixed); empty when `name` is a task."""
     found = _find(name, module)
     if not isinstance(found, _seqio().Mixture):
         return {}
-    return {task.name: float(found.get_rate(task)) for task in found.tasks}
+    return {task.name: float(found.get_rate(task)) for task in sorted(found.tasks, key=lambda task: task.name)}
 
 
 def read_task(name: str, split: str, module: str | None) -> Iterator[tuple[dict[str, Any], str]]:

@@ -64,6 +64,9 @@ class Source:
             if value is not None and (value < 0 or (value == 0 and name != "skip")):
                 raise UserError(f"data: {name} {value} of source {self.path} must be above 0")
         _choice(f"text_unit of source {self.path}", self.text_unit, ("file", "line", "paragraph"))
+        for name in ("weight", "fraction"):  # 3 and 3.0 are one weight and must give one key
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         if self.fields is not None:
             pairs = self.fields.items() if isinstance(self.fields, Mapping) else self.fields
             pairs = tuple((str(role), str(column)) for role, column in pairs)
@@ -126,6 +129,8 @@ class DataSpec:
             raise UserError(f"data: sequence_length {self.sequence_length} must be at least 2")
         if self.temperature is not None and not self.temperature > 0:
             raise UserError(f"data: temperature {self.temperature} must be above 0")
+        if self.temperature is not None:
+            object.__setattr__(self, "temperature", float(self.temperature))
         if len({source.weight is None for source in sources}) == 2:
             bare = next(source.path for source in sources if source.weight is None)
             raise UserError(f"data: source {bare} has no weight but others have; give a weight to all or to none")

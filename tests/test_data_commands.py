@@ -1,0 +1,163 @@
+"""`easylm data build | inspect | stats | tokenizer`: what a person types and what comes back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from data_kit import conversations, corpus, sentencepiece, write_jsonl
+
+from easylm_jax.cli import main
+from easylm_jax.data.commands import ProgressLine
+
+NEEDED = ["--tokenizer", "sp:{0}/tokenizer.model", "--length", "8", "--out", "{0}/x"]
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands")
+    sentencepiece(folder)
+    write_jsonl(folder / "chats.jsonl", [{"messages": turns} for turns in conversations(8)])
+    write_jsonl(folder / "texts.jsonl", [{"text": text} for text in corpus(20)])
+    return folder
+
+
+def run(*words, status=0):
+    assert main([str(word) for word in words]) == status
+
+
+def build_chat(folder, *more):
+    tokenizer = f"sp:{folder / 'tokenizer.model'}"
+    chat = ["--kind", "chat", "--template", "tulu", "--length", 256]
+    run("data", "build", folder / "chats.jsonl", "--tokenizer", tokenizer, *chat, "--out", folder / "chat", *more)
+
+
+def test_build_prints_what_the_cache_holds_and_writes_json(folder, capsys):
+    build_chat(folder, "--json", folder / "build.json")
+    printed = capsys.readouterr().out
+    facts = json.loads((folder / "build.json").read_text())
+    assert facts["folder"] in printed and f"{facts['tokens']:,}" in printed
+    assert "8 of 8 records" in printed
+    assert facts["spec"]["packing"] == "best_fit"
+    assert Path(facts["folder"]).parent == folder / "chat"
+
+
+def test_inspect_marks_the_trained_tokens_and_nothing_else(folder, capsys):
+    build_chat(folder)
+    capsys.readouterr()
+    run("data", "inspect", folder / "chat", "--rows", 1000, "--ids", "--json", folder / "rows.json")
+    printed = capsys.readouterr().out
+    for turns in conversations(8):
+        expected = ""
+        for i, turn in enumerate(turns):
+            content = f"⟦{turn['content']}</s>⟧" if turn["role"] == "assistant" else turn["content"]
+            last = turn["role"] == "assistant" and i == len(turns) - 1
+            expected += f"<|{turn['role']}|>\n{content}" + ("" if last else "\n")
+        assert expected in printed
+    rows = json.loads((folder / "rows.json").read_text())["rows"]
+    documents = [document for row in rows for document in row["documents"]]
+    assert sorted(document["record"] for document in documents) == list(range(8))
+    for document in documents:
+        assert " ".join(map(str, document["ids"])) in printed and len(document["ids"]) == document["tokens"]
+
+
+def test_build_of_text_inspects_with_its_document_bounds(folder, capsys):
+    words = ["--tokenizer", f"sp:{folder / 'tokenizer.model'}", "--length", 64, "--out", folder / "text"]
+    run("data", "build", folder / "texts.jsonl", *words)
+    run("data", "inspect", folder / "text", "--rows", 1)
+    printed = capsys.readouterr().out
+    assert "record 0, tokens" in printed and "</s>⟧" in printed
+
+
+def test_build_reads_a_specification_file(folder, capsys):
+    sources = [{"path": str(folder / "texts.jsonl"), "weight": 3}, {"path": str(folder / "texts.jsonl"), "weight": 1}]
+    spec = {"sources": sources, "tokenizer": f"sp:{folder / 'tokenizer.model'}", "sequence_length": 32}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    run("data", "build", "--spec", folder / "spec.json", "--out", folder / "mixed")
+    assert "rate 0.25" in capsys.readouterr().out
+    same = ["--weights", "3,1", "--tokenizer", spec["tokenizer"], "--length", 32, "--out", folder / "mixed"]
+    run("data", "build", folder / "texts.jsonl", folder / "texts.jsonl", *same)
+    run("data", "stats", folder / "mixed")  # still a single cache: both ways name the same thing
+
+
+def test_stats_verifies_the_files(folder, capsys):
+    build_chat(folder)
+    run("data", "stats", folder / "chat", "--verify", "--json", folder / "stats.json")
+    assert "every file agrees with its checksum" in capsys.readouterr().out
+    assert json.loads((folder / "stats.json").read_text())["rows"] > 0
+
+
+def test_tokenizer_trains_on_texts_and_conversations(folder, capsys):
+    sources = [folder / "texts.jsonl", folder / "chats.jsonl"]
+    run("data", "tokenizer", *sources, "--vocab", 330, "--symbols", "<|im_start|>,<|im_end|>", "--out", folder / "own")
+    assert f"sp:{folder / 'own' / 'tokenizer.model'}: 330 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["build", "a", *NEEDED, "--weights", "1,2"], "2 weights for 1 sources"),
+        (["build", "a", *NEEDED, "--weights", "x"], "'x' must be numbers"),
+        (["build", "a", *NEEDED, "--fields", "user"], "must read role=column"),
+        (["build", *NEEDED], "name at least one source"),
+        (["build", "{0}/no.jsonl", *NEEDED], "no file at"),
+        (["build", "--out", "x"], "build needs --tokenizer (or --spec)"),
+        (
+            ["build", "{0}/no.jsonl", "--tokenizer", "sp:{0}/tokenizer.model", "--length", "8", "--out", "{0}/x"],
+            "no file",
+        ),
+        (
+            ["build", "a", "--weights", "1,2", "--tokenizer", "t", "--length", "8", "--out", "x"],
+            "2 weights for 1 sources",
+        ),
+        (
+            ["build", "a", "--fields", "user", "--tokenizer", "t", "--length", "8", "--out", "x"],
+            "must read role=column",
+        ),
+        (["build", "--spec", "{0}/no.json", "--out", "x"], "cannot read the specification"),
+        (["build", "a", "--spec", "{0}/no.json", "--out", "x"], "give sources or --spec, not both"),
+        (["stats", "{0}"], "holds no manifest.json"),
+        (["inspect", "{0}/nowhere"], "holds no manifest.json; build it with"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_2(words, message, folder, capsys):
+    run("data", *(word.format(folder) for word in words), status=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_inspect_refuses_another_vocabulary(folder, capsys, tmp_path):
+    build_chat(folder)
+    capsys.readouterr()
+    run("data", "inspect", folder / "chat", "--tokenizer", sentencepiece(tmp_path, vocab=430), status=2)
+    assert "was made with tokenizer" in capsys.readouterr().err
+
+
+def test_help_of_every_subcommand_imports_nothing_heavy():
+    for words in (["--help"], ["build", "--help"], ["inspect", "--help"]):
+        code = f"""
+import sys
+from easylm_jax.cli import main
+status = main(["data", *{words!r}])
+print("HEAVY", sorted({{"numpy", "jax", "tensorflow", "sentencepiece"}} & set(sys.modules)), status)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+        assert done.stdout.splitlines()[-1] == "HEAVY [] 0"
+        assert "easylm data" in done.stdout
+
+
+def test_progress_says_how_many_documents_a_second(monkeypatch):
+    import io
+
+    clock = iter([0.0, 0.0, 11.0, 12.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    line = ProgressLine(stream := io.StringIO())
+    line(500, None, "read")
+    line(200, 200, "write")
+    assert stream.getvalue().splitlines() == [
+        "read: 500 documents, 500,000,000 a second",
+        "write: 200 of 200 rows, 200,000,000 a second",
+    ]

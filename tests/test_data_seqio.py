@@ -1,0 +1,163 @@
+"""seqio Tasks and Mixtures: declared over our sources, read back into a cache, mixed at their rates."""
+
+import json
+
+import numpy as np
+import pytest
+from data_kit import conversations, corpus, sentencepiece, write_jsonl
+
+from easylm_jax.data import DataSpec, Loader, Source, build_cache, load_tokenizer
+from easylm_jax.data.seqio_tasks import declare_mixture, declare_task, mixture_rates
+from easylm_jax.data.templates import render, tokenize
+from models.errors import UserError
+
+# What TensorFlow and seqio themselves warn about on import is not ours to mend.
+pytestmark = pytest.mark.filterwarnings("ignore")
+seqio = pytest.importorskip("seqio")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("seqio")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return sentencepiece(folder)
+
+
+@pytest.fixture(scope="module")
+def tasks(folder, tokenizer):
+    """Three tasks: text in two splits, conversations, and conversations as token ids."""
+    texts = [{"text": text} for text in corpus(30)]
+    path = str(write_jsonl(folder / "texts.jsonl", texts))
+    declare_task("kit_text", {"train": Source(path, skip=10), "validation": Source(path, limit=10)})
+    few = str(write_jsonl(folder / "few.jsonl", texts[:5]))
+    declare_task("kit_few", Source(few))
+    chats = Source(str(write_jsonl(folder / "chats.jsonl", [{"messages": turns} for turns in conversations(12)])))
+    declare_task("kit_chat", chats, kind="chat")
+    spec = DataSpec((chats,), tokenizer, 256, kind="chat", template="olmo", packing="best_fit")
+    declare_task("kit_tokens", chats, kind="chat", encode=spec)
+
+
+def test_a_declared_task_is_an_ordinary_seqio_task(tasks):
+    task = seqio.get_mixture_or_task("kit_text")
+    found = [e["text"].decode() for e in task.get_dataset(None, "validation", shuffle=False).as_numpy_iterator()]
+    assert found == corpus(30)[:10]
+    assert set(task.splits) == {"train", "validation"}
+
+
+def test_a_declared_task_with_a_template_holds_the_tokens_a_model_sees(tasks, tokenizer):
+    dataset = seqio.get_mixture_or_task("kit_tokens").get_dataset(None, "train", shuffle=False)
+    encoded = tokenize([render("olmo", turns) for turns in conversations(12)], load_tokenizer(tokenizer))
+    count = 0
+    for example, (ids, trained) in zip(dataset.as_numpy_iterator(), encoded, strict=True):
+        np.testing.assert_array_equal(example["targets"], ids)
+        np.testing.assert_array_equal(example["loss_weights"], trained)
+        count += 1
+    assert count == 12
+
+
+def test_a_cache_from_a_task_equals_the_cache_from_its_file(tasks, folder, tokenizer):
+    direct = DataSpec((Source(str(folder / "texts.jsonl"), skip=10),), tokenizer, 64)
+    through = DataSpec((Source("seqio:kit_text:train"),), tokenizer, 64)
+    caches = [build_cache(spec, folder / "equal") for spec in (direct, through)]
+    rows = np.arange(caches[0].rows)
+    for name, array in caches[0].read(rows).items():
+        np.testing.assert_array_equal(caches[1].read(rows)[name], array)
+
+
+def test_conversations_come_through_a_task(tasks, folder, tokenizer):
+    spec = DataSpec((Source("seqio:kit_chat"),), tokenizer, 256, kind="chat", template="tulu", packing="best_fit")
+    cache = build_cache(spec, folder / "chat")
+    assert cache.manifest["sources"][0]["records"]["kept"] == 12
+
+
+def test_a_foreign_task_of_token_ids_is_decoded_by_its_own_vocabulary(folder, tokenizer):
+    """What others register often holds `inputs` and `targets` as ids, with or without the text they came from."""
+    import tensorflow as tf
+
+    vocabulary = seqio.SentencePieceVocabulary(tokenizer.removeprefix("sp:"))
+    feature = seqio.Feature(vocabulary, add_eos=False)
+    pairs = [{"inputs": f"the fox {i}", "targets": f" seven cats {i}"} for i in range(4)]
+
+    def dataset(split, shuffle_files=False, seed=None):
+        return tf.data.Dataset.from_generator(
+            lambda: iter(pairs), output_signature={k: tf.TensorSpec((), tf.string) for k in ("inputs", "targets")}
+        )
+
+    source = seqio.FunctionDataSource(dataset_fn=dataset, splits=("train",))
+    for name, copy in (("kit_foreign_ids", False), ("kit_foreign_text", True)):
+        seqio.TaskRegistry.add(
+            name, source=source, output_features={"inputs": feature, "targets": feature}, metric_fns=[],
+            preprocessors=[lambda ds, output_features, c=copy: seqio.preprocessors.tokenize(
+                ds, output_features, copy_pretokenized=c)],
+        )  # fmt: skip
+        spec = DataSpec((Source(f"seqio:{name}"),), tokenizer, 64, kind="chat", template="plain", packing="none")
+        cache = build_cache(spec, folder / name)
+        ours = load_tokenizer(tokenizer)
+        batch = cache.read(np.arange(4))
+        texts = [ours.decode(t[s > 0]) for t, s in zip(batch["tokens"], batch["segment_ids"], strict=True)]
+        assert texts == [f"<s>the fox {i} seven cats {i}</s>" for i in range(4)]
+
+
+def test_a_mixture_is_drawn_at_its_rates(tasks, folder, tokenizer):
+    declare_mixture("kit_mixture", {"kit_text": 3.0, "kit_few": 1.0})
+    cache = build_cache(DataSpec((Source("seqio:kit_mixture"),), tokenizer, 512, packing="none"), folder / "mixture")
+    assert [part["rate"] for part in cache.manifest["parts"]] == [0.75, 0.25]
+    assert [part["rows"] for part in cache.manifest["parts"]] == [20, 5]
+    rows = np.concatenate([Loader(cache, 32, seed=0).rows_at(step) for step in range(128)])
+    assert (rows < 20).mean() == pytest.approx(0.75, abs=0.001)
+
+
+def test_rates_are_numbers_of_examples_flattened_by_temperature(tasks):
+    declare_mixture("kit_natural", ["kit_text", "kit_few"])
+    assert mixture_rates("kit_natural", None) == {"kit_text": 20.0, "kit_few": 5.0}
+    declare_mixture("kit_flat", ["kit_text", "kit_few"], temperature=2.0)
+    assert mixture_rates("kit_flat", None) == pytest.approx({"kit_text": 20**0.5, "kit_few": 5**0.5})
+    assert mixture_rates("kit_text", None) == {}
+
+
+def test_the_module_that_registers_a_task_is_imported_first(folder, tokenizer, monkeypatch):
+    code = f"""
+from easylm_jax.data import Source
+from easylm_jax.data.seqio_tasks import declare_task
+declare_task("kit_from_module", Source({json.dumps(str(write_jsonl(folder / "m.jsonl", [{"text": "the fox"}])))}))
+"""
+    (folder / "kit_tasks_module.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(UserError, match="no seqio task or mixture is called 'kit_from_module'; name the module"):
+        build_cache(DataSpec((Source("seqio:kit_from_module"),), tokenizer, 16), folder / "module")
+    spec = DataSpec((Source("seqio:kit_from_module", module="kit_tasks_module"),), tokenizer, 16)
+    assert build_cache(spec, folder / "module").rows == 1
+
+
+def test_what_is_wrong_with_a_task_is_one_line(tasks, folder, tokenizer):
+    text = Source("seqio:kit_text:test")
+    with pytest.raises(UserError, match="'kit_text' has no split 'test'; it has train, validation"):
+        build_cache(DataSpec((text,), tokenizer, 16), folder / "wrong")
+    with pytest.raises(UserError, match="module 'no_such_module' of source seqio:x cannot be imported"):
+        build_cache(DataSpec((Source("seqio:x", module="no_such_module"),), tokenizer, 16), folder / "wrong")
+    with pytest.raises(UserError, match="cannot register the seqio task 'kit_text'"):
+        declare_task("kit_text", Source("x.jsonl"))
+
+
+def test_tfds_sets_are_read_by_name(folder, tokenizer, monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    import tensorflow as tf
+
+    wanted = []
+
+    def load(name, split, shuffle_files):
+        wanted.append((name, split, shuffle_files))
+        return tf.data.Dataset.from_tensor_slices({"text": corpus(6)})
+
+    monkeypatch.setattr(tfds, "load", load)
+    cache = build_cache(DataSpec((Source("tfds:kit/set:train[:50%]"),), tokenizer, 64), folder / "tfds")
+    assert wanted == [("kit/set", "train[:50%]", False)]
+    assert cache.manifest["sources"][0]["records"]["kept"] == 6
+
+
+def test_a_tfds_set_that_cannot_be_loaded_is_one_line(folder, tokenizer):
+    with pytest.raises(UserError, match="cannot load tfds:no_such_set_at_all"):
+        build_cache(DataSpec((Source("tfds:no_such_set_at_all"),), tokenizer, 64), folder / "tfds")
