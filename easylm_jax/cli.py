@@ -156,7 +156,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "data": Command(
         "build, inspect and count packed data caches",
-        "easylm data build recipes/quickstart.py",
+        "easylm data build runs/quickstart/data/pretrain.jsonl --tokenizer sp:runs/quickstart/tokenizer/tokenizer.model"
+        " --length 256 --out runs/cache",
         *_from_module("easylm_jax.data.commands"),
     ),
     "checkpoints": Command(

@@ -44,7 +44,9 @@ def experiment(monkeypatch, tmp_path):
     return calls
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["convert", "--help"], ["--version"], ["rum"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["convert", "--help"], ["data", "--help"], ["rum"]]
+)
 def test_help_and_usage_errors_import_nothing_heavy(arguments):
     code = (
         "import sys\nfrom easylm_jax import cli\n"
