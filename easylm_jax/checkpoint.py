@@ -16,6 +16,7 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from easylm_jax import checkpoint_arrays as arrays
@@ -59,16 +60,23 @@ class Checkpointer:
         self._when_busy = when_busy
         self._flight: _Flight | None = None
         self._last: tuple[int, float] | None = None
+        if arrays.is_first_process():
+            self._open()
+        arrays.barrier("checkpointer open")
+        # Known from here on, so that retention lists nothing: a bucket takes long over hundreds of kept steps.
+        self._names: dict[int, str | None] = {}
+        for step in self.steps():
+            try:
+                manifest = store.read_manifest(self.folder / str(step))
+            except UserError:  # damaged: `restore` deals with it, and until then it is not deleted
+                self._names[step] = "unreadable"
+            else:
+                self._names[step] = manifest.name
+                self._last = (step, manifest.saved_at)
         self._writer = arrays.Writer(deadline_seconds)
         self._queue: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()
-        if arrays.is_first_process():
-            self._open()
-        arrays.barrier("checkpointer open")
-        latest = self.latest_step()
-        if latest is not None:
-            self._last = (latest, store.read_manifest(self.folder / str(latest)).saved_at)
 
     def _open(self) -> None:
         try:
@@ -152,7 +160,7 @@ class Checkpointer:
             self._tidy(target)
             explained = self._explain(error, step)
             raise explained from (None if explained is error else error)
-        self._flight = _Flight(target, step, kind, began)
+        self._flight = _Flight(target, step, kind, name, began)
         self._queue.put(self._flight)
 
     def _work(self) -> None:
@@ -166,6 +174,7 @@ class Checkpointer:
             self._writer.wait()
             if flight.kind == "full":
                 self._last = (flight.step, time.time())
+                self._names[flight.step] = flight.name
             if arrays.is_first_process():
                 store.remove_tree(flight.target.with_name(flight.target.name + store.REPLACED))
                 if flight.kind == "full":
@@ -177,15 +186,17 @@ class Checkpointer:
             flight.done.set()
 
     def _retain(self, step: int) -> None:
-        for later in [s for s in self.steps() if s > step]:
-            log.warning(
-                "checkpoint %d is from before this run resumed at an earlier step: set aside as %s",
-                later,
-                store.set_aside(self.folder / str(later)),
-            )
-        names = {s: store.read_manifest(self.folder / str(s)).name for s in self.steps()}
-        for old in self.retention.doomed(names):
-            store.delete_step(self.folder / str(old))
+        for later in [s for s in self._names if s > step]:
+            aside = self._forget(later, store.set_aside)
+            log.warning("checkpoint %d is from before this run resumed at an earlier step: now %s", later, aside)
+        for old in self.retention.doomed(self._names):
+            self._forget(old, store.delete_step)
+
+    def _forget(self, step: int, how: Callable[[Any], Any]) -> Any:
+        """Deletes a step or sets it aside, unless someone else did so already."""
+        del self._names[step]
+        path = self.folder / str(step)
+        return how(path) if store.is_committed(path) else None
 
     def _tidy(self, target: Any) -> None:
         """After a failed save: frees its space and puts back what it was to replace."""
@@ -271,6 +282,7 @@ class Checkpointer:
           UserError: no checkpoint, a damaged one, or arrays whose names, shapes or dtypes differ.
         """
         self.wait()
+        arrays.barrier("checkpoint restore")  # process 0 has applied retention: all see the same steps
         steps = self.steps()
         if not steps:
             raise UserError(f"no checkpoint in {self.folder}; start the run from its beginning, or give another folder")
@@ -302,8 +314,9 @@ class Checkpointer:
             )
         if damaged:
             log.warning("falling back to checkpoint %d; the damaged are set aside as <step>%s", step, store.SET_ASIDE)
-        if arrays.is_first_process():
-            for bad in damaged:
+        for bad in damaged:
+            self._names.pop(bad, None)
+            if arrays.is_first_process():
                 store.set_aside(self.folder / str(bad))
         arrays.barrier("damaged set aside")
         return step
@@ -316,6 +329,7 @@ class _Flight:
     target: Any
     step: int
     kind: str
+    name: str | None
     began: float
     done: threading.Event = dataclasses.field(default_factory=threading.Event)
     error: BaseException | None = None
@@ -341,7 +355,7 @@ def restore_params(folder: Any, abstract_params: Any = None, dtype: Any = None, 
 
 
 def guard_fresh_start(folder: Any, overwrite: bool = False) -> None:
-    """Refuses to begin at step 0 where a run has checkpoints already.
+    """Refuses to begin at step 0 where a run has checkpoints already. All processes of a run call it.
 
     Args:
       overwrite: the user said so: the old checkpoints are set aside (not deleted) and the run may begin.
@@ -355,9 +369,12 @@ def guard_fresh_start(folder: Any, overwrite: bool = False) -> None:
             f"{root} holds checkpoints up to step {steps[-1]}: resume that run, choose another folder with "
             f"--out, or give --overwrite to begin again"
         )
-    for where in (root, root / store.HISTORY):
-        for step in store.committed_steps(where):
-            store.set_aside(where / str(step))
+    arrays.barrier("all have looked")
+    if arrays.is_first_process():
+        for where in (root, root / store.HISTORY):
+            for step in store.committed_steps(where):
+                store.set_aside(where / str(step))
+    arrays.barrier("old run set aside")
 
 
 def config_difference(old: Any, new: Any, at: str = "") -> list[str]:

@@ -417,6 +417,22 @@ def test_damaged_latest_falls_back_to_the_newest_whole_one(three_steps, caplog):
     assert (three_steps / "3.set-aside").is_dir()
 
 
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1}', "[]"])
+def test_unreadable_manifest_falls_back_too(three_steps, text):
+    (three_steps / "3" / "manifest.json").write_text(text)
+    with Checkpointer(three_steps) as checkpointer:
+        assert checkpointer.restore(WANTED)[1] == {"step": 2}
+        assert checkpointer.last_committed[0] == 2
+
+
+def test_pruning_during_a_run_does_not_break_its_saves(three_steps):
+    with Checkpointer(three_steps, Retention(latest=1)) as checkpointer:
+        checkpoint_store.delete_step(three_steps / "2")
+        checkpointer.save(4, {"w": jnp.ones(3)}, {})
+        checkpointer.wait()
+        assert checkpointer.steps() == [4]
+
+
 def test_damaged_step_asked_for_names_the_newest_good_earlier_one(three_steps):
     damage_arrays(three_steps / "3")
     damage_arrays(three_steps / "2")
