@@ -30,7 +30,9 @@ class Parser(argparse.ArgumentParser):
     """Raises `UsageError` in place of printing the usage and exiting, and suggests the nearest name."""
 
     def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **{"allow_abbrev": False, **options})  # for the parsers of nested commands too
+        # Defaults here, so that the parsers of nested commands have them too. An example is to be copied: no wrapping.
+        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**defaults, **options})
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
