@@ -76,7 +76,8 @@ def test_build_reads_a_specification_file(folder, capsys):
     spec = {"sources": sources, "tokenizer": f"sp:{folder / 'tokenizer.model'}", "sequence_length": 32}
     (folder / "spec.json").write_text(json.dumps(spec))
     run("data", "build", "--spec", folder / "spec.json", "--out", folder / "mixed")
-    assert "rate 0.25" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rate 0.75" in printed and "rate 0.25" in printed
     same = ["--weights", "3,1", "--tokenizer", spec["tokenizer"], "--length", 32, "--out", folder / "mixed"]
     run("data", "build", folder / "texts.jsonl", folder / "texts.jsonl", *same)
     run("data", "stats", folder / "mixed")  # still a single cache: both ways name the same thing

@@ -196,14 +196,12 @@ def _summary(cache: Any) -> str:
     ]
     if facts["blanked_windows"]:
         lines.append(f"blanked     {facts['blanked_windows']:,} windows without loss (repetition)")
-    rates = (
-        {name: part["rate"] for part in facts["parts"] for name in part["sources"]} if len(facts["parts"]) > 1 else {}
-    )
-    for source in facts["sources"]:
+    parts = facts["parts"] if len(facts["parts"]) > 1 else [None] * len(facts["sources"])  # then one for each source
+    for source, part in zip(facts["sources"], parts, strict=True):
         records = source["records"]
         notes = [f"{records['kept']:,} of {records['read']:,} records, {source['tokens']:,} tokens"]
-        if source["path"] in rates:
-            notes.append(f"rate {rates[source['path']]:.4g}")
+        if part is not None:
+            notes.append(f"{part['rows']:,} rows at rate {part['rate']:.4g}")
         for name in ("truncated", "bad", "empty", "overlong_dropped", "untrained_dropped", "repetitive_dropped"):
             if records[name]:
                 notes.append(f"{name.replace('_', ' ')} {records[name]:,}")
