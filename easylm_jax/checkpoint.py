@@ -203,6 +203,8 @@ class Checkpointer:
         if arrays.is_first_process():
             for path in target.parent.glob(target.name + store.TEMPORARY + "*"):
                 store.remove_tree(path)
+            if store.is_remote(target) and not store.is_committed(target):  # a bucket is written in place
+                store.remove_tree(target)
             replaced = target.with_name(target.name + store.REPLACED)
             if replaced.exists() and not store.is_committed(target):
                 replaced.rename(target)

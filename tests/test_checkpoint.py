@@ -357,6 +357,22 @@ def test_opening_removes_half_written_folders_only(folder):
     assert sorted(p.name for p in folder.iterdir()) == ["1", "2", "6"]
 
 
+def test_bucket_paths_save_retain_restore_and_clean_up(folder, monkeypatch):
+    """The code that buckets take, over a local folder: paths are epaths, sizes stand for checksums."""
+    monkeypatch.setattr(checkpoint_store, "is_remote", lambda path: True)
+    with Checkpointer(folder, Retention(latest=1, history=2)) as checkpointer:
+        for step in (1, 2, 2, 3):
+            checkpointer.save(step, {"params": {"w": jnp.full(3, float(step))}}, {"step": step})
+        assert checkpointer.restore({"params": {"w": np.zeros(3, np.float32)}})[1] == {"step": 3}
+        assert checkpointer.steps() == [3]
+    assert set(crc for _, crc in checkpoint_store.read_manifest(folder / "3").files.values()) == {None}
+    (folder / "3" / checkpoint_store.REMOTE_COMMIT).unlink()  # killed before the marker that a bucket needs
+    with Checkpointer(folder) as checkpointer:
+        assert checkpointer.steps() == []
+    assert sorted(p.name for p in folder.iterdir()) == ["history"]
+    assert checkpoint_store.committed_steps(folder / "history") == [2]
+
+
 def test_fresh_start_over_a_run_is_refused_unless_told(folder):
     guard_fresh_start(folder)
     with Checkpointer(folder, Retention(history=1)) as checkpointer:
