@@ -1,0 +1,39 @@
+"""Prints the recipes of this folder as the table that `docs/recipes.md` holds: `python -m recipes`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from easylm_jax.config import Recipe
+from easylm_jax.experiment import load_recipe
+
+FOLDER = Path(__file__).parent
+
+
+def recipe_files() -> list[Path]:
+    """Every file that holds a recipe, sorted by path; modules that recipes share hold none."""
+    return sorted(path for path in FOLDER.rglob("*.py") if "\nrecipe = " in path.read_text(encoding="utf-8"))
+
+
+def summary(path: Path) -> str:
+    """The first line of a recipe's docstring: what it trains and where its numbers come from."""
+    return path.read_text(encoding="utf-8").split('"""')[1].partition("\n")[0].strip().rstrip(".")
+
+
+def stages(recipe: Recipe) -> str:
+    """The stages in the order they are written."""
+    return ", ".join(stage.name for stage in recipe.stages)
+
+
+def table() -> str:
+    """A Markdown table of all recipes."""
+    lines = ["| file | what it trains | stages |", "|---|---|---|"]
+    for path in recipe_files():
+        name = path.relative_to(FOLDER.parent).as_posix()
+        lines.append(f"| `{name}` | {summary(path)} | {stages(load_recipe(str(path)))} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")

@@ -1,0 +1,23 @@
+"""OLMo 7B: pre-training on 2T tokens of Dolma 1.5 (arXiv 2402.00838, Tables 1 and 5).
+
+The released run let the norm of the gradient be ten times larger in its first 1000 updates; here the clip is 1 from
+the start. It also went on past these 2T tokens, to 2.46T, with the rate brought to zero at the end.
+"""
+
+from easylm_jax.config import Recipe
+from recipes.olmo1.base import stage1
+
+recipe = Recipe(
+    "olmo1-7b",
+    mesh="fsdp=-1",  # v5p-256: 128 chips, 16 rows each, 8 at a time
+    stages=(
+        stage1(
+            "olmo-7b",
+            dolma="v1_5-sample",
+            lr="3e-4 linear to 10% warmup 5000 steps from 10%",
+            steps=476_837,
+            accumulate=2,
+            remat="attention",
+        ),
+    ),
+)

@@ -1,0 +1,22 @@
+"""OLMo 2 13B: supervised fine-tuning as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
+
+To start from a base model of your own: `sft.init=run:runs/olmo2-13b/soup`.
+"""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2 import data
+from recipes.tulu3.base import sft
+
+recipe = Recipe(
+    "olmo2-13b-sft",
+    mesh="fsdp=-1",  # v5p-128: 64 chips, 2 rows each
+    stages=(
+        sft(
+            init="hf:allenai/OLMo-2-1124-13B",
+            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture"),
+            lr=5e-6,  # Section 5; the released configuration says 6e-6
+            batch=128,
+            remat="attention",
+        ),
+    ),
+)

@@ -1,0 +1,22 @@
+"""OLMo 2 1B: supervised fine-tuning as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
+
+To start from a base model of your own: `sft.init=run:runs/olmo2-1b/stage2-50b-seed42`.
+"""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2 import data
+from recipes.tulu3.base import sft
+
+recipe = Recipe(
+    "olmo2-1b-sft",
+    mesh="fsdp=-1",  # v5p-32: 16 chips, 8 rows each
+    stages=(
+        sft(
+            init="hf:allenai/OLMo-2-0425-1B",
+            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture-0225"),
+            lr=3e-5,  # allenai/open-instruct, docs/olmo2.md
+            batch=128,
+            remat="attention",
+        ),
+    ),
+)

@@ -1,0 +1,22 @@
+"""OLMo 2 32B: supervised fine-tuning as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
+
+To start from a base model of your own: `sft.init=run:runs/olmo2-32b/soup`.
+"""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2 import data
+from recipes.tulu3.base import sft
+
+recipe = Recipe(
+    "olmo2-32b-sft",
+    mesh="fsdp=-1",  # v5p-256: 128 chips, 2 rows each
+    stages=(
+        sft(
+            init="hf:allenai/OLMo-2-0325-32B",
+            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture-0225", template="tulu"),
+            lr=4e-6,  # allenai/open-instruct, scripts/train/olmo2/finetune_32b.sh
+            batch=256,
+            remat="full",
+        ),
+    ),
+)

@@ -1,0 +1,10 @@
+"""OLMo 2 13B, stage 1: pre-training on 5.00T tokens (arXiv 2501.00656, Tables 1 and 4)."""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2.sizes import stage1
+
+recipe = Recipe(
+    "olmo2-13b",
+    mesh="fsdp=-1",  # v5p-512: 256 chips, 8 rows each, 4 at a time
+    stages=(stage1("13b", accumulate=2, remat="attention"),),
+)

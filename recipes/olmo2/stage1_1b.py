@@ -1,0 +1,10 @@
+"""OLMo 2 1B, stage 1: pre-training on 4.00T tokens (arXiv 2501.00656, Tables 1 and 4)."""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2.sizes import stage1
+
+recipe = Recipe(
+    "olmo2-1b",
+    mesh="fsdp=-1",  # v5p-128: 64 chips, 8 rows each
+    stages=(stage1("1b", accumulate=1, remat="attention"),),
+)

@@ -1,0 +1,10 @@
+"""OLMo 2 32B, stage 1: pre-training on 6.06T tokens (arXiv 2501.00656, Tables 1 and 4)."""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2.sizes import stage1
+
+recipe = Recipe(
+    "olmo2-32b",
+    mesh="fsdp=-1",  # v5p-1024: 512 chips, 4 rows each
+    stages=(stage1("32b", accumulate=1, remat="full"),),
+)

@@ -1,0 +1,10 @@
+"""OLMo 2 7B, stage 1: pre-training on 3.90T tokens (arXiv 2501.00656, Tables 1 and 4)."""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2.sizes import stage1
+
+recipe = Recipe(
+    "olmo2-7b",
+    mesh="fsdp=-1",  # v5p-256: 128 chips, 8 rows each, 4 at a time
+    stages=(stage1("7b", accumulate=2, remat="attention"),),
+)

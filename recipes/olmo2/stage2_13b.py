@@ -1,0 +1,21 @@
+"""OLMo 2 13B, stage 2: mid-training on 100B tokens three times and 300B once (arXiv 2501.00656, Tables 5, 13 and 14).
+
+Stage 1 is `recipes/olmo2/stage1_13b.py`; it is not run again. The released model is the mean of the four (a soup):
+
+    easylm checkpoints average runs/olmo2-13b/stage2-* --out runs/olmo2-13b/soup
+"""
+
+from easylm_jax.config import Recipe
+from recipes.olmo2.sizes import stage2
+from recipes.olmo2.stage1_13b import recipe as base
+
+(stage1,) = base.stages
+recipe = Recipe(
+    base.name,
+    mesh=base.mesh,
+    stages=(
+        stage1,
+        *(stage2(stage1, "13b", "100B", seed) for seed in (1110, 2662, 6209)),
+        stage2(stage1, "13b", "300B", seed=2662),
+    ),
+)

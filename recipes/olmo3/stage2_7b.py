@@ -1,0 +1,28 @@
+"""OLMo 3 7B, stage 2: mid-training on 100B tokens of Dolma 3 Dolmino (arXiv 2512.13961, base model training).
+
+Numbers: allenai/OLMo-core, src/scripts/official/OLMo3/OLMo-3-1025-7B-midtrain.py. Stage 1 is
+`recipes/olmo3/stage1_7b.py`; it is not run again. All that is not named here stays as it was in stage 1.
+"""
+
+import dataclasses
+
+from easylm_jax.config import Recipe, Source
+from recipes.olmo3.stage1_7b import recipe as base
+
+(stage1,) = base.stages
+stage2 = dataclasses.replace(
+    stage1,
+    name="stage2",
+    model=None,
+    init="stage1",
+    keep_moments=True,
+    data=dataclasses.replace(stage1.data, sources=(Source("hf:allenai/dolma3_dolmino_mix-100B-1025"),)),
+    batch=256,
+    accumulate=1,
+    steps=47_684,
+    seed=1337,
+    # Chosen anew, above the 3.93e-5 that stage 1 stops at; no warm-up.
+    optimizer=dataclasses.replace(stage1.optimizer, lr="2.0712352850360292e-4 linear to 0"),
+)
+
+recipe = Recipe(base.name, mesh=base.mesh, stages=(stage1, stage2))

@@ -1,0 +1,32 @@
+"""Supervised fine-tuning as Tülu 2 does it (arXiv 2311.10702, appendix on training; Tülu 2.5 starts from the result).
+
+326 154 conversations give 2548 updates an epoch. Each stands alone in a row of 8192 tokens, twice the length that
+Llama 2 was trained on; rotary embeddings are left as they are.
+"""
+
+from easylm_jax.config import SFT, Checkpoints, Compute, DataSpec, OptimizerConfig, Source
+
+
+def sft(*, init: str, lr: float, accumulate: int, remat: str) -> SFT:
+    """Two epochs of the Tülu 2 mixture; the loss is the mean over the trained tokens of an update."""
+    return SFT(
+        "sft",
+        init=init,
+        data=DataSpec(
+            (Source("hf:allenai/tulu-v2-sft-mixture"),),
+            init,
+            8192,
+            kind="chat",
+            template="tulu25",  # BOS in front, contents stripped
+            packing="none",
+            on_bad="skip",  # conversations with nothing to train are dropped, as in the released code
+            compat="tulu25",  # also trains the newline after an answer that is not the last, as the released code did
+        ),
+        batch=128,
+        accumulate=accumulate,
+        epochs=2,
+        # Betas and clip: EasyLM's optimiser, which trained Tülu 2 and 2.5.
+        optimizer=OptimizerConfig(f"{lr:g} linear to 0 warmup 3%", b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0),
+        compute=Compute(dtype="bfloat16", remat=remat),
+        checkpoints=Checkpoints(when_busy="skip"),
+    )

@@ -1,0 +1,1 @@
+"""Tülu 3 (arXiv 2411.15124): supervised fine-tuning."""

@@ -1,0 +1,21 @@
+"""Tülu 3 70B: supervised fine-tuning of Llama 3.1 70B (arXiv 2411.15124, Tables 7, 11 and 14)."""
+
+from easylm_jax.config import Recipe
+from recipes.tulu3.base import mixture, sft
+
+BASE = "hf:meta-llama/Llama-3.1-70B"
+
+recipe = Recipe(
+    "tulu3-70b-sft",
+    mesh="fsdp=-1",  # v5p-256: 128 chips, 1 row each
+    stages=(
+        sft(
+            init=BASE,
+            data=mixture(BASE),
+            lr=2e-6,  # Table 11
+            batch=128,  # Table 11
+            seed=456,  # the best of three by the development average (Table 14)
+            remat="full",
+        ),
+    ),
+)
