@@ -162,3 +162,37 @@ def test_progress_says_how_many_documents_a_second(monkeypatch):
         "read: 500 documents, 500,000,000 a second",
         "write: 200 of 200 rows, 200,000,000 a second",
     ]
+
+
+RECIPE = """
+from easylm_jax.config import (
+    SFT, DataSpec, DecoderConfig, OptimizerConfig, Pretrain, Recipe, Source, Tokenizer, Validation,
+)
+
+text = Source({texts!r}, skip=5)
+shape = DecoderConfig("olmo2", layers=1, width=16, heads=2, ffn=32, vocab=512, context=32)
+chats = DataSpec(
+    (Source({chats!r}),), "stage:words", 32, kind="chat", template="tulu", packing="best_fit", overlong="truncate"
+)
+recipe = Recipe("kit", stages=[
+    Tokenizer("words", sources=(text, Source({chats!r})), vocab_size=400),
+    Pretrain("pretrain", model=shape, data=DataSpec((text,), "stage:words", 32), batch=2, steps=1,
+             optimizer=OptimizerConfig("1e-3 constant"),
+             validation=Validation(DataSpec((Source({texts!r}, limit=5),), "stage:words", 32))),
+    SFT("sft", init="pretrain", data=chats, batch=2, steps=1, optimizer=OptimizerConfig("1e-3 constant")),
+])
+"""
+
+
+def test_build_of_a_recipe_makes_the_caches_that_its_stages_will_read(folder, capsys):
+    from easylm_jax.experiment import Experiment, load_recipe
+
+    recipe = folder / "kit_recipe.py"
+    recipe.write_text(RECIPE.format(texts=str(folder / "texts.jsonl"), chats=str(folder / "chats.jsonl")))
+    run("data", "build", recipe, "--out", folder / "runs", "--json", folder / "recipe.json")
+    made = json.loads((folder / "recipe.json").read_text())
+    assert list(made) == ["pretrain", "pretrain validation", "sft"]
+    experiment = Experiment(load_recipe(str(recipe)), folder / "runs")
+    for name in ("pretrain", "sft"):
+        cache = experiment.cache(experiment.recipe.stage(name).data)
+        assert str(cache.folder) == made[name]["folder"]

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from easylm_jax.data.build import build_cache
     from easylm_jax.data.cache import Cache, open_cache
     from easylm_jax.data.loader import Loader
+    from easylm_jax.data.sentencepiece_model import train_sentencepiece
     from easylm_jax.data.spec import DataSpec, Source
-    from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+    from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
     "DataSpec": "spec",
@@ -24,7 +25,7 @@ _HOMES = {
     "Loader": "loader",
     "Tokenizer": "tokenizer",
     "load_tokenizer": "tokenizer",
-    "train_sentencepiece": "tokenizer",
+    "train_sentencepiece": "sentencepiece_model",
 }
 __all__ = [
     "Cache",

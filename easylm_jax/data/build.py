@@ -62,9 +62,10 @@ def build_cache(
     with _locked(root / f".lock-{key[:16]}", timeout):
         if _finished(final, key):  # another process made it while this one waited
             return open_cache(final)
-        for stale in root.glob(f".building-{key[:16]}-*"):  # left by a build that was killed: we hold its lock
+        mine = f".building-{key[:16]}-{socket.gethostname()}-"
+        for stale in root.glob(f"{mine}*"):  # left by a build on this host that was killed: we hold its lock
             shutil.rmtree(stale, ignore_errors=True)
-        work = root / f".building-{key[:16]}-{socket.gethostname()}-{os.getpid()}"
+        work = root / f"{mine}{os.getpid()}"
         try:
             _build(spec, tokenizer, files, key, work, progress or (lambda done, total, phase: None))
             _publish(work, final, key)
@@ -151,6 +152,8 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
                     message = f"cache: {owner} has been building for over {timeout:.0f} s; stop it first"
                     raise UserError(message) from None
                 time.sleep(0.2)
+            except OSError:  # a file system without locks: hosts may then build twice, and the first rename wins
+                break
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

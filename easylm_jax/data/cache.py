@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,6 +140,9 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    for name in [*names, "manifest.json"]:  # the rename that follows must not reach the disk before the bytes
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def _digest(path: Path) -> str:

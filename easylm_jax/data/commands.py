@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of `easylm data` to its parser."""
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     helps = {
-        "build": "make a packed cache from sources, or from a specification",
+        "build": "make a packed cache from sources or a specification, or all those of a recipe (RECIPE.py)",
         "inspect": "print packed rows as text, with the trained tokens marked",
         "stats": "print what a cache holds",
         "tokenizer": "train a SentencePiece vocabulary on the sources",
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME or seqio:NAME")
+    parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME, seqio:NAME")
     parser.add_argument("--fields", help="columns of the turns, as user=question,assistant=answer")
     parser.add_argument("--text-field", default="text", help="column of plain text (text)")
     parser.add_argument("--text-unit", default="file", choices=("file", "line", "paragraph"), help="document in .txt")
@@ -61,7 +61,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 def _add_build(parser: argparse.ArgumentParser) -> None:
     _add_sources(parser)
     parser.add_argument("--spec", metavar="FILE", help="a DataSpec as JSON, in place of sources and options")
-    parser.add_argument("--out", required=True, help="folder that holds caches; the new one is named by its key")
+    parser.add_argument("--out", help="folder that holds caches, each named by its key (a recipe: its runs folder)")
     parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
     parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
     parser.add_argument("--length", type=int, help="tokens in a row")
@@ -166,10 +166,40 @@ class ProgressLine:
 def build(arguments: argparse.Namespace) -> None:
     """`easylm data build`: make the cache (or find it made) and print where it is and what it holds."""
     from easylm_jax.data.build import build_cache
+    from models.errors import UserError
 
+    if arguments.sources and arguments.sources[0].endswith(".py"):
+        _build_recipe(arguments)
+        return
+    if arguments.out is None:
+        raise UserError("data: build needs --out, the folder to keep caches in")
     cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
     print(_summary(cache))
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def _build_recipe(arguments: argparse.Namespace) -> None:
+    """The caches that the stages of a recipe will read, and the vocabularies and files that those are made from."""
+    from easylm_jax.config import Train
+    from easylm_jax.experiment import Experiment, load_recipe
+    from models.errors import UserError
+
+    if len(arguments.sources) > 1 or arguments.spec:
+        raise UserError("data: build takes one recipe by itself; its stages say what the sources are")
+    experiment = Experiment(load_recipe(arguments.sources[0]), Path(arguments.out or "runs"))
+    made: dict[str, Any] = {}
+    for stage in experiment.in_order():
+        if not isinstance(stage, Train):
+            experiment.run(stage)
+            continue
+        specs = {stage.name: stage.data}
+        if stage.validation is not None:
+            specs[f"{stage.name} validation"] = stage.validation.data
+        for name, spec in specs.items():
+            cache = experiment.cache(spec)
+            print(f"── {name} ──\n{_summary(cache)}")
+            made[name] = {"folder": str(cache.folder), **cache.manifest}
+    _write_json(arguments.json, made)
 
 
 def stats(arguments: argparse.Namespace) -> None:
@@ -258,7 +288,8 @@ def describe_row(cache: Any, row: int, tokenizer: Any) -> dict[str, Any]:
 def tokenizer(arguments: argparse.Namespace) -> None:
     """`easylm data tokenizer`: train a SentencePiece vocabulary on all text of the sources."""
     from easylm_jax.data.examples import source_texts
-    from easylm_jax.data.tokenizer import load_tokenizer, train_sentencepiece
+    from easylm_jax.data.sentencepiece_model import train_sentencepiece
+    from easylm_jax.data.tokenizer import load_tokenizer
 
     symbols = [symbol for symbol in arguments.symbols.split(",") if symbol]
     texts = source_texts(_sources(arguments))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from easylm_jax.data.sentencepiece_model import CONTROL, USER_DEFINED, as_control, piece_kinds
 from models.errors import UserError
 
 Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -107,10 +107,9 @@ class SentencePieceTokenizer(Tokenizer):
 
         content = Path(path).read_bytes()
         try:
-            kinds = _piece_kinds(content)
-            markers = {i for i, (piece, kind) in enumerate(kinds) if kind == _USER_DEFINED and _MARKER.fullmatch(piece)}
-            # As control pieces the markers keep their ids, and text can no longer match them.
-            self._model = SentencePieceProcessor(model_proto=_as_control(content, markers) if markers else content)
+            kinds = piece_kinds(content)
+            markers = {i for i, (piece, kind) in enumerate(kinds) if kind == USER_DEFINED and _MARKER.fullmatch(piece)}
+            self._model = SentencePieceProcessor(model_proto=as_control(content, markers) if markers else content)
         except (RuntimeError, ValueError, IndexError) as error:
             raise UserError(f"tokenizer: {path} is not a SentencePiece model: {error}") from None
         self.spec, self.vocab_size = spec, self._model.get_piece_size()
@@ -118,7 +117,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self._model.eos_id() < 0:
             raise UserError(f"tokenizer: {path} has no end token (eos); train the model with eos_id")
         self.bos_id, self.eos_id = present(self._model.bos_id()), self._model.eos_id()
-        control = {i for i, (_, kind) in enumerate(kinds) if kind == _CONTROL} | markers
+        control = {i for i, (_, kind) in enumerate(kinds) if kind == CONTROL} | markers
         pad = present(self._model.pad_id())
         self._finish(content, control, pad if pad is not None else present(self._model.unk_id()))
 
@@ -276,124 +275,3 @@ def _without_leading_space(data: dict, special: set[str | None]):
         return None
     later = json.loads(text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"'))
     return _load_hf({**data, "pre_tokenizer": later}, special)
-
-
-# SentencePiece's file is a protocol buffer: field 1, repeated, holds the pieces {1: text, 2: score, 3: kind}.
-_CONTROL, _USER_DEFINED = 3, 4
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if not byte & 0x80:
-            return value, at
-
-
-def _fields(data: bytes):
-    """Yield (field number, wire type, start of value, end of value) of one protocol buffer message."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        wire = tag & 7
-        if wire == 0:
-            end = _varint(data, at)[1]
-        elif wire in (1, 5):
-            end = at + (8 if wire == 1 else 4)
-        elif wire == 2:
-            size, at = _varint(data, at)
-            end = at + size
-        else:
-            raise ValueError("unexpected wire type")
-        if end > len(data):
-            raise ValueError("file is cut short")
-        yield tag >> 3, wire, at, end
-        at = end
-
-
-def _piece_kinds(data: bytes) -> list[tuple[str, int]]:
-    kinds = []
-    for number, wire, start, end in _fields(data):
-        if number != 1 or wire != 2:
-            continue
-        piece, kind, body = "", 1, data[start:end]
-        for inner, _, first, last in _fields(body):
-            if inner == 1:
-                piece = body[first:last].decode("utf-8", "replace")
-            elif inner == 3:
-                kind = body[first]
-        kinds.append((piece, kind))
-    return kinds
-
-
-def _as_control(data: bytes, indices: set[int]) -> bytes:
-    changed, index = bytearray(data), 0
-    for number, wire, start, end in _fields(data):
-        if number != 1 or wire != 2:
-            continue
-        if index in indices:
-            for inner, _, first, _ in _fields(data[start:end]):
-                if inner == 3:
-                    changed[start + first] = _CONTROL
-        index += 1
-    return bytes(changed)
-
-
-def train_sentencepiece(
-    texts: Iterable[str],
-    vocab_size: int,
-    folder: str | Path,
-    *,
-    symbols: Sequence[str] = (),
-    dummy_prefix: bool = False,
-    name: str = "tokenizer.model",
-) -> Path:
-    """Train a byte-fallback BPE vocabulary and return the path of the model file (for `sp:<path>`).
-
-    The same texts give the same bytes (one thread, no sampling). Ids: pad 0, bos 1, eos 2, unknown 3, then `symbols`
-    (control tokens such as `<|im_start|>`), then 256 bytes. Digits are split, white space is kept exactly, newlines
-    are their own token, so decode(encode(text)) == text. UserError when the texts are too few for `vocab_size`.
-    """
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentences = (line for text in texts for line in _sentences(text))
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            pad_id=0,
-            bos_id=1,
-            eos_id=2,
-            unk_id=3,
-            pad_piece="<pad>",
-            control_symbols=list(symbols),
-            user_defined_symbols=["\n"],
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=dummy_prefix,
-            split_digits=True,
-            num_threads=1,
-            shuffle_input_sentence=False,
-            max_sentence_length=1 << 20,
-            minloglevel=3,
-        )
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"tokenizer: cannot train {vocab_size} pieces on these texts: {reason}") from None
-    path = Path(folder) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(path)
-    return path
-
-
-def _sentences(text: str) -> Iterable[str]:
-    """Lines, newline left out (it is a piece of its own); the trainer reads one sentence at a time."""
-    return (line for line in text.split("\n") if line.strip())
