@@ -153,14 +153,15 @@ print("HEAVY", sorted({{"numpy", "jax", "tensorflow", "sentencepiece"}} & set(sy
 def test_progress_says_how_many_documents_a_second(monkeypatch):
     import io
 
-    clock = iter([0.0, 0.0, 11.0, 12.0])
+    clock = iter([0.0, 10.0, 12.0, 13.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     line = ProgressLine(stream := io.StringIO())
     line(500, None, "read")
+    line(0, None, "pack")
     line(200, 200, "write")
     assert stream.getvalue().splitlines() == [
-        "read: 500 documents, 500,000,000 a second",
-        "write: 200 of 200 rows, 200,000,000 a second",
+        "read: 500 documents, 50 a second",
+        "write: 200 of 200 rows, 200 a second",
     ]
 
 

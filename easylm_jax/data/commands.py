@@ -146,12 +146,14 @@ class ProgressLine:
     def __init__(self, stream: Any = None):
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
-        self.phase, self.began, self.shown = "", time.monotonic(), time.monotonic()
+        self.phase, self.began = "", time.monotonic()
+        self.seen = self.shown = self.began
 
     def __call__(self, done: int, total: int | None, phase: str) -> None:
         now = time.monotonic()
         if phase != self.phase:
-            self.phase, self.began = phase, now
+            self.phase, self.began = phase, self.seen  # its first report tells of work since the report before
+        self.seen = now
         finished = total is not None and done >= total
         if not finished and now - self.shown < (0.2 if self.live else 10.0):
             return
