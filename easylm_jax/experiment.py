@@ -284,7 +284,7 @@ class Experiment:
             )
         )  # fmt: skip
         return {"step": steps, "checkpoint": f"checkpoints/{steps}", "metrics": metrics,
-                "data": {key: cache.manifest.get(key) for key in ("rows", "tokens", "unigram_entropy")}}  # fmt: skip
+                "data": {key: cache.manifest.get(key) for key in ("rows", "tokens", "trained_tokens", "unigram_entropy_nats")}}  # fmt: skip
 
     def _model(self, stage: Train, mesh: jax.sharding.Mesh):
         """The model of a stage, and a function that loads its first parameters (None: fresh ones)."""

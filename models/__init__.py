@@ -11,27 +11,48 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+from typing import TYPE_CHECKING
 
-import jax
-
-from models import llama, olmo, qwen2
 from models.config import Compute, DecoderConfig, RopeScaling
-from models.decoder import Decoder, Output, Params
 from models.errors import UserError
-from models.heads import TokenScores, head_logits, token_scores
-from models.hf import load_hf, save_hf
 
-FAMILIES = (olmo, llama, qwen2)
+if TYPE_CHECKING:
+    import jax
+
+    from models.decoder import Decoder, Output, Params
+    from models.heads import TokenScores, head_logits, token_scores
+    from models.hf import load_hf, save_hf
+
+# A family is a file with PRESETS, MODEL_TYPES, hf_table, from_hf and to_hf; a new one is a file and a name here.
+FAMILY_NAMES = ("olmo", "llama", "qwen2")
+
+# Public names whose modules import JAX: looked up on first use, so that the command line can answer at once.
+_HOMES = {
+    "Decoder": "decoder", "Output": "decoder", "Params": "decoder", "TokenScores": "heads", "head_logits": "heads",
+    "token_scores": "heads", "load_hf": "hf", "save_hf": "hf",
+}  # fmt: skip
 
 __all__ = [
-    "Compute", "Decoder", "DecoderConfig", "Output", "Params", "RopeScaling", "TokenScores", "UserError",
-    "build", "load_hf", "logits", "preset", "presets", "save_hf", "token_scores",
+    "Compute", "Decoder", "DecoderConfig", "Output", "Params", "RopeScaling", "TokenScores", "UserError", "build", "families",
+    "head_logits", "load_hf", "logits", "preset", "presets", "save_hf", "token_scores",
 ]  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'models' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"models.{_HOMES[name]}"), name)
+
+
+def families() -> tuple:
+    """The family modules."""
+    return tuple(importlib.import_module(f"models.{name}") for name in FAMILY_NAMES)
 
 
 def presets() -> dict[str, DecoderConfig]:
     """Every released size by name."""
-    return {name: config for family in FAMILIES for name, config in family.PRESETS.items()}
+    return {name: config for family in families() for name, config in family.PRESETS.items()}
 
 
 def preset(name: str) -> DecoderConfig:
@@ -39,12 +60,15 @@ def preset(name: str) -> DecoderConfig:
     known = presets()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
-        raise UserError(f"unknown model {name!r}; {'did you mean ' + ', '.join(near) if near else 'known: ' + ', '.join(known)}")
+        hint = f"did you mean {', '.join(near)}" if near else f"known: {', '.join(known)}"
+        raise UserError(f"unknown model {name!r}; {hint}")
     return known[name]
 
 
 def build(name_or_config: str | DecoderConfig, compute: Compute | None = None) -> Decoder:
     """A model from a preset's name or a configuration. Allocates nothing: `model.init(key)` makes parameters."""
+    from models.decoder import Decoder
+
     config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
     return Decoder(config, compute or Compute())
 
@@ -57,5 +81,7 @@ def logits(
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """Whole logits, float32 [B, S, V], for tests and small work; training uses `token_scores`."""
+    from models.heads import head_logits
+
     output = model(params, tokens, positions=positions, segment_ids=segment_ids)
     return head_logits(output.hidden, model.head_kernel(params))

@@ -133,11 +133,11 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
 
 
 def family_of(config: DecoderConfig) -> Any:
-    """The module of `models.FAMILIES` that owns this configuration."""
+    """The module of `models.families()` that owns this configuration."""
     for family in _families():
         if config.family in family.MODEL_TYPES:
             return family
-    raise UserError(f"no family {config.family!r} has a Hugging Face form; use one of models.FAMILIES")
+    raise UserError(f"no family {config.family!r} has a Hugging Face form; it is no member of models.families()")
 
 
 def iter_hf_tensors(
@@ -292,7 +292,7 @@ def _check_dtype(dtype: str | None) -> None:
 def _families() -> Sequence[Any]:
     import models  # the package imports this module
 
-    return models.FAMILIES
+    return models.families()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
