@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from easylm_jax.mesh import BATCH_AXES, batch_split
 from easylm_jax.trees import leaf_names, named_map
+from models.config import DecoderConfig
 from models.errors import UserError
 
 PyTree = Any
@@ -94,6 +95,14 @@ def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
             f"a batch of {rows} rows cannot be split over {batch_split(mesh)} parts of the mesh "
             f"in {accumulate} micro-batches; make it a multiple of {accumulate * batch_split(mesh)}"
         )
+
+
+def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
+    """Attention must divide into whole heads over `tp`: kernels are mapped by head, and a head that is cut is gathered."""
+    size = mesh.shape["tp"]
+    for heads, what in ((config.heads, "heads"), (config.kv_heads, "key-value heads")):
+        if heads % size:
+            raise UserError(f"mesh: tp={size} cannot split {heads} {what}; choose a size of tp that divides {heads}")
 
 
 def local_rows(rows: int, mesh: jax.sharding.Mesh) -> slice:

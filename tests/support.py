@@ -1,0 +1,277 @@
+"""Whole runs of a tiny recipe through the command line, in processes of their own that tests can kill.
+
+A `Launcher` imports JAX once and forks a process for each command, since starting an interpreter for every life of a
+run would take most of the tests' time. Nothing has touched a device before the fork, so each process makes its own
+backend with as many simulated devices as it is told. Run as a script, this file is that launcher.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+WORDS = "the quick brown fox jumps over a lazy dog while seven small cats watch from warm roofs near that river".split()
+
+RECIPE = '''
+from easylm_jax.config import *
+
+TEXT = (Source("{folder}/texts.jsonl"),)
+CHATS = (Source("{folder}/chats.jsonl"),)
+MODEL = DecoderConfig("olmo2", layers=2, width=32, heads=4, ffn=64, vocab=320, context=64, qk_norm=True)
+RATE = OptimizerConfig("1e-3 cosine to 10% warmup 2 steps")
+SAVE = Checkpoints(latest=3)
+
+recipe = Recipe("tiny", mesh="fsdp=-1", stages=(
+    Tokenizer("tokenizer", sources=(*TEXT, *CHATS), vocab_size=300),
+    Pretrain("pretrain", model=MODEL, data=DataSpec(TEXT, "stage:tokenizer", 64), batch=8, steps=8, optimizer=RATE,
+             z_loss=1e-4, checkpoints=SAVE),
+    SFT("sft", init="pretrain", data=DataSpec(CHATS, "stage:tokenizer", 64, kind="chat", template="tulu",
+        packing="best_fit"), batch=8, accumulate=2, steps=4, optimizer=RATE, checkpoints=SAVE),
+))
+'''
+
+
+def sentence(number: int, words: int) -> str:
+    """Made-up text that differs with `number`."""
+    return " ".join(WORDS[(number * 7 + i * (1 + number % 5)) % len(WORDS)] for i in range(words)) + f" {number}."
+
+
+def conversations(count: int) -> list[dict[str, Any]]:
+    """Records of one to three short exchanges."""
+    made = []
+    for i in range(count):
+        turns = []
+        for j in range(1 + i % 3):
+            turns.append({"role": "user", "content": sentence(i + j, 2 + i % 4)})
+            turns.append({"role": "assistant", "content": sentence(i - j + 100, 1 + i % 5)})
+        made.append({"messages": turns})
+    return made
+
+
+def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def project(folder: Path, recipe: str = RECIPE, texts: int = 120) -> Path:
+    """Writes synthetic data and a recipe below `folder`; returns the recipe's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "texts.jsonl", [{"text": sentence(i, 5 + (i * 13) % 60)} for i in range(texts)])
+    write_jsonl(folder / "chats.jsonl", conversations(60))
+    path = folder / "recipe.py"
+    path.write_text(recipe.replace("{folder}", str(folder)))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended: exit status (minus the signal's number when a signal ended it) and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Running:
+    """A command that goes on in a process of its own."""
+
+    def __init__(self, launcher: Launcher, pid: int, out: Path, err: Path):
+        self.launcher, self.pid, self._out, self._err = launcher, pid, out, err
+
+    @property
+    def err(self) -> str:
+        """What it has printed to stderr so far."""
+        return self._err.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal; the process may have ended already."""
+        os.kill(self.pid, number)  # the launcher reaps it only in `wait`, so the number is not another's
+
+    def wait(self, timeout: float = 240) -> Result:
+        """Waits until it has ended; past the timeout it is killed and the test fails."""
+        status = self.launcher.ask({"wait": self.pid, "timeout": timeout})["status"]
+        result = Result(status, self._out.read_text(errors="replace"), self.err)
+        assert status is not None, f"not ended after {timeout} s: {result.err[-2000:]}"
+        return result
+
+    def until(self, condition: Callable[[], bool], timeout: float = 240) -> bool:
+        """Waits until the condition holds (True) or the process has ended (False)."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if condition():
+                return True
+            if self.launcher.ask({"ended": self.pid})["ended"]:
+                return condition()
+            time.sleep(0.005)
+        raise AssertionError(f"nothing happened for {timeout} s: {self.err[-2000:]}")
+
+
+class Launcher:
+    """Starts `easylm` commands; every process that is left is killed when it closes."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._count = folder, 0
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(
+        self, *arguments: Any, devices: int = 1, environment: dict[str, str] | None = None, script: Path | None = None
+    ) -> Running:
+        """Starts `easylm ARGUMENTS` on simulated devices; with `script`, its function `main(arguments)` instead."""
+        self._count += 1
+        out, err = self._folder / f"{self._count}.out", self._folder / f"{self._count}.err"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        question = {
+            "start": [str(argument) for argument in arguments],
+            "environment": {"XLA_FLAGS": flags, **(environment or {})},
+            "script": None if script is None else str(script),
+            "out": str(out),
+            "err": str(err),
+        }
+        return Running(self, self.ask(question)["pid"], out, err)
+
+    def run(self, *arguments: Any, devices: int = 1, environment: dict[str, str] | None = None) -> Result:
+        """Runs `easylm ARGUMENTS` to its end."""
+        return self.start(*arguments, devices=devices, environment=environment).wait()
+
+    def processes(self, count: int, *arguments: Any, devices: int = 1) -> list[Result]:
+        """Runs `easylm ARGUMENTS` as `count` processes of one run, `devices` simulated devices each."""
+        shared = {"EASYLM_COORDINATOR": f"localhost:{free_port()}", "EASYLM_PROCESSES": str(count)}
+        running = [
+            self.start(*arguments, devices=devices, environment={**shared, "EASYLM_PROCESS_ID": str(index)})
+            for index in range(count)
+        ]
+        return [process.wait() for process in running]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def losses(folder: Path, name: str = "loss") -> dict[int, float]:
+    """A metric by step."""
+    from easylm_jax.monitor.metrics import read_metrics
+
+    return {line["step"]: line[name] for line in read_metrics(folder)}
+
+
+def largest_difference(a: dict[int, float], b: dict[int, float]) -> float:
+    """The largest relative difference of two curves over the same steps."""
+    assert a.keys() == b.keys() and a
+    return max(abs(a[step] - b[step]) / abs(b[step]) for step in a)
+
+
+def only_line(result: Result) -> str:
+    """The message of a mistake: exit status 2, one line that begins as all do, no traceback."""
+    assert result.status == 2, (result.status, result.err)
+    assert "Traceback" not in result.err, result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("easylm: error: ")]
+    assert len(lines) == 1 and result.err.splitlines()[-1] == lines[0], result.err
+    return lines[0].removeprefix("easylm: error: ")
+
+
+def _child(question: dict[str, Any]) -> int:
+    os.environ.update(question["environment"])
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if question["script"] is not None:
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location("script", question["script"])
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        return script.main(question["start"])
+    from easylm_jax.cli import main
+
+    return main(question["start"])
+
+
+def _fork(question: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    import traceback
+
+    status = 1
+    try:
+        status = _child(question)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        import atexit
+
+        atexit._run_exitfuncs()  # as at the end of a process that was not forked: JAX leaves its coordinator here
+        os._exit(status)
+
+
+def _wait(pid: int, timeout: float) -> int | None:
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _serve() -> None:
+    import easylm_jax.checkpoint_arrays
+    import easylm_jax.checkpoint_tools
+    import easylm_jax.data.assemble
+    import easylm_jax.experiment
+    import orbax.checkpoint  # noqa: F401 - imported here once for all
+
+    answers = os.fdopen(os.dup(1), "w")
+    living: set[int] = set()
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "start" in question:
+            pid = _fork(question)
+            living.add(pid)
+            answer = {"pid": pid}
+        elif "ended" in question:
+            info = os.waitid(os.P_PID, question["ended"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            answer = {"ended": info is not None}
+        else:
+            answer = {"status": _wait(question["wait"], question["timeout"])}
+            living.discard(question["wait"])
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    for pid in living:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    _serve()
