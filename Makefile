@@ -38,7 +38,7 @@ $(VENV)/.python: FORCE
 
 $(VENV)/.setup: $(VENV)/.python requirements.txt pyproject.toml
 	$(PIP) --editable '.[dev]'
-	$(BIN)/python -m compileall -q models easylm_jax recipes
+	$(BIN)/python -m compileall -q $(wildcard models easylm_jax recipes)
 	@touch $@
 
 $(VENV)/.parity: $(VENV)/.setup
