@@ -14,7 +14,7 @@ ROOMS = ("models", "easylm_jax", "recipes")  # each may import itself and the ro
 STANDARD = sys.stdlib_module_names
 MODELS_MAY_IMPORT = {"jax", "flax", "numpy", "models"}
 EXCEPTIONS = {
-    "models/hf.py": {"safetensors"},
+    "models/hf_files.py": {"safetensors"},
 }
 PREPARATION_ONLY = {
     "tensorflow",
@@ -108,7 +108,7 @@ def test_command_line_imports_only_the_standard_library_at_its_top():
         (foreign_to_models, "models/a.py", "import optax", True),
         (foreign_to_models, "models/sub/a.py", "from ..config import X\nfrom jax import numpy", False),
         (foreign_to_models, "models/a.py", "import safetensors", True),
-        (foreign_to_models, "models/hf.py", "from safetensors import safe_open", False),
+        (foreign_to_models, "models/hf_files.py", "from safetensors import safe_open", False),
         (heavy_at_import, "easylm_jax/a.py", "class A:\n    import seqio", True),
         (heavy_at_import, "easylm_jax/a.py", "try:\n    from tensorflow import io\nexcept ImportError: pass", True),
         (heavy_at_import, "easylm_jax/a.py", "def f():\n    import torch", False),
