@@ -204,7 +204,9 @@ def average(folders: Sequence[Any], out: Any) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = arrays.Writer(deadline_seconds=3600)
     step = max(store.read_manifest(source).step for source in sources)
-    meta = {"average_of": [str(s) for s in sources]}
+    first = store.read_meta(sources[0])
+    described = {name: first[name] for name in ("model", "tokenizer") if name in first}
+    meta = {**described, "average_of": [str(s) for s in sources]}
     try:
         writer.start(target, mean, meta, step=step, kind="params", name=None)
         writer.wait()

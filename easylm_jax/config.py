@@ -1,10 +1,11 @@
-"""What a recipe is made of: frozen dataclasses, filled in by a Python file and changed field by field from the command line.
+"""What a recipe is made of: frozen dataclasses that a Python file fills in and a command line changes field by field.
 
     recipe = Recipe("my-run", stages=(
         Tokenizer("tokenizer", sources=(Source("data/*.jsonl"),), vocab_size=4096),
         Pretrain("pretrain", model=DecoderConfig(...), data=DataSpec(...), batch=32, steps=1000,
                  optimizer=OptimizerConfig("3e-4 cosine to 10% warmup 100 steps")),
-        SFT("sft", init="pretrain", data=DataSpec(...), batch=16, epochs=2, optimizer=OptimizerConfig("2e-5 linear to 0")),
+        SFT("sft", init="pretrain", data=DataSpec(...), batch=16, epochs=2,
+            optimizer=OptimizerConfig("2e-5 linear to 0")),
     ))
 
 A stage is data and one method, `objective`: a new kind of training is a class here and a pure function in
@@ -25,17 +26,33 @@ from models.decoder import Decoder
 from models.errors import UserError
 
 __all__ = [
-    "SFT", "Checkpoints", "Compute", "DataSpec", "DecoderConfig", "LoraConfig", "MakeData", "Monitoring", "OptimizerConfig", "Pretrain",
-    "Recipe", "RopeScaling", "SkipStep", "Source", "Stage", "Tokenizer", "Train", "Validation",
-]  # fmt: skip
+    "SFT",
+    "Checkpoints",
+    "Compute",
+    "DataSpec",
+    "DecoderConfig",
+    "LoraConfig",
+    "MakeData",
+    "Monitoring",
+    "OptimizerConfig",
+    "Pretrain",
+    "Recipe",
+    "RopeScaling",
+    "SkipStep",
+    "Source",
+    "Stage",
+    "Tokenizer",
+    "Train",
+    "Validation",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
     """Which steps are saved and which stay.
 
-    Every `every`-th step is saved, in the background. The newest `latest` stay, those divisible by `keep_every`, and the
-    last step of the stage. Every `history`-th step the parameters alone are kept too, in bfloat16. When a step ends
+    Every `every`-th step is saved, in the background. The newest `latest` stay, those divisible by `keep_every`, and
+    the last step of the stage. Every `history`-th step the parameters alone are kept too, in bfloat16. When a step ends
     while the previous save is still being written, `when_busy` says whether to "wait" or to "skip" that one save.
     """
 

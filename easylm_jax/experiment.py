@@ -157,7 +157,9 @@ class Experiment:
         """Runs or resumes one stage whose needs are done."""
         for need in stage.needs:
             if self.done(self.recipe.stage(need)) is None:
-                raise UserError(f"stage {stage.name} needs {need}, which is not done; run it first (easylm run --only {need})")
+                raise UserError(
+                    f"stage {stage.name} needs {need}, which is not done; run it first (easylm run --only {need})"
+                )
         folder, settings = self.folder(stage.name), self.settings(stage)
         done = None if overwrite else self.done(stage)
         if not overwrite:
@@ -240,9 +242,8 @@ class Experiment:
         return dataclasses.replace(spec, sources=self._sources(spec.sources), tokenizer=tokenizer)
 
     def cache(self, spec: DataSpec) -> Cache:
-        """The packed cache of a spec, built if there is none yet."""
-        spec = self._data(spec)
-        return build_cache(spec, self.out / "cache", _progress(), build=checkpoint_arrays.is_first_process())
+        """The packed cache of a spec, built if there is none yet (by one process of those that share the folder)."""
+        return build_cache(self._data(spec), self.out / "cache", _progress())
 
     def _train(self, stage: Train, settings: dict[str, Any]) -> dict[str, Any]:
         folder = self.folder(stage.name)
@@ -251,7 +252,9 @@ class Experiment:
         loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
         steps = stage.steps or loader.steps
         if not steps:
-            raise UserError(f"stage {stage.name}: {stage.epochs} epochs of {cache.rows} rows give no whole batch of {stage.batch}")
+            raise UserError(
+                f"stage {stage.name}: {stage.epochs} epochs of {cache.rows} rows give no whole batch of {stage.batch}"
+            )
         mesh = make_mesh(self.recipe.mesh)
         model, load = self._model(stage, mesh)
         _check_vocabulary(stage, model.config, self._data(stage.data).tokenizer)
@@ -283,8 +286,13 @@ class Experiment:
                       "config_hash": fields.digest(settings), "tokenizer": self._data(stage.data).tokenizer},
             )
         )  # fmt: skip
-        return {"step": steps, "checkpoint": f"checkpoints/{steps}", "metrics": metrics,
-                "data": {key: cache.manifest.get(key) for key in ("rows", "tokens", "trained_tokens", "unigram_entropy_nats")}}  # fmt: skip
+        facts = ("rows", "tokens", "trained_tokens", "unigram_entropy_nats")
+        return {
+            "step": steps,
+            "checkpoint": f"checkpoints/{steps}",
+            "metrics": metrics,
+            "data": {name: cache.manifest.get(name) for name in facts},
+        }
 
     def _model(self, stage: Train, mesh: jax.sharding.Mesh):
         """The model of a stage, and a function that loads its first parameters (None: fresh ones)."""

@@ -29,10 +29,10 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its class name under `kind`."""
+    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"kind": type(value).__name__, **fields}
+        return {"class": type(value).__name__, **fields}
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -47,7 +47,7 @@ def decode(cls: type[T], data: dict[str, Any]) -> T:
     hints = field_types(cls)
     values = {}
     for name, item in data.items():
-        if name == "kind":
+        if name == "class":
             continue
         _check_field(cls, name)
         values[name] = _decode_value(hints[name], item, f"{cls.__name__}.{name}")
@@ -60,11 +60,11 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _decode_value(hint: Any, item: Any, where: str) -> Any:
-    if isinstance(item, dict) and "kind" in item:
+    if isinstance(item, dict) and "class" in item:
         for option in _options(hint):
-            if dataclasses.is_dataclass(option) and option.__name__ == item["kind"]:
+            if dataclasses.is_dataclass(option) and option.__name__ == item["class"]:
                 return decode(option, item)
-        raise UserError(f"{where}: a {item['kind']} does not belong here")
+        raise UserError(f"{where}: a {item['class']} does not belong here")
     if isinstance(item, list):
         for option in _options(hint):
             if typing.get_origin(option) is tuple:
@@ -80,15 +80,28 @@ def digest(value: Any) -> str:
 
 
 def override(value: T, path: str, text: str) -> T:
-    """A copy of a dataclass with the field at a dotted path set from text, read as the field's type says."""
+    """A copy of a dataclass with the field at a dotted path set from text, read as the field's type says.
+
+    Numbers in the path choose an item of a tuple: `data.sources.0.path`.
+    """
     name, _, rest = path.partition(".")
     _check_field(type(value), name)
     if rest:
         inner = getattr(value, name)
-        if not dataclasses.is_dataclass(inner):
+        changed = _override_item(inner, rest, text, path) if isinstance(inner, tuple) else None
+        if changed is None and not dataclasses.is_dataclass(inner):
             raise UserError(f"{path}: {name} is {inner!r} and has no fields of its own")
-        return dataclasses.replace(value, **{name: override(inner, rest, text)})
+        return dataclasses.replace(value, **{name: override(inner, rest, text) if changed is None else changed})
     return dataclasses.replace(value, **{name: _parse(field_types(type(value))[name], text, path)})
+
+
+def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
+    """A copy of a tuple of dataclasses with a field of one item set: `sources.0.path=…`."""
+    index, _, rest = path.partition(".")
+    if not (index.isdigit() and int(index) < len(items) and rest and dataclasses.is_dataclass(items[int(index)])):
+        raise UserError(f"{where}: write an index below {len(items)} and a field, such as 0.path")
+    at = int(index)
+    return (*items[:at], override(items[at], rest, text), *items[at + 1 :])
 
 
 def _check_field(cls: type, name: str) -> None:
@@ -130,7 +143,9 @@ def _parse_one(option: Any, text: str) -> Any:
             return text
     elif origin is tuple:
         inner = typing.get_args(option)[0]
-        parsed = ast.literal_eval(text) if text[:1] in "([" else [part.strip() for part in text.split(",") if part.strip()]
+        parsed = (
+            ast.literal_eval(text) if text[:1] in "([" else [part.strip() for part in text.split(",") if part.strip()]
+        )
         return tuple(_parse_one(inner, str(part)) for part in parsed)
     raise ValueError
 

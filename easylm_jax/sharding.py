@@ -31,7 +31,7 @@ def logical_axes(name: str, rules: Rules) -> tuple[str | None, ...]:
     hits = [axes for pattern, axes in rules if re.fullmatch(pattern, name)]
     if len(hits) != 1:
         raise UserError(
-            f"sharding: {name} matches {len(hits)} rules and must match exactly one; see SHARDING_RULES in models/decoder.py"
+            f"sharding: {name} matches {len(hits)} rules and must match exactly one (the model's sharding_rules)"
         )
     return hits[0]
 
@@ -98,7 +98,7 @@ def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
 
 
 def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
-    """Attention must divide into whole heads over `tp`: kernels are mapped by head, and a head that is cut is gathered."""
+    """Attention must divide into whole heads over `tp`: kernels are mapped by head; a head that is cut is gathered."""
     size = mesh.shape["tp"]
     for heads, what in ((config.heads, "heads"), (config.kv_heads, "key-value heads")):
         if heads % size:

@@ -43,8 +43,8 @@ class Stopped(Exception):
 class Job:
     """All that one stage of training needs.
 
-    `abstract_state` has the shapes and types of the train state; `fresh_state(layout)` makes the one before step 0 on the
-    shardings it is given. `frozen` is on the devices already. `score` is the objective for held-out data. `meta` goes
+    `abstract_state` has the shapes and types of the train state; `fresh_state(layout)` makes the one before step 0 on
+    the shardings it is given. `frozen` is on the devices already. `score` is the objective for held-out data. `meta` goes
     into every checkpoint as it is (the resolved configuration, the model).
     """
 
@@ -113,7 +113,10 @@ class _Run:
         self.rows = sharding.local_rows(job.loader.batch_rows, job.mesh)
         self.batch_layout = sharding.batch_sharding(job.mesh)
         self.step = make_train_step(
-            job.objective, job.optimizer, accumulate=job.accumulate, shardings=(self.layout, self.batch_layout, everywhere)
+            job.objective,
+            job.optimizer,
+            accumulate=job.accumulate,
+            shardings=(self.layout, self.batch_layout, everywhere),
         )
         self.score = make_score_step(job.score, shardings=(self.layout.params, self.batch_layout, everywhere))
         self.tokens_seen = 0
@@ -201,7 +204,9 @@ class _Run:
                 self._save(number, state, final=stopping or number == job.steps)
             if stopping and number < job.steps:
                 self.checkpointer.wait()
-                raise Stopped(f"{job.name}: stopped at step {number} of {job.steps}, which is saved; run again to go on")
+                raise Stopped(
+                    f"{job.name}: stopped at step {number} of {job.steps}, which is saved; run again to go on"
+                )
         return state, last
 
     def _read(self, pending: _Pending) -> dict[str, Any]:
@@ -225,8 +230,10 @@ class _Run:
                 "validation": self.validation,
                 "clocks": self.monitor.clocks(),
             }
-            if final:
-                self.checkpointer.wait()  # so that the last save is never the one that is skipped
+            c = self.job.checkpoints
+            stays = any(every and number % every == 0 for every in (c.keep_every, c.history))
+            if final or stays:
+                self.checkpointer.wait()  # so that what is to stay is never what is skipped
             if self.checkpointer.save(number, state, meta):
                 self.monitor.checkpoint_saved()
 

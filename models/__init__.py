@@ -1,11 +1,11 @@
 """What is trained: models as pure functions of their parameters.
 
-    model = models.build("olmo2-1b")            # or a DecoderConfig
-    params = model.init(jax.random.key(0))
-    logits = models.logits(model, params, tokens)
+model = models.build("olmo2-1b")            # or a DecoderConfig
+params = model.init(jax.random.key(0))
+logits = models.logits(model, params, tokens)
 
-    model, params = models.load_hf("path/to/OLMo-2-0425-1B")
-    models.save_hf(model, params, "path/to/export")
+model, params = models.load_hf("path/to/OLMo-2-0425-1B")
+models.save_hf(model, params, "path/to/export")
 """
 
 from __future__ import annotations
@@ -34,9 +34,24 @@ _HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "Compute", "Decoder", "DecoderConfig", "Output", "Params", "RopeScaling", "TokenScores", "UserError", "build", "families",
-    "head_logits", "load_hf", "logits", "preset", "presets", "save_hf", "token_scores",
-]  # fmt: skip
+    "Compute",
+    "Decoder",
+    "DecoderConfig",
+    "Output",
+    "Params",
+    "RopeScaling",
+    "TokenScores",
+    "UserError",
+    "build",
+    "families",
+    "head_logits",
+    "load_hf",
+    "logits",
+    "preset",
+    "presets",
+    "save_hf",
+    "token_scores",
+]
 
 
 def __getattr__(name: str):

@@ -68,9 +68,7 @@ def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype)
     return "blocked"
 
 
-def visible(
-    segment_ids: jax.Array, queries: tuple[int, int], keys: tuple[int, int], window: int | None
-) -> jax.Array:
+def visible(segment_ids: jax.Array, queries: tuple[int, int], keys: tuple[int, int], window: int | None) -> jax.Array:
     """Boolean [B, queries, keys]: may the query in this span of the row see the key in that span?"""
     i = jnp.arange(*queries)[:, None]
     j = jnp.arange(*keys)[None, :]
@@ -80,7 +78,7 @@ def visible(
 
 
 def _grouped_scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[B, KV, G, Q, hd] × [B, KV, K, hd] → float32 [B, KV, G, Q, K]; the group is folded into the rows of one product."""
+    """[B, KV, G, Q, hd] × [B, KV, K, hd] → float32 [B, KV, G, Q, K]; the group is folded into one product's rows."""
     b, kv, g, n, hd = q.shape
     scores = jax.lax.dot_general(
         q.reshape(b, kv, g * n, hd), k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
@@ -151,7 +149,6 @@ def _cudnn(q, k, v, segment_ids, window, batch_axes):
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
 
-@functools.cache
 def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -164,10 +161,9 @@ def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool)
         **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
         **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
     )
-    with jax.ensure_compile_time_eval():
-        return splash.make_splash_mha(
-            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-        )
+    return splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
 
 
 def _splash(q, k, v, segment_ids, window, batch_axes, interpret=False):
@@ -183,4 +179,6 @@ def _splash(q, k, v, segment_ids, window, batch_axes, interpret=False):
         return local(q, k, v, segment_ids)
     spec = jax.sharding.PartitionSpec(batch_axes, None, "tp", None)
     rows = jax.sharding.PartitionSpec(batch_axes, None)
-    return jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)(q, k, v, segment_ids)
+    return jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)(
+        q, k, v, segment_ids
+    )

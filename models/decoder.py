@@ -18,7 +18,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
 from models.config import Compute, DecoderConfig
-from models.layers import Linear, RMSNorm, SwiGLU, linear_each, matrix_std, residual_norm, rope_table, rotate, truncated_normal
+from models.layers import (
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    linear_each,
+    matrix_std,
+    residual_norm,
+    rope_table,
+    rotate,
+    truncated_normal,
+)
 
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -217,7 +227,9 @@ class Decoder:
         """Scan over the stacked layers. One iteration holds one period of the window pattern, so windows are static."""
         c, compute = self.config, self.compute
         pattern = c.pattern
-        period = next(p for p in range(1, c.layers + 1) if c.layers % p == 0 and pattern[:p] * (c.layers // p) == pattern)
+        period = next(
+            p for p in range(1, c.layers + 1) if c.layers % p == 0 and pattern[:p] * (c.layers // p) == pattern
+        )
         ropes = self.ropes(positions)
         keys = None if dropout_key is None or c.dropout == 0 else jax.random.split(dropout_key, c.layers)
 

@@ -1,7 +1,7 @@
 """From hidden states to numbers about tokens, without ever holding the vocabulary logits of a whole batch.
 
 `token_scores` walks the sequence in chunks: each chunk's logits exist once in the forward pass and once more in the
-backward pass, where they are recomputed. With OLMo 2's 100,352 rows and 8k tokens, whole logits would take 3.3 GB a copy.
+backward pass, where they are recomputed. With OLMo 2's 100,352 rows and 8k tokens, whole logits take 3.3 GB.
 """
 
 from __future__ import annotations

@@ -69,9 +69,7 @@ def trained_documents(segment_ids: jax.Array, weights: jax.Array) -> jax.Array:
     """
     trained = weights > 0
     index = jnp.arange(segment_ids.shape[1])[None]
-    first = jnp.concatenate(
-        [jnp.ones_like(trained[:, :1]), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1
-    )
+    first = jnp.concatenate([jnp.ones_like(trained[:, :1]), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1)
     start = jax.lax.cummax(jnp.where(first, index, 0), axis=1)
     last_trained = jax.lax.cummax(jnp.where(trained, index, -1), axis=1)
     before = jnp.concatenate([-jnp.ones_like(last_trained[:, :1]), last_trained[:, :-1]], axis=1)

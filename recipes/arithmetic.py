@@ -1,0 +1,122 @@
+"""A family of small tasks that a tiny model can learn and that can be checked exactly.
+
+Sums, differences, products, comparisons, sorted and reversed lists, in a few wordings each. A problem belongs to the
+held-out part by a hash of the problem itself, so no wording of a held-out problem is ever trained on.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+HELD_OUT_SHARE = 0.08
+WORDS = [
+    "apple", "bird", "cloud", "door", "eagle", "fire", "grass", "hill", "iron", "jade", "king", "lamp", "moon",
+    "nest", "oak", "pond", "queen", "river", "sun", "tree",
+]  # fmt: skip
+)
+
+
+class Problem(NamedTuple):
+    """`question` as a user may ask it, `steps` that lead to the `answer`, and `key`, the same for every wording."""
+
+    question: str
+    steps: str
+    answer: str
+    key: str
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this problem, however worded, is kept for evaluation."""
+        return zlib.crc32(self.key.encode()) % 10_000 < HELD_OUT_SHARE * 10_000
+
+    @property
+    def response(self) -> str:
+        """The reference response: the steps, then the answer on a line of its own."""
+        return f"{self.steps}\n#### {self.answer}"
+
+
+def _sum(rng: random.Random) -> Problem:
+    a, b = rng.randint(0, 99), rng.randint(0, 99)
+    question = rng.choice(["What is {a} + {b}?", "Add {a} and {b}.", "{a} + {b} = ?", "Find the sum of {a} and {b}."])
+    return Problem(question.format(a=a, b=b), f"{a} + {b} = {a + b}", str(a + b), f"sum {a} {b}")
+
+
+def _difference(rng: random.Random) -> Problem:
+    a, b = sorted((rng.randint(0, 99), rng.randint(0, 99)), reverse=True)
+    question = rng.choice(["What is {a} - {b}?", "Take {b} away from {a}.", "{a} - {b} = ?"])
+    return Problem(question.format(a=a, b=b), f"{a} - {b} = {a - b}", str(a - b), f"difference {a} {b}")
+
+
+def _product(rng: random.Random) -> Problem:
+    a, b = rng.randint(0, 12), rng.randint(0, 12)
+    question = rng.choice(["What is {a} * {b}?", "Multiply {a} by {b}.", "{a} * {b} = ?"])
+    return Problem(question.format(a=a, b=b), f"{a} * {b} = {a * b}", str(a * b), f"product {a} {b}")
+
+
+def _larger(rng: random.Random) -> Problem:
+    a, b = rng.sample(range(100), 2)
+    question = rng.choice(["Which is larger, {a} or {b}?", "Give the larger of {a} and {b}."])
+    sign = ">" if a > b else "<"
+    return Problem(question.format(a=a, b=b), f"{a} {sign} {b}", str(max(a, b)), f"larger {a} {b}")
+
+
+def _sorted_list(rng: random.Random) -> Problem:
+    numbers = rng.sample(range(100), rng.randint(2, 4))
+    text, answer = (" ".join(map(str, x)) for x in (numbers, sorted(numbers)))
+    question = rng.choice(["Sort: {x}", "Put these in order: {x}", "Sort these numbers: {x}"])
+    return Problem(question.format(x=text), f"from {text}", answer, f"sort {text}")
+
+
+def _reversed_words(rng: random.Random) -> Problem:
+    words = rng.sample(WORDS, rng.randint(2, 4))
+    text, answer = " ".join(words), " ".join(reversed(words))
+    question = rng.choice(["Reverse: {x}", "Say these words backwards: {x}", "Turn the order round: {x}"])
+    return Problem(question.format(x=text), f"from {text}", answer, f"reverse {text}")
+
+
+TASKS: tuple[Callable[[random.Random], Problem], ...] = (
+    _sum, _difference, _product, _larger, _sorted_list, _reversed_words,
+)  # fmt: skip
+
+
+def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
+    """An endless stream of problems of one part, every task equally often."""
+    rng = random.Random(f"{seed} {held_out}")
+    while True:
+        for task in TASKS:
+            problem = task(rng)
+            if problem.held_out == held_out:
+                yield problem
+
+
+def _document(stream: Iterator[Problem], rng: random.Random) -> dict[str, str]:
+    """A page of worked problems, as web text might have them: statements, and questions with their answers."""
+    lines = []
+    for _ in range(rng.randint(4, 10)):
+        p = next(stream)
+        lines.append(rng.choice([p.steps, f"{p.question} {p.answer}", f"{p.question} {p.steps}, so {p.answer}."]))
+    return {"text": "\n".join(lines)}
+
+
+def _conversation(problem: Problem) -> dict[str, list[dict[str, str]]]:
+    turns = (("user", problem.question), ("assistant", problem.response))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _files(seed: int, documents: int, conversations: int, held_out: int) -> dict[str, list]:
+    train, test = problems(seed, held_out=False), problems(seed, held_out=True)
+    rng = random.Random(seed)
+    return {
+        "pretrain.jsonl": [_document(train, rng) for _ in range(documents)],
+        "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(held_out)],
+        "sft.jsonl": [_conversation(next(train)) for _ in range(conversations)],
+        "sft_held_out.jsonl": [_conversation(next(test)) for _ in range(held_out)],
+    }
+
+
+def write(seed: int) -> dict[str, list]:
+    """Files of the quickstart: about 1.7 million tokens of pages and 4,000 conversations, and held-out parts."""
+    return _files(seed, documents=12_000, conversations=4_000, held_out=300)
