@@ -7,12 +7,19 @@ backend with as many simulated devices as it is told. Run as a script, this file
 
 from __future__ import annotations
 
+import atexit
+import functools
+import hashlib
+import importlib
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-WORDS = "the quick brown fox jumps over a lazy dog while seven small cats watch from warm roofs near that river".split()
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "near", "seven", "small", "warm", "roofs")
 
-RECIPE = '''
+RECIPE = """
 from easylm_jax.config import *
 
 TEXT = (Source("{folder}/texts.jsonl"),)
@@ -36,9 +43,9 @@ recipe = Recipe("tiny", mesh="fsdp=-1", stages=(
     Pretrain("pretrain", model=MODEL, data=DataSpec(TEXT, "stage:tokenizer", 64), batch=8, steps=8, optimizer=RATE,
              z_loss=1e-4, checkpoints=SAVE),
     SFT("sft", init="pretrain", data=DataSpec(CHATS, "stage:tokenizer", 64, kind="chat", template="tulu",
-        packing="best_fit"), batch=8, accumulate=2, steps=4, optimizer=RATE, checkpoints=SAVE),
+        packing="best_fit"), batch=16, accumulate=2, steps=4, optimizer=RATE, checkpoints=SAVE),
 ))
-'''
+"""
 
 
 def sentence(number: int, words: int) -> str:
@@ -126,8 +133,12 @@ class Launcher:
     """Starts `easylm` commands; every process that is left is killed when it closes."""
 
     def __init__(self, folder: Path):
-        self._folder, self._count = folder, 0
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+        self.folder, self._count = folder, 0
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+        }
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -138,30 +149,45 @@ class Launcher:
         return json.loads(self._process.stdout.readline())
 
     def start(
-        self, *arguments: Any, devices: int = 1, environment: dict[str, str] | None = None, script: Path | None = None
+        self,
+        *arguments: Any,
+        devices: int = 1,
+        environment: dict[str, str] | None = None,
+        at: str | None = None,
+        batches: Path | None = None,
+        options: dict[str, Any] | None = None,
     ) -> Running:
-        """Starts `easylm ARGUMENTS` on simulated devices; with `script`, its function `main(arguments)` instead."""
+        """Starts `easylm ARGUMENTS` on simulated devices.
+
+        `at`: `"module:function:n:SIGNAL"`, the process sends itself that signal when it is about to call the function
+        for the n-th time. `batches`: a file to which it appends every batch that it reads, as `rows_read` shows them.
+        `options` are settings of JAX.
+        """
         self._count += 1
-        out, err = self._folder / f"{self._count}.out", self._folder / f"{self._count}.err"
+        out, err = self.folder / f"{self._count}.out", self.folder / f"{self._count}.err"
         flags = f"--xla_force_host_platform_device_count={devices}"
         question = {
             "start": [str(argument) for argument in arguments],
             "environment": {"XLA_FLAGS": flags, **(environment or {})},
-            "script": None if script is None else str(script),
+            "at": at,
+            "batches": None if batches is None else str(batches),
+            "options": options or {},
             "out": str(out),
             "err": str(err),
         }
         return Running(self, self.ask(question)["pid"], out, err)
 
-    def run(self, *arguments: Any, devices: int = 1, environment: dict[str, str] | None = None) -> Result:
-        """Runs `easylm ARGUMENTS` to its end."""
-        return self.start(*arguments, devices=devices, environment=environment).wait()
+    def run(self, *arguments: Any, **how: Any) -> Result:
+        """Runs `easylm ARGUMENTS` to its end; `how` as in `start`."""
+        return self.start(*arguments, **how).wait()
 
-    def processes(self, count: int, *arguments: Any, devices: int = 1) -> list[Result]:
-        """Runs `easylm ARGUMENTS` as `count` processes of one run, `devices` simulated devices each."""
+    def processes(self, count: int, *arguments: Any, at: dict[int, str] | None = None, **how: Any) -> list[Result]:
+        """Runs `easylm ARGUMENTS` as `count` processes of one run; `at` by process, `how` as in `start`."""
         shared = {"EASYLM_COORDINATOR": f"localhost:{free_port()}", "EASYLM_PROCESSES": str(count)}
         running = [
-            self.start(*arguments, devices=devices, environment={**shared, "EASYLM_PROCESS_ID": str(index)})
+            self.start(
+                *arguments, environment={**shared, "EASYLM_PROCESS_ID": str(index)}, at=(at or {}).get(index), **how
+            )
             for index in range(count)
         ]
         return [process.wait() for process in running]
@@ -169,6 +195,58 @@ class Launcher:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+
+
+@functools.cache
+def launcher() -> Launcher:
+    """The launcher that all tests of a session share, and with it the programs that its processes compiled."""
+    folder = tempfile.TemporaryDirectory(prefix="easylm-tests-")
+    made = Launcher(Path(folder.name))
+    atexit.register(lambda: (made.close(), folder.cleanup()))
+    return made
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run of the recipe that nothing disturbed: its recipe, its folder, and the batches that it read."""
+
+    recipe: Path
+    out: Path
+    batches: dict[str, dict[int, dict[int, set[str]]]]
+
+    @property
+    def root(self) -> Path:
+        return self.out / "tiny"
+
+
+@functools.cache
+def reference() -> Reference:
+    """Made once a session; tests must not change it."""
+    start = launcher()
+    folder = start.folder / "reference"
+    recipe = project(folder)
+    result = start.run("run", recipe, "--out", folder / "runs", batches=folder / "batches.jsonl")
+    assert result.status == 0, result.err
+    return Reference(recipe, folder / "runs", rows_read(folder / "batches.jsonl"))
+
+
+def with_vocabulary(out: Path) -> Path:
+    """Gives a new runs folder the reference's vocabulary and packed caches, so that its run begins at `pretrain`."""
+    made = reference()
+    shutil.copytree(made.root / "tokenizer", out / "tiny" / "tokenizer")
+    shutil.copytree(made.out / "cache", out / "cache", dirs_exist_ok=True)
+    return out
+
+
+def rows_read(path: Path) -> dict[str, dict[int, dict[int, set[str]]]]:
+    """By cache, step and place in the global batch: the digests of all rows that were ever read for that place."""
+    read: dict[str, dict[int, dict[int, set[str]]]] = {}
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        places = read.setdefault(record["cache"], {}).setdefault(record["step"], {})
+        for place, digest in enumerate(record["rows"], record["first"]):
+            places.setdefault(place, set()).add(digest)
+    return read
 
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:
@@ -199,16 +277,54 @@ def _child(question: dict[str, Any]) -> int:
         file = os.open(question[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if question["script"] is not None:
-        import importlib.util
+    import jax
 
-        spec = importlib.util.spec_from_file_location("script", question["script"])
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        return script.main(question["start"])
+    for name, value in question["options"].items():
+        jax.config.update(name, value)
+    if question["batches"] is not None:
+        _record_batches(question["batches"])
+    if question["at"] is not None:
+        _signal_at(*question["at"].split(":"))
     from easylm_jax.cli import main
 
     return main(question["start"])
+
+
+def _record_batches(path: str) -> None:
+    """Every `Loader.batch_at` also appends the digests of the rows that it returns."""
+    from easylm_jax.data import Loader
+
+    original = Loader.batch_at
+
+    def batch_at(self, step, rows=None):
+        batch = original(self, step, rows)
+        whole = range(self.batch_rows)[rows if rows is not None else slice(None)]
+        digests = [
+            hashlib.sha256(b"".join(batch[name][row].tobytes() for name in sorted(batch))).hexdigest()[:16]
+            for row in range(len(whole))
+        ]
+        record = {"cache": self.cache.fingerprint, "step": step, "first": whole.start, "rows": digests}
+        with open(path, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        return batch
+
+    Loader.batch_at = batch_at
+
+
+def _signal_at(module: str, function: str, nth: str, number: str) -> None:
+    """Replaces a function by one that first sends this process a signal when it is called for the n-th time."""
+    owner = importlib.import_module(module)
+    *parents, name = function.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original, calls = getattr(owner, name), itertools.count(1)
+
+    def patched(*args, **kwargs):
+        if next(calls) == int(nth):
+            os.kill(os.getpid(), signal.Signals[number])
+        return original(*args, **kwargs)
+
+    setattr(owner, name, patched)
 
 
 def _fork(question: dict[str, Any]) -> int:
@@ -227,8 +343,6 @@ def _fork(question: dict[str, Any]) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        import atexit
-
         atexit._run_exitfuncs()  # as at the end of a process that was not forked: JAX leaves its coordinator here
         os._exit(status)
 
@@ -246,12 +360,9 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 
 def _serve() -> None:
-    import easylm_jax.checkpoint_arrays
-    import easylm_jax.checkpoint_tools
-    import easylm_jax.data.assemble
-    import easylm_jax.experiment
-    import orbax.checkpoint  # noqa: F401 - imported here once for all
-
+    for module in ("checkpoint_arrays", "checkpoint_tools", "data.assemble", "experiment"):
+        importlib.import_module(f"easylm_jax.{module}")
+    importlib.import_module("orbax.checkpoint")  # once for all, where it takes long
     answers = os.fdopen(os.dup(1), "w")
     living: set[int] = set()
     for line in sys.stdin:
