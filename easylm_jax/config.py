@@ -137,8 +137,8 @@ class Train(Stage):
     given. `init` is a stage of the recipe, `hf:<folder or hub name>`, or `run:<stage folder>`; with `keep_moments` the
     optimiser's moments come along (OLMo 2's second stage, spec olmo §10.2).
 
-    `batch` counts rows of the packed cache for one update, `accumulate` the micro-batches it is cut into. The length is
-    `steps` or `epochs`. `lora` trains an adapter and leaves the parameters as they were.
+    `batch` counts rows of the packed cache for one update, `accumulate` the micro-batches it is cut into. It ends after
+    `steps` or `epochs`, whichever is given, or comes first. `lora` trains an adapter and leaves the parameters as they were.
     """
 
     model: str | DecoderConfig | None = None
@@ -160,8 +160,8 @@ class Train(Stage):
     def __post_init__(self):
         if (self.model is None) == (self.init is None):
             raise UserError(f"stage {self.name}: give either model (fresh parameters) or init (where to start from)")
-        if (self.steps is None) == (self.epochs is None):
-            raise UserError(f"stage {self.name}: give either steps or epochs")
+        if self.steps is None and self.epochs is None:
+            raise UserError(f"stage {self.name}: give steps or epochs (or both: it ends with the first)")
         if self.keep_moments and self.lora:
             raise UserError(f"stage {self.name}: keep_moments needs the same trained parameters, which lora changes")
         for name in ("batch", "accumulate", "steps", "epochs"):

@@ -86,10 +86,17 @@ def initialize_processes() -> None:
     if jax.distributed.is_initialized():
         return
     if given:
-        jax.distributed.initialize(
-            os.environ["EASYLM_COORDINATOR"],
-            num_processes=int(os.environ["EASYLM_PROCESSES"]),
-            process_id=int(os.environ["EASYLM_PROCESS_ID"]),
-        )
+        count, index = _whole_number("EASYLM_PROCESSES"), _whole_number("EASYLM_PROCESS_ID")
+        if not 0 <= index < count:
+            raise UserError(f"EASYLM_PROCESS_ID must be between 0 and {count - 1}, not {index}")
+        jax.distributed.initialize(os.environ["EASYLM_COORDINATOR"], num_processes=count, process_id=index)
     elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
         jax.distributed.initialize()
+
+
+def _whole_number(name: str) -> int:
+    """The value of an environment variable that must be one."""
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise UserError(f"{name} must be a whole number, not {os.environ[name]!r}") from None

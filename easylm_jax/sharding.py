@@ -72,6 +72,13 @@ def state_shardings(state: PyTree, rules: Rules, mesh: jax.sharding.Mesh, replic
     return named_map(one, state)
 
 
+def placed(tree: PyTree, shardings: PyTree) -> PyTree:
+    """The shapes and types of a tree with a sharding each, for compiling and restoring."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )
+
+
 def adapter_rules(rules: Rules) -> Rules:
     """Rules for the leaves of a low-rank adapter: each half is split as the side of the kernel that it touches."""
     halves = []

@@ -44,8 +44,8 @@ class Job:
     """All that one stage of training needs.
 
     `abstract_state` has the shapes and types of the train state; `fresh_state(layout)` makes the one before step 0 on
-    the shardings it is given. `frozen` is on the devices already. `score` is the objective for held-out data. `meta` goes
-    into every checkpoint as it is (the resolved configuration, the model).
+    the shardings it is given. `frozen` is on the devices already. `score` is the objective for held-out data. `meta`
+    goes into every checkpoint as it is (the resolved configuration, the model).
     """
 
     name: str
@@ -106,9 +106,7 @@ class _Run:
         self.throughput = throughput
         abstract = job.abstract_state
         self.layout = sharding.state_shardings(abstract, job.rules, job.mesh, REPLICATED_STATE)
-        self.abstract = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract, self.layout
-        )
+        self.abstract = sharding.placed(abstract, self.layout)
         everywhere = jax.sharding.NamedSharding(job.mesh, jax.sharding.PartitionSpec())
         self.rows = sharding.local_rows(job.loader.batch_rows, job.mesh)
         self.batch_layout = sharding.batch_sharding(job.mesh)
@@ -120,6 +118,7 @@ class _Run:
         )
         self.score = make_score_step(job.score, shardings=(self.layout.params, self.batch_layout, everywhere))
         self.tokens_seen = 0
+        self.read_at = 0.0
         self.validation: dict[str, float] = {}
 
     def to_the_end(self) -> dict[str, Any]:
@@ -212,7 +211,9 @@ class _Run:
     def _read(self, pending: _Pending) -> dict[str, Any]:
         """Waits for a step and returns its metrics line."""
         host = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
-        seconds = time.perf_counter() - pending.began
+        # A step that was sent while the one before it still ran begins when that one was read.
+        now = time.perf_counter()
+        seconds, self.read_at = now - max(pending.began, self.read_at), now
         tokens = int(host.pop("tokens"))
         self.tokens_seen += tokens
         self.throughput.update(tokens, seconds)

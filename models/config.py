@@ -43,7 +43,8 @@ class DecoderConfig:
     """The shape of a dense decoder-only transformer; each family in `models` is a value of this class.
 
     Sizes: `width` is the residual stream d, `ffn` the SwiGLU hidden size f, `vocab` the number of embedding rows
-    including padding rows (`vocab_used` of them belong to the tokenizer).
+    including padding rows (`vocab_used` of them belong to the tokenizer). `kv_heads` and `head_dim` left at 0 become
+    `heads` and `width / heads`.
 
     `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
     the whole projected vector, all heads together, before the split into heads and the rotation. `window` is the number
@@ -57,8 +58,8 @@ class DecoderConfig:
     ffn: int
     vocab: int
     context: int
-    kv_heads: int | None = None
-    head_dim: int | None = None
+    kv_heads: int = 0
+    head_dim: int = 0
     norm: Literal["rms", "layernorm"] = "rms"
     norm_eps: float = 1e-6
     norm_placement: Literal["pre", "post"] = "post"
@@ -80,9 +81,9 @@ class DecoderConfig:
 
     def __post_init__(self):
         set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
-        if self.kv_heads is None:
+        if self.kv_heads == 0:
             set_default("kv_heads", self.heads)
-        if self.head_dim is None:
+        if self.head_dim == 0:
             if self.width % self.heads:
                 raise UserError(f"width {self.width} is not divisible by heads {self.heads}; give head_dim")
             set_default("head_dim", self.width // self.heads)

@@ -195,7 +195,7 @@ def test_llama3_frequencies_keep_short_waves_and_stretch_long_ones():
 )
 def test_impossible_shapes_are_refused_in_one_line(change, message):
     with pytest.raises(models.UserError, match=message):
-        TINY.replace(head_dim=None, **change) if "heads" in change else TINY.replace(**change)
+        TINY.replace(head_dim=0, **change) if "heads" in change else TINY.replace(**change)
 
 
 def test_an_unknown_model_is_answered_with_the_nearest_names():

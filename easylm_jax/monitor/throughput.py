@@ -85,8 +85,7 @@ def measured_cpu_flops(size: int = 1024, repeats: int = 5) -> float:
 
 def matmul_parameters(config: DecoderConfig) -> int:
     """Parameters that one token is multiplied by: projections, feed-forward and head, not the embedding table."""
-    heads, kv_heads, head_dim = config.heads, config.kv_heads or config.heads, config.head_dim or 0
-    attention = config.width * head_dim * (2 * heads + 2 * kv_heads)
+    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
     feed_forward = 3 * config.width * config.ffn
     return config.layers * (attention + feed_forward) + config.width * config.vocab
 
@@ -104,7 +103,7 @@ def model_flops_per_token(config: DecoderConfig, sequence_length: int) -> float:
     Two for each parameter met, and 4·heads·head_dim for each key seen (scores and weighted values). Packed rows are
     counted as one document: where they hold several short ones, the true attention is less.
     """
-    per_key = 4 * config.heads * (config.head_dim or 0)
+    per_key = 4 * config.heads * config.head_dim
     attention = sum(per_key * mean_visible_keys(sequence_length, window) for window in config.pattern)
     return 2 * matmul_parameters(config) + attention
 
