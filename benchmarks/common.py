@@ -1,0 +1,293 @@
+"""What the benchmarks share: workers that take turns, the load of the machine beside them, medians, the last JSON line.
+
+Each side of a comparison lives in a process of its own, sets up once, and then works in bursts when it is told to. In
+between it is blocked on its standard input, so that the idle side takes nothing from the busy one. During every burst
+the CPU time of everything else on the machine is read from /proc: a repeat that had company is marked, and left out
+where enough quiet ones remain.
+
+Nothing here imports more than the standard library: workers run in the environments of other codebases too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # scripts run from a checkout, installed or not
+    sys.path.insert(0, str(ROOT))
+
+# The shapes of OLMo 2 that are compared: the sizes that published figures of the peers on CPUs were taken at, and one
+# that only shows that a script works.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"layers": 2, "width": 32, "ffn": 64, "heads": 2, "vocab": 512},
+    "5m": {"layers": 4, "width": 256, "ffn": 1024, "heads": 4, "vocab": 2048},
+    "35m": {"layers": 8, "width": 512, "ffn": 1536, "heads": 8, "vocab": 8192},
+}
+
+# Cores that everything else may use during a burst that still counts as quiet.
+QUIET_CORES = 0.1
+
+
+class BenchmarkError(Exception):
+    """One line: what is wrong and how to mend it."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Calls `main`; what it raises as a BenchmarkError is one line on standard error and exit status 2."""
+    try:
+        main()
+    except BenchmarkError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# Workers
+
+
+class Worker:
+    """A process that answers one JSON object a line with one JSON object a line.
+
+    `about` is what it said of itself once it was ready. `environment` adds to this process's own variables.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
+        self.name = name
+        self._log = tempfile.NamedTemporaryFile("w+", suffix=f".{name}.log")  # noqa: SIM115 - open for its life
+        self._process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
+        self.about = self._answer()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, what: str, **request: Any) -> dict[str, Any]:
+        """Sends a request and waits for its answer."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": what, **request}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._died()
+        return json.loads(line)
+
+    def _died(self) -> BenchmarkError:
+        status = self._process.wait()
+        self._log.seek(0)
+        said = [line for line in self._log.read().splitlines() if line.strip()]
+        if os.environ.get("BENCHMARK_DEBUG"):
+            print("\n".join(said), file=sys.stderr)
+        return BenchmarkError(
+            f"the worker {self.name} ended with status {status}: {said[-1] if said else 'it said nothing'} "
+            "(BENCHMARK_DEBUG=1 prints all that it said)"
+        )
+
+    def close(self) -> None:
+        """Ends the process: it leaves at the end of its standard input."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def serve(about: Mapping[str, Any], handlers: Mapping[str, Callable[..., Mapping[str, Any]]], channel: Any) -> None:
+    """A worker's side: says that it is ready, then answers requests until its standard input ends."""
+    print(json.dumps(about), file=channel, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(handlers[request.pop("do")](**request)), file=channel, flush=True)
+
+
+def take_stdout() -> Any:
+    """The standard output, kept for answers alone: what libraries print goes to the standard error from here on."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return channel
+
+
+def burst(step: Callable[[], float], steps: int) -> dict[str, Any]:
+    """Runs `step` so many times: wall and CPU seconds of this process, and what the last one returned."""
+    cpu, began = time.process_time(), time.perf_counter()
+    for _ in range(steps):
+        last = step()
+    return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu, "loss": last}
+
+
+def timed(run: Callable[[], Any], times: int) -> float:
+    """Median wall seconds of `run`, after one call that does not count."""
+    run()
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+# Load
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuClocks:
+    """CPU seconds used since boot: `busy` by every process, `stolen` by other guests of the host, `own` by ours."""
+
+    wall: float
+    busy: float
+    stolen: float
+    own: float
+
+
+def parse_stat(text: str, ticks: int = 100) -> tuple[float, float]:
+    """(busy, stolen) seconds of all cores from the text of /proc/stat. Guests are counted in user time already."""
+    user, nice, system, _idle, _wait, irq, softirq, steal = (int(x) for x in text.split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + irq + softirq) / ticks, steal / ticks
+
+
+def parse_process_stat(text: str, ticks: int = 100) -> float:
+    """CPU seconds of one process, all its threads, from the text of /proc/PID/stat."""
+    after_name = text.rpartition(")")[2].split()  # a name may hold spaces and brackets
+    return (int(after_name[11]) + int(after_name[12])) / ticks
+
+
+def cpu_clocks(own: Sequence[int]) -> CpuClocks | None:
+    """The clocks now, `own` being the processes that are meant to work; None where there is no /proc."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    try:
+        busy, stolen = parse_stat(Path("/proc/stat").read_text(), ticks)
+        used = sum(parse_process_stat(Path(f"/proc/{pid}/stat").read_text(), ticks) for pid in own)
+    except OSError:
+        return None
+    return CpuClocks(time.monotonic(), busy, stolen, used)
+
+
+def load_between(before: CpuClocks | None, after: CpuClocks | None) -> float | None:
+    """Cores that others used on average between two readings, time stolen by the host's other guests included."""
+    if before is None or after is None or after.wall <= before.wall:
+        return None
+    others = (after.busy - before.busy) - (after.own - before.own) + (after.stolen - before.stolen)
+    return max(0.0, others / (after.wall - before.wall))
+
+
+# Repeats
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """One burst of one side. `load`: cores that others used meanwhile; None where it cannot be known."""
+
+    seconds: float
+    cpu_seconds: float
+    load: float | None
+    answer: Mapping[str, Any]
+
+    @property
+    def quiet(self) -> bool:
+        return self.load is not None and self.load <= QUIET_CORES
+
+
+def measure(worker: Worker, what: str, **request: Any) -> Repeat:
+    """One request to a worker, with the load meanwhile; the other workers' time counts as load, and should be none."""
+    own = (os.getpid(), worker.pid)
+    before = cpu_clocks(own)
+    answer = worker.ask(what, **request)
+    return Repeat(answer["seconds"], answer["cpu_seconds"], load_between(before, cpu_clocks(own)), answer)
+
+
+def take_turns(workers: Sequence[Worker], repeats: int, what: str = "burst", **request: Any) -> dict[str, list[Repeat]]:
+    """Each worker's burst once a round, for so many rounds; the order turns round every time."""
+    taken: dict[str, list[Repeat]] = {worker.name: [] for worker in workers}
+    for number in range(repeats):
+        for worker in workers if number % 2 == 0 else list(reversed(workers)):
+            taken[worker.name].append(measure(worker, what, **request))
+    return taken
+
+
+def kept(taken: Mapping[str, Sequence[Repeat]]) -> tuple[dict[str, list[Repeat]], bool]:
+    """The repeats to report, and whether they are the quiet ones: every side needs three of those, or else all count."""
+    quiet = {name: [r for r in repeats if r.quiet] for name, repeats in taken.items()}
+    if all(len(repeats) >= min(3, len(taken[name])) for name, repeats in quiet.items()):
+        return quiet, True
+    return {name: list(repeats) for name, repeats in taken.items()}, False
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of the values do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * round(share * 100) // 100) - 1)]
+
+
+def median_load(repeats: Sequence[Repeat]) -> float | None:
+    """Median cores used by others; None where it is not known."""
+    known = [r.load for r in repeats if r.load is not None]
+    return statistics.median(known) if known else None
+
+
+# What is printed
+
+
+def json_line(
+    ours: float, peer: float | None, unit: str, load: float | None, config: Mapping[str, Any], ratio: float | None = None
+) -> str:
+    """The last line of every benchmark; `ratio` is ours over peer unless it is given."""
+    if ratio is None and peer is not None:
+        ratio = ours / peer
+    line = {"ours": ours, "peer": peer, "ratio": ratio, "unit": unit, "load": load, "config": dict(config)}
+    return json.dumps({name: _rounded(value) for name, value in line.items()})
+
+
+def _rounded(value: Any) -> Any:
+    """Four significant digits are more than a benchmark knows."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
