@@ -138,7 +138,8 @@ class Train(Stage):
     optimiser's moments come along (OLMo 2's second stage, spec olmo §10.2).
 
     `batch` counts rows of the packed cache for one update, `accumulate` the micro-batches it is cut into. It ends after
-    `steps` or `epochs`, whichever is given, or comes first. `lora` trains an adapter and leaves the parameters as they were.
+    `steps` or `epochs`, whichever is given, or comes first. `lora` trains an adapter and leaves the parameters as they
+    were.
     """
 
     model: str | DecoderConfig | None = None

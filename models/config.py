@@ -43,8 +43,8 @@ class DecoderConfig:
     """The shape of a dense decoder-only transformer; each family in `models` is a value of this class.
 
     Sizes: `width` is the residual stream d, `ffn` the SwiGLU hidden size f, `vocab` the number of embedding rows
-    including padding rows (`vocab_used` of them belong to the tokenizer). `kv_heads` and `head_dim` left at 0 become
-    `heads` and `width / heads`.
+    including padding rows (`vocab_used` of them belong to the tokenizer). `kv_heads`, `head_dim` and `vocab_used`
+    left at 0 become `heads`, `width / heads` and `vocab`.
 
     `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
     the whole projected vector, all heads together, before the split into heads and the rotation. `window` is the number
@@ -74,7 +74,7 @@ class DecoderConfig:
     dropout: float = 0.0
     init: Literal["normal", "mitchell"] = "normal"
     init_std: float = 0.02
-    vocab_used: int | None = None
+    vocab_used: int = 0
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
@@ -87,7 +87,7 @@ class DecoderConfig:
             if self.width % self.heads:
                 raise UserError(f"width {self.width} is not divisible by heads {self.heads}; give head_dim")
             set_default("head_dim", self.width // self.heads)
-        if self.vocab_used is None:
+        if self.vocab_used == 0:
             set_default("vocab_used", self.vocab)
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):

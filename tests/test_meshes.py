@@ -27,6 +27,8 @@ SHAPES = {
 }
 LAYOUTS = ("dp=8", "fsdp=8", "fsdp=4,tp=2", "tp=4", "slice=2,dp=2,fsdp=2")
 STEPS, ROWS, LENGTH = 5, 16, 64
+# Less of LLVM's work halves the time to compile; the partitioned program is the same.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def devices_of(text: str) -> int:
@@ -80,7 +82,7 @@ def batches() -> list[dict[str, np.ndarray]]:
 class Program:
     """A train step on a mesh, put together as the trainer does it."""
 
-    def __init__(self, text: str, shape: str = "olmo2", accumulate: int = 1):
+    def __init__(self, text: str, shape: str = "olmo2"):
         self.mesh = mesh_of(text)
         axes = BATCH_AXES if self.mesh.size > 1 else None
         self.model = models.build(SHAPES[shape], Compute(batch_axes=axes))
@@ -89,10 +91,10 @@ class Program:
         self.layout = sharding.state_shardings(abstract, self.model.sharding_rules, self.mesh, REPLICATED_STATE)
         self.batch_layout = sharding.batch_sharding(self.mesh)
         everywhere = jax.sharding.NamedSharding(self.mesh, P())
-        self.objective = language_modelling(self.model, z_loss=1e-4)
+        objective = language_modelling(self.model, z_loss=1e-4)
         shardings = (self.layout, self.batch_layout, everywhere)
-        self.step = make_train_step(self.objective, self.optimizer, accumulate=accumulate, shardings=shardings)
-        self.score = make_score_step(self.objective, shardings=(self.layout.params, self.batch_layout, everywhere))
+        self.step = make_train_step(objective, self.optimizer, shardings=shardings)
+        self.score = make_score_step(objective, shardings=(self.layout.params, self.batch_layout, everywhere))
 
     def fresh(self, params):
         return new_state(params, self.optimizer.init(params), 0)
@@ -101,6 +103,10 @@ class Program:
         """The first state, of the same values on every mesh."""
         params = first_parameters(self.model.config)
         return jax.device_put(jax.device_get(self.fresh(params)), self.layout)
+
+    @functools.cached_property
+    def compiled(self):
+        return self.step.lower(self.state(), self.place(batches()[0]), {}).compile(QUICK)
 
     def place(self, batch: dict[str, np.ndarray]):
         rows = len(batch["tokens"])
@@ -113,11 +119,15 @@ class Program:
         losses, norms = [], []
         with jax.set_mesh(self.mesh):
             state = self.state()
+            step = self.compiled
             for batch in batches():
-                state, metrics = self.step(state, self.place(batch), {})
+                state, metrics = step(state, self.place(batch), {})
                 losses.append(float(metrics["loss"]))
                 norms.append(float(metrics["grad_norm"]))
         return losses, norms, state
+
+
+program = functools.cache(Program)
 
 
 @functools.cache
@@ -127,7 +137,7 @@ def first_parameters(config: DecoderConfig):
 
 @functools.cache
 def one_device(shape: str = "olmo2"):
-    return Program("dp=1", shape).train()
+    return program("dp=1", shape).train()
 
 
 def relative(a, b) -> float:
@@ -143,7 +153,7 @@ def assert_tree_close(a, b, tolerance: float) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_on_every_mesh_equal_those_of_one_device(layout, record_property):
-    losses, norms, _ = Program(layout).train()
+    losses, norms, _ = program(layout).train()
     expected, expected_norms, _ = one_device()
     record_property("largest relative difference", relative(losses, expected))
     assert len(set(expected)) == STEPS  # the parameters did move
@@ -152,16 +162,15 @@ def test_losses_on_every_mesh_equal_those_of_one_device(layout, record_property)
 
 
 def test_biases_and_tied_heads_train_alike_on_a_mixed_mesh(record_property):
-    losses, _, _ = Program("dp=2,fsdp=2,tp=2", "qwen2").train()
+    losses, _, _ = program("dp=2,fsdp=2,tp=2", "qwen2").train()
     record_property("largest relative difference", relative(losses, one_device("qwen2")[0]))
     assert relative(losses, one_device("qwen2")[0]) <= 1e-6
 
 
 @pytest.mark.parametrize("layout", ("fsdp=4,tp=2", "slice=2,dp=2,fsdp=2"))
 def test_every_leaf_is_split_as_its_rule_says(layout):
-    program = Program(layout)
-    size = program.mesh.shape
-    state = program.state()
+    it = program(layout)
+    size, state = it.mesh.shape, it.state()
     params, mu = state.params, state.opt.mu
     d, f, vocab, inner, kv_inner = 32, 64, 320, 64, 32
     fsdp, tp = size["fsdp"], size["tp"]
@@ -182,18 +191,20 @@ def test_every_leaf_is_split_as_its_rule_says(layout):
         "head.kernel": (d // fsdp, vocab // tp),
     }
     for tree in (params, mu, state.opt.nu):
-        shards = {name: leaf.addressable_shards for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)}
+        shards = {
+            name: leaf.addressable_shards for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+        }
         assert {name: shard[0].data.shape for name, shard in shards.items()} == expected
         assert all(len(shard) == 8 for shard in shards.values())
-    batch = program.place(batches()[0])
-    parts = batch_split(program.mesh)
+    batch = it.place(batches()[0])
+    parts = batch_split(it.mesh)
     for name, array in batch.items():
         shards = array.addressable_shards
         assert {shard.data.shape for shard in shards} == {(ROWS // parts, LENGTH)}, name
         assert len({shard.index[0].start for shard in shards}) == parts  # different rows, not copies
-    with jax.set_mesh(program.mesh):
-        after, _ = program.step(state, batch, {})
-    for leaf, place in zip(jax.tree.leaves(after), jax.tree.leaves(program.layout), strict=True):
+    with jax.set_mesh(it.mesh):
+        after, _ = it.compiled(state, batch, {})
+    for leaf, place in zip(jax.tree.leaves(after), jax.tree.leaves(it.layout), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim)
 
 
@@ -210,7 +221,8 @@ def loss_and_gradient(batch: dict[str, np.ndarray], accumulate: int = 1):
     """Gradient, loss and metrics of first parameters, not yet updated."""
     model = models.build(SHAPES["olmo2"])
     run = functools.partial(gradients, language_modelling(model, z_loss=1e-4), frozen={}, accumulate=accumulate)
-    return jax.jit(run)(first_parameters(model.config), batch, jax.random.key(3))
+    inputs = first_parameters(model.config), batch, jax.random.key(3)
+    return jax.jit(run).lower(*inputs).compile(QUICK)(*inputs)
 
 
 @functools.cache
@@ -259,9 +271,9 @@ def test_held_out_rows_are_summed_before_they_are_divided_on_a_mesh():
         array[5:] = 0
     sums = []
     for text in ("dp=1", "fsdp=4,tp=2"):
-        program = Program(text)
-        with jax.set_mesh(program.mesh):
-            sums.append(jax.device_get(program.score(program.state().params, program.place(batch), {})))
+        it = program(text)
+        with jax.set_mesh(it.mesh):
+            sums.append(jax.device_get(it.score(it.state().params, it.place(batch), {})))
     assert sums[0]["loss"][1] == sums[1]["loss"][1] == batch["loss_weights"][:5].sum()
     assert relative(sums[1]["loss"][0], sums[0]["loss"][0]) <= 1e-6
 
