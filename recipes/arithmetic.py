@@ -16,7 +16,6 @@ WORDS = [
     "apple", "bird", "cloud", "door", "eagle", "fire", "grass", "hill", "iron", "jade", "king", "lamp", "moon",
     "nest", "oak", "pond", "queen", "river", "sun", "tree",
 ]  # fmt: skip
-)
 
 
 class Problem(NamedTuple):
