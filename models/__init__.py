@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import jax
 
     from models.decoder import Decoder, Output, Params
-    from models.heads import TokenScores, head_logits, token_scores
+    from models.heads import TokenScores, head_logits, scalar_head, token_scores
     from models.hf import load_hf, save_hf
 
 # A family is a file with PRESETS, MODEL_TYPES, hf_table, from_hf and to_hf; a new one is a file and a name here.
@@ -30,7 +30,7 @@ FAMILY_NAMES = ("olmo", "llama", "qwen2")
 # Public names whose modules import JAX: looked up on first use, so that the command line can answer at once.
 _HOMES = {
     "Decoder": "decoder", "Output": "decoder", "Params": "decoder", "TokenScores": "heads", "head_logits": "heads",
-    "token_scores": "heads", "load_hf": "hf", "save_hf": "hf",
+    "scalar_head": "heads", "token_scores": "heads", "load_hf": "hf", "save_hf": "hf",
 }  # fmt: skip
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "preset",
     "presets",
     "save_hf",
+    "scalar_head",
     "token_scores",
 ]
 

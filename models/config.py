@@ -49,6 +49,7 @@ class DecoderConfig:
     `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
     the whole projected vector, all heads together, before the split into heads and the rotation. `window` is the number
     of keys a sliding layer sees, itself included; every `full_attention_every`-th layer (1-based) attends to all.
+    `scalar_head` puts one number in place of the vocabulary: reward and value models.
     """
 
     family: str
@@ -71,6 +72,7 @@ class DecoderConfig:
     window: int | None = None
     full_attention_every: int = 4
     tie_embeddings: bool = False
+    scalar_head: bool = False
     dropout: float = 0.0
     init: Literal["normal", "mitchell"] = "normal"
     init_std: float = 0.02

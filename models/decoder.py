@@ -46,6 +46,7 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"layers\.(pre|post)_(attn|ffn)_norm\.scale", (None, None)),
     (r"final_norm\.scale", (None,)),
     (r"head\.kernel", ("width", "vocab")),
+    (r"score\.kernel", ("width", None)),
 )
 
 
@@ -172,7 +173,10 @@ class Decoder:
         params = {"embed": {"table": truncated_normal(std)(embed_key, (c.vocab, c.width))}, "layers": layers}
         if c.norm == "rms":
             params["final_norm"] = {"scale": jnp.ones((c.width,))}
-        if not c.tie_embeddings:
+        if c.scalar_head:
+            # Normal with variance 1/(d + 1): scores of normed states start near unit size (Tülu 3, reward models).
+            params["score"] = {"kernel": (c.width + 1) ** -0.5 * jax.random.normal(head_key, (c.width, 1))}
+        elif not c.tie_embeddings:
             params["head"] = {"kernel": truncated_normal(std)(head_key, (c.width, c.vocab))}
         return params
 

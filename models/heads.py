@@ -31,6 +31,14 @@ def head_logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
+def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """float32 [...]: one number for each hidden state [..., d] under a kernel [d, 1], computed in float32.
+
+    A reward model reads it at the last token of a response, a value model at every token.
+    """
+    return jnp.matmul(hidden.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")[..., 0]
+
+
 def token_scores(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 1024, temperature: float = 1.0
 ) -> TokenScores:

@@ -57,6 +57,7 @@ DENSE = (
     *(Row(f"{_LAYER}mlp.{p}_proj.weight", f"layers.mlp.{p}.kernel", transpose=True) for p in ("gate", "up", "down")),
     Row("model.norm.weight", "final_norm.scale"),
     Row("lm_head.weight", "head.kernel", transpose=True, vocab=True),
+    Row("score.weight", "score.kernel", transpose=True),
 )
 
 # Llama, Qwen 2, OLMoE. OLMo 2 and 3 use the second name for another norm (`olmo.POST_NORM`).
@@ -167,6 +168,10 @@ _OPTIONAL = {
 _ONLY = {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0, "quantization_config": None}
 
 
+# A reward or value model is a sequence classifier with one label there.
+_CLASSIFIER = "ForSequenceClassification"
+
+
 def read_config(
     config_json: Mapping[str, Any], architecture: Mapping[str, Any], *, theta: float = 10_000.0, **defaults: Any
 ) -> DecoderConfig:
@@ -189,6 +194,7 @@ def read_config(
     if isinstance(fields.get("eos_id"), list):
         fields["eos_id"] = fields["eos_id"][0] if fields["eos_id"] else None
     fields["rope_theta"], fields["rope_scaling"] = _read_rope(config_json, theta)
+    fields["scalar_head"] = any(name.endswith(_CLASSIFIER) for name in config_json.get("architectures") or ())
     return DecoderConfig(family=kind, **{**defaults, **fields, **architecture})
 
 
@@ -206,6 +212,9 @@ def write_config(
     fields = {key: getattr(config, ours) for key, ours in {**_REQUIRED, **_OPTIONAL}.items()}
     if config.head_dim * config.heads == config.width and config.family != "llama":
         del fields["head_dim"]  # only Llama's class declares it; the others read it when it is there
+    if config.scalar_head:
+        class_name = class_name.replace("ForCausalLM", _CLASSIFIER)
+        fields |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # transformers counts the labels by these
     scaling = _write_scaling(config.rope_scaling)
     return {
         "architectures": [class_name],
