@@ -157,7 +157,8 @@ class Experiment:
         if done is not None:
             say(f"{stage.name}: done ({folder})")
             return
-        if overwrite:
+        checkpoint_arrays.barrier(f"{stage.name} looked at")  # by all processes, before the first one changes anything
+        if overwrite and checkpoint_arrays.is_first_process():
             guard_fresh_start(folder / "checkpoints", overwrite=True)
             (folder / "done.json").unlink(missing_ok=True)
             (folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -168,6 +169,7 @@ class Experiment:
         _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__,
                                            "hash": fields.digest(settings), "seconds": time.time() - began,
                                            **result})  # fmt: skip
+        checkpoint_arrays.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
         path = folder / "config.json"

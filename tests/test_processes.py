@@ -1,0 +1,72 @@
+"""Several processes train as one: the same batches, the same losses, and checkpoints that either can go on from."""
+
+from support import largest_difference, launcher, losses, only_line, project, reference, rows_read, with_vocabulary
+
+from easylm_jax import checkpoint_store as store
+from easylm_jax.monitor.metrics import FILE_NAME
+
+SAVING = "easylm_jax.trainer:_Run._save"
+
+
+def assert_same_batches(read, steps):
+    """Every place of every global batch was read, and whoever read it saw the reference's row there."""
+    ((cache, places),) = read.items()
+    expected = reference().batches[cache]
+    for step in steps:
+        assert places[step] == expected[step], step
+
+
+def statuses(results):
+    return [result.status for result in results]
+
+
+def test_two_processes_of_two_devices_go_on_from_one_and_follow_its_curve(tmp_path, record_property):
+    expected, out = reference(), with_vocabulary(tmp_path / "runs")
+    run = ("run", expected.recipe, "--out", out, "--only", "pretrain")
+    assert launcher().run(*run, at=f"{SAVING}:2:SIGTERM").status == 130
+    stopped = store.committed_steps(out / "tiny" / "pretrain" / "checkpoints")[-1]
+    batches = tmp_path / "batches.jsonl"
+    results = launcher().processes(2, *run, "mesh=fsdp=2,tp=2", devices=2, batches=batches)
+    assert statuses(results) == [0, 0], results
+    assert f"resuming at step {stopped} of 8" in results[0].err and "mesh fsdp=2,tp=2" in results[0].err
+    assert not results[1].err  # one process speaks
+    worst = largest_difference(losses(out / "tiny" / "pretrain"), losses(expected.root / "pretrain"))
+    record_property("largest relative difference", worst)
+    assert worst <= 1e-6
+    assert_same_batches(rows_read(batches), range(stopped, 8))
+
+
+def test_four_processes_build_train_and_stop_together_and_one_goes_on(tmp_path, record_property):
+    """From nothing: one trains the vocabulary and builds the cache; a signal to one stops all at the same step."""
+    recipe, out, batches = project(tmp_path), tmp_path / "runs", tmp_path / "batches.jsonl"
+    expected = reference()
+    run = ("run", recipe, "--out", out, "pretrain.checkpoints.history=2")
+    results = launcher().processes(4, *run, at={2: f"{SAVING}:4:SIGTERM"}, batches=batches)
+    assert statuses(results) == [130] * 4, results
+    folder = out / "tiny" / "pretrain"
+    stopped = store.committed_steps(folder / "checkpoints")[-1]
+    assert 4 <= stopped < 8
+    assert len({result.err.splitlines()[-1] for result in results}) == 1
+    lines = (folder / FILE_NAME).read_text().splitlines()
+    assert len(lines) == stopped  # only process 0 writes
+    assert_same_batches(rows_read(batches), range(stopped))
+    assert store.damage(folder / "checkpoints" / str(stopped)) == []
+    assert store.committed_steps(folder / "checkpoints" / "history")
+    ended = launcher().run(*run, "--only", "pretrain")
+    assert ended.status == 0 and f"resuming at step {stopped} of 8" in ended.err, ended.err
+    worst = largest_difference(losses(folder), losses(expected.root / "pretrain"))
+    record_property("largest relative difference", worst)
+    assert worst <= 1e-6
+
+
+def test_half_a_description_of_the_processes_is_told_in_one_line(tmp_path):
+    recipe = project(tmp_path)
+    result = launcher().run("run", recipe, "--out", tmp_path, environment={"EASYLM_PROCESSES": "2"})
+    line = only_line(result)
+    assert line.endswith("all set; missing: EASYLM_COORDINATOR, EASYLM_PROCESS_ID")
+    number = {"EASYLM_COORDINATOR": "localhost:1", "EASYLM_PROCESSES": "two", "EASYLM_PROCESS_ID": "0"}
+    line = only_line(launcher().run("run", recipe, "--out", tmp_path, environment=number))
+    assert "EASYLM_PROCESSES must be a whole number, not 'two'" in line
+    number |= {"EASYLM_PROCESSES": "2", "EASYLM_PROCESS_ID": "2"}
+    line = only_line(launcher().run("run", recipe, "--out", tmp_path, environment=number))
+    assert "EASYLM_PROCESS_ID must be between 0 and 1, not 2" in line
