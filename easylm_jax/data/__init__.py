@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from easylm_jax.data.build import build_cache
     from easylm_jax.data.cache import Cache, open_cache
+    from easylm_jax.data.columns import ColumnStore, open_columns, write_columns
     from easylm_jax.data.loader import Loader
     from easylm_jax.data.sentencepiece_model import train_sentencepiece
     from easylm_jax.data.spec import DataSpec, Source
@@ -21,6 +22,9 @@ _HOMES = {
     "Source": "spec",
     "build_cache": "build",
     "Cache": "cache",
+    "ColumnStore": "columns",
+    "open_columns": "columns",
+    "write_columns": "columns",
     "open_cache": "cache",
     "Loader": "loader",
     "Tokenizer": "tokenizer",
@@ -29,6 +33,7 @@ _HOMES = {
 }
 __all__ = [
     "Cache",
+    "ColumnStore",
     "DataSpec",
     "Loader",
     "Source",
@@ -36,7 +41,9 @@ __all__ = [
     "build_cache",
     "load_tokenizer",
     "open_cache",
+    "open_columns",
     "train_sentencepiece",
+    "write_columns",
 ]
 
 

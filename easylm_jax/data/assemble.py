@@ -28,7 +28,8 @@ _CHUNK_TOKENS = 1 << 22
 class Store:
     """Tokens (and trained marks) of all documents, appended to two flat files; lengths and numbers stay in memory."""
 
-    def __init__(self, folder: Path, vocab_size: int, marks: bool):
+    def __init__(self, folder: Path, vocab_size: int, marks: bool, unit: int = 1):
+        self.unit = unit  # so many documents that follow each other belong together
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self._paths = [folder / "store.tokens", folder / "store.marks"]
         self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - closed in `close` and `remove`
@@ -64,27 +65,46 @@ def assemble(spec: DataSpec, tokenizer: Tokenizer, folder: Path, progress: Progr
     """Write the arrays of a cache into `folder` and return what the manifest says about them."""
     listed = expand_sources(spec.sources)
     sources = [source for _, source in listed]
+    encoder = make_encoder(spec, tokenizer, folder)
     # Marks exist where some token may be no target: conversations, and windows that the repetition filter blanks.
-    marked = spec.kind == "chat" or (spec.repetition_filter and spec.packing == "concat")
-    store = Store(folder, tokenizer.vocab_size, marked)
+    marked = spec.kind != "text" or (spec.repetition_filter and spec.packing == "concat")
+    store = Store(folder, tokenizer.vocab_size, marked, encoder.unit)
     try:
-        counts = _fill(store, sources, spec, tokenizer, progress)
+        counts = _fill(store, sources, encoder, progress)
         store.close()
         mixed = len(sources) > 1 and (spec.temperature is not None or sources[0].weight is not None)
         groups = [[index] for index in range(len(sources))] if mixed else [list(range(len(sources)))]
         progress(0, None, "pack")
-        plans = [_plan(spec, store, sources, group) for group in groups]
-        totals = _write(spec, store, plans, len(sources), tokenizer, folder, progress)
+        plans = [
+            encoder.plan(store.lengths, np.concatenate([_chosen(spec, store, sources, index) for index in group]))
+            for group in groups
+        ]
+        totals = _write(encoder, store, plans, len(sources), progress)
+        columns = {"tokens": "input and target ids" if encoder.layout == "next_token" else "ids, padded on the right"}
+        if marked and encoder.layout == "next_token":
+            columns["loss_weights"] = "1 where trained"
+        for name, (values, what) in encoder.columns(plans).items():
+            np.save(folder / "columns" / f"{name}.npy", values)
+            columns[name] = what
     finally:
         store.remove()
+        encoder.close()
     described = [
         {**dataclasses.asdict(source), "listed": index, "records": dataclasses.asdict(count), **per_source}
         for (index, source), count, per_source in zip(listed, counts, totals.pop("per_source"), strict=True)
     ]
     parts = _parts(spec, sources, groups, plans)
-    columns = {"tokens": "input and target ids", **({"loss_weights": "1 where trained"} if marked else {})}
     rows = sum(plan.rows for plan in plans)
-    return {"rows": rows, **totals, "columns": columns, "parts": parts, "sources": described}
+    facts = {"layout": encoder.layout, "rows": rows, **totals, **encoder.facts()}
+    return {**facts, "columns": columns, "parts": parts, "sources": described}
+
+
+def make_encoder(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> Encoder:
+    """What the spec's kind of data does with its records."""
+    from easylm_jax.data.preference import PairEncoder
+    from easylm_jax.data.prompts import PromptEncoder
+
+    return {"preference": PairEncoder, "prompts": PromptEncoder}.get(spec.kind, Encoder)(spec, tokenizer, folder)
 
 
 def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:
@@ -132,17 +152,16 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
-def _fill(
-    store: Store, sources: list[Source], spec: DataSpec, tokenizer: Tokenizer, progress: Progress
-) -> list[Counts]:
+def _fill(store: Store, sources: list[Source], encoder: Encoder, progress: Progress) -> list[Counts]:
     """Read and encode all sources into the store. UserError for the first bad record or a source without documents."""
-    encoder, all_counts, done = Encoder(spec, tokenizer), [], 0
+    all_counts, done = [], 0
     for index, source in enumerate(sources):
         counts = Counts()
         try:
             for batch in _batches(read_records(source)):
                 for example in encoder.encode(batch, source, counts):
                     store.add(example.ids, example.trained, index, example.document)
+                    encoder.stored(example, index)
                 progress(done + counts.read, None, "read")
         except BadRecord as error:
             raise UserError(f"data: {error}") from None
@@ -157,8 +176,8 @@ def _fill(
 
 
 def _chosen(spec: DataSpec, store: Store, sources: list[Source], index: int) -> np.ndarray:
-    """The documents of a source; a count or fraction gives whole passes over them, then a random rest."""
-    documents = np.flatnonzero(store.sources == index)
+    """The units of a source (documents, pairs); a count or fraction gives whole passes, then a random rest."""
+    documents = np.flatnonzero(store.sources[:: store.unit] == index)
     source = sources[index]
     if source.count is None and source.fraction is None:
         return documents
@@ -168,13 +187,6 @@ def _chosen(spec: DataSpec, store: Store, sources: list[Source], index: int) -> 
     passes, rest = divmod(wanted, len(documents))
     sampled = np.sort(permutation(len(documents), "resample", spec.seed, index)[:rest].astype(np.int64))
     return np.concatenate([np.tile(documents, passes), documents[sampled]])
-
-
-def _plan(spec: DataSpec, store: Store, sources: list[Source], group: list[int]) -> packing.Plan:
-    """The rows of one group of sources; `document` of the plan is the index in the store."""
-    documents = np.concatenate([_chosen(spec, store, sources, index) for index in group])
-    plan = packing.PACKERS[spec.packing](store.lengths[documents], spec.sequence_length)
-    return dataclasses.replace(plan, document=documents[plan.document])
 
 
 def _parts(spec: DataSpec, sources: list[Source], groups: list[list[int]], plans: list[packing.Plan]) -> list[dict]:
@@ -193,21 +205,16 @@ def _parts(spec: DataSpec, sources: list[Source], groups: list[list[int]], plans
 
 
 def _write(
-    spec: DataSpec,
-    store: Store,
-    plans: list[packing.Plan],
-    source_count: int,
-    tokenizer: Tokenizer,
-    folder: Path,
-    progress: Progress,
+    encoder: Encoder, store: Store, plans: list[packing.Plan], source_count: int, progress: Progress
 ) -> dict[str, Any]:
     """Write the columns and the table of segments, row chunk by row chunk, and count what training will see."""
+    spec, tokenizer, folder = encoder.spec, encoder.tokenizer, encoder.folder
     (folder / "columns").mkdir()
     rows, width = sum(plan.rows for plan in plans), plans[0].width
     new = np.lib.format.open_memmap
     tokens = new(folder / "columns" / "tokens.npy", "w+", store.dtype, (rows, width))
     marks = None
-    if store.marks is not None:
+    if store.marks is not None and encoder.layout == "next_token":
         marks = new(folder / "columns" / "loss_weights.npy", "w+", np.uint8, (rows, width))
     segments = new(folder / "segments.npy", "w+", SEGMENT, (sum(len(plan.row) for plan in plans),))
     offsets = new(folder / "row_offsets.npy", "w+", np.int64, (rows + 1,))
@@ -313,7 +320,7 @@ class _Tally:
             "tokens": tokens,
             "trained_tokens": trained,
             "fill_rate": round(tokens / places, 6),
-            "unigram_entropy_nats": round(float(-(share * np.log(share)).sum()), 6),
+            "unigram_entropy_nats": abs(round(float((share * np.log(share)).sum()), 6)),
             "blanked_windows": self.blanked,
             "per_source": [
                 {"tokens": int(a), "trained_tokens": int(b)} for a, b in zip(self.tokens, self.trained, strict=True)

@@ -23,7 +23,7 @@ from typing import Any
 from easylm_jax.data import cache as cache_files
 from easylm_jax.data.cache import Cache, open_cache
 from easylm_jax.data.sources import file_fingerprint, source_files
-from easylm_jax.data.spec import DataSpec
+from easylm_jax.data.spec import ADDED_LATER, DataSpec
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from models.errors import UserError
 
@@ -78,11 +78,20 @@ def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, A
     """SHA-256 over everything that decides the bytes of the cache; paths of files and of the tokenizer do not."""
     described = spec.to_dict()
     described["tokenizer"] = tokenizer.hash
+    _drop_defaults(described, ADDED_LATER["spec"])
     for source, facts in zip(described["sources"], files, strict=True):
+        del source["streaming"]
+        _drop_defaults(source, ADDED_LATER["source"])
         if facts:
             source["path"] = [[Path(fact["path"]).name, fact["bytes"], fact["sha256"]] for fact in facts]
     text = json.dumps({"version": cache_files.VERSION, "spec": described}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _drop_defaults(described: dict[str, Any], names: tuple[str, ...]) -> None:
+    for name in names:  # all of them have the default None
+        if described[name] is None:
+            del described[name]
 
 
 def _fingerprints(source: Any, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -181,7 +190,6 @@ def _manifest(spec: DataSpec, tokenizer: Tokenizer, key: str, facts: dict[str, A
     return {
         "version": cache_files.VERSION,
         "fingerprint": key,
-        "layout": "next_token",
         "sequence_length": spec.sequence_length,
         "document_mask": spec.document_mask,
         **facts,

@@ -4,10 +4,12 @@
     <root>/<key>/columns/NAME.npy     one array [rows, ...] for each field of a row
     <root>/<key>/segments.npy         stretches of documents: start, length, source, document; ordered by row
     <root>/<key>/row_offsets.npy      first stretch of each row, int64 [rows + 1]
+    <root>/<key>/records.jsonl        prompts only: what their records held, with record_offsets.npy (see `prompts`)
+    <root>/<key>/extra/               columns computed later from the finished cache (see `columns`)
 
 A column is any array whose first axis is the row; kinds of data that carry more (preference pairs, images) add columns.
 Where the manifest's layout says "next_token", the columns `tokens` and `loss_weights` become the five arrays of
-next-token training; every other column reaches the batch as it is.
+next-token training; every other column reaches the batch as it is, and so do all columns of the layout "prompts".
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from easylm_jax.data import packing
 from models.errors import UserError
 
+if TYPE_CHECKING:
+    from easylm_jax.data.columns import ColumnStore
+
 VERSION = 1  # part of every key: raise it when the bytes that the same inputs give would change
+_NONE_THERE = {"pair_index": -1, "prompt_index": -1}  # what an empty row holds; 0 in all other columns
 SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("document", "<u8")])
 
 
@@ -48,6 +54,8 @@ class Cache:
         self.columns = {name: _map(folder / "columns" / f"{name}.npy") for name in manifest["columns"]}
         self.segments = _map(folder / "segments.npy")
         self.row_offsets = _map(folder / "row_offsets.npy")
+        self._extra: tuple[ColumnStore, ...] = ()
+        self._records: tuple[np.ndarray, np.ndarray] | None = None
         for name, column in self.columns.items():
             if len(column) != self.rows:
                 raise UserError(f"cache {folder}: column {name} has {len(column)} rows, the manifest says {self.rows}")
@@ -55,9 +63,46 @@ class Cache:
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The batch arrays of the given rows (int64 [n]), each [n, ...]."""
         rows = np.asarray(rows, np.int64)
+        batch = self._read(rows)
+        for store in self._extra:
+            batch.update(store.gather(batch))
+        return batch
+
+    def with_columns(self, store: ColumnStore) -> Cache:
+        """The same cache with the columns of `store` in every batch; the order of rows stays the same.
+
+        UserError when the store belongs to another cache or one of its names is taken.
+        """
+        store.check(self)
+        taken = {*self.columns, *(name for other in self._extra for name in other.arrays)} & set(store.arrays)
+        if taken:
+            raise UserError(f"cache {self.folder}: there is already a column {min(taken)}")
+        wider = Cache(self.folder, self.manifest)
+        wider._extra = (*self._extra, store)
+        return wider
+
+    def record(self, number: int) -> dict[str, Any]:
+        """What is kept of prompt `number` (as in `prompt_index`): its columns as they were read, and `_messages` (the
+        conversation to be answered), `_source` (path) and `_record` (number within the source).
+
+        IndexError outside the prompts; UserError where the cache holds none.
+        """
+        if self.manifest["layout"] != "prompts":
+            raise UserError(f"cache {self.folder} holds no prompts (kind {self.manifest['spec']['kind']!r})")
+        if self._records is None:
+            offsets = _map(self.folder / "record_offsets.npy")
+            self._records = np.memmap(self.folder / "records.jsonl", np.uint8, "r"), offsets
+        text, offsets = self._records
+        if not 0 <= number < len(offsets) - 1:
+            raise IndexError(f"prompt {number} is outside the {len(offsets) - 1} prompts of cache {self.folder}")
+        line = json.loads(text[offsets[number] : offsets[number + 1]].tobytes())
+        path = self.manifest["sources"][line["source"]]["path"]
+        return {**line["columns"], "_messages": line["messages"], "_source": path, "_record": line["record"]}
+
+    def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.array(column[rows]) for name, column in self.columns.items()}
         if self.manifest["layout"] != "next_token":
-            return batch
+            return {**batch, "tokens": batch["tokens"].astype(np.int32)}
         begin = self.row_offsets[rows]
         counts = self.row_offsets[rows + 1] - begin
         chosen = self.segments[np.repeat(begin, counts) + packing.within(counts)]
@@ -80,13 +125,17 @@ class Cache:
 
     def in_order(self, batch_rows: int, rows: slice | None = None) -> Iterator[dict[str, np.ndarray]]:
         """All rows once, in order, for evaluation: the last batch is filled up with empty rows (all zero, so without
-        segment and weight). `rows` picks a host's part of each batch, as in `Loader.batch_at`."""
+        segment and weight; their pairs and prompts have the number -1). `rows` picks a host's part of each batch, as in
+        `Loader.batch_at`."""
         for first in range(0, self.rows, batch_rows):
             present = np.arange(first, min(first + batch_rows, self.rows))
             batch = self.read(present)
             missing = batch_rows - len(present)
             if missing:
-                empty = {name: np.zeros((missing, *a.shape[1:]), a.dtype) for name, a in batch.items()}
+                empty = {
+                    name: np.full((missing, *a.shape[1:]), _NONE_THERE.get(name, 0), a.dtype)
+                    for name, a in batch.items()
+                }
                 batch = {name: np.concatenate([a, empty[name]]) for name, a in batch.items()}
             yield batch if rows is None else {name: array[rows] for name, array in batch.items()}
 
@@ -134,7 +183,8 @@ def open_cache(folder: str | Path) -> Cache:
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
     """Add the checksums of all files to `manifest` and write it: the last step, so a manifest means a whole cache."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.npy"))
+    paths = (path for path in folder.rglob("*") if path.suffix in (".npy", ".jsonl"))
+    names = sorted(str(path.relative_to(folder)) for path in paths)
     manifest["files"] = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
     }

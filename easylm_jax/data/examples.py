@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from easylm_jax.data import filters, templates
+from easylm_jax.data import filters, packing, templates
 from easylm_jax.data.sources import BadRecord, Record, read_records
 from easylm_jax.data.spec import ROLES, DataSpec, Source
 from easylm_jax.data.tokenizer import Tokenizer
@@ -21,15 +22,16 @@ _PAIRS = (("prompt", "completion"), ("inputs_pretokenized", "targets_pretokenize
 
 @dataclasses.dataclass
 class Example:
-    """Ids (int32 [n]) of one document, trained marks (uint8 [n], None = all) and its place among the records."""
+    """Ids (int32 [n]) of one document, trained marks (uint8 [n], None = all), the number of its record, and a note
+    that its kind of data keeps (a margin, a record)."""
 
     ids: np.ndarray
     trained: np.ndarray | None
     document: int
-    where: str
+    note: Any = None
 
 
-def _text(value: Any, what: str, where: str) -> str:
+def checked_text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
         raise BadRecord(f"{where}: {what} is {type(value).__name__}, not text")
     try:
@@ -39,7 +41,7 @@ def _text(value: Any, what: str, where: str) -> str:
     return value
 
 
-def _column(record: Record, column: str, where: str) -> Any:
+def column_of(record: Record, column: str, where: str) -> Any:
     if column not in record:
         raise BadRecord(f"{where}: no column {column!r}; there are {', '.join(map(repr, record))}")
     return record[column]
@@ -50,31 +52,37 @@ def text_of(record: Record, source: Source, where: str) -> str:
     column = source.text_field
     if source.path.startswith("seqio:") and column not in record:
         column = next((name for _, name in _PAIRS[1:] if isinstance(record.get(name), str)), column)
-    return _text(_column(record, column, where), column, where)
+    return checked_text(column_of(record, column, where), column, where)
 
 
 def messages_of(record: Record, source: Source, where: str) -> list[dict[str, str]]:
     """The conversation of a record as `[{"role", "content"}]`. BadRecord when it is empty or malformed."""
     if source.fields is not None:
-        turns = [{"role": role, "content": _column(record, column, where)} for role, column in source.fields]
+        turns = [{"role": role, "content": column_of(record, column, where)} for role, column in source.fields]
     elif source.messages_field in record:
         turns = record[source.messages_field]
         if isinstance(turns, str):
-            turns = _parsed(turns, source.messages_field, where)
+            turns = json_value(turns, source.messages_field, where)
     else:
         pair = next((pair for pair in _PAIRS if pair[0] in record and pair[1] in record), None)
         if pair is None:
             wanted = f"{source.messages_field!r} (nor prompt and completion)"
             raise BadRecord(f"{where}: no column {wanted}; there are {', '.join(map(repr, record))}")
         turns = [{"role": "user", "content": record[pair[0]]}, {"role": "assistant", "content": record[pair[1]]}]
+    return messages_in(turns, source.messages_field, where)
+
+
+def messages_in(turns: Any, column: str, where: str) -> list[dict[str, str]]:
+    """A column's value as messages. BadRecord when it is no list of them, or an empty one."""
     if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise BadRecord(f"{where}: {source.messages_field} is {type(turns).__name__}, not a list of messages")
+        raise BadRecord(f"{where}: {column} is {type(turns).__name__}, not a list of messages")
     if not turns:
         raise BadRecord(f"{where}: the conversation is empty")
     return [_message(turn, index, where) for index, turn in enumerate(turns)]
 
 
-def _parsed(text: str, column: str, where: str) -> Any:
+def json_value(text: str, column: str, where: str) -> Any:
+    """What a column of JSON text holds. BadRecord when it is not JSON."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -86,20 +94,25 @@ def _message(turn: Any, index: int, where: str) -> dict[str, str]:
         raise BadRecord(f"{where}: message {index} needs role and content")
     if turn["role"] not in ROLES:
         raise BadRecord(f"{where}: message {index} has the unknown role {turn['role']!r}; use {', '.join(ROLES)}")
-    return {"role": turn["role"], "content": _text(turn["content"], f"content of message {index}", where)}
+    return {"role": turn["role"], "content": checked_text(turn["content"], f"content of message {index}", where)}
 
 
 def source_texts(sources: Iterable[Source]) -> Iterator[str]:
     """All text of the sources, for training a vocabulary: documents, or the contents of conversations.
 
-    A source is read as conversations when it has `fields`, or when its records have no text column.
+    A source is read as pairs when it names or has a column chosen, else as conversations when it has `fields` or when
+    its records have no text column.
     """
+    from easylm_jax.data import preference
+
     for source in sources:
         for record, where in read_records(source):
             try:
                 if isinstance(record, BadRecord):
                     raise record
-                if source.fields is None and source.text_field in record:
+                if preference.holds_pairs(record, source):
+                    yield from preference.texts_of(record, source, where)
+                elif source.fields is None and source.text_field in record:
                     yield text_of(record, source, where)
                 else:
                     yield from (message["content"] for message in messages_of(record, source, where))
@@ -109,10 +122,7 @@ def source_texts(sources: Iterable[Source]) -> Iterator[str]:
 
 def _conversation(record: Record, source: Source, spec: DataSpec, where: str) -> list[templates.Piece]:
     messages = messages_of(record, source, where)
-    known = templates.get_template(spec.template).turns
-    for message in messages:
-        if message["role"] not in known:
-            raise BadRecord(f"{where}: template {spec.template} has no {message['role']} turn")
+    check_roles(messages, spec, where)
     if spec.train_on == "last_assistant" and messages[-1]["role"] != "assistant":
         raise BadRecord(
             f"{where}: the last turn is {messages[-1]['role']}, but train_on='last_assistant' wants an answer"
@@ -120,6 +130,14 @@ def _conversation(record: Record, source: Source, spec: DataSpec, where: str) ->
     if spec.train_on != "all" and not any(message["role"] == "assistant" for message in messages):
         raise BadRecord(f"{where}: no assistant turn, so nothing would be trained")
     return templates.render(spec.template, messages, train_on=spec.train_on, compat=spec.compat)
+
+
+def check_roles(messages: Sequence[dict[str, str]], spec: DataSpec, where: str) -> None:
+    """BadRecord when the template has no turn for one of the roles."""
+    known = templates.get_template(spec.template).turns
+    for message in messages:
+        if message["role"] not in known:
+            raise BadRecord(f"{where}: template {spec.template} has no {message['role']} turn")
 
 
 @dataclasses.dataclass
@@ -134,14 +152,22 @@ class Counts:
     overlong_dropped: int = 0
     untrained_dropped: int = 0
     repetitive_dropped: int = 0
+    identical_dropped: int = 0
     first_bad: str | None = None
 
 
 class Encoder:
-    """Turns batches of records of one source into examples and counts what it leaves out."""
+    """What a kind of data does with its records: this one serves "text" and "chat".
 
-    def __init__(self, spec: DataSpec, tokenizer: Tokenizer):
-        self.spec, self.tokenizer = spec, tokenizer
+    Records become examples (`unit` of them for each record: 2 for a pair), examples become rows (`plan`), and what
+    rows carry besides tokens becomes columns (`columns`). Counts what it leaves out.
+    """
+
+    unit = 1
+    layout = "next_token"
+
+    def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path | None = None):
+        self.spec, self.tokenizer, self.folder = spec, tokenizer, folder
         self.whole = spec.packing != "concat"
 
     def encode(self, batch: Sequence[tuple[Record | BadRecord, str]], source: Source, counts: Counts) -> list[Example]:
@@ -152,57 +178,86 @@ class Encoder:
             try:
                 if isinstance(record, BadRecord):
                     raise record
-                item = (
-                    text_of(record, source, where)
-                    if self.spec.kind == "text"
-                    else _conversation(record, source, self.spec, where)
-                )
+                item = self._item(record, source, where, counts)
             except BadRecord as error:
                 if self.spec.on_bad == "error":
                     raise
                 counts.bad += 1
                 counts.first_bad = counts.first_bad or str(error)
                 continue
-            if item:
+            if item is not None:
                 prepared.append((document, where, item))
-            else:
-                counts.empty += 1
-        items = [item for _, _, item in prepared]
-        encoded = self._documents(items) if self.spec.kind == "text" else templates.tokenize(items, self.tokenizer)
+        encoded = self._tokens([item for _, _, item in prepared])
         examples = []
-        for (document, where, _), (ids, trained) in zip(prepared, encoded, strict=True):
-            example = self._admit(Example(ids, trained, document, where), counts)
-            if example is not None:
-                counts.kept += 1
-                examples.append(example)
+        for (document, where, _), tokens in zip(prepared, encoded, strict=True):
+            admitted = self._admit(tokens, document, where, counts)
+            counts.kept += bool(admitted)
+            examples += admitted
         return examples
 
-    def _documents(self, texts: list[str]) -> list[tuple[np.ndarray, None]]:
-        """Ids of plain documents: [BOS] text EOS; every token is trained."""
+    def stored(self, example: Example, source: int) -> None:
+        """Called for each example of source number `source`, in the order of the store."""
+
+    def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
+        """Rows for the chosen `units` (numbers in the store, int64); `document` of the plan is the store's number."""
+        plan = packing.PACKERS[self.spec.packing](lengths[units], self.spec.sequence_length)
+        return dataclasses.replace(plan, document=units[plan.document])
+
+    def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
+        """More columns, {name: (array [rows, ...], what it is)}, and files of its own in the folder of the build."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """More entries of the manifest."""
+        return {}
+
+    def close(self) -> None:
+        """Close what is still open; called however the build ends."""
+
+    def _item(self, record: Record, source: Source, where: str, counts: Counts) -> Any:
+        """What is encoded of a record; None when it is empty, which is counted here."""
+        if self.spec.kind == "text":
+            item: Any = text_of(record, source, where)
+        else:
+            item = _conversation(record, source, self.spec, where)
+        counts.empty += not item
+        return item or None
+
+    def _tokens(self, items: list[Any]) -> list[Any]:
+        if self.spec.kind == "chat":
+            return templates.tokenize(items, self.tokenizer)
+        # Ids of plain documents: [BOS] text EOS; every token is trained.
         start = np.array([self.tokenizer.bos_id] if self.spec.add_bos else [], np.int32)
         end = np.array([self.tokenizer.eos_id], np.int32)
-        return [(np.concatenate([start, ids, end]), None) for ids in self.tokenizer.encode_batch(texts)]
+        return [(np.concatenate([start, ids, end]), None) for ids in self.tokenizer.encode_batch(items)]
 
-    def _admit(self, example: Example, counts: Counts) -> Example | None:
+    def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:
         """Apply the length rule, the repetition filter and the rule that something must be trained."""
-        length, limit = len(example.ids), self.spec.sequence_length
-        if self.whole and length > limit:
-            if self.spec.overlong == "error":
-                raise BadRecord(
-                    f"{example.where}: {length} tokens, over sequence_length {limit}; "
-                    "raise it or choose overlong 'truncate' or 'drop'"
-                )
-            if self.spec.overlong == "drop":
-                counts.overlong_dropped += 1
-                return None
-            counts.truncated += 1
-            example.ids = example.ids[:limit]
-            example.trained = None if example.trained is None else example.trained[:limit]
-        # The first token of a document is never a target, so a mark on it alone trains nothing.
-        if len(example.ids) < 2 or (example.trained is not None and not example.trained[1:].any()):
+        ids, trained = tokens
+        limit = self.spec.sequence_length
+        if self.whole and len(ids) > limit:
+            if not self._may_cut(f"{where}: {len(ids)} tokens, over sequence_length {limit}", counts):
+                return []
+            ids, trained = ids[:limit], None if trained is None else trained[:limit]
+        if nothing_trained(ids, trained):
             counts.untrained_dropped += 1
-            return None
-        if self.spec.repetition_filter and self.whole and filters.is_repetitive(example.ids):
+            return []
+        if self.spec.repetition_filter and self.whole and filters.is_repetitive(ids):
             counts.repetitive_dropped += 1
-            return None
-        return example
+            return []
+        return [Example(ids, trained, document)]
+
+    def _may_cut(self, what: str, counts: Counts) -> bool:
+        """Whether a record that is too long is cut (else it is dropped); counted. BadRecord where that is an error."""
+        if self.spec.overlong == "error":
+            raise BadRecord(f"{what}; raise it or choose another overlong than 'error'")
+        if self.spec.overlong == "drop":
+            counts.overlong_dropped += 1
+            return False
+        counts.truncated += 1
+        return True
+
+
+def nothing_trained(ids: np.ndarray, trained: np.ndarray | None) -> bool:
+    """The first token of a document is never a target, so a mark on it alone trains nothing."""
+    return len(ids) < 2 or (trained is not None and not trained[1:].any())

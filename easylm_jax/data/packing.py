@@ -56,11 +56,11 @@ def concat(lengths: np.ndarray, sequence_length: int) -> Plan:
     return Plan(row, begin - first[row], document, begin - starts[document], end - begin, rows, size + 1)
 
 
-def best_fit(lengths: np.ndarray, sequence_length: int) -> Plan:
+def best_fit(lengths: np.ndarray, sequence_length: int, most: int | None = None) -> Plan:
     """Best-fit decreasing: longest documents first, each into the fullest row that still has room for it.
 
-    No document is cut (all `lengths` must be within `sequence_length`). Ties go by document order, so the plan is a
-    function of the lengths alone. O(n log sequence_length).
+    `most` bounds the documents of a row. No document is cut (all `lengths` must be within `sequence_length`). Ties go
+    by document order, so the plan is a function of its inputs alone. O(n log sequence_length).
     """
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), np.int64)
@@ -68,19 +68,22 @@ def best_fit(lengths: np.ndarray, sequence_length: int) -> Plan:
     open_rows: dict[int, list[int]] = {}
     rooms: list[int] = []  # the sizes of free room that some row has, sorted
     rows = 0
+    inside: list[int] = []  # documents of each row
     for document in order.tolist():
         length = int(lengths[document])
         at = bisect.bisect_left(rooms, length)
         if at == len(rooms):
             row, room, rows = rows, sequence_length, rows + 1
+            inside.append(0)
         else:
             room = rooms[at]
             row = open_rows[room].pop()
             if not open_rows[room]:
                 del open_rows[room], rooms[at]
         row_of[document], start_of[document] = row, sequence_length - room
+        inside[row] += 1
         left = room - length
-        if left:
+        if left and inside[row] != most:
             if left not in open_rows:
                 open_rows[left] = []
                 bisect.insort(rooms, left)

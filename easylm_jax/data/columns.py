@@ -1,0 +1,163 @@
+"""Columns computed from a finished cache, kept beside it: reference log-probabilities, scores.
+
+    <cache>/extra/<name>-<key>/columns.json    which cache and model it belongs to, shapes, checksums
+    <cache>/extra/<name>-<key>/NAME.npy        one array [n, ...] by number of the pair (or of the prompt, or row)
+
+`key` is a hash of whatever else decides the values (the model's parameters, the objective's options): another key is
+another folder, so a stale value is never read. A store is written whole or not at all.
+
+    store = open_columns(cache, "reference", key)
+    if store is None:
+        store = write_columns(cache, "reference", key, {"reference_chosen": ..., "reference_rejected": ...})
+    loader = Loader(cache.with_columns(store), ...)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easylm_jax.data.cache import Cache
+from models.errors import UserError
+
+_COUNTS = {"pair_index": "pairs", "prompt_index": "prompts"}  # index column: the manifest's count
+
+
+class ColumnStore:
+    """Arrays [n, ...] by name, read by the numbers in the batch column `index`.
+
+    A batch gets each of them as [*shape of the index, ...]: 0 where the number is -1.
+    """
+
+    def __init__(self, fingerprint: str, arrays: Mapping[str, np.ndarray], index: str = "pair_index"):
+        self.fingerprint, self.arrays, self.index = fingerprint, dict(arrays), index
+
+    def check(self, cache: Cache) -> None:
+        """UserError unless the arrays belong to `cache` and have a value for each of its numbers."""
+        if self.fingerprint != cache.fingerprint:
+            raise UserError(
+                f"columns {', '.join(self.arrays)} were computed for cache {self.fingerprint[:16]}, "
+                f"not for {cache.folder}; compute them again"
+            )
+        _check_arrays(cache, self.arrays, self.index)
+
+    def gather(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The columns of one batch."""
+        numbers = batch[self.index]
+        there, safe = numbers >= 0, np.maximum(numbers, 0)
+        gathered = {}
+        for name, values in self.arrays.items():
+            picked = np.asarray(values[safe])
+            mask = there.reshape(there.shape + (1,) * (picked.ndim - there.ndim))
+            gathered[name] = np.where(mask, picked, np.zeros((), picked.dtype))
+        return gathered
+
+
+def _check_arrays(cache: Cache, arrays: Mapping[str, np.ndarray], index: str) -> None:
+    if index not in cache.columns or index not in _COUNTS:
+        raise UserError(f"cache {cache.folder} has no column {index} to read other columns by")
+    count = cache.manifest[_COUNTS[index]]
+    for name, values in arrays.items():
+        if not re.fullmatch(r"\w+", name):
+            raise UserError(f"columns: {name!r} is no name of a column; use letters, digits and _")
+        if len(np.shape(values)) < 1 or len(values) != count:
+            raise UserError(
+                f"columns: {name} has shape {np.shape(values)}, cache {cache.folder} has {count} {_COUNTS[index]}"
+            )
+
+
+def columns_folder(cache: Cache, name: str, key: str) -> Path:
+    """Where the columns called `name` with this `key` are kept."""
+    return cache.folder / "extra" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+
+def open_columns(cache: Cache, name: str, key: str) -> ColumnStore | None:
+    """The columns written under `name` and `key`, or None. UserError when they are damaged."""
+    folder = columns_folder(cache, name, key)
+    if not (folder / "columns.json").is_file():
+        return None
+    try:
+        facts = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
+        fingerprint, index, files = facts["cache"], facts["index"], dict(facts["columns"])
+        whole = facts["key"] == key
+        for column, checksum in files.items():
+            whole = whole and _digest(folder / f"{column}.npy") == checksum
+        if not whole:
+            raise ValueError("a checksum differs")
+        arrays = {column: np.load(folder / f"{column}.npy", mmap_mode="r") for column in files}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"columns {folder} are damaged ({reason}); delete the folder and compute them again") from None
+    store = ColumnStore(fingerprint, arrays, index)
+    store.check(cache)
+    return store
+
+
+def write_columns(
+    cache: Cache,
+    name: str,
+    key: str,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    index: str = "pair_index",
+    facts: Mapping[str, Any] | None = None,
+) -> ColumnStore:
+    """Keep `arrays` (each [number of pairs, ...]; floats become float32) under `name` and `key`, and open them.
+
+    Where another process was first, its columns stay. `facts` are written beside them for people to read. Raises
+    UserError for a wrong shape, a value that is not finite, or a folder that cannot be written.
+    """
+    arrays = {column: np.asarray(values) for column, values in arrays.items()}
+    _check_arrays(cache, arrays, index)
+    for column, values in arrays.items():
+        if np.issubdtype(values.dtype, np.floating):
+            arrays[column] = values = values.astype(np.float32)
+            if not np.isfinite(values).all():
+                first = int(np.argwhere(~np.isfinite(values))[0][0])
+                raise UserError(f"columns: {column} is {values[first]} at number {first}; only finite values are kept")
+    folder = columns_folder(cache, name, key)
+    work = folder.with_name(f".{folder.name}-{socket.gethostname()}-{os.getpid()}")
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        checksums = {}
+        for column, values in arrays.items():
+            np.save(work / f"{column}.npy", values)
+            checksums[column] = _digest(work / f"{column}.npy")
+        described = {"cache": cache.fingerprint, "name": name, "key": key, "index": index, "columns": checksums}
+        text = json.dumps({**described, "facts": dict(facts or {})}, indent=2)
+        (work / "columns.json").write_text(text + "\n", encoding="utf-8")
+        for path in work.iterdir():  # the rename that follows must not reach the disk before the bytes
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        _publish(work, folder)
+    except OSError as error:
+        raise UserError(f"columns: cannot write below {folder.parent}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    store = open_columns(cache, name, key)
+    if store is None:
+        raise UserError(f"columns: {folder} exists but holds no columns; move it away and compute them again")
+    return store
+
+
+def _publish(work: Path, folder: Path) -> None:
+    try:
+        work.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was first
+            raise
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,251 @@
+"""Preference pairs: two answers to one prompt, packed side by side so that one forward pass sees both.
+
+Pair p of a row has its chosen side in segment 2p + 1 and its rejected side in segment 2p + 2. The column `pair_index`
+[rows, P] says which pair of the data set that is (-1: the row has no such pair), `margins` [rows, P] how much better
+its chosen side was judged (0 where the data does not say). A pair that is drawn several times keeps its number, so
+what is computed once for each pair (reference log-probabilities) is stored by that number.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easylm_jax.data import filters, packing, templates
+from easylm_jax.data.examples import (
+    Counts,
+    Encoder,
+    Example,
+    check_roles,
+    checked_text,
+    column_of,
+    messages_in,
+    nothing_trained,
+)
+from easylm_jax.data.sources import BadRecord, Record
+from easylm_jax.data.spec import DataSpec, Source
+from easylm_jax.data.tokenizer import Tokenizer
+
+Messages = list[dict[str, str]]
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def holds_pairs(record: Record, source: Source) -> bool:
+    """Whether a record is a pair: the source says so, or there is a column `chosen`."""
+    named = {role for role, _ in source.fields or ()}
+    return source.format == "hh" or "chosen" in named or (source.fields is None and "chosen" in record)
+
+
+def texts_of(record: Record, source: Source, where: str) -> Iterator[str]:
+    """All text of a pair, the turns that both sides share once. BadRecord when it is malformed."""
+    chosen, rejected = sides_of(record, source, where)
+    same = first_difference(chosen, rejected)
+    yield from (message["content"] for message in [*chosen, *rejected[same:]])
+
+
+def sides_of(record: Record, source: Source, where: str) -> tuple[Messages, Messages]:
+    """The two conversations of a pair, prompt included.
+
+    chosen and rejected are lists of messages (whole conversations, or answers to the column prompt), or two texts that
+    answer the prompt (a text or a list of messages), or Human/Assistant transcripts (`format="hh"`). BadRecord when a
+    side does not end with an assistant turn, or when anything but an assistant's words differs first.
+    """
+    columns = dict(source.fields or ())
+    names = [columns.get(side, side) for side in ("chosen", "rejected")]
+    values = [column_of(record, name, where) for name in names]
+    if source.format == "hh":
+        chosen, rejected = (transcript(v, name, where) for v, name in zip(values, names, strict=True))
+        same = first_difference(chosen, rejected)
+        # The rare sides that go on after the turn where they part are compared on that turn.
+        chosen, rejected = chosen[: same + 1], rejected[: same + 1]
+    else:
+        prompt = _prompt(record, columns, where)
+        chosen, rejected = (_side(v, name, prompt, where) for v, name in zip(values, names, strict=True))
+    if "system" in columns and (system := checked_text(column_of(record, columns["system"], where), "system", where)):
+        first = {"role": "system", "content": system}
+        chosen, rejected = [first, *chosen], [first, *rejected]
+    for name, side in zip(names, (chosen, rejected), strict=True):
+        if side[-1]["role"] != "assistant":
+            raise BadRecord(f"{where}: {name} ends with a {side[-1]['role']} turn; both sides must end with an answer")
+    _check_prompts(chosen, rejected, where)
+    return chosen, rejected
+
+
+def first_difference(chosen: Messages, rejected: Messages) -> int:
+    """The first turn in which the sides differ (white space around contents aside), or the shorter length."""
+    pairs = zip(chosen, rejected, strict=False)
+    parted = (i for i, (a, b) in enumerate(pairs) if a["role"] != b["role"] or _content(a) != _content(b))
+    return next(parted, min(len(chosen), len(rejected)))
+
+
+def _content(message: dict[str, str]) -> str:
+    return message["content"].strip()
+
+
+def _check_prompts(chosen: Messages, rejected: Messages, where: str) -> None:
+    same = first_difference(chosen, rejected)
+    if same == len(chosen) == len(rejected):
+        return
+    if same in (len(chosen), len(rejected)):
+        raise BadRecord(f"{where}: the prompts differ: one side goes on where the other ends (message {same})")
+    roles = chosen[same]["role"], rejected[same]["role"]
+    if roles != ("assistant", "assistant"):
+        raise BadRecord(f"{where}: the prompts differ: message {same} is a {roles[0]} turn and a {roles[1]} turn")
+
+
+def transcript(text: Any, column: str, where: str) -> Messages:
+    """The turns of a "\\n\\nHuman: …\\n\\nAssistant: …" text, contents stripped. BadRecord when it is none."""
+    parts = _SPEAKER.split(checked_text(text, column, where))
+    if len(parts) < 3 or parts[0].strip():
+        raise BadRecord(f"{where}: {column} is no transcript; format 'hh' starts with '\\n\\nHuman: '")
+    speakers, contents = parts[1::2], parts[2::2]
+    return [{"role": _HH_ROLES[s], "content": c.strip()} for s, c in zip(speakers, contents, strict=True)]
+
+
+def _prompt(record: Record, columns: dict[str, str], where: str) -> Messages | None:
+    """The column prompt as messages; None when there is none."""
+    name = columns.get("prompt", "prompt")
+    if name not in record and "prompt" not in columns:
+        return None
+    value = column_of(record, name, where)
+    if isinstance(value, str):
+        return [{"role": "user", "content": checked_text(value, name, where)}]
+    return messages_in(value, name, where)
+
+
+def _side(value: Any, column: str, prompt: Messages | None, where: str) -> Messages:
+    if isinstance(value, str):
+        if prompt is None:
+            raise BadRecord(
+                f"{where}: {column} is text and there is no column 'prompt' that it answers; name the column in "
+                "fields, or set format='hh' for Human/Assistant transcripts"
+            )
+        return [*prompt, {"role": "assistant", "content": checked_text(value, column, where)}]
+    messages = messages_in(value, column, where)
+    return [*prompt, *messages] if prompt is not None and messages[0]["role"] == "assistant" else messages
+
+
+def margin_of(record: Record, source: Source, where: str) -> float:
+    """The margin of a pair; 0 where the record has none."""
+    columns = dict(source.fields or ())
+    value = column_of(record, columns["margin"], where) if "margin" in columns else record.get("margin")
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRecord(f"{where}: margin is {value!r}, not a finite number")
+    return float(value)
+
+
+class PairEncoder(Encoder):
+    """Records to pairs: two examples each, chosen and rejected, next to each other in the store and in a row."""
+
+    unit = 2
+
+    def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path):
+        super().__init__(spec, tokenizer, folder)
+        self._margins = array.array("f")
+
+    def stored(self, example: Example, source: int) -> None:
+        if example.note is not None:  # the chosen side carries the margin of its pair
+            self._margins.append(example.note)
+
+    def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
+        sides = lengths.reshape(-1, 2)[units]
+        plan = self._packed(sides.sum(1))
+        # From pairs to sides: the rejected side follows the chosen one.
+        length = sides[plan.document]
+        start = np.stack([plan.start, plan.start + length[:, 0]], 1)
+        document = units[plan.document][:, None] * 2 + np.arange(2)
+        flat = [np.ascontiguousarray(a).reshape(-1) for a in (start, document, length)]
+        row, zeros = np.repeat(plan.row, 2), np.zeros(2 * len(plan.row), np.int64)
+        return packing.Plan(row, flat[0], flat[1], zeros, flat[2], plan.rows, plan.width)
+
+    def _packed(self, lengths: np.ndarray) -> packing.Plan:
+        """Pairs in rows. Left to choose, it allows a row twice the pairs of an average one: the columns [rows, P] stay
+        small where best-fit gathers the shortest pairs of the whole set in its last rows."""
+        size = self.spec.sequence_length
+        if self.spec.packing == "none":
+            return packing.one_each(lengths, size)
+        if self.spec.max_pairs_per_row is not None:
+            return packing.best_fit(lengths, size, self.spec.max_pairs_per_row)
+        free = packing.best_fit(lengths, size)
+        most = 2 * -(-len(lengths) // free.rows)
+        return free if np.bincount(free.row).max() <= most else packing.best_fit(lengths, size, most)
+
+    def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
+        counts = [np.diff(plan.row_offsets()) // 2 for plan in plans]
+        most = 1 if self.spec.packing == "none" else self.spec.max_pairs_per_row
+        self._per_row = most or int(max(count.max() for count in counts))
+        per_row = np.concatenate(counts)
+        pairs = np.concatenate([plan.document[::2] // 2 for plan in plans])
+        index = np.full((len(per_row), self._per_row), -1, np.int32)
+        margins = np.zeros(index.shape, np.float32)
+        place = np.repeat(np.arange(len(per_row)), per_row), packing.within(per_row)
+        index[place] = pairs
+        margins[place] = np.frombuffer(self._margins, np.float32)[pairs]
+        return {
+            "pair_index": (index, "number of the pair in segments 2p + 1 and 2p + 2, -1 where there is none"),
+            "margins": (margins, "how much better the chosen side was judged, 0 where unknown"),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"pairs": len(self._margins), "pairs_per_row": self._per_row}
+
+    def _item(self, record: Record, source: Source, where: str, counts: Counts) -> Any:
+        sides = sides_of(record, source, where)
+        margin = margin_of(record, source, where)
+        same = first_difference(*sides)
+        if same == len(sides[0]):
+            counts.identical_dropped += 1
+            return None
+        if not all(_content(side[-1]) for side in sides) or not any(_content(m) for m in sides[0][:same]):
+            counts.empty += 1
+            return None
+        rendered = []
+        for side in sides:
+            check_roles(side, self.spec, where)
+            rendered.append(
+                templates.render(self.spec.template, side, train_on=self.spec.train_on, compat=self.spec.compat)
+            )
+        return *rendered, margin
+
+    def _tokens(self, items: list[Any]) -> list[Any]:
+        encoded = templates.tokenize([side for item in items for side in item[:2]], self.tokenizer)
+        return [(*encoded[2 * i : 2 * i + 2], item[2]) for i, item in enumerate(items)]
+
+    def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:
+        (chosen, chosen_marks), (rejected, rejected_marks), margin = tokens
+        keep = self._lengths(len(chosen), len(rejected))
+        if keep != (len(chosen), len(rejected)):
+            what = f"{where}: sides of {len(chosen)} and {len(rejected)} tokens, over max_side_length "
+            if not self._may_cut(f"{what}{self.spec.side_limit} or over sequence_length together", counts):
+                return []
+        chosen, chosen_marks = chosen[: keep[0]], chosen_marks[: keep[0]]
+        rejected, rejected_marks = rejected[: keep[1]], rejected_marks[: keep[1]]
+        if nothing_trained(chosen, chosen_marks) or nothing_trained(rejected, rejected_marks):
+            counts.untrained_dropped += 1
+            return []
+        if np.array_equal(chosen, rejected):  # they differed beyond the cut, or only where the template strips
+            counts.identical_dropped += 1
+            return []
+        if self.spec.repetition_filter and (filters.is_repetitive(chosen) or filters.is_repetitive(rejected)):
+            counts.repetitive_dropped += 1
+            return []
+        return [Example(chosen, chosen_marks, document, margin), Example(rejected, rejected_marks, document)]
+
+    def _lengths(self, chosen: int, rejected: int) -> tuple[int, int]:
+        """Tokens that are kept of each side: at most the limit, and together at most a row; the longer side gives way,
+        but neither goes below half a row for the other's sake."""
+        size, limit = self.spec.sequence_length, self.spec.side_limit
+        chosen, rejected = min(chosen, limit), min(rejected, limit)
+        if chosen + rejected > size:
+            shorter = min(chosen, rejected, size // 2)
+            return (size - shorter, shorter) if chosen >= rejected else (shorter, size - shorter)
+        return chosen, rejected

@@ -1,0 +1,161 @@
+"""Prompts for rollouts: conversations that end with the user, rendered up to the opening of the answer.
+
+A row is one prompt: `tokens` [rows, L] right-padded, `lengths` [rows], `prompt_index` [rows]. The columns of each
+prompt's record (ground truth, name of the verifier) stay with it, one JSON line each:
+
+    records.jsonl          {"source": number, "record": number, "messages": [...], "columns": {...}}, in prompt order
+    record_offsets.npy     where each line starts, and the end: int64 [prompts + 1]
+"""
+
+from __future__ import annotations
+
+import array
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from easylm_jax.data import filters, packing, preference, templates
+from easylm_jax.data.examples import (
+    Counts,
+    Encoder,
+    Example,
+    check_roles,
+    checked_text,
+    column_of,
+    json_value,
+    messages_in,
+    messages_of,
+)
+from easylm_jax.data.sources import BadRecord, Record
+from easylm_jax.data.spec import DataSpec, Source
+from easylm_jax.data.tokenizer import Tokenizer
+
+Messages = list[dict[str, str]]
+
+
+def prompt_of(record: Record, source: Source, where: str) -> Messages:
+    """The conversation that is to be answered; it ends with a user turn.
+
+    From `fields`, else from the first of these columns that is there: instruction (a text), history_messages,
+    `messages_field`, conversation, chosen (beside rejected), prompt (a text or messages), question, problem. A trailing
+    assistant turn is dropped; of a pair the turns before the answers stay. BadRecord when no user turn ends it.
+    """
+    messages = _found(record, source, where)
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise BadRecord(f"{where}: there is no prompt before the answer")
+    if messages[-1]["role"] != "user":
+        raise BadRecord(f"{where}: the prompt ends with a {messages[-1]['role']} turn, not with the user's")
+    return messages
+
+
+def _found(record: Record, source: Source, where: str) -> Messages:
+    named = {role: column for role, column in source.fields or ()}
+    if preference.holds_pairs(record, source) and not _earlier_than_pairs(record, source):
+        return _before_answers(record, source, where)
+    if "prompt" in named:
+        return _value(column_of(record, named["prompt"], where), named["prompt"], where)
+    if named:
+        return messages_of(record, source, where)
+    lists = ("history_messages", source.messages_field, "conversation")
+    candidates = ("instruction", *lists, "prompt", "question", "problem")
+    column = next((name for name in candidates if name in record), None)
+    if column is None:
+        there = ", ".join(map(repr, record))
+        raise BadRecord(f"{where}: no prompt column ({', '.join(candidates)}) among {there}; name it in fields")
+    value = record[column]
+    if column in lists and isinstance(value, str):  # messages as JSON text, as in CSV files
+        value = json_value(value, column, where)
+    return _value(value, column, where)
+
+
+def _earlier_than_pairs(record: Record, source: Source) -> bool:
+    if source.fields is not None or source.format is not None:
+        return False
+    return any(name in record for name in ("instruction", "history_messages", source.messages_field, "conversation"))
+
+
+def _before_answers(record: Record, source: Source, where: str) -> Messages:
+    """The turns of a pair that both sides share, up to the user's last."""
+    chosen, rejected = preference.sides_of(record, source, where)
+    return chosen[: min(preference.first_difference(chosen, rejected), len(chosen) - 1)]
+
+
+def _value(value: Any, column: str, where: str) -> Messages:
+    if isinstance(value, str):
+        return [{"role": "user", "content": checked_text(value, column, where)}]
+    return messages_in(value, column, where)
+
+
+class PromptEncoder(Encoder):
+    """Records to prompts, one in a row, with the columns that `keep` names (None = all) written beside them."""
+
+    layout = "prompts"
+
+    def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path):
+        super().__init__(spec, tokenizer, folder)
+        self._offsets = array.array("q", [0])
+        self._file = open(folder / "records.jsonl", "wb")  # noqa: SIM115 - closed in `close`
+
+    def stored(self, example: Example, source: int) -> None:
+        line = json.dumps({"source": source, "record": example.document, **example.note}, default=str)
+        self._file.write(line.encode() + b"\n")
+        self._offsets.append(self._file.tell())
+
+    def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
+        self._file.close()
+        np.save(self.folder / "record_offsets.npy", np.array(self._offsets, np.int64))
+        return {
+            "lengths": (np.concatenate([p.length for p in plans]).astype(np.int32), "tokens of the prompt"),
+            "prompt_index": (np.concatenate([p.document for p in plans]).astype(np.int32), "number of the prompt"),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        return {"prompts": len(self._offsets) - 1}
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _item(self, record: Record, source: Source, where: str, counts: Counts) -> Any:
+        messages = prompt_of(record, source, where)
+        if not messages[-1]["content"].strip():
+            counts.empty += 1
+            return None
+        check_roles(messages, self.spec, where)
+        keep = self.spec.keep
+        kept = record if keep is None else {column: column_of(record, column, where) for column in keep}
+        for column, value in kept.items():
+            if not _plain(value):
+                raise BadRecord(
+                    f"{where}: column {column!r} holds what JSON cannot; name the columns to keep in DataSpec.keep"
+                )
+        return templates.generation_prompt(self.spec.template, messages), {"messages": messages, "columns": kept}
+
+    def _tokens(self, items: list[Any]) -> list[Any]:
+        encoded = templates.tokenize([pieces for pieces, _ in items], self.tokenizer)
+        return [(ids, note) for (ids, _), (_, note) in zip(encoded, items, strict=True)]
+
+    def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:
+        ids, note = tokens
+        limit = self.spec.sequence_length
+        if len(ids) > limit:
+            self._may_cut(f"{where}: a prompt of {len(ids)} tokens, over sequence_length {limit}", counts)
+            return []
+        if self.spec.repetition_filter and filters.is_repetitive(ids):
+            counts.repetitive_dropped += 1
+            return []
+        return [Example(ids, np.zeros(len(ids), np.uint8), document, note)]
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON holds the value (dates as text)."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (str, bool, int, float, datetime.date, datetime.time))
