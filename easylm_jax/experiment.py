@@ -24,7 +24,7 @@ from easylm_jax import checkpoint_arrays, checkpoint_store, fields, stages
 from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
-from easylm_jax.mesh import initialize_processes
+from easylm_jax.mesh import end_at_once, initialize_processes
 from easylm_jax.stages import say
 from easylm_jax.trainer import Stopped
 from models.errors import UserError
@@ -60,6 +60,10 @@ def run(
     except Stopped as stopped:
         print(f"easylm: {stopped}", file=sys.stderr)
         return STOPPED
+    except Exception as error:
+        if jax.process_count() > 1:
+            end_at_once(error)
+        raise
     return 0
 
 

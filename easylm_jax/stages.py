@@ -11,7 +11,7 @@ import functools
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +81,26 @@ def _train_tokenizer(stage: Tokenizer, experiment: Experiment, settings: dict[st
     sources = experiment.sources(stage.sources)
     if checkpoint_arrays.is_first_process():
         say(f"{stage.name}: training a vocabulary of {stage.vocab_size}")
-        train_sentencepiece(source_texts(sources), stage.vocab_size, folder, symbols=stage.symbols)
+        _sentencepiece_of(source_texts(sources), stage, folder)
     checkpoint_arrays.barrier(f"tokenizer {stage.name}")
     return {"tokenizer": load_tokenizer(f"sp:{path}").describe()}
+
+
+def _sentencepiece_of(texts: Iterable[str], stage: Tokenizer, folder: Path) -> None:
+    """Trains the vocabulary. An error in the texts is told as it is, not in the words that SentencePiece has for it."""
+    failed: list[UserError] = []
+
+    def watched() -> Iterator[str]:
+        try:
+            yield from texts
+        except UserError as error:
+            failed.append(error)
+            raise
+
+    try:
+        train_sentencepiece(watched(), stage.vocab_size, folder, symbols=stage.symbols)
+    except UserError as error:
+        raise (failed or [error])[0] from None
 
 
 def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any]:

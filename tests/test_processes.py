@@ -1,10 +1,13 @@
 """Several processes train as one: the same batches, the same losses, and checkpoints that either can go on from."""
 
+import pytest
 from support import largest_difference, launcher, losses, only_line, project, reference, rows_read, with_vocabulary
 
 from easylm_jax import checkpoint_store as store
 from easylm_jax.monitor.metrics import FILE_NAME
 
+# 75 where a collective saw the connection close first, an abort where JAX's own watch over the processes did.
+ENDED_BY_ANOTHER = (75, -6)
 SAVING = "easylm_jax.trainer:_Run._save"
 
 
@@ -70,3 +73,27 @@ def test_half_a_description_of_the_processes_is_told_in_one_line(tmp_path):
     number |= {"EASYLM_PROCESSES": "2", "EASYLM_PROCESS_ID": "2"}
     line = only_line(launcher().run("run", recipe, "--out", tmp_path, environment=number))
     assert "EASYLM_PROCESS_ID must be between 0 and 1, not 2" in line
+
+
+def test_a_mistake_that_one_process_meets_ends_all_of_them(tmp_path):
+    recipe = project(tmp_path)
+    with open(tmp_path / "texts.jsonl", "a") as file:
+        file.write("{broken\n")
+    first, second = launcher().processes(2, "run", recipe, "--out", tmp_path / "runs")
+    assert f"{tmp_path}/texts.jsonl:121: broken JSON" in only_line(first)
+    assert second.status in ENDED_BY_ANOTHER and "Traceback" not in second.err, second
+
+
+@pytest.mark.chaos
+def test_when_one_process_is_killed_the_others_end_and_the_run_goes_on_to_the_same_end(tmp_path):
+    expected, out = reference(), with_vocabulary(tmp_path / "runs")
+    run = ("run", expected.recipe, "--out", out, "--only", "pretrain")
+    first, second = launcher().processes(2, *run, at={1: f"{SAVING}:4:SIGKILL"})
+    assert second.status == -9
+    assert first.status in ENDED_BY_ANOTHER and "Traceback" not in first.err, first
+    stopped = store.committed_steps(out / "tiny" / "pretrain" / "checkpoints")[-1]
+    assert stopped in (2, 3)
+    results = launcher().processes(2, *run)
+    assert statuses(results) == [0, 0], results
+    assert f"resuming at step {stopped} of 8" in results[0].err
+    assert largest_difference(losses(out / "tiny" / "pretrain"), losses(expected.root / "pretrain")) <= 1e-6
