@@ -1,0 +1,264 @@
+"""Speed of the train step on this machine, beside a peer's in one run.
+
+    python benchmarks/train.py --size 35m --peer hf
+    python benchmarks/train.py --size 5m --peer tunix --repeats 9
+    python benchmarks/train.py --compute remat=dots         # another way to compute the same model
+
+Both sides train the same OLMo 2 in float32 on the same batch: forward, backward, clip, AdamW. They take turns, burst by
+burst. Beside them, the matrix products of one step are timed alone with each side's own library, which says how much of
+the difference the libraries make; and our step is taken apart. The last line of standard output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common import (
+    QUIET_CORES, ROOT, SIZES, BenchmarkError, Repeat, Worker, json_line, kept, machine, median_load, run_main, spread,
+    take_turns,
+)  # fmt: skip
+
+PEERS = ("hf", "tunix")
+# Steps a burst, so that one lasts a second or more.
+STEPS = {"tiny": 5, "5m": 6, "35m": 2}
+ADAMW = {"lr": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+
+class Product(NamedTuple):
+    """A weight product [tokens, inputs] by [inputs, outputs]; how often a step does y, dx and dW of it."""
+
+    shape: tuple[int, int, int]
+    forward: int
+    gradients: int
+
+    @property
+    def flops(self) -> float:
+        m, k, n = self.shape
+        return 2.0 * m * k * n * (self.forward + 2 * self.gradients)
+
+    def seconds(self, each: Sequence[float]) -> float:
+        """Seconds a step, from those of one y, one dx and one dW."""
+        return each[0] * self.forward + (each[1] + each[2]) * self.gradients
+
+
+def our_products(shape: Mapping[str, int], rows: int, length: int, chunk: int) -> dict[str, Product]:
+    """Ours: projections fused, and the vocabulary head in chunks whose logits are computed twice."""
+    layers, d, f, v = shape["layers"], shape["width"], shape["ffn"], shape["vocab"]
+    tokens = rows * length
+    chunk = rows * min(length, max(1, chunk // rows))
+    chunks = -(-tokens // chunk)
+    return {
+        "query, key, value": Product((tokens, d, 3 * d), layers, layers),
+        "attention out": Product((tokens, d, d), layers, layers),
+        "gate, up": Product((tokens, d, 2 * f), layers, layers),
+        "down": Product((tokens, f, d), layers, layers),
+        "head": Product((chunk, d, v), 2 * chunks, chunks),
+    }
+
+
+def hf_products(shape: Mapping[str, int], rows: int, length: int) -> dict[str, Product]:
+    """transformers': each projection on its own, the head over all tokens at once."""
+    layers, d, f, v = shape["layers"], shape["width"], shape["ffn"], shape["vocab"]
+    tokens = rows * length
+    return {
+        "query, key, value": Product((tokens, d, d), 3 * layers, 3 * layers),
+        "attention out": Product((tokens, d, d), layers, layers),
+        "gate, up": Product((tokens, d, f), 2 * layers, 2 * layers),
+        "down": Product((tokens, f, d), layers, layers),
+        "head": Product((tokens, d, v), 1, 1),
+    }
+
+
+def measure_products(worker: Worker, products: Mapping[str, Product]) -> dict[str, float]:
+    """Seconds a step of each product."""
+    shapes = [list(product.shape) for product in products.values()]
+    found = worker.ask("products", shapes=shapes, times=3)["seconds"]
+    return {name: product.seconds(each) for (name, product), each in zip(products.items(), found, strict=True)}
+
+
+def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of every name over all rounds."""
+    return {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+
+
+def breakdown(parts: Mapping[str, float], products: Mapping[str, float], layers: int) -> dict[str, float]:
+    """Where a step's seconds go; the lines add up to the step.
+
+    `parts` are seconds of programs on their own, `products` of the matrix products a step does. What is left is
+    norms, rotations, the feed-forward's elementwise part, residuals, and copies between layouts.
+    """
+    blocks = sum(seconds for name, seconds in products.items() if name != "head")
+    lines = {
+        "matrix products of the blocks": blocks,
+        "matrix products of the head": products["head"],
+        "attention": parts["attention"] * layers,
+        "softmax and loss": max(0.0, parts["head"] - products["head"]),
+        "optimizer": parts["optimizer"],
+    }
+    return {**lines, "the rest": parts["step"] - sum(lines.values())}
+
+
+def peer_workers(name: str, spec_file: str, huge_pages: bool) -> list[tuple[str, list[str], dict[str, str]]]:
+    """(name, command, environment) of each setting of a peer; its best one counts.
+
+    torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
+    ones sleep.
+    """
+    python = ROOT / ".peers" / name / "bin" / "python"
+    if not python.is_file():
+        raise BenchmarkError(f"no environment .peers/{name}; build it with benchmarks/setup_peers.sh {name}")
+    command = [str(python), str(ROOT / "benchmarks" / "peers" / f"{name}_train.py"), spec_file]
+    settings = {name: {}}
+    if name == "hf":
+        settings["hf, sleeping threads"] = {"OMP_WAIT_POLICY": "passive"}
+    if huge_pages:
+        settings[f"{name}, huge pages"] = HUGE_PAGES
+    return [(setting, command, environment) for setting, environment in settings.items()]
+
+
+def report_sides(taken: Mapping[str, Sequence[Repeat]], tokens: int) -> None:
+    """One line for each side, and one for each repeat that had company."""
+    for name, repeats in taken.items():
+        rate = spread([tokens / r.seconds for r in repeats])
+        cores = statistics.median(r.cpu_seconds / r.seconds for r in repeats)
+        print(
+            f"{name:<24}{rate['median']:>10,.0f} tokens/s  ({rate['min']:,.0f} to {rate['max']:,.0f}), "
+            f"{cores:.1f} cores busy, {len(repeats)} repeats"
+        )
+        noisy = [f"{i + 1}: {r.load:.2f}" for i, r in enumerate(repeats) if r.load is not None and not r.quiet]
+        if noisy:
+            print(f"{'':<24}others used more than {QUIET_CORES} cores in repeats {', '.join(noisy)}")
+
+
+def report_products(seconds: Mapping[str, Mapping[str, float]], flops: Mapping[str, float]) -> dict[str, float]:
+    """The caps: what the matrix products of one step take alone, in each side's library; GFLOP/s of each."""
+    rates = {}
+    for side, products in seconds.items():
+        total = sum(products.values())
+        rates[side] = flops[side] / total / 1e9
+        print(f"matrix products of a step alone, {side}: {1e3 * total:,.0f} ms, {rates[side]:,.0f} GFLOP/s")
+    return rates
+
+
+def report_breakdown(parts: Mapping[str, float], lines: Mapping[str, float]) -> None:
+    print(f"\nwhere our step's {1e3 * parts['step']:,.0f} ms go")
+    for name, seconds in lines.items():
+        print(f"  {name:<32}{1e3 * seconds:>8,.0f} ms{100 * seconds / parts['step']:>7.1f} %")
+    print(
+        f"  (programs on their own: forward {1e3 * parts['forward']:,.0f} ms, forward and backward "
+        f"{1e3 * parts['gradient']:,.0f} ms, update {1e3 * parts['optimizer']:,.0f} ms)\n"
+    )
+
+
+def check_same_model(ours: float, peer: float) -> None:
+    """Both started from the same numbers, so the first losses must agree."""
+    if abs(ours - peer) > 1e-3 * abs(peer):
+        raise BenchmarkError(f"the sides do not train the same model: first losses {ours:.5f} and {peer:.5f}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], epilog="example: python benchmarks/train.py --size 35m --peer hf"
+    )
+    parser.add_argument("--size", default="35m", choices=SIZES, help="the model (35m)")
+    parser.add_argument("--peer", choices=PEERS, help="the codebase to run beside ours")
+    parser.add_argument("--repeats", type=int, default=7, help="bursts of each side (7)")
+    parser.add_argument("--steps", type=int, help="steps a burst (so many that one lasts a second)")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch (4)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (512)")
+    parser.add_argument("--compute", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of models.Compute")
+    parser.add_argument("--huge-pages", action="store_true", help="glibc asks for huge pages, on our side and as one more setting of the peer")  # fmt: skip
+    parser.add_argument("--no-breakdown", action="store_true", help="measure whole steps only")
+    options = parser.parse_args()
+    if min(options.repeats, options.rows, options.length, options.steps or 1) < 1:
+        parser.error("repeats, steps, rows and length must be at least 1")
+    return options
+
+
+def write_spec(options: argparse.Namespace, folder: str) -> str:
+    """The file that tells workers what to train."""
+    shape, draw = SIZES[options.size], random.Random(0)
+    tokens = [[draw.randrange(shape["vocab"]) for _ in range(options.length + 1)] for _ in range(options.rows)]
+    spec = {
+        "shape": shape, "length": options.length, "tokens": tokens, "compute": options.compute, **ADAMW,
+        "weights": str(Path(folder) / "weights") if options.peer == "hf" else None,
+    }  # fmt: skip
+    path = Path(folder) / "spec.json"
+    path.write_text(json.dumps(spec))
+    return str(path)
+
+
+def details(
+    options: argparse.Namespace, workers: Sequence[Worker], taken: Mapping[str, Sequence[Repeat]]
+) -> dict[str, Any]:
+    """Products and parts, in rounds like the bursts; printed, and returned for the JSON line."""
+    chunk = next((int(c.partition("=")[2]) for c in options.compute if c.startswith("logits_chunk=")), 1024)
+    shape = SIZES[options.size]
+    products = {"ours": our_products(shape, options.rows, options.length, chunk)}
+    for worker in workers[1:]:
+        if options.peer == "hf":  # every setting: a busy machine slows some of them more than others
+            products[worker.name] = hf_products(shape, options.rows, options.length)
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (*products, "parts")}
+    for _ in range(max(3, options.repeats // 2) if options.repeats > 1 else 1):
+        for worker in workers:
+            if worker.name in products:
+                rounds[worker.name].append(measure_products(worker, products[worker.name]))
+        rounds["parts"].append(workers[0].ask("parts", times=1)["seconds"])
+    seconds = {name: medians(rounds[name]) for name in products}
+    rates = report_products(seconds, {name: sum(p.flops for p in made.values()) for name, made in products.items()})
+    parts = medians(rounds["parts"])
+    lines = breakdown(parts, seconds["ours"], shape["layers"])
+    report_breakdown(parts, lines)
+    return {
+        "product_gflops": rates,
+        "step_ms": 1e3 * parts["step"],
+        "milliseconds": {name: 1e3 * value for name, value in lines.items()},
+    }
+
+
+def main() -> None:
+    options = arguments()
+    steps = options.steps or STEPS[options.size]
+    tokens = options.rows * options.length * steps
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        spec = write_spec(options, folder)
+        peers = peer_workers(options.peer, spec, options.huge_pages) if options.peer else []
+        own = [sys.executable, str(ROOT / "benchmarks" / "train_worker.py"), spec]
+        workers = [stack.enter_context(Worker("ours", own, HUGE_PAGES if options.huge_pages else {}))]
+        workers += [stack.enter_context(Worker(*peer)) for peer in peers]
+        if options.peer == "hf":
+            check_same_model(workers[0].about["first_loss"], workers[1].about["first_loss"])
+        print(f"{options.size}: {workers[0].about['parameters']:,} parameters, {options.rows} rows of {options.length} tokens")
+        all_taken = take_turns(workers, options.repeats, steps=steps)
+        report_sides(all_taken, tokens)
+        extra = {} if options.no_breakdown else details(options, workers, all_taken)
+        about = {worker.name: worker.about for worker in workers}
+
+    taken, quiet = kept(all_taken)
+    rates = {name: statistics.median(tokens / r.seconds for r in repeats) for name, repeats in taken.items()}
+    ours = rates.pop("ours")
+    best = max(rates, key=lambda name: rates[name]) if rates else None
+    if not quiet:
+        print("the machine was not quiet: too few repeats without company, so all of them count")
+    config = {
+        "size": options.size, **SIZES[options.size], "rows": options.rows, "length": options.length, "dtype": "float32",
+        "peer": options.peer, "setting": best, "settings": rates, "steps": steps,
+        "repeats": {name: len(repeats) for name, repeats in taken.items()}, "quiet": quiet,
+        "compute": options.compute, "huge_pages": options.huge_pages, **extra, "machine": machine(), "about": about,
+    }  # fmt: skip
+    load = median_load([r for repeats in taken.values() for r in repeats])
+    print(json_line(ours, rates[best] if best else None, "tokens/s", load, config))
+
+
+if __name__ == "__main__":
+    run_main(main)
