@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from easylm_jax import fields
 from easylm_jax.data.spec import DataSpec, Source
 from easylm_jax.lora import LoraConfig
 from easylm_jax.optimizer import OptimizerConfig, SkipStep
@@ -159,6 +160,7 @@ class Train(Stage):
     monitoring: Monitoring = Monitoring()
 
     def __post_init__(self):
+        fields.check_types(self, self.name)
         if (self.model is None) == (self.init is None):
             raise UserError(f"stage {self.name}: give either model (fresh parameters) or init (where to start from)")
         if self.steps is None and self.epochs is None:

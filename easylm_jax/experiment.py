@@ -13,14 +13,16 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from easylm_jax import checkpoint_arrays, checkpoint_store, fields, stages
+from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, stages
 from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
@@ -81,15 +83,36 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     try:
         spec.loader.exec_module(module)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (TypeError, NameError, ImportError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        raise UserError(f"{_place(error, file, path)}: {error}") from error
+    except Exception as error:  # a recipe is the user's program: whatever is wrong in it is told with its place
+        raise UserError(f"{_place(error, file, path)}: {_in_words(error)}") from error
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} holds no recipe; it must set `recipe = Recipe(...)` (easylm_jax.config)")
+    try:
+        fields.check_types(recipe)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     for text in overrides:
         recipe = _override(recipe, text)
     return recipe
+
+
+def _place(error: BaseException, file: Path, path: str) -> str:
+    """The recipe's path, with the line of it that an error comes from."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
+    if isinstance(error, SyntaxError) and error.lineno is not None and error.filename == str(file):
+        lines.append(error.lineno)
+    return f"{path}:{lines[-1]}" if lines else path
+
+
+def _in_words(error: Exception) -> str:
+    """An error of a recipe in one line; for a misspelt field, the nearest one."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    cls = getattr(config, found[1], None) if found else None
+    if dataclasses.is_dataclass(cls):
+        return fields.unknown_field(cls, found[2])
+    return f"{type(error).__name__}: {error}"
 
 
 def _override(recipe: Recipe, text: str) -> Recipe:

@@ -104,12 +104,49 @@ def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
     return (*items[:at], override(items[at], rest, text), *items[at + 1 :])
 
 
-def _check_field(cls: type, name: str) -> None:
+def check_types(value: Any, where: str = "") -> None:
+    """Raises `UserError` for the first field of a dataclass, at any depth, whose annotation does not allow its value."""
+    hints = field_types(type(value))
+    for name, hint in hints.items():
+        item, path = getattr(value, name), f"{where}.{name}".lstrip(".")
+        if not _fits_any(hint, item):
+            raise UserError(f"{path}: {item!r} is not {_spell(hint)}")
+        inner = item if isinstance(item, tuple) else (item,)
+        for at, element in enumerate(inner):
+            if dataclasses.is_dataclass(element):
+                own = getattr(element, "name", None) if where == "" else None  # a stage is called by its name
+                check_types(element, own or (path if inner is not item else f"{path}.{at}"))
+
+
+def _fits(option: Any, item: Any) -> bool:
+    """Whether a value is of one alternative of an annotation; a whole number passes for a number."""
+    origin = typing.get_origin(option)
+    if origin is Literal:
+        return item in typing.get_args(option)
+    if origin is tuple:
+        inner = typing.get_args(option)
+        inner = (inner[0],) * len(item) if isinstance(item, tuple) and inner[-1] is Ellipsis else inner
+        return isinstance(item, tuple) and len(item) == len(inner) and all(map(_fits_any, inner, item))
+    if option in (int, float):
+        return isinstance(item, (int, option)) and not isinstance(item, bool)
+    return option is Any or isinstance(item, origin or option)
+
+
+def _fits_any(hint: Any, item: Any) -> bool:
+    return any(_fits(option, item) for option in _options(hint))
+
+
+def unknown_field(cls: type, name: str) -> str:
+    """What to say of a field that a class does not have: the nearest that it has, or all of them."""
     known = field_types(cls)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
-        raise UserError(f"{cls.__name__} has no field {name!r}; {hint}")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+    return f"{cls.__name__} has no field {name!r}; {hint}"
+
+
+def _check_field(cls: type, name: str) -> None:
+    if name not in field_types(cls):
+        raise UserError(unknown_field(cls, name))
 
 
 def _parse(hint: Any, text: str, path: str) -> Any:
@@ -117,7 +154,7 @@ def _parse(hint: Any, text: str, path: str) -> Any:
     for option in sorted(_options(hint), key=lambda option: option is str):  # text fits str always, so str comes last
         try:
             return _parse_one(option, text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, OverflowError):
             continue
     raise UserError(f"{path}: {text!r} is not {_spell(hint)}")
 
