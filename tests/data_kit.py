@@ -106,3 +106,31 @@ def chat_spec(folder: Path, tokenizer: str, **changes) -> DataSpec:
 
 def cache_of(spec: DataSpec, folder: Path):
     return build_cache(spec, folder / "cache")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def pairs(count=40):
+    """Pairs of 1 to 3 exchanges that share all but the last answer; every second one has a margin."""
+    made = []
+    for i, turns in enumerate(conversations(count)):
+        record = {"chosen": turns, "rejected": [*turns[:-1], assistant(sentence(i + 500, 1 + i % 9))]}
+        made.append({**record, "margin": i / 4} if i % 2 else record)
+    return made
+
+
+def pair_spec(folder, tokenizer, records=None, **changes):
+    path = write_jsonl(folder / "pairs.jsonl", pairs() if records is None else records)
+    defaults = {"kind": "preference", "template": "tulu", "sequence_length": 512, "train_on": "last_assistant"}
+    source = Source(str(path), **changes.pop("source", {}))
+    return DataSpec(**{"sources": (source,), "tokenizer": tokenizer, **defaults, **changes})
+
+
+def pair_cache(folder, tokenizer, records=None, **changes):
+    return build_cache(pair_spec(folder, tokenizer, records, **changes), folder / "cache")

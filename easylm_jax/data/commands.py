@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME, seqio:NAME")
     parser.add_argument("--fields", help="columns of the turns, as user=question,assistant=answer")
+    parser.add_argument("--format", choices=("hh",), help="chosen and rejected are Human/Assistant transcripts")
     parser.add_argument("--text-field", default="text", help="column of plain text (text)")
     parser.add_argument("--text-unit", default="file", choices=("file", "line", "paragraph"), help="document in .txt")
     parser.add_argument("--skip", type=int, default=0, help="leave out the first records of each source")
@@ -65,10 +66,15 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
     parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
     parser.add_argument("--length", type=int, help="tokens in a row")
-    parser.add_argument("--kind", default="text", choices=("text", "chat"))
+    parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts"))
     parser.add_argument("--template", help="tulu, olmo, tulu25, llama3, qwen, chatml or plain")
-    parser.add_argument("--packing", choices=("concat", "best_fit", "none"), help="concat (text), best_fit (chat)")
-    parser.add_argument("--overlong", default="truncate", choices=("truncate", "drop", "error"))
+    parser.add_argument(
+        "--packing", choices=("concat", "best_fit", "none"), help="concat (text), best_fit (chat, pairs)"
+    )
+    parser.add_argument("--overlong", choices=("truncate", "drop", "error"), help="truncate (prompts: drop)")
+    parser.add_argument("--max-side-length", type=int, help="tokens of one side of a pair (half of --length)")
+    parser.add_argument("--max-pairs-per-row", type=int, help="bound on the pairs in a row")
+    parser.add_argument("--keep", help="columns that go with each prompt, comma-separated (all)")
     parser.add_argument("--train-on", default="assistant", choices=("assistant", "last_assistant", "all"))
     parser.add_argument("--no-document-mask", action="store_true", help="let documents of a row see each other")
     parser.add_argument("--repetition-filter", action="store_true", help="leave out text that repeats a short unit")
@@ -105,7 +111,7 @@ def _sources(arguments: argparse.Namespace) -> tuple:
         if len(rates) != len(arguments.sources):
             raise UserError(f"data: {len(rates)} weights for {len(arguments.sources)} sources")
     common = {"fields": fields, "text_field": arguments.text_field, "text_unit": arguments.text_unit}
-    common |= {"skip": arguments.skip, "limit": arguments.limit}
+    common |= {"skip": arguments.skip, "limit": arguments.limit, "format": arguments.format}
     return tuple(Source(path, rate, **common) for path, rate in zip(arguments.sources, rates, strict=True))
 
 
@@ -129,7 +135,7 @@ def _spec(arguments: argparse.Namespace):
         sequence_length=arguments.length,
         kind=arguments.kind,
         template=arguments.template,
-        packing=arguments.packing or ("concat" if arguments.kind == "text" else "best_fit"),
+        packing=arguments.packing or ("best_fit" if arguments.kind == "chat" else None),
         document_mask=not arguments.no_document_mask,
         overlong=arguments.overlong,
         train_on=arguments.train_on,
@@ -137,6 +143,9 @@ def _spec(arguments: argparse.Namespace):
         temperature=arguments.temperature,
         on_bad="skip" if arguments.skip_bad else "error",
         seed=arguments.seed,
+        max_side_length=arguments.max_side_length,
+        max_pairs_per_row=arguments.max_pairs_per_row,
+        keep=tuple(arguments.keep.split(",")) if arguments.keep else None,
     )
 
 
@@ -168,6 +177,7 @@ class ProgressLine:
 def build(arguments: argparse.Namespace) -> None:
     """`easylm data build`: make the cache (or find it made) and print where it is and what it holds."""
     from easylm_jax.data.build import build_cache
+    from easylm_jax.data.inspection import summary
     from models.errors import UserError
 
     if arguments.sources and arguments.sources[0].endswith(".py"):
@@ -176,13 +186,14 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise UserError("data: build needs --out, the folder to keep caches in")
     cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
-    print(_summary(cache))
+    print(summary(cache))
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
 
 
 def _build_recipe(arguments: argparse.Namespace) -> None:
     """The caches that the stages of a recipe will read, and the vocabularies and files that those are made from."""
     from easylm_jax.config import Train
+    from easylm_jax.data.inspection import summary
     from easylm_jax.experiment import Experiment, load_recipe
     from models.errors import UserError
 
@@ -199,7 +210,7 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
             specs[f"{stage.name} validation"] = stage.validation.data
         for name, spec in specs.items():
             cache = experiment.cache(spec)
-            print(f"── {name} ──\n{_summary(cache)}")
+            print(f"── {name} ──\n{summary(cache)}")
             made[name] = {"folder": str(cache.folder), **cache.manifest}
     _write_json(arguments.json, made)
 
@@ -207,43 +218,21 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
 def stats(arguments: argparse.Namespace) -> None:
     """`easylm data stats`: what the manifest says, checked against the files with --verify."""
     from easylm_jax.data.cache import open_cache
+    from easylm_jax.data.inspection import summary
 
     cache = open_cache(arguments.cache)
     if arguments.verify:
         cache.verify()
-    print(_summary(cache))
+    print(summary(cache))
     if arguments.verify:
         print("every file agrees with its checksum")
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
 
 
-def _summary(cache: Any) -> str:
-    facts = cache.manifest
-    lines = [
-        f"cache       {cache.folder}",
-        f"rows        {cache.rows:,} of {facts['sequence_length']:,} tokens, {facts['fill_rate']:.1%} filled",
-        f"tokens      {facts['tokens']:,}, of which trained {facts['trained_tokens']:,}",
-        f"entropy     {facts['unigram_entropy_nats']:.3f} nats (unigram, trained tokens)",
-        f"tokenizer   {facts['tokenizer']['spec']} ({facts['tokenizer']['vocab_size']:,} tokens)",
-    ]
-    if facts["blanked_windows"]:
-        lines.append(f"blanked     {facts['blanked_windows']:,} windows without loss (repetition)")
-    parts = facts["parts"] if len(facts["parts"]) > 1 else [None] * len(facts["sources"])  # then one for each source
-    for source, part in zip(facts["sources"], parts, strict=True):
-        records = source["records"]
-        notes = [f"{records['kept']:,} of {records['read']:,} records, {source['tokens']:,} tokens"]
-        if part is not None:
-            notes.append(f"{part['rows']:,} rows at rate {part['rate']:.4g}")
-        for name in ("truncated", "bad", "empty", "overlong_dropped", "untrained_dropped", "repetitive_dropped"):
-            if records[name]:
-                notes.append(f"{name.replace('_', ' ')} {records[name]:,}")
-        lines.append(f"source      {source['path']}: {', '.join(notes)}")
-    return "\n".join(lines)
-
-
 def inspect(arguments: argparse.Namespace) -> None:
     """`easylm data inspect`: rows as text; trained tokens stand in green on a terminal, else in ⟦ ⟧."""
     from easylm_jax.data.cache import open_cache
+    from easylm_jax.data.inspection import describe_row, heading
     from easylm_jax.data.tokenizer import load_tokenizer
 
     cache = open_cache(arguments.cache)
@@ -256,35 +245,13 @@ def inspect(arguments: argparse.Namespace) -> None:
         shown.append(described)
         print(f"── row {row} ──")
         for document in described["documents"]:
-            print(f"── {document['source']} record {document['record']}, tokens {document['tokens']} ──")
+            print(f"── {heading(document)} ──")
             print("".join(marks[0] + p["text"] + marks[1] if p["trained"] else p["text"] for p in document["pieces"]))
             if arguments.ids:
                 print(" ".join(map(str, document["ids"])))
+            for column, value in document.get("kept", {}).items():
+                print(f"{column}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
     _write_json(arguments.json, {"folder": str(cache.folder), "rows": shown})
-
-
-def describe_row(cache: Any, row: int, tokenizer: Any) -> dict[str, Any]:
-    """One row as plain values: its documents, each as stretches of text that are trained or not."""
-    import numpy as np
-
-    batch = {name: array[0] for name, array in cache.read(np.array([row])).items()}
-    # The mark of a token is the weight of predicting it, which stands one place before it.
-    trained = np.concatenate([[False], batch["loss_weights"] > 0])
-    documents = []
-    for segment in cache.documents(row):
-        ids = batch["tokens"][segment.start : segment.start + segment.length]
-        if not len(ids):  # the target-only last token of a window
-            continue
-        marks = trained[segment.start : segment.start + len(ids)]
-        edges = [0, *(np.flatnonzero(np.diff(marks.astype(np.int8))) + 1).tolist(), len(ids)]
-        pieces = [
-            {"text": tokenizer.decode(ids[a:b]), "trained": bool(marks[a])}
-            for a, b in zip(edges, edges[1:], strict=False)
-        ]
-        source = cache.manifest["sources"][segment.source]["path"]
-        facts = {"source": source, "record": segment.document, "tokens": len(ids)}
-        documents.append({**facts, "pieces": pieces, "ids": ids.tolist()})
-    return {"row": row, "documents": documents}
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:

@@ -38,14 +38,15 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def holds_pairs(record: Record, source: Source) -> bool:
-    """Whether a record is a pair: the source says so, or there is a column `chosen`."""
+    """Whether a record is a pair: the source says so, or there are columns chosen and rejected."""
     named = {role for role, _ in source.fields or ()}
-    return source.format == "hh" or "chosen" in named or (source.fields is None and "chosen" in record)
+    found = source.fields is None and "chosen" in record and "rejected" in record
+    return source.format == "hh" or "chosen" in named or found
 
 
 def texts_of(record: Record, source: Source, where: str) -> Iterator[str]:
-    """All text of a pair, the turns that both sides share once. BadRecord when it is malformed."""
-    chosen, rejected = sides_of(record, source, where)
+    """All text of a pair, the turns that both sides share once, whether or not the sides could be compared."""
+    chosen, rejected = _read_sides(record, source, where)
     same = first_difference(chosen, rejected)
     yield from (message["content"] for message in [*chosen, *rejected[same:]])
 
@@ -57,6 +58,15 @@ def sides_of(record: Record, source: Source, where: str) -> tuple[Messages, Mess
     answer the prompt (a text or a list of messages), or Human/Assistant transcripts (`format="hh"`). BadRecord when a
     side does not end with an assistant turn, or when anything but an assistant's words differs first.
     """
+    chosen, rejected = _read_sides(record, source, where)
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if side[-1]["role"] != "assistant":
+            raise BadRecord(f"{where}: {name} ends with a {side[-1]['role']} turn; both sides must end with an answer")
+    _check_prompts(chosen, rejected, where)
+    return chosen, rejected
+
+
+def _read_sides(record: Record, source: Source, where: str) -> tuple[Messages, Messages]:
     columns = dict(source.fields or ())
     names = [columns.get(side, side) for side in ("chosen", "rejected")]
     values = [column_of(record, name, where) for name in names]
@@ -71,10 +81,6 @@ def sides_of(record: Record, source: Source, where: str) -> tuple[Messages, Mess
     if "system" in columns and (system := checked_text(column_of(record, columns["system"], where), "system", where)):
         first = {"role": "system", "content": system}
         chosen, rejected = [first, *chosen], [first, *rejected]
-    for name, side in zip(names, (chosen, rejected), strict=True):
-        if side[-1]["role"] != "assistant":
-            raise BadRecord(f"{where}: {name} ends with a {side[-1]['role']} turn; both sides must end with an answer")
-    _check_prompts(chosen, rejected, where)
     return chosen, rejected
 
 
@@ -148,7 +154,7 @@ class PairEncoder(Encoder):
 
     unit = 2
 
-    def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path):
+    def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path | None = None):
         super().__init__(spec, tokenizer, folder)
         self._margins = array.array("f")
 

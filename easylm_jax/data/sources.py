@@ -16,7 +16,14 @@ from typing import Any
 from easylm_jax.data.spec import Source
 from models.errors import UserError
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".json.gz", ".parquet", ".csv", ".txt", ".txt.gz")
+_TEXT_SUFFIXES = (".jsonl", ".json", ".txt")
+_PACKED = (".gz", ".zst")
+SUFFIXES = (
+    *(suffix + packed for suffix in _TEXT_SUFFIXES for packed in ("", *_PACKED)),
+    ".ndjson",
+    ".parquet",
+    ".csv",
+)
 Record = dict[str, Any]
 
 
@@ -100,7 +107,7 @@ def _read_file(path: Path, source: Source) -> Iterator[tuple[Record | BadRecord,
             yield from _read_parquet(path)
         elif kind == ".csv":
             yield from _read_csv(path)
-        elif kind in (".txt", ".txt.gz"):
+        elif kind.startswith(".txt"):
             yield from _read_text(path, source)
         else:
             yield from _read_json(path)
@@ -111,15 +118,19 @@ def _read_file(path: Path, source: Source) -> Iterator[tuple[Record | BadRecord,
 
 
 def _open(path: Path) -> io.TextIOBase:
-    if path.name.endswith(".gz"):
+    if path.name.lower().endswith(".gz"):
         return io.TextIOWrapper(gzip.open(path), encoding="utf-8", newline="\n")
+    if path.name.lower().endswith(".zst"):
+        import pyarrow
+
+        return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8", newline="\n")
     return open(path, encoding="utf-8-sig", newline="\n")
 
 
 def _read_json(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
     """JSON lines; a .json file may also be one list of records."""
     with _open(path) as file:
-        if not path.name.lower().endswith((".jsonl", ".jsonl.gz", ".ndjson")):
+        if _kind(path).startswith(".json") and not _kind(path).startswith(".jsonl"):
             start = file.read(1)
             while start.isspace():
                 start = file.read(1)
@@ -197,13 +208,27 @@ def _read_hf(source: Source) -> Iterator[tuple[Record, str]]:
     folder = Path(name).expanduser()
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            if source.data_files or source.data_dir:
+                raise ValueError("a folder made by save_to_disk has no data_files or data_dir to choose from")
             loaded = datasets.load_from_disk(str(folder))
             loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            loaded = datasets.load_dataset(name, source.subset, split=split)
+            chosen = {"data_dir": source.data_dir, "streaming": source.streaming}
+            if source.data_files is not None:
+                chosen["data_files"] = (
+                    list(source.data_files) if isinstance(source.data_files, tuple) else source.data_files
+                )
+            loaded = datasets.load_dataset(name, source.subset, split=split, **chosen)
     except Exception as error:
         raise UserError(f"data: cannot load {source.path}: {_first_line(error)}") from None
-    for index, record in enumerate(loaded):
+    records = enumerate(loaded)
+    while True:
+        try:
+            index, record = next(records, (0, None))
+        except Exception as error:  # a streamed set meets a broken file or a lost connection on the way
+            raise UserError(f"data: cannot read {source.path}: {_first_line(error)}") from None
+        if record is None:
+            return
         yield record, f"{source.path} row {index}"
 
 

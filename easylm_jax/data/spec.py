@@ -30,9 +30,10 @@ ADDED_LATER = {
 }
 
 
-def _choice(what: str, value: Any, allowed: tuple[str, ...]) -> None:
+def _choice(what: str, value: Any, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
-        raise UserError(f"data: {what} is {value!r}; use one of {', '.join(allowed)}")
+        named = ", ".join(name for name in allowed if name is not None)
+        raise UserError(f"data: {what} is {value!r}; use one of {named}")
 
 
 @dataclasses.dataclass(frozen=True)
