@@ -1,5 +1,52 @@
 """Pure mathematics of training: every objective maps parameters and a batch to sums (`easylm_jax.steps.Loss`)."""
 
+from easylm_jax.objectives.estimators import (
+    adaptive_kl,
+    explained_variance,
+    gae,
+    group_advantages,
+    kl_estimate,
+    whiten,
+)
 from easylm_jax.objectives.language_modelling import language_modelling
+from easylm_jax.objectives.policy_gradient import (
+    final_scores,
+    grpo_loss,
+    importance_weights,
+    ppo_loss,
+    token_rewards,
+    value_loss,
+)
+from easylm_jax.objectives.preference import kto_loss, preference_loss, preference_optimization, sequence_logprobs
+from easylm_jax.objectives.reward_model import (
+    calibration,
+    pair_scores,
+    reward_model_loss,
+    reward_modelling,
+    score_responses,
+)
 
-__all__ = ["language_modelling"]
+__all__ = [
+    "adaptive_kl",
+    "calibration",
+    "explained_variance",
+    "final_scores",
+    "gae",
+    "group_advantages",
+    "grpo_loss",
+    "importance_weights",
+    "kl_estimate",
+    "kto_loss",
+    "language_modelling",
+    "pair_scores",
+    "ppo_loss",
+    "preference_loss",
+    "preference_optimization",
+    "reward_model_loss",
+    "reward_modelling",
+    "score_responses",
+    "sequence_logprobs",
+    "token_rewards",
+    "value_loss",
+    "whiten",
+]

@@ -1,0 +1,336 @@
+"""Losses of PPO, GRPO and their relatives, on log-probabilities of sampled tokens (spec tulu25 §4.4, tulu3 §5).
+
+Each returns a sum, what a whole batch's sum is divided by, and metrics as (sum, count), so that micro-batches, hosts
+and packed rows add up exactly. Behaviour log-probabilities, advantages, old values and returns are data: no gradient
+flows into them. What stands outside a mask does not matter, even if it is not finite.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from easylm_jax.objectives.estimators import KLKind, kl_estimate
+from easylm_jax.objectives.numeric import as_float, bounded_exp, masked, masked_sum
+from easylm_jax.objectives.sequences import Sequences
+from easylm_jax.steps import Sums
+from models.errors import UserError
+
+Result = tuple[jax.Array, jax.Array, Sums]
+Aggregation = Literal["token", "sequence", "dr_grpo", "bnpo"]
+
+
+def final_scores(
+    scores: ArrayLike, ended: ArrayLike, *, missing_end: float | None = -10.0, gain: float = 1.0, bias: float = 0.0
+) -> jax.Array:
+    """Scores [B] as they enter the rewards: a response that never ended has `missing_end` in place of its own.
+
+    Args:
+        scores: [B], of the reward model or a verifier.
+        ended: [B], whether the sampler saw an end token (or a stop string); not found by comparing token ids.
+        missing_end: −10 for PPO, 0 for GRPO (spec tulu25 §4.4 step 4, tulu3 §5.1); None leaves every score.
+        gain, bias: gain · score + bias, after that.
+    """
+    scores = as_float(scores)
+    if missing_end is not None:
+        scores = jnp.where(jnp.asarray(ended).astype(bool), scores, missing_end)
+    return gain * scores + bias
+
+
+def token_rewards(scores: ArrayLike, kl: ArrayLike, lengths: ArrayLike, *, beta: ArrayLike) -> jax.Array:
+    """float32 [B, T]: −β kl at every response token, and the score added at the last one; 0 beyond the length.
+
+    Args:
+        scores: [B], whole responses' scores; fractions survive.
+        kl: [B, T], an estimate for each token (`kl_estimate`).
+        lengths: int [B], response tokens with the end token. A response of length 0 has nowhere to put its score.
+        beta: coefficient, nats to reward; 0.05 for Tülu 2.5.
+    """
+    scores, kl, lengths = as_float(scores), as_float(kl), jnp.asarray(lengths)[:, None]
+    index = jnp.arange(kl.shape[1])[None]
+    rewards = jnp.where(index < lengths, -beta * kl, 0.0)
+    return rewards + jnp.where(index == lengths - 1, scores[:, None], 0.0)
+
+
+class _Surrogate(NamedTuple):
+    loss: jax.Array
+    ratio: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+
+def _clipped(log_ratio, advantages, clip_low, clip_high, dual_clip) -> _Surrogate:
+    """max(−A ρ, −A clip(ρ, 1 − low, 1 + high)), and where the bounds act.
+
+    Written as a choice, not a maximum: on a bound itself a maximum of equals would halve the gradient.
+    """
+    ratio = bounded_exp(log_ratio)
+    low = (advantages < 0) & (ratio < 1.0 - clip_low)
+    high = (advantages > 0) & (ratio > 1.0 + clip_high)
+    bounded = jnp.where(low, 1.0 - clip_low, jnp.where(high, 1.0 + clip_high, ratio))
+    if dual_clip is not None:
+        far = (advantages < 0) & (ratio > dual_clip)
+        bounded, high = jnp.where(far, dual_clip, bounded), high | far
+    return _Surrogate(-advantages * bounded, ratio, low, high)
+
+
+def ppo_loss(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    weights: ArrayLike | None = None,
+    entropy: ArrayLike | None = None,
+) -> Result:
+    """PPO's clipped policy loss (Schulman et al. 2017, eq. 7), summed over response tokens.
+
+    With ρ = exp(logprobs − old_logprobs), a token costs max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)).
+
+    Args:
+        logprobs: [B, T] under the parameters that are trained.
+        old_logprobs: [B, T], stored when the tokens were sampled, and the same in every epoch over them.
+        advantages: [B, T].
+        mask: [B, T], 1 on response tokens.
+        clip_low, clip_high: how far ρ may fall and rise and still have a gradient; infinity turns a side off.
+        dual_clip: a bound c > 1 on ρ where A < 0, beyond which the loss stays at −c A (Ye et al. 2020).
+        weights: [B, T] factors of the policy loss (`importance_weights`).
+        entropy: [B, T], of the policy in nats, for the metrics only.
+
+    Returns:
+        The loss's sum, the number of response tokens, and metrics a token: `policy_loss`, `ratio`, `clip_fraction`,
+        `clip_fraction_low`, `clip_fraction_high` (where the bound acts, by side), `approx_kl` (from the sampling
+        policy to this one: k3 of the ratio), and `entropy` where given.
+    """
+    logprobs, mask = as_float(logprobs), jnp.asarray(mask)
+    fixed = (as_float(x) for x in (old_logprobs, advantages, 1.0 if weights is None else weights))
+    old, advantages, factors = jax.lax.stop_gradient(tuple(fixed))
+    log_ratio, advantages = masked(logprobs - old, mask), masked(advantages, mask)
+    surrogate = _clipped(log_ratio, advantages, clip_low, clip_high, dual_clip)
+    losses = masked(surrogate.loss * factors, mask)
+    metrics = _policy_metrics(losses, log_ratio, surrogate, mask, entropy)
+    return losses.sum(), _count(mask), metrics
+
+
+def _count(mask: jax.Array) -> jax.Array:
+    return (mask > 0).sum().astype(jnp.float32)
+
+
+def _policy_metrics(losses, log_ratio, surrogate: _Surrogate, mask, entropy) -> Sums:
+    values = {
+        "policy_loss": losses,
+        "ratio": surrogate.ratio,
+        "clip_fraction": (surrogate.low | surrogate.high).astype(jnp.float32),
+        "clip_fraction_low": surrogate.low.astype(jnp.float32),
+        "clip_fraction_high": surrogate.high.astype(jnp.float32),
+        "approx_kl": _k3(log_ratio),
+    }
+    if entropy is not None:
+        values["entropy"] = as_float(entropy)
+    return _sums(values, mask)
+
+
+def _k3(log_ratio: jax.Array) -> jax.Array:
+    """ρ − 1 − log ρ: an estimate, from tokens of the old policy, of KL(old ‖ new)."""
+    return kl_estimate(-log_ratio, 0.0, "k3")
+
+
+def _sums(values: dict[str, jax.Array], mask: jax.Array) -> Sums:
+    """Each value's sum over the mask, and the number of its tokens; no gradients."""
+    count = _count(mask)
+    shape = mask.shape
+    return {
+        name: (jax.lax.stop_gradient(masked_sum(jnp.broadcast_to(x, shape), mask)), count)
+        for name, x in values.items()
+    }  # fmt: skip
+
+
+def value_loss(
+    values: ArrayLike, old_values: ArrayLike, returns: ArrayLike, mask: ArrayLike, *, clip: float | None
+) -> Result:
+    """½ max((V − G)², (clip(V, V_old ± clip) − G)²), summed over response tokens (spec tulu25 §4.4 step 9).
+
+    Args:
+        values: [B, T] under the parameters that are trained.
+        old_values: [B, T], stored with the rollout.
+        returns: [B, T], the targets G.
+        mask: [B, T], 1 on response tokens.
+        clip: how far a value may move from the old one; None for a plain squared error.
+
+    Returns:
+        The sum (the ½ in it), the number of response tokens, and metrics a token: `value_loss`, `value`, `return`,
+        `value_error` (V − G), `value_clip_fraction`.
+    """
+    values, mask = as_float(values), jnp.asarray(mask)
+    old, returns = jax.lax.stop_gradient((as_float(old_values), as_float(returns)))
+    # Zeros outside the mask before anything is squared: 0 · NaN in a gradient is NaN.
+    values, old, returns = (masked(x, mask) for x in (values, old, returns))
+    squares = (values - returns) ** 2
+    acts = jnp.zeros_like(squares, bool)
+    if clip is not None:
+        clipped = (jnp.clip(values, old - clip, old + clip) - returns) ** 2
+        # Inside the bounds both squares are equal; there the plain one carries the gradient.
+        acts = clipped > squares
+        squares = jnp.where(acts, clipped, squares)
+    losses = 0.5 * squares
+    metrics = {
+        "value_loss": losses,
+        "value": values,
+        "return": returns,
+        "value_error": values - returns,
+        "value_clip_fraction": acts.astype(jnp.float32),
+    }
+    return losses.sum(), _count(mask), _sums(metrics, mask)
+
+
+def importance_weights(
+    old_logprobs: ArrayLike,
+    sampler_logprobs: ArrayLike,
+    mask: ArrayLike,
+    *,
+    low: float = 0.0,
+    high: float = 2.0,
+    drop_below: float = 0.0,
+    drop_above: float = float("inf"),
+    level: Literal["token", "sequence"] = "token",
+    segment_ids: ArrayLike | None = None,
+) -> tuple[jax.Array, Sums]:
+    """Weights that correct for a sampler whose probabilities are not the trainer's (spec tulu3 §5.4).
+
+    w = clip(ρ, low, high), and 0 where ρ is outside [drop_below, drop_above]; ρ = exp(old_logprobs − sampler_logprobs),
+    its logarithm within ±10. `high` alone is truncated importance sampling.
+
+    Args:
+        old_logprobs: [N, T], the trainer's, of the parameters that sampled.
+        sampler_logprobs: [N, T], the sampler's.
+        mask: [N, T], 1 on response tokens.
+        low, high: bounds of the weights.
+        drop_below, drop_above: beyond these a token counts nothing.
+        level: "sequence" gives all tokens of a response its geometric mean.
+        segment_ids: [N, T] where rows are packed; each segment is a response.
+
+    Returns:
+        Weights [N, T] without gradient, 0 outside the mask, and metrics a token: `sampler_ratio`, `sampler_kl`
+        (k3 of sampler to trainer), `weight`, `weight_clipped`, `weight_dropped` (shares).
+    """
+    mask = jnp.asarray(mask)
+    gap = masked(jax.lax.stop_gradient(as_float(old_logprobs) - as_float(sampler_logprobs)), mask)
+    per_response = _choice("level of importance weights", level, ("token", "sequence")) == "sequence"
+    log_ratio = Sequences.of(mask, segment_ids).mean(gap) if per_response else gap
+    ratio = jnp.exp(jnp.clip(log_ratio, -10.0, 10.0))
+    dropped = (ratio < drop_below) | (ratio > drop_above)
+    clipped = ~dropped & ((ratio < low) | (ratio > high))
+    weights = masked(jnp.where(dropped, 0.0, jnp.clip(ratio, low, high)), mask)
+    metrics = {
+        "sampler_ratio": ratio,
+        "sampler_kl": _k3(gap),
+        "weight": weights,
+        "weight_clipped": clipped.astype(jnp.float32),
+        "weight_dropped": dropped.astype(jnp.float32),
+    }
+    return weights, _sums(metrics, mask)
+
+
+def grpo_loss(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    aggregation: Aggregation = "token",
+    reference_logprobs: ArrayLike | None = None,
+    beta: float = 0.0,
+    kl: KLKind = "k3",
+    ratio: Literal["token", "sequence"] = "token",
+    surrogate: Literal["clip", "cispo"] = "clip",
+    dual_clip: float | None = None,
+    weights: ArrayLike | None = None,
+    constant: float | None = None,
+    segment_ids: ArrayLike | None = None,
+    entropy: ArrayLike | None = None,
+) -> Result:
+    """GRPO's loss and its variants: how tokens are added up and what ratio is clipped are choices of their own.
+
+    A token costs w · max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)) + β kl.
+
+    Args:
+        logprobs: [N, T] under the parameters that are trained.
+        old_logprobs: [N, T], stored when the tokens were sampled.
+        advantages: [N], one for each response (`group_advantages`), or [N, T] where rows are packed.
+        mask: [N, T], 1 on response tokens.
+        clip_low, clip_high: as in `ppo_loss`.
+        aggregation: what the batch's sum is divided by. "token": all response tokens (DAPO). "sequence": each
+            response's mean, over the responses that have a token (GRPO as published). "dr_grpo": `constant` tokens for
+            each response, so that long ones are not favoured. "bnpo": the tokens of this call, so that micro-batches
+            have equal weight whatever they hold (the released Tülu 3.1 and OLMo 2 models, spec tulu3 §5.3; this one
+            depends on how a batch is cut).
+        reference_logprobs: [N, T] of the reference; needed where beta is not 0, and otherwise measured only.
+        beta: coefficient of the divergence from the reference; it has a gradient here.
+        kl: its estimator.
+        ratio: "sequence" clips exp of the response's mean log-ratio (GSPO, Zheng et al. 2025).
+        surrogate: "cispo" has −A min(ρ, 1 + clip_high) log π with a fixed ratio in place of the clipped term
+            (MiniMax-M1 2025): every token keeps a gradient.
+        dual_clip, weights, entropy: as in `ppo_loss`. Weights do not touch the divergence.
+        constant: tokens, for "dr_grpo"; left out, T.
+        segment_ids: [N, T] where rows are packed; each segment is a response.
+
+    Returns:
+        The loss's sum, its denominator, and the metrics of `ppo_loss` a token, with `kl` where there is a reference.
+    """
+    logprobs, mask = as_float(logprobs), jnp.asarray(mask)
+    fixed = (as_float(x) for x in (old_logprobs, advantages, 1.0 if weights is None else weights))
+    old, advantages, factors = jax.lax.stop_gradient(tuple(fixed))
+    advantages = masked(advantages[:, None] if advantages.ndim == 1 else advantages, mask)
+    sequences = Sequences.of(mask, segment_ids)
+    logprobs = masked(logprobs, mask)
+    log_ratio = logprobs - masked(old, mask)
+    per_response = _choice("ratio", ratio, ("token", "sequence")) == "sequence"
+    compared = sequences.mean(log_ratio) if per_response else log_ratio
+    clipped = _clipped(compared, advantages, clip_low, clip_high, dual_clip)
+    if _choice("surrogate", surrogate, ("clip", "cispo")) == "cispo":
+        clipped = _cispo(clipped.ratio, advantages, logprobs, clip_high)
+    losses = masked(clipped.loss * factors, mask)
+    metrics = _policy_metrics(losses, log_ratio, clipped, mask, entropy)
+    if reference_logprobs is not None:
+        reference = masked(jax.lax.stop_gradient(as_float(reference_logprobs)), mask)
+        divergence = kl_estimate(logprobs, reference, kl, old_logprobs=masked(old, mask))
+        metrics |= _sums({"kl": divergence}, mask)
+        losses = losses + beta * divergence
+    elif beta:
+        raise UserError(f"grpo: beta is {beta}, but there are no reference log-probabilities")
+    return *_aggregate(losses, sequences, aggregation, constant), metrics
+
+
+def _choice(what: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise UserError(f"{what}: there is no {value!r}; choose {' or '.join(allowed)}")
+    return value
+
+
+def _cispo(ratio: jax.Array, advantages: jax.Array, logprobs: jax.Array, clip_high: float) -> _Surrogate:
+    high = ratio > 1.0 + clip_high
+    fixed = jax.lax.stop_gradient(jnp.minimum(ratio, 1.0 + clip_high))
+    return _Surrogate(-advantages * fixed * logprobs, ratio, jnp.zeros_like(high), high)
+
+
+def _aggregate(
+    losses: jax.Array, sequences: Sequences, aggregation: str, constant: float | None
+) -> tuple[jax.Array, jax.Array]:
+    """The sum of token losses [N, T] (0 outside the mask) and what to divide a whole batch's sum by."""
+    tokens = sequences.tokens()
+    if aggregation == "token":
+        return losses.sum(), tokens
+    if aggregation == "sequence":
+        return (losses / sequences.lengths()).sum(), sequences.trained()
+    if aggregation == "dr_grpo":
+        return losses.sum(), sequences.number() * (losses.shape[1] if constant is None else constant)
+    _choice("aggregation", aggregation, ("token", "sequence", "dr_grpo", "bnpo"))
+    return losses.sum() / jnp.maximum(tokens, 1.0), jnp.ones_like(tokens)
