@@ -174,16 +174,23 @@ class PairEncoder(Encoder):
         return packing.Plan(row, flat[0], flat[1], zeros, flat[2], plan.rows, plan.width)
 
     def _packed(self, lengths: np.ndarray) -> packing.Plan:
-        """Pairs in rows. Left to choose, it allows a row twice the pairs of an average one: the columns [rows, P] stay
-        small where best-fit gathers the shortest pairs of the whole set in its last rows."""
+        """Pairs in rows. Best-fit gathers the shortest pairs of the whole set in its last rows; left to choose, it
+        allows a row four times the pairs of an average one, or more where that would cost over 1 % more rows, so that
+        the columns [rows, P] stay small."""
         size = self.spec.sequence_length
         if self.spec.packing == "none":
             return packing.one_each(lengths, size)
         if self.spec.max_pairs_per_row is not None:
             return packing.best_fit(lengths, size, self.spec.max_pairs_per_row)
         free = packing.best_fit(lengths, size)
-        most = 2 * -(-len(lengths) // free.rows)
-        return free if np.bincount(free.row).max() <= most else packing.best_fit(lengths, size, most)
+        most = 4 * -(-len(lengths) // free.rows)
+        fullest = int(np.bincount(free.row).max())
+        while most < fullest:
+            plan = packing.best_fit(lengths, size, most)
+            if plan.rows <= 1.01 * free.rows:
+                return plan
+            most *= 2
+        return free
 
     def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
         counts = [np.diff(plan.row_offsets()) // 2 for plan in plans]
