@@ -10,6 +10,7 @@ changed since is not run over, but named with what differs.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import os
@@ -63,10 +64,21 @@ def run(
         print(f"easylm: {stopped}", file=sys.stderr)
         return STOPPED
     except Exception as error:
+        told = _told(error, out)
         if jax.process_count() > 1:
-            end_at_once(error)
-        raise
+            end_at_once(told)
+        if told is error:
+            raise
+        raise told from error
     return 0
+
+
+def _told(error: Exception, out: str) -> Exception:
+    """A disk that is full or must not be written is the user's to mend; any other error stays as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        where = error.filename or f"below {out}"
+        return UserError(f"cannot write {where}: {error.strerror}; make room, or choose another folder with --out")
+    return error
 
 
 def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

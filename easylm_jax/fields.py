@@ -105,7 +105,7 @@ def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
 
 
 def check_types(value: Any, where: str = "") -> None:
-    """Raises `UserError` for the first field of a dataclass, at any depth, whose annotation does not allow its value."""
+    """Raises `UserError` for the first field of a dataclass, at any depth, whose value is not what its type says."""
     hints = field_types(type(value))
     for name, hint in hints.items():
         item, path = getattr(value, name), f"{where}.{name}".lstrip(".")

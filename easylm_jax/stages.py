@@ -105,6 +105,13 @@ def _sentencepiece_of(texts: Iterable[str], stage: Tokenizer, folder: Path) -> N
 
 def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any]:
     folder = experiment.folder(stage.name)
+    # What needs no data is looked at first: a large cache takes hours to build.
+    mesh = make_mesh(experiment.recipe.mesh)
+    sharding.check_rows(stage.batch, stage.accumulate, mesh)
+    model, load = _model(stage, experiment, mesh)
+    sharding.check_heads(model.config, mesh)
+    tokenizer = experiment.data(stage.data).tokenizer
+    _check_vocabulary(stage, model.config, tokenizer)
     cache = experiment.cache(stage.data)
     held_out = experiment.cache(stage.validation.data) if stage.validation else None
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
@@ -113,10 +120,6 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
         raise UserError(
             f"stage {stage.name}: {stage.epochs} epochs of {cache.rows} rows give no whole batch of {stage.batch}"
         )
-    mesh = make_mesh(experiment.recipe.mesh)
-    model, load = _model(stage, experiment, mesh)
-    tokenizer = experiment.data(stage.data).tokenizer
-    _check_vocabulary(stage, model.config, tokenizer)
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)
     start = _Start(stage, model, load, optimizer, mesh)
     meta = {

@@ -74,8 +74,6 @@ def train(job: Job) -> dict[str, Any]:
 
     Raises `Stopped` after a signal, and `UserError` for what the user can mend.
     """
-    sharding.check_rows(job.loader.batch_rows, job.accumulate, job.mesh)
-    sharding.check_heads(job.model, job.mesh)
     monitor = Monitor(
         job.folder, job.name, job.steps, tensorboard=job.monitoring.tensorboard, wandb=job.monitoring.wandb,
         config=job.meta["config"], watchdog=job.monitoring.watchdog, heartbeat=job.monitoring.heartbeat_seconds,

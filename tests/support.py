@@ -8,6 +8,7 @@ backend with as many simulated devices as it is told. Run as a script, this file
 from __future__ import annotations
 
 import atexit
+import errno
 import functools
 import hashlib
 import importlib
@@ -160,8 +161,8 @@ class Launcher:
         """Starts `easylm ARGUMENTS` on simulated devices.
 
         `at`: `"module:function:n:SIGNAL"`, the process sends itself that signal when it is about to call the function
-        for the n-th time. `batches`: a file to which it appends every batch that it reads, as `rows_read` shows them.
-        `options` are settings of JAX.
+        for the n-th time; the name of an errno, such as `ENOSPC`, is raised as an `OSError` from then on. `batches`: a
+        file to which it appends every batch that it reads, as `rows_read` shows them. `options` are settings of JAX.
         """
         self._count += 1
         out, err = self.folder / f"{self._count}.out", self.folder / f"{self._count}.err"
@@ -238,6 +239,20 @@ def with_vocabulary(out: Path) -> Path:
     return out
 
 
+def copy_of_reference(out: Path) -> Path:
+    """A runs folder of its own with everything that the reference made."""
+    shutil.copytree(reference().out, out)
+    return out
+
+
+def corrupt(step_folder: Path) -> None:
+    """Flips one bit in the largest file of a checkpoint."""
+    path = max((p for p in (step_folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def rows_read(path: Path) -> dict[str, dict[int, dict[int, set[str]]]]:
     """By cache, step and place in the global batch: the digests of all rows that were ever read for that place."""
     read: dict[str, dict[int, dict[int, set[str]]]] = {}
@@ -312,7 +327,7 @@ def _record_batches(path: str) -> None:
 
 
 def _signal_at(module: str, function: str, nth: str, number: str) -> None:
-    """Replaces a function by one that first sends this process a signal when it is called for the n-th time."""
+    """Replaces a function by one that does what `Launcher.start` says of `at`."""
     owner = importlib.import_module(module)
     *parents, name = function.split(".")
     for parent in parents:
@@ -320,7 +335,11 @@ def _signal_at(module: str, function: str, nth: str, number: str) -> None:
     original, calls = getattr(owner, name), itertools.count(1)
 
     def patched(*args, **kwargs):
-        if next(calls) == int(nth):
+        call = next(calls)
+        if number.startswith("E") and call >= int(nth):
+            code = getattr(errno, number)
+            raise OSError(code, os.strerror(code))
+        if call == int(nth):
             os.kill(os.getpid(), signal.Signals[number])
         return original(*args, **kwargs)
 

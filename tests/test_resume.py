@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from support import largest_difference, launcher, losses, reference, rows_read, with_vocabulary
+from support import corrupt, largest_difference, launcher, losses, reference, rows_read, with_vocabulary
 
 from easylm_jax import checkpoint_store as store
 from easylm_jax.checkpoint_tools import diff
@@ -107,14 +107,6 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_o
     assert f"falling back to checkpoint {newest - 1}" in ended.err
     assert (checkpoints / f"{newest}{store.SET_ASIDE}").is_dir()
     assert_same_end(out, ("pretrain",))
-
-
-def corrupt(step_folder):
-    """Flips one bit in the largest file of a checkpoint."""
-    path = max((p for p in (step_folder / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def test_what_a_run_left_says_where_it_stands(tmp_path):
