@@ -62,8 +62,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _decode_value(hint: Any, item: Any, where: str) -> Any:
     if isinstance(item, dict) and "class" in item:
         for option in _options(hint):
-            if dataclasses.is_dataclass(option) and option.__name__ == item["class"]:
-                return decode(option, item)
+            if dataclasses.is_dataclass(option) and (cls := _called(option, item["class"])):
+                return decode(cls, item)
         raise UserError(f"{where}: a {item['class']} does not belong here")
     if isinstance(item, list):
         for option in _options(hint):
@@ -71,6 +71,13 @@ def _decode_value(hint: Any, item: Any, where: str) -> Any:
                 inner = typing.get_args(option)[0]
                 return tuple(_decode_value(inner, element, where) for element in item)
     return item
+
+
+def _called(cls: type, name: str) -> type | None:
+    """The class itself or the one derived from it that has this name: a list of stages holds many kinds."""
+    if cls.__name__ == name:
+        return cls
+    return next(filter(None, (_called(derived, name) for derived in cls.__subclasses__())), None)
 
 
 def digest(value: Any) -> str:
