@@ -10,6 +10,7 @@ Nothing here imports more than the standard library: workers run in the environm
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -97,6 +98,7 @@ class Worker:
         said = [line for line in self._log.read().splitlines() if line.strip()]
         if os.environ.get("BENCHMARK_DEBUG"):
             print("\n".join(said), file=sys.stderr)
+        self._let_go()
         return BenchmarkError(
             f"the worker {self.name} ended with status {status}: {said[-1] if said else 'it said nothing'} "
             "(BENCHMARK_DEBUG=1 prints all that it said)"
@@ -104,14 +106,22 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process: it leaves at the end of its standard input."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes what was shared with the process, which has ended."""
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):  # a request that it never read
+                stream.close()
         self._log.close()
 
     def __enter__(self) -> Worker:
@@ -234,7 +244,7 @@ def take_turns(workers: Sequence[Worker], repeats: int, what: str = "burst", **r
 
 
 def kept(taken: Mapping[str, Sequence[Repeat]]) -> tuple[dict[str, list[Repeat]], bool]:
-    """The repeats to report, and whether they are the quiet ones: every side needs three of those, or else all count."""
+    """The repeats to report, and whether they are the quiet ones: each side needs three, or else all count."""
     quiet = {name: [r for r in repeats if r.quiet] for name, repeats in taken.items()}
     if all(len(repeats) >= min(3, len(taken[name])) for name, repeats in quiet.items()):
         return quiet, True
@@ -262,7 +272,12 @@ def median_load(repeats: Sequence[Repeat]) -> float | None:
 
 
 def json_line(
-    ours: float, peer: float | None, unit: str, load: float | None, config: Mapping[str, Any], ratio: float | None = None
+    ours: float,
+    peer: float | None,
+    unit: str,
+    load: float | None,
+    config: Mapping[str, Any],
+    ratio: float | None = None,
 ) -> str:
     """The last line of every benchmark; `ratio` is ours over peer unless it is given."""
     if ratio is None and peer is not None:

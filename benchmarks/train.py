@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import (
-    QUIET_CORES, ROOT, SIZES, BenchmarkError, Repeat, Worker, json_line, kept, machine, median_load, run_main, spread,
+    QUIET_CORES,
+    ROOT,
+    SIZES,
+    BenchmarkError,
+    Repeat,
+    Worker,
+    json_line,
+    kept,
+    machine,
+    median_load,
+    run_main,
+    spread,
     take_turns,
 )  # fmt: skip
 
@@ -177,7 +188,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4, help="rows of a batch (4)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (512)")
     parser.add_argument("--compute", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of models.Compute")
-    parser.add_argument("--huge-pages", action="store_true", help="glibc asks for huge pages, on our side and as one more setting of the peer")  # fmt: skip
+    parser.add_argument(
+        "--huge-pages",
+        action="store_true",
+        help="glibc asks for huge pages, on our side and as one more setting of the peer",
+    )
     parser.add_argument("--no-breakdown", action="store_true", help="measure whole steps only")
     options = parser.parse_args()
     if min(options.repeats, options.rows, options.length, options.steps or 1) < 1:
@@ -238,7 +253,8 @@ def main() -> None:
         workers += [stack.enter_context(Worker(*peer)) for peer in peers]
         if options.peer == "hf":
             check_same_model(workers[0].about["first_loss"], workers[1].about["first_loss"])
-        print(f"{options.size}: {workers[0].about['parameters']:,} parameters, {options.rows} rows of {options.length} tokens")
+        parameters = workers[0].about["parameters"]
+        print(f"{options.size}: {parameters:,} parameters, {options.rows} rows of {options.length} tokens")
         all_taken = take_turns(workers, options.repeats, steps=steps)
         report_sides(all_taken, tokens)
         extra = {} if options.no_breakdown else details(options, workers, all_taken)

@@ -7,7 +7,6 @@ parameters come from a folder that this project exported, so both sides start fr
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,9 @@ import transformers  # noqa: E402
 
 def train_step(spec: dict[str, Any]):
     """A function that makes one update and returns its loss."""
-    model = transformers.Olmo2ForCausalLM.from_pretrained(spec["weights"], dtype=torch.float32, attn_implementation="sdpa")
+    model = transformers.Olmo2ForCausalLM.from_pretrained(
+        spec["weights"], dtype=torch.float32, attn_implementation="sdpa"
+    )
     model.train()
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(
