@@ -11,7 +11,10 @@ from typing import Any
 
 from common import burst, serve, take_stdout, timed
 
+from easylm_jax.host_memory import keep_freed_memory
+
 CHANNEL = take_stdout()
+keep_freed_memory()  # as `easylm run` does
 
 import jax  # noqa: E402 - what these print must not reach the channel
 import jax.numpy as jnp  # noqa: E402

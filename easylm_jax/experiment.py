@@ -27,6 +27,7 @@ from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, stag
 from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
+from easylm_jax.host_memory import keep_freed_memory
 from easylm_jax.mesh import end_at_once, initialize_processes
 from easylm_jax.stages import say
 from easylm_jax.trainer import Stopped
@@ -55,6 +56,7 @@ def run(
         for stage in chosen:
             print(f"{stage.name:<24} {experiment.progress(stage)}")
         return 0
+    keep_freed_memory()
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:

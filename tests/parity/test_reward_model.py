@@ -11,7 +11,8 @@ from models.config import DecoderConfig
 pytestmark = pytest.mark.parity
 
 CONFIG = DecoderConfig(
-    family="olmo2", layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab=96, context=64, qk_norm=True, pad_id=0, scalar_head=True
+    family="olmo2", layers=2, width=32, heads=4, kv_heads=2, ffn=48, vocab=96, context=64, qk_norm=True, pad_id=0,
+    scalar_head=True,
 )  # fmt: skip
 CONFIGS = {
     "olmo2": CONFIG,
