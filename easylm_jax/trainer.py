@@ -188,7 +188,7 @@ class _Run:
                     self._write(pending.number, self._read(pending))
                 pending = _Pending(number, metrics, began)
                 stopping = self.stop.agreed(number)
-                saving = stopping or number % job.checkpoints.every == 0 or number == job.steps
+                saving = stopping or number % job.checkpoints.every == 0 or number == job.steps or self._stays(number)
                 validating = self._validation_due(number)
                 if saving or validating:
                     last = self._read(pending)
@@ -229,12 +229,15 @@ class _Run:
                 "validation": self.validation,
                 "clocks": self.monitor.clocks(),
             }
-            c = self.job.checkpoints
-            stays = any(every and number % every == 0 for every in (c.keep_every, c.history))
-            if final or stays:
+            if final or self._stays(number):
                 self.checkpointer.wait()  # so that what is to stay is never what is skipped
             if self.checkpointer.save(number, state, meta):
                 self.monitor.checkpoint_saved()
+
+    def _stays(self, number: int) -> bool:
+        """Whether a step is one of those that are kept for good, which are saved whatever `every` is."""
+        c = self.job.checkpoints
+        return any(every and number % every == 0 for every in (c.keep_every, c.history))
 
     def _validation_due(self, number: int) -> bool:
         every = self.job.validate_every
