@@ -1,0 +1,185 @@
+"""The model as the engine runs it: weights laid out once for a call, prompts prefilled, one token a row and step.
+
+Layers are the model's own `Block`; only the attention inside is the engine's. On a CPU the layers are unrolled and the
+projections of one input are joined into one matrix beforehand; elsewhere the layers are scanned, which compiles an
+order of magnitude faster.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from easylm_jax.decode import cache as kv
+from easylm_jax.decode.cache import Cache
+from easylm_jax.sharding import parameter_shardings
+from models.attention import MASKED, attention
+from models.decoder import Decoder, Params
+from models.heads import head_logits
+from models.layers import residual_norm
+
+Weights = dict[str, Any]
+# (q, k, v, window, the layer's part of the cache, layer number or None) → (output, the same part)
+Attend = Callable[..., tuple[jax.Array, Any]]
+
+_JOINED = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
+
+
+def prepare(
+    model: Decoder, params: Params, *, unroll: bool, join: bool, mesh: jax.sharding.Mesh | None, gather: bool
+) -> Weights:
+    """Weights in the activation type and the layout of the decode programs.
+
+    With `unroll`, layers are separate trees; with `join`, projections of one input are one matrix. Under a mesh the
+    weights stay split as the model's rules say, and with `gather` only over `tp`: each step then reads them where they
+    lie, at the price of a whole copy for each group of devices that splits the batch.
+    """
+    c, dtype = model.config, jnp.dtype(model.compute.dtype)
+
+    def cast(path, leaf):  # norm scales and biases keep their type: they are used in float32 or cast at use
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "table") else leaf
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    if mesh is not None:
+        shardings = parameter_shardings(params, model.sharding_rules, mesh)
+        if gather:
+            shardings = jax.tree.map(_only_tp, shardings)
+        params = jax.lax.with_sharding_constraint(params, shardings)
+    layers = params["layers"]
+    if unroll:
+        layers = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(c.layers)]
+        layers = [_join(layer) for layer in layers] if join else layers
+    head = model.head_kernel(params)
+    return {"embed": params["embed"], "layers": layers, "norm": params.get("final_norm", {}), "head": head}
+
+
+def _only_tp(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    kept = (axis if axis in ("tp", "ep") else None for axis in sharding.spec)
+    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*kept))
+
+
+def _join(layer: Params) -> Params:
+    """One matrix under `joined` instead of the kernels of q, k, v and of gate, up; biases stay where they are."""
+    layer = dict(layer)
+    for part, names in _JOINED.items():
+        if part in layer and all(name in layer[part] for name in names):
+            kernels = [layer[part][name]["kernel"] for name in names]
+            rest = {name: {k: x for k, x in layer[part][name].items() if k != "kernel"} for name in names}
+            layer[part] = {**layer[part], **rest, "joined": jnp.concatenate(kernels, axis=1)}
+    return layer
+
+
+def _unjoin(layer: Params, model: Decoder) -> Params:
+    """The tree that `Block` knows. It concatenates the slices again, which XLA folds back into the joined matrix."""
+    c = model.config
+    sizes = {"q": c.heads * c.head_dim, "k": c.kv_heads * c.head_dim, "v": c.kv_heads * c.head_dim,
+             "gate": c.ffn, "up": c.ffn}  # fmt: skip
+    layer = dict(layer)
+    for part, names in _JOINED.items():
+        if "joined" in layer.get(part, {}):
+            layer[part] = dict(layer[part])
+            joined, start = layer[part].pop("joined"), 0
+            for name in names:
+                layer[part][name] = {**layer[part][name], "kernel": joined[:, start : start + sizes[name]]}
+                start += sizes[name]
+    return layer
+
+
+def run_layers(
+    model: Decoder, layers: Any, x: jax.Array, ropes: dict, attend: Attend, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """All blocks over x [B, S, d]; each layer's attention is given its part of the cache and returns it changed."""
+    pattern = model.config.pattern
+
+    def block(layer, x, window, part, number):
+        def inner(q, k, v):
+            nonlocal part
+            out, part = attend(q, k, v, window, part, number)
+            return out
+
+        x, _ = model._block.apply({"params": _unjoin(layer, model)}, x, ropes[window], inner)
+        return x, part
+
+    if isinstance(layers, list):
+        parts = []
+        for layer, window, part in zip(layers, pattern, cache, strict=True):
+            x, part = block(layer, x, window, part, None)
+            parts.append(part)
+        return x, parts
+    count = len(pattern)
+    period = next(p for p in range(1, count + 1) if count % p == 0 and pattern[:p] * (count // p) == pattern)
+
+    def iteration(carry, xs):
+        x, cache = carry
+        group, first = xs
+        for i, window in enumerate(pattern[:period]):
+            x, cache = block(jax.tree.map(lambda leaf, i=i: leaf[i], group), x, window, cache, first + i)
+        return (x, cache), None
+
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), layers)
+    (x, cache), _ = jax.lax.scan(iteration, (x, cache), (groups, jnp.arange(0, count, period)))
+    return x, cache
+
+
+def prefill(model: Decoder, weights: Weights, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> Cache:
+    """Keys and values of whole prompts.
+
+    Args:
+        tokens: int32 [R, P], each row's tokens at its right end.
+        lengths: int32 [R], how many they are; may be 0.
+        cache: of R rows and P columns.
+    """
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - (tokens.shape[1] - lengths[:, None])
+    segments = (index >= 0).astype(jnp.int32)
+
+    def attend(q, k, v, window, part, layer):
+        out = attention(
+            q, k, v, segment_ids=segments, window=window, kernel=model.compute.attention, platform=model.platform,
+            batch_axes=model.compute.batch_axes,
+        )  # fmt: skip
+        return out, kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), 0)
+
+    x = weights["embed"]["table"][tokens]
+    return run_layers(model, weights["layers"], x, model.ropes(jnp.maximum(index, 0)), attend, cache)[1]
+
+
+def step(
+    model: Decoder, weights: Weights, tokens: jax.Array, counts: jax.Array, clock: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """One token a row: float32 logits [B, V] of what follows, and the cache with column `clock` written.
+
+    Args:
+        tokens: int32 [B].
+        counts: int32 [B], tokens that each row holds already; the position of the new one.
+        clock: int32 scalar; a row's tokens lie in the `counts` columns before it.
+    """
+    attend = functools.partial(attend_cached, counts=counts, clock=clock)
+    x = weights["embed"]["table"][tokens[:, None]]
+    x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
+    hidden = residual_norm(model.config).apply({"params": weights["norm"]}, x)[:, 0]
+    return head_logits(hidden, weights["head"]), cache
+
+
+def attend_cached(q, k, v, window, part, layer, *, counts, clock) -> tuple[jax.Array, Any]:
+    """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own."""
+    part = kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), clock)
+    columns = jax.tree.leaves(part)[0].shape[-2]
+    start: Any = 0
+    if window is not None and 2 * window <= columns:  # a copy of few columns is cheaper than reading all of them
+        columns, start = window, jnp.clip(clock - window + 1, 0, columns - window)
+    keys, values = kv.read(part, layer, start, columns)
+    age = clock - start - jnp.arange(columns)
+    seen = (age >= 0) & (age <= counts[:, None])
+    if window is not None:
+        seen &= age < window
+    b, _, heads, hd = q.shape
+    grouped = (q * hd**-0.5).reshape(b, keys.shape[1], -1, hd)
+    scores = jnp.einsum("bkgd,bkcd->bkgc", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    p = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    out = jnp.einsum("bkgc,bkcd->bkgd", p.astype(values.dtype), values) / p.sum(axis=-1, keepdims=True)
+    return out.astype(q.dtype).reshape(b, 1, heads, hd), part
