@@ -15,7 +15,7 @@ A stage is data and one method, `objective`: a new kind of training is a class h
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from easylm_jax import fields
 from easylm_jax.data.spec import DataSpec, Source
@@ -27,6 +27,7 @@ from models.decoder import Decoder
 from models.errors import UserError
 
 __all__ = [
+    "DPO",
     "SFT",
     "Checkpoints",
     "Compute",
@@ -38,6 +39,7 @@ __all__ = [
     "OptimizerConfig",
     "Pretrain",
     "Recipe",
+    "RewardModel",
     "RopeScaling",
     "SkipStep",
     "Source",
@@ -143,6 +145,8 @@ class Train(Stage):
     were.
     """
 
+    scalar_head: ClassVar[bool] = False
+
     model: str | DecoderConfig | None = None
     init: str | None = None
     keep_moments: bool = False
@@ -209,6 +213,50 @@ class SFT(Train):
 
         reduction = self.reduction if training else "token"
         return language_modelling(model, reduction=reduction, dropout=training and self.dropout > 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModel(Train):
+    """A scalar head on a decoder, trained on preference pairs (Bradley-Terry; spec tulu25 §4.2, tulu3 §4).
+
+    Started from a language model, its vocabulary head is dropped and a fresh scalar head put in its place.
+    """
+
+    scalar_head: ClassVar[bool] = True
+    use_margin: bool = False
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import reward_modelling
+
+        return reward_modelling(model, use_margin=self.use_margin)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPO(Train):
+    """Preference optimisation without a reward model; `loss` is one of the kinds of `objectives.preference_loss`.
+
+    `reference` says where the log-probabilities of the starting model come from: "cached" computes them once before
+    training and keeps them beside the data, "model" keeps the starting model on the devices and scores every batch.
+    """
+
+    loss: Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto"] = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float | None = None
+    reference: Literal["cached", "model"] = "cached"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the starting model."""
+        return self.loss not in ("simpo", "orpo")
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import preference_optimization
+
+        return preference_optimization(
+            model, self.loss, beta=self.beta, label_smoothing=self.label_smoothing, gamma=self.gamma,
+            reference=self.reference if self.needs_reference else None,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

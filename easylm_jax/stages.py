@@ -20,16 +20,17 @@ import jax
 import models
 from easylm_jax import checkpoint_arrays, fields, hub, lora, sharding
 from easylm_jax.checkpoint import Checkpointer, restore_params
-from easylm_jax.config import MakeData, Stage, Tokenizer, Train
+from easylm_jax.config import DPO, MakeData, Stage, Tokenizer, Train
 from easylm_jax.convert import model_of
 from easylm_jax.data import Loader, load_tokenizer, train_sentencepiece
 from easylm_jax.data.examples import source_texts
 from easylm_jax.mesh import BATCH_AXES, make_mesh
 from easylm_jax.optimizer import Optimizer, OptState, make_optimizer
+from easylm_jax.reference import with_reference
 from easylm_jax.steps import Objective, State, new_state
 from easylm_jax.trainer import Job, train
 from models.config import DecoderConfig
-from models.decoder import Decoder
+from models.decoder import Decoder, score_kernel
 from models.errors import UserError
 from models.hf import read_config
 
@@ -130,6 +131,12 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
     }
     with jax.set_mesh(mesh):
         frozen = start.frozen()
+        if isinstance(stage, DPO) and stage.needs_reference and stage.reference == "cached":
+            base = frozen.get("base") or start.base()
+            cache = with_reference(cache, model, base, stage.batch, mesh)
+            held_out = with_reference(held_out, model, base, stage.batch, mesh) if held_out else None
+            loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
+            del base
     metrics = train(
         Job(
             name=stage.name,
@@ -158,7 +165,7 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
         checkpoint = f"merged/{checkpoint}"
         with jax.set_mesh(mesh):
             start.save_merged(folder, frozen, steps, meta)
-    facts = ("rows", "tokens", "trained_tokens", "unigram_entropy_nats")
+    facts = ("rows", "pairs", "tokens", "trained_tokens", "unigram_entropy_nats")
     return {
         "step": steps,
         "checkpoint": checkpoint,
@@ -182,7 +189,21 @@ def _model(stage: Train, experiment: Experiment, mesh: jax.sharding.Mesh) -> tup
         folder = Path(stage.init.removeprefix("run:")) if run else experiment.result(stage.init)
         config = model_of(str(folder))
         load = functools.partial(restore_params, folder)
+    if stage.scalar_head and not config.scalar_head:
+        if load is not None:
+            load = functools.partial(_with_scalar_head, models.build(config, compute), load, stage.seed, mesh)
+        config = config.replace(scalar_head=True)
     return models.build(config.replace(dropout=stage.dropout), compute), load
+
+
+def _with_scalar_head(source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
+    """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
+    layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
+    params = load(sharding.placed(source.abstract_params(), layout))
+    params.pop("head", None)
+    place = abstract["score"]["kernel"].sharding
+    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width), out_shardings=place)
+    return {**params, "score": {"kernel": fresh(jax.random.fold_in(jax.random.key(seed), 4))}}
 
 
 def _load_hf(folder: Path, compute, abstract: Any) -> Any:
@@ -212,8 +233,11 @@ class _Start:
         return self.load(sharding.placed(self.model.abstract_params(), self.base_layout))
 
     def frozen(self) -> Any:
-        """What the objective needs besides the trained parameters: the base under an adapter."""
-        return {} if self.stage.lora is None else {"base": self.base()}
+        """What the objective needs besides the trained parameters: the base under an adapter, a reference model."""
+        frozen = {} if self.stage.lora is None else {"base": self.base()}
+        if isinstance(self.stage, DPO) and self.stage.needs_reference and self.stage.reference == "model":
+            frozen["reference"] = frozen.get("base") or self.base()
+        return frozen
 
     def _trained(self, base: Any) -> Any:
         if self.stage.lora is None:

@@ -174,8 +174,7 @@ class Decoder:
         if c.norm == "rms":
             params["final_norm"] = {"scale": jnp.ones((c.width,))}
         if c.scalar_head:
-            # Normal with variance 1/(d + 1): scores of normed states start near unit size (Tülu 3, reward models).
-            params["score"] = {"kernel": (c.width + 1) ** -0.5 * jax.random.normal(head_key, (c.width, 1))}
+            params["score"] = {"kernel": score_kernel(head_key, c.width)}
         elif not c.tie_embeddings:
             params["head"] = {"kernel": truncated_normal(std)(head_key, (c.width, c.vocab))}
         return params
@@ -266,6 +265,11 @@ class Decoder:
         if self.compute.batch_axes is None:
             return x
         return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(self.compute.batch_axes, None, None))
+
+
+def score_kernel(key: jax.Array, width: int) -> jax.Array:
+    """A fresh scalar head [d, 1]: normal with variance 1/(d + 1), so that scores start near unit size (Tülu 3)."""
+    return (width + 1) ** -0.5 * jax.random.normal(key, (width, 1))
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
