@@ -1,4 +1,4 @@
-"""The same training on every mesh, however a batch is cut and packed: losses agree to 1e-6, and arrays are really split."""
+"""The same training on every mesh, however rows are cut and packed: losses agree to 1e-6, arrays are really split."""
 
 import functools
 import math
