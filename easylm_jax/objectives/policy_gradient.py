@@ -111,9 +111,10 @@ def ppo_loss(
     logprobs, mask = as_float(logprobs), jnp.asarray(mask)
     fixed = (as_float(x) for x in (old_logprobs, advantages, 1.0 if weights is None else weights))
     old, advantages, factors = jax.lax.stop_gradient(tuple(fixed))
-    log_ratio, advantages = masked(logprobs - old, mask), masked(advantages, mask)
+    log_ratio = masked(logprobs - old, mask)
+    advantages, factors = masked(advantages, mask), masked(factors, mask)
     surrogate = _clipped(log_ratio, advantages, clip_low, clip_high, dual_clip)
-    losses = masked(surrogate.loss * factors, mask)
+    losses = surrogate.loss * factors
     metrics = _policy_metrics(losses, log_ratio, surrogate, mask, entropy)
     return losses.sum(), _count(mask), metrics
 
@@ -289,6 +290,7 @@ def grpo_loss(
     fixed = (as_float(x) for x in (old_logprobs, advantages, 1.0 if weights is None else weights))
     old, advantages, factors = jax.lax.stop_gradient(tuple(fixed))
     advantages = masked(advantages[:, None] if advantages.ndim == 1 else advantages, mask)
+    factors = masked(factors, mask)
     sequences = Sequences.of(mask, segment_ids)
     logprobs = masked(logprobs, mask)
     log_ratio = logprobs - masked(old, mask)
@@ -297,7 +299,7 @@ def grpo_loss(
     clipped = _clipped(compared, advantages, clip_low, clip_high, dual_clip)
     if _choice("surrogate", surrogate, ("clip", "cispo")) == "cispo":
         clipped = _cispo(clipped.ratio, advantages, logprobs, clip_high)
-    losses = masked(clipped.loss * factors, mask)
+    losses = clipped.loss * factors
     metrics = _policy_metrics(losses, log_ratio, clipped, mask, entropy)
     if reference_logprobs is not None:
         reference = masked(jax.lax.stop_gradient(as_float(reference_logprobs)), mask)
