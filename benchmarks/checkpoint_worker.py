@@ -28,6 +28,7 @@ from easylm_jax.config import (  # noqa: E402
     Tokenizer,
 )
 from easylm_jax.experiment import Experiment  # noqa: E402
+from easylm_jax.host_memory import keep_freed_memory  # noqa: E402
 from easylm_jax.monitor.metrics import read_metrics  # noqa: E402
 from recipes import quickstart  # noqa: E402
 
@@ -127,6 +128,7 @@ def _newest_bytes(folder: Path) -> int:
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
+    keep_freed_memory()  # as `easylm run` does
     began = time.perf_counter()
     training = Training(spec["size"], Path(spec["folder"]))
     training.burst(saving=True, steps=WARM_UP + 2)  # compiles, and fills the cache of compiled programs

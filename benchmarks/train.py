@@ -42,7 +42,8 @@ PEERS = ("hf", "tunix")
 # Steps a burst, so that one lasts a second or more.
 STEPS = {"tiny": 5, "5m": 6, "35m": 2}
 ADAMW = {"lr": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# What `easylm run` sets for itself (easylm_jax.host_memory), offered to the peers too.
+KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 
 
 class Product(NamedTuple):
@@ -119,21 +120,19 @@ def breakdown(parts: Mapping[str, float], products: Mapping[str, float], layers:
     return {**lines, "the rest": parts["step"] - sum(lines.values())}
 
 
-def peer_workers(name: str, spec_file: str, huge_pages: bool) -> list[tuple[str, list[str], dict[str, str]]]:
+def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[str, str]]]:
     """(name, command, environment) of each setting of a peer; its best one counts.
 
     torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
-    ones sleep.
+    ones sleep. Memory is kept as our command keeps it.
     """
     python = ROOT / ".peers" / name / "bin" / "python"
     if not python.is_file():
         raise BenchmarkError(f"no environment .peers/{name}; build it with benchmarks/setup_peers.sh {name}")
     command = [str(python), str(ROOT / "benchmarks" / "peers" / f"{name}_train.py"), spec_file]
-    settings = {name: {}}
+    settings = {name: {}, f"{name}, memory kept": KEPT_MEMORY}
     if name == "hf":
-        settings["hf, sleeping threads"] = {"OMP_WAIT_POLICY": "passive"}
-    if huge_pages:
-        settings[f"{name}, huge pages"] = HUGE_PAGES
+        settings["hf, memory kept, sleeping threads"] = {**KEPT_MEMORY, "OMP_WAIT_POLICY": "passive"}
     return [(setting, command, environment) for setting, environment in settings.items()]
 
 
@@ -143,12 +142,12 @@ def report_sides(taken: Mapping[str, Sequence[Repeat]], tokens: int) -> None:
         rate = spread([tokens / r.seconds for r in repeats])
         cores = statistics.median(r.cpu_seconds / r.seconds for r in repeats)
         print(
-            f"{name:<24}{rate['median']:>10,.0f} tokens/s  ({rate['min']:,.0f} to {rate['max']:,.0f}), "
+            f"{name:<36}{rate['median']:>10,.0f} tokens/s  ({rate['min']:,.0f} to {rate['max']:,.0f}), "
             f"{cores:.1f} cores busy, {len(repeats)} repeats"
         )
         noisy = [f"{i + 1}: {r.load:.2f}" for i, r in enumerate(repeats) if r.load is not None and not r.quiet]
         if noisy:
-            print(f"{'':<24}others used more than {QUIET_CORES} cores in repeats {', '.join(noisy)}")
+            print(f"{'':<36}others used more than {QUIET_CORES} cores in repeats {', '.join(noisy)}")
 
 
 def report_products(seconds: Mapping[str, Mapping[str, float]], flops: Mapping[str, float]) -> dict[str, float]:
@@ -188,11 +187,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=4, help="rows of a batch (4)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (512)")
     parser.add_argument("--compute", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of models.Compute")
-    parser.add_argument(
-        "--huge-pages",
-        action="store_true",
-        help="glibc asks for huge pages, on our side and as one more setting of the peer",
-    )
     parser.add_argument("--no-breakdown", action="store_true", help="measure whole steps only")
     options = parser.parse_args()
     if min(options.repeats, options.rows, options.length, options.steps or 1) < 1:
@@ -247,9 +241,9 @@ def main() -> None:
     tokens = options.rows * options.length * steps
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         spec = write_spec(options, folder)
-        peers = peer_workers(options.peer, spec, options.huge_pages) if options.peer else []
+        peers = peer_workers(options.peer, spec) if options.peer else []
         own = [sys.executable, str(ROOT / "benchmarks" / "train_worker.py"), spec]
-        workers = [stack.enter_context(Worker("ours", own, HUGE_PAGES if options.huge_pages else {}))]
+        workers = [stack.enter_context(Worker("ours", own))]
         workers += [stack.enter_context(Worker(*peer)) for peer in peers]
         if options.peer == "hf":
             check_same_model(workers[0].about["first_loss"], workers[1].about["first_loss"])
@@ -270,7 +264,7 @@ def main() -> None:
         "size": options.size, **SIZES[options.size], "rows": options.rows, "length": options.length, "dtype": "float32",
         "peer": options.peer, "setting": best, "settings": rates, "steps": steps,
         "repeats": {name: len(repeats) for name, repeats in taken.items()}, "quiet": quiet,
-        "compute": options.compute, "huge_pages": options.huge_pages, **extra, "machine": machine(), "about": about,
+        "compute": options.compute, **extra, "machine": machine(), "about": about,
     }  # fmt: skip
     load = median_load([r for repeats in taken.values() for r in repeats])
     print(json_line(ours, rates[best] if best else None, "tokens/s", load, config))

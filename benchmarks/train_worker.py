@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 
 import models  # noqa: E402
 from easylm_jax import fields  # noqa: E402
+from easylm_jax.host_memory import keep_freed_memory  # noqa: E402
 from easylm_jax.objectives import language_modelling  # noqa: E402
 from easylm_jax.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from easylm_jax.steps import State, gradients, make_train_step, new_state  # noqa: E402
@@ -161,6 +162,7 @@ def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> Ca
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
+    keep_freed_memory()  # as `easylm run` does
     began = time.perf_counter()
     side = Side(spec)
     about = {
