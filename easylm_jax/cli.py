@@ -1,7 +1,7 @@
 """The command `easylm`. Nothing heavy is imported before a subcommand runs, so that help comes at once.
 
 Exit status: 0 done; 1 a comparison that failed; 2 a mistake in the input, told in one line (with `--debug`, the
-traceback); 75 a hang that the watchdog ended, worth starting again; 130 Ctrl-C.
+traceback); 75 a hang that the watchdog ended, worth starting again; 130 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
