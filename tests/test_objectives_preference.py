@@ -249,7 +249,7 @@ def test_the_objective_is_the_loss_of_its_valid_pairs(bigram, kind):
     assert float(loss.total) == pytest.approx(float(want.sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "kto"])
+@pytest.mark.parametrize("kind", ["dpo_norm", "wpo", "orpo", "kto"])
 def test_gradients_do_not_depend_on_how_pairs_are_packed(bigram, kind):
     model, params, base = bigram
     gradient = gradients_of(preference_optimization(model, kind, **options_of(kind)))
@@ -266,7 +266,7 @@ def test_a_decoder_sees_packed_pairs_as_if_they_were_alone(transformer):
     assert_same_gradients(several[0], one[0])
 
 
-@pytest.mark.parametrize("kind", ["dpo", "ipo", "orpo"])
+@pytest.mark.parametrize("kind", ["dpo"])
 def test_accumulation_gives_the_same_gradient_whatever_pairs_a_micro_batch_holds(bigram, kind):
     model, params, base = bigram
     batch = with_reference(model, base, packed())
@@ -284,9 +284,9 @@ def test_a_cached_and_a_computed_reference_are_the_same_and_start_at_ln_2(bigram
     model, params, base = bigram
     batch = with_reference(model, base, packed())
     key = jax.random.key(0)
-    for kind in ("dpo", "dpo_norm", "kto"):
-        cached = preference_optimization(model, kind, **options_of(kind))
-        computed = preference_optimization(model, kind, **options_of(kind), reference="model")
+    for kind in ("dpo", "kto"):
+        cached = jax.jit(preference_optimization(model, kind, **options_of(kind)))
+        computed = jax.jit(preference_optimization(model, kind, **options_of(kind), reference="model"))
         for policy in (params, base):
             a, b = cached(policy, batch, key, {}), computed(policy, batch, key, {"reference": base})
             assert float(a.total) == pytest.approx(float(b.total), rel=1e-6)
@@ -314,7 +314,7 @@ def test_steps_against_the_gradient_raise_accuracy_on_their_own_pairs(transforme
     assert float(loss) < float(first) and float(metrics["accuracy"]) > 0.9
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "kto"])
+@pytest.mark.parametrize("kind", ["dpo_norm", "orpo", "kto"])  # a length, a logarithm and a mean that could be 0 / 0
 def test_a_batch_of_padding_alone_has_a_zero_gradient(bigram, kind):
     model, params, base = bigram
     batch = packed()
