@@ -112,9 +112,9 @@ def _scores_backward(width, temperature, saved, cotangents):
         d_logits = p * (g_lse - g_logprob - g_entropy * (logp + ent)) + jnp.where(hit, g_logprob, 0.0)
         d_logits = (d_logits / temperature).astype(h.dtype)
         d_hidden = d_logits @ kernel.astype(h.dtype).T
-        # Plain matrices (see `layers.product`), summed over chunks in float32 even where the products are 16-bit.
-        h, d_logits = h.reshape(-1, h.shape[-1]), d_logits.reshape(-1, d_logits.shape[-1])
-        d_kernel += jnp.matmul(h.T, d_logits, preferred_element_type=jnp.float32)
+        tokens = (((0, 1), (0, 1)), ((), ()))
+        # Summed over chunks in float32 even where the products are 16-bit.
+        d_kernel += jax.lax.dot_general(h, d_logits, tokens, preferred_element_type=jnp.float32)
         return d_kernel, d_hidden
 
     d_kernel, d_hidden = jax.lax.scan(
