@@ -26,6 +26,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library, such as musl
         return False
-    # -1 turns trimming off: the largest threshold that fits an int, 2 GiB, is less than a step of 35 million parameters.
+    # -1 turns trimming off: the largest threshold that fits an int, 2 GiB, is less than a step of 35M parameters takes.
     settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1))
     return all([mallopt(ctypes.c_int(name), ctypes.c_int(value)) == 1 for name, value in settings])
