@@ -36,7 +36,7 @@ from common import (
 PEERS = ("hf", "tunix")
 
 
-def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[str, str]]]:
+def peer_workers(name: str, spec_file: str, busy: bool) -> list[tuple[str, list[str], dict[str, str]]]:
     """(name, command, environment) of each setting of a peer; its best one counts.
 
     torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
@@ -48,6 +48,8 @@ def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[s
     command = [str(python), str(ROOT / "benchmarks" / "peers" / f"{name}_generate.py"), spec_file]
     settings: dict[str, tuple[list[str], dict[str, str]]] = {name: ([], {})}
     if name == "hf":
+        if busy:
+            settings.clear()
         settings["hf, sleeping threads"] = ([], {"OMP_WAIT_POLICY": "passive"})
         settings["hf, static cache, sleeping threads"] = (["static"], {"OMP_WAIT_POLICY": "passive"})
     return [(setting, command + more, environment) for setting, (more, environment) in settings.items()]
@@ -63,6 +65,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="calls of each side that count (7)")
     parser.add_argument("--length", type=int, default=32, help="tokens of a prompt (32)")
     parser.add_argument("--new", type=int, default=128, help="tokens generated for each (128)")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="the machine is not ours alone: leave out spinning threads, which take minutes",
+    )
     options = parser.parse_args()
     if min(options.prompts, options.repeats, options.length, options.new) < 1:
         parser.error("prompts, repeats, length and new must be at least 1")
@@ -87,7 +94,7 @@ def main() -> None:
     tokens = options.prompts * options.new
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         spec = write_spec(options, folder)
-        peers = peer_workers(options.peer, spec) if options.peer else []
+        peers = peer_workers(options.peer, spec, options.busy) if options.peer else []
         own = [sys.executable, str(ROOT / "benchmarks" / "decode_worker.py"), spec]
         workers = [stack.enter_context(Worker(name, *rest)) for name, *rest in [("ours", own), *peers]]
         about = {worker.name: worker.about for worker in workers}

@@ -71,8 +71,13 @@ def move(cache: Cache, rows: Any | None, shift: int, columns: int, sharding: jax
 def _move(array, rows, shift, columns, sharding):
     if rows is not None:
         array = jnp.take(array, rows, axis=-4)
-    padding = [(0, 0)] * (array.ndim - 2) + [(0, columns), (0, 0)]
-    array = jax.lax.dynamic_slice_in_dim(jnp.pad(array, padding), shift, columns, axis=array.ndim - 2)
+    axis = array.ndim - 2
+    # Rolled rather than padded: whole runs are copied. What comes round lies behind the clock, where a column is
+    # written before it is read.
+    array = jnp.roll(array, -shift, axis=axis)[..., :columns, :]
+    if columns > array.shape[axis]:
+        bigger = jnp.zeros((*array.shape[:axis], columns, array.shape[-1]), array.dtype)
+        array = jax.lax.dynamic_update_slice(bigger, array, (0,) * array.ndim)
     return array if sharding is None else jax.lax.with_sharding_constraint(array, sharding)
 
 
