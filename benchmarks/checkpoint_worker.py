@@ -16,7 +16,7 @@ CHANNEL = take_stdout()
 
 import jax  # noqa: E402 - what these print must not reach the channel
 
-from easylm_jax import checkpoint, trainer  # noqa: E402
+from easylm_jax import checkpoint, loop  # noqa: E402
 from easylm_jax.config import (  # noqa: E402
     Checkpoints,
     DataSpec,
@@ -94,7 +94,7 @@ class Training:
         self.experiment = Experiment(Recipe("benchmark", stages=(tokenizer, self.stage)), folder / "runs")
         jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        trainer.Checkpointer = RecordingCheckpointer
+        loop.Checkpointer = RecordingCheckpointer
         self.experiment.run(tokenizer)
 
     def burst(self, saving: bool, steps: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ A stage is data and one method, `objective`: a new kind of training is a class h
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from easylm_jax import fields
@@ -28,22 +29,33 @@ from models.errors import UserError
 
 __all__ = [
     "DPO",
+    "GRPO",
+    "PPO",
     "SFT",
+    "BestOfN",
     "Checkpoints",
     "Compute",
     "DataSpec",
     "DecoderConfig",
+    "Entry",
+    "Evaluate",
     "LoraConfig",
     "MakeData",
     "Monitoring",
+    "OnlineDPO",
     "OptimizerConfig",
     "Pretrain",
+    "Published",
+    "RL",
     "Recipe",
+    "Reward",
     "RewardModel",
     "RopeScaling",
+    "Sampling",
     "SkipStep",
     "Source",
     "Stage",
+    "Task",
     "Tokenizer",
     "Train",
     "Validation",
@@ -132,6 +144,18 @@ def _stages_of(sources: tuple[Source, ...]) -> list[str]:
     return [s.path.removeprefix("stage:").partition("/")[0] for s in sources if s.path.startswith("stage:")]
 
 
+def _stages_of_data(data: Iterable[DataSpec]) -> list[str]:
+    """Stages whose files or vocabulary these data read."""
+    data = list(data)
+    stages = [d.tokenizer.removeprefix("stage:") for d in data if d.tokenizer.startswith("stage:")]
+    return stages + [name for d in data for name in _stages_of(d.sources)]
+
+
+def _models_of(*names: str | None) -> list[str]:
+    """Those of the models named that are stages of the recipe."""
+    return [name for name in names if name is not None and not name.startswith(("hf:", "run:"))]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Stage):
     """Training on data that is there already: what pre-training and fine-tuning share.
@@ -179,11 +203,7 @@ class Train(Stage):
     @property
     def needs(self) -> tuple[str, ...]:
         data = [self.data] + ([self.validation.data] if self.validation else [])
-        stages = [d.tokenizer.removeprefix("stage:") for d in data if d.tokenizer.startswith("stage:")]
-        stages += [name for d in data for name in _stages_of(d.sources)]
-        if self.init is not None and not self.init.startswith(("hf:", "run:")):
-            stages.append(self.init)
-        return tuple(dict.fromkeys(stages))
+        return tuple(dict.fromkeys([*_stages_of_data(data), *_models_of(self.init)]))
 
     def objective(self, model: Decoder, *, training: bool) -> Objective:
         """What the stage minimises; `training` is False on held-out data (no dropout)."""
@@ -257,6 +277,310 @@ class DPO(Train):
             model, self.loss, beta=self.beta, label_smoothing=self.label_smoothing, gamma=self.gamma,
             reference=self.reference if self.needs_reference else None,
         )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn; see `easylm_jax.decode.Engine.generate`. `slots` rows are decoded at once."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_strings: tuple[str, ...] = ()
+    slots: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+    """What a response is worth: gain · (score of `model` + `verifier_weight` · verdict of `verifier`) + bias.
+
+    `model` is a reward model (a stage, `hf:<name>` or `run:<folder>`). `verifier` is a name of
+    `easylm_jax.rewards.VERIFIERS` or `"module:function"`, called as `function(response, record)` with the columns of
+    the prompt's record. A response that never ended has `missing_end` in place of its score (−10 for PPO, 0 for GRPO;
+    None leaves its score).
+    """
+
+    model: str | None = None
+    verifier: str | None = None
+    verifier_weight: float = 1.0
+    missing_end: float | None = -10.0
+    gain: float = 1.0
+    bias: float = 0.0
+
+    def __post_init__(self):
+        if self.model is None and self.verifier is None:
+            raise UserError("reward: give a model, a verifier, or both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RL(Train):
+    """Training on responses that the policy itself writes: what PPO, GRPO and online DPO share.
+
+    `data` are prompts (kind "prompts"), `batch` the prompts of one rollout, `steps` the rollouts. Each prompt is
+    answered `samples` times; the responses are cut into updates of `mini_batch` (left out: all at once), each of
+    `accumulate` micro-batches, and gone through `rollout_epochs` times. `reference` is the model that divergence is
+    measured from (left out, `init`). `logprob_temperature` divides the logits where log-probabilities are trained on;
+    left out, it is the temperature that was sampled at. `sampler_correction` bounds weights that correct for a sampler
+    whose numbers differ from the trainer's (truncated importance sampling; spec tulu3 §5.4). The stage's `validation`
+    are prompts that `check`, a verifier, judges greedy answers to; `keep_samples` responses of a rollout are written
+    to `samples/` now and then.
+    """
+
+    reward: Reward
+    sampling: Sampling
+    samples: int = 1
+    mini_batch: int | None = None
+    rollout_epochs: int = 1
+    reference: str | None = None
+    logprob_temperature: float | None = None
+    sampler_correction: float | None = None
+    check: str | None = None
+    keep_samples: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        rows = self.batch * self.samples
+        for name in ("samples", "rollout_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"stage {self.name}: {name} must be at least 1, not {getattr(self, name)}")
+        if self.init is None:
+            raise UserError(f"stage {self.name}: give init, the policy to start from")
+        if self.keep_moments:
+            raise UserError(f"stage {self.name}: keep_moments is for stages that read data; leave it out")
+        if rows % self.update_rows:
+            raise UserError(
+                f"stage {self.name}: mini_batch {self.mini_batch} does not divide the {rows} responses of a rollout"
+            )
+        for what, data in (("data", self.data), ("validation", self.validation and self.validation.data)):
+            if data and data.kind != "prompts":
+                raise UserError(f"stage {self.name}: {what} must be prompts (kind 'prompts'), not {data.kind!r}")
+        if (self.validation is None) != (self.check is None):
+            raise UserError(f"stage {self.name}: validation prompts and check, their verifier, go together")
+        if self.sampling.temperature <= 0:
+            raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
+
+    @property
+    def update_rows(self) -> int:
+        """Responses of one update."""
+        return self.mini_batch or self.batch * self.samples
+
+    @property
+    def updates(self) -> int:
+        """Updates that one rollout is trained for."""
+        return self.batch * self.samples // self.update_rows * self.rollout_epochs
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by where log-probabilities are trained on."""
+        return self.sampling.temperature if self.logprob_temperature is None else self.logprob_temperature
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().needs, *_models_of(self.reward.model, self.reference)]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPO(RL):
+    """Proximal policy optimisation with a value model (spec tulu25 §4.4, tulu3 §5.2).
+
+    `value` is what the value model starts from: left out, the reward model, or `init` under a fresh scalar head where
+    there is none. `kl` is the price of a nat in the reward, at every token; with `kl_target` (nats a response) it
+    adapts. `value_only` rollouts at the start train the value model alone. `compat="tulu25"` recomputes what belongs to
+    the rollout with the parameters of each mini-batch, as the released code did, so that the ratio is always 1.
+    """
+
+    value: str | None = None
+    value_optimizer: OptimizerConfig | None = None
+    kl: float = 0.05
+    kl_kind: Literal["k1", "k2", "k3"] = "k1"
+    kl_target: float | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float | None = 0.2
+    value_coefficient: float = 0.1
+    whiten: Literal["rollout", "mini_batch", "none"] = "rollout"
+    value_only: int = 0
+    compat: Literal["tulu25"] | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().needs, *_models_of(self.value)]))
+
+    @property
+    def value_init(self) -> str:
+        """What the value model starts from."""
+        return self.value or self.reward.model or str(self.init)
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import policy_optimization
+
+        return policy_optimization(model, temperature=self.temperature, clip_low=self.clip, clip_high=self.clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPO(RL):
+    """Group-relative policy optimisation: no value model, advantages against a prompt's other answers (spec tulu3 §5.3).
+
+    `kl` weighs the divergence from the reference in the loss. `drop_equal` leaves out groups whose rewards are all
+    equal, which teach nothing but would count in the denominator; `mask_truncated` leaves out responses that never
+    ended.
+    """
+
+    kl: float = 0.0
+    kl_kind: Literal["k1", "k2", "k3", "k4"] = "k3"
+    advantages: Literal["grpo", "standard", "mean", "dr_grpo", "rloo"] = "grpo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
+    ratio: Literal["token", "sequence"] = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
+    drop_equal: bool = False
+    mask_truncated: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < 2:
+            raise UserError(f"stage {self.name}: samples must be at least 2; one answer has no group to be better than")
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import policy_optimization
+
+        return policy_optimization(
+            model, temperature=self.temperature, clip_low=self.clip_low, clip_high=self.clip_high,
+            aggregation=self.aggregation, ratio=self.ratio, surrogate=self.surrogate, kl=self.kl, kl_kind=self.kl_kind,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineDPO(RL):
+    """DPO on pairs that the policy writes and the reward orders: a prompt's best answer against its worst.
+
+    Prompts whose answers are all worth the same are skipped (spec tulu25 §4.5). `mini_batch` counts answers, two of
+    which make a pair at most.
+    """
+
+    samples: int = 2
+    loss: Literal["dpo", "dpo_norm", "ipo", "simpo"] = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < 2:
+            raise UserError(f"stage {self.name}: samples must be at least 2, to have a better and a worse answer")
+        if self.update_rows % self.samples:
+            raise UserError(f"stage {self.name}: mini_batch must hold whole prompts of {self.samples} answers")
+        if self.sampler_correction is not None or self.temperature != 1.0:
+            raise UserError(
+                f"stage {self.name}: DPO compares whole answers at temperature 1; set logprob_temperature to 1 and "
+                "leave sampler_correction out"
+            )
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import preference_optimization
+
+        return preference_optimization(
+            model, self.loss, beta=self.beta, label_smoothing=self.label_smoothing, gamma=self.gamma,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOfN(Stage):
+    """Answers every prompt `samples` times and keeps the best: rejection sampling, and pairs of best and worst.
+
+    It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model; equal ones are left out)
+    and `answers.jsonl` (every answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`.
+    """
+
+    init: str
+    data: DataSpec
+    reward: Reward
+    sampling: Sampling
+    samples: int = 4
+    batch: int = 64
+    limit: int | None = None
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        fields.check_types(self, self.name)
+        if self.data.kind != "prompts":
+            raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
+        if self.samples < 1 or self.batch < 1:
+            raise UserError(f"stage {self.name}: samples and batch must be at least 1")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*_stages_of_data([self.data]), *_models_of(self.init, self.reward.model)]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Held-out prompts and the verifier that judges answers to them. `limit` takes the first so many prompts."""
+
+    name: str
+    data: DataSpec
+    verifier: str
+    sampling: Sampling
+    samples: int = 1
+    limit: int | None = None
+    best_of: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of a table: a method, the stages (or `hf:`, `run:` models) that are its seeds, and the method it starts from."""
+
+    method: str
+    stages: tuple[str, ...]
+    over: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A number of a paper's table, in the paper's unit, for the report to print beside ours."""
+
+    method: str
+    column: str
+    value: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Judges models on held-out prompts and leaves the table: `table.json` in its folder and in the recipe's.
+
+    With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
+    """
+
+    title: str
+    tasks: tuple[Task, ...]
+    entries: tuple[Entry, ...]
+    reference: str | None = None
+    kl_prompts: int = 256
+    published: tuple[Published, ...] = ()
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        fields.check_types(self, self.name)
+        methods = [entry.method for entry in self.entries]
+        for entry in self.entries:
+            if entry.over is not None and entry.over not in methods:
+                raise UserError(f"stage {self.name}: {entry.method} is compared with {entry.over!r}, which is no entry")
+            if not entry.stages:
+                raise UserError(f"stage {self.name}: {entry.method} names no stage")
+        for task in self.tasks:
+            if task.data.kind != "prompts":
+                raise UserError(f"stage {self.name}: task {task.name} must have prompts (kind 'prompts')")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        models = [name for entry in self.entries for name in entry.stages] + [task.best_of for task in self.tasks]
+        return tuple(
+            dict.fromkeys([*_stages_of_data(t.data for t in self.tasks), *_models_of(*models, self.reference)])
+        )
 
 
 @dataclasses.dataclass(frozen=True)

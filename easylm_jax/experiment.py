@@ -28,9 +28,9 @@ from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
 from easylm_jax.host_memory import keep_freed_memory
+from easylm_jax.loop import Stopped
 from easylm_jax.mesh import end_at_once, initialize_processes
 from easylm_jax.stages import say
-from easylm_jax.trainer import Stopped
 from models.errors import UserError
 
 STOPPED = 130

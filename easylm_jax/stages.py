@@ -7,42 +7,36 @@ will say.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-import models
-from easylm_jax import checkpoint_arrays, fields, hub, lora, sharding
-from easylm_jax.checkpoint import Checkpointer, restore_params
-from easylm_jax.config import DPO, MakeData, Stage, Tokenizer, Train
-from easylm_jax.convert import model_of
+from easylm_jax import checkpoint_arrays, fields, sharding
+from easylm_jax.config import DPO, RL, BestOfN, Evaluate, MakeData, Stage, Tokenizer, Train
 from easylm_jax.data import Loader, load_tokenizer, train_sentencepiece
 from easylm_jax.data.examples import source_texts
-from easylm_jax.mesh import BATCH_AXES, make_mesh
-from easylm_jax.optimizer import Optimizer, OptState, make_optimizer
+from easylm_jax.mesh import make_mesh
+from easylm_jax.optimizer import make_optimizer
 from easylm_jax.reference import with_reference
-from easylm_jax.steps import Objective, State, new_state
-from easylm_jax.trainer import Job, train
+from easylm_jax.start import Start, check_vocabulary, stage_model
+from easylm_jax.trainer import TrainJob, train
 from models.config import DecoderConfig
-from models.decoder import Decoder, score_kernel
 from models.errors import UserError
-from models.hf import read_config
 
 if TYPE_CHECKING:
     from easylm_jax.experiment import Experiment
 
-Load = Callable[[Any], Any]
+Result = dict[str, Any]
 
 
-def produce(stage: Stage, experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any]:
+def produce(stage: Stage, experiment: Experiment, settings: dict[str, Any]) -> Result:
     """Runs one stage to its end."""
-    for kind, make in ((MakeData, _make_data), (Tokenizer, _train_tokenizer), (Train, _train)):
+    for kind, make in _MAKERS:
         if isinstance(stage, kind):
             return make(stage, experiment, settings)
     raise UserError(f"stage {stage.name}: a {type(stage).__name__} cannot be run")
@@ -109,55 +103,52 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
     # What needs no data is looked at first: a large cache takes hours to build.
     mesh = make_mesh(experiment.recipe.mesh)
     sharding.check_rows(stage.batch, stage.accumulate, mesh)
-    model, load = _model(stage, experiment, mesh)
-    sharding.check_heads(model.config, mesh)
+    source = stage_model(stage, experiment, mesh)
+    sharding.check_heads(source.config, mesh)
     tokenizer = experiment.data(stage.data).tokenizer
-    _check_vocabulary(stage, model.config, tokenizer)
+    check_vocabulary(stage.name, source.config, tokenizer)
     cache = experiment.cache(stage.data)
     held_out = experiment.cache(stage.validation.data) if stage.validation else None
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
-    steps = min(length for length in (stage.steps, loader.steps) if length is not None)
-    if steps == 0:
-        raise UserError(
-            f"stage {stage.name}: {stage.epochs} epochs of {cache.rows} rows give no whole batch of {stage.batch}"
-        )
+    steps = steps_of(stage, loader)
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)
-    start = _Start(stage, model, load, optimizer, mesh)
-    meta = {
-        "model": dataclasses.asdict(model.config),
-        "tokenizer": tokenizer,
-        "config": fields.encode(stage),
-        "config_hash": fields.digest(settings),
-    }
+    start = Start(stage, source, optimizer, mesh)
+    meta = meta_of(stage, source.config, tokenizer, settings)
+    model = source.decoder
     with jax.set_mesh(mesh):
-        frozen = start.frozen()
-        if isinstance(stage, DPO) and stage.needs_reference and stage.reference == "cached":
+        frozen = {} if stage.lora is None else {"base": start.base()}
+        if isinstance(stage, DPO) and stage.needs_reference:
             base = frozen.get("base") or start.base()
-            cache = with_reference(cache, model, base, stage.batch, mesh)
-            held_out = with_reference(held_out, model, base, stage.batch, mesh) if held_out else None
-            loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
+            if stage.reference == "model":
+                frozen["reference"] = base
+            else:
+                cache = with_reference(cache, model, base, stage.batch, mesh)
+                held_out = with_reference(held_out, model, base, stage.batch, mesh) if held_out else None
+                loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
             del base
     metrics = train(
-        Job(
+        TrainJob(
             name=stage.name,
             folder=folder,
             mesh=mesh,
-            model=model.config,
-            rules=start.rules,
-            objective=start.adapted(stage.objective(model, training=True), training=True),
-            score=start.adapted(stage.objective(model, training=False), training=False),
-            optimizer=optimizer,
             abstract_state=start.abstract(),
+            layout=start.layout,
             fresh_state=start.state,
-            frozen=frozen,
-            loader=loader,
-            held_out=held_out,
+            fingerprint=loader.fingerprint,
+            validates=held_out is not None,
             validate_every=stage.validation.every if stage.validation else None,
             steps=steps,
-            accumulate=stage.accumulate,
             checkpoints=stage.checkpoints,
             monitoring=stage.monitoring,
             meta=meta,
+            model=model.config,
+            objective=start.adapted(stage.objective(model, training=True), training=True),
+            score=start.adapted(stage.objective(model, training=False), training=False),
+            optimizer=optimizer,
+            frozen=frozen,
+            loader=loader,
+            held_out=held_out,
+            accumulate=stage.accumulate,
         )
     )
     checkpoint = f"checkpoints/{steps}"
@@ -174,115 +165,50 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
     }
 
 
-def _model(stage: Train, experiment: Experiment, mesh: jax.sharding.Mesh) -> tuple[Decoder, Load | None]:
-    """The model of a stage, and a function that loads its first parameters (None: fresh ones)."""
-    compute = dataclasses.replace(stage.compute, batch_axes=BATCH_AXES if mesh.size > 1 else None)
-    load: Load | None = None
-    if stage.init is None:
-        config = models.preset(stage.model) if isinstance(stage.model, str) else stage.model
-    elif stage.init.startswith("hf:"):
-        folder = hub.resolve(stage.init.removeprefix("hf:"))
-        config = read_config(folder)
-        load = functools.partial(_load_hf, folder, compute)
-    else:
-        run = stage.init.startswith("run:")
-        folder = Path(stage.init.removeprefix("run:")) if run else experiment.result(stage.init)
-        config = model_of(str(folder))
-        load = functools.partial(restore_params, folder)
-    if stage.scalar_head and not config.scalar_head:
-        if load is not None:
-            load = functools.partial(_with_scalar_head, models.build(config, compute), load, stage.seed, mesh)
-        config = config.replace(scalar_head=True)
-    return models.build(config.replace(dropout=stage.dropout), compute), load
+def steps_of(stage: Train, loader: Loader) -> int:
+    """How many steps a stage takes: `steps` or `epochs`, whichever ends first."""
+    steps = min(length for length in (stage.steps, loader.steps) if length is not None)
+    if steps == 0:
+        raise UserError(
+            f"stage {stage.name}: {stage.epochs} epochs of {loader.cache.rows} rows give no whole batch of {stage.batch}"
+        )
+    return steps
 
 
-def _with_scalar_head(source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
-    """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
-    layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
-    params = load(sharding.placed(source.abstract_params(), layout))
-    params.pop("head", None)
-    place = abstract["score"]["kernel"].sharding
-    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width), out_shardings=place)
-    return {**params, "score": {"kernel": fresh(jax.random.fold_in(jax.random.key(seed), 4))}}
+def meta_of(stage: Train, config: DecoderConfig, tokenizer: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What every checkpoint of a stage says of its model."""
+    return {
+        "model": dataclasses.asdict(config),
+        "tokenizer": tokenizer,
+        "tokenizer_hash": load_tokenizer(tokenizer).hash,
+        "config": fields.encode(stage),
+        "config_hash": fields.digest(settings),
+    }
 
 
-def _load_hf(folder: Path, compute, abstract: Any) -> Any:
-    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return models.load_hf(folder, compute=compute, shardings=layout)[1]
+def _reinforce(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Result:
+    from easylm_jax.rl_stages import reinforce
+
+    return reinforce(stage, experiment, settings)
 
 
-def _check_vocabulary(stage: Train, config: DecoderConfig, tokenizer: str) -> None:
-    size = load_tokenizer(tokenizer).vocab_size
-    if size > config.vocab:
-        raise UserError(f"stage {stage.name}: the tokenizer has {size} tokens, the model only {config.vocab} (vocab)")
+def _best_of_n(stage: BestOfN, experiment: Experiment, settings: dict[str, Any]) -> Result:
+    from easylm_jax.best_of_n import best_of_n
+
+    return best_of_n(stage, experiment)
 
 
-class _Start:
-    """Where a stage's train state comes from: fresh parameters, another checkpoint, or an adapter on a frozen base."""
+def _evaluate(stage: Evaluate, experiment: Experiment, settings: dict[str, Any]) -> Result:
+    from easylm_jax.evaluate import evaluate
 
-    def __init__(self, stage: Train, model: Decoder, load: Load | None, optimizer: Optimizer, mesh: jax.sharding.Mesh):
-        self.stage, self.model, self.load, self.optimizer, self.mesh = stage, model, load, optimizer, mesh
-        self.base_layout = sharding.parameter_shardings(model.abstract_params(), model.sharding_rules, mesh)
-        self.rules = model.sharding_rules if stage.lora is None else sharding.adapter_rules(model.sharding_rules)
+    return evaluate(stage, experiment)
 
-    def base(self) -> Any:
-        """The model's own parameters, float32, on the mesh."""
-        if self.load is None:
-            key = jax.random.fold_in(jax.random.key(self.stage.seed), 1)
-            return jax.jit(self.model.init, out_shardings=self.base_layout)(key)
-        return self.load(sharding.placed(self.model.abstract_params(), self.base_layout))
 
-    def frozen(self) -> Any:
-        """What the objective needs besides the trained parameters: the base under an adapter, a reference model."""
-        frozen = {} if self.stage.lora is None else {"base": self.base()}
-        if isinstance(self.stage, DPO) and self.stage.needs_reference and self.stage.reference == "model":
-            frozen["reference"] = frozen.get("base") or self.base()
-        return frozen
-
-    def _trained(self, base: Any) -> Any:
-        if self.stage.lora is None:
-            return base
-        return lora.init_lora(jax.random.fold_in(jax.random.key(self.stage.seed), 2), base, self.stage.lora)
-
-    def _state(self, base: Any) -> State:
-        params = self._trained(base)
-        return new_state(params, self.optimizer.init(params), self.stage.seed)
-
-    def abstract(self) -> State:
-        """Shapes and types of the train state."""
-        return jax.eval_shape(self._state, self.model.abstract_params())
-
-    def state(self, layout: State) -> State:
-        """The train state before the first step, on the shardings of `layout`."""
-        if self.stage.lora is not None:  # an adapter's start depends on the base's shapes alone
-            return jax.jit(lambda: self._state(self.model.abstract_params()), out_shardings=layout)()
-        state = jax.jit(self._state, out_shardings=layout, donate_argnums=0)(self.base())
-        return self._with_moments(state, layout) if self.stage.keep_moments else state
-
-    def _with_moments(self, state: State, layout: State) -> State:
-        """The state with the optimiser's moments of the checkpoint that the parameters came from."""
-        if not (isinstance(self.load, functools.partial) and self.load.func is restore_params):
-            raise UserError(f"stage {self.stage.name}: keep_moments needs init to be a stage or run:<folder>")
-        old: OptState = self.load(sharding.placed(state.opt, layout.opt), prefix="opt")
-        return state._replace(opt=state.opt._replace(mu=old.mu, nu=old.nu, count=old.count))
-
-    def adapted(self, objective: Objective, *, training: bool) -> Objective:
-        """The objective as a function of what is trained."""
-        config = self.stage.lora
-        if config is None:
-            return objective
-
-        def on_adapter(adapter, batch, key, frozen):
-            merged = lora.merge(frozen["base"], adapter, config, jax.random.fold_in(key, 3) if training else None)
-            return objective(merged, batch, key, frozen)
-
-        return on_adapter
-
-    def save_merged(self, folder: Path, frozen: Any, step: int, meta: dict[str, Any]) -> None:
-        """The base with the trained adapter merged into it, as a checkpoint of `folder`/merged."""
-        layout = sharding.parameter_shardings(self.abstract().params, self.rules, self.mesh)
-        adapter = restore_params(folder, sharding.placed(self.abstract().params, layout))
-        merge = functools.partial(lora.merge, config=self.stage.lora)
-        merged = jax.jit(merge, out_shardings=self.base_layout)(frozen["base"], adapter)
-        with Checkpointer(folder / "merged" / "checkpoints", asynchronous=False) as checkpointer:
-            checkpointer.save(step, {"params": merged}, {**meta, "data": {"step": step}})
+_MAKERS = (
+    (MakeData, _make_data),
+    (Tokenizer, _train_tokenizer),
+    (RL, _reinforce),
+    (Train, _train),
+    (BestOfN, _best_of_n),
+    (Evaluate, _evaluate),
+)

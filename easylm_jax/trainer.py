@@ -2,109 +2,63 @@
 
     batch_at(step) → devices → step(state, batch, frozen) → metrics line → checkpoint
 
-The loop knows no model and no objective; `experiment.py` puts a `Job` together and `train` runs it to its end, from
-wherever the newest checkpoint is. Everything that decides the next step is in the checkpoint or a pure function of it,
-so a run that was killed goes on bit for bit as if it had not been.
+It knows no model and no objective; `stages.py` puts a `TrainJob` together and `train` runs it to its end (`loop.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from easylm_jax import sharding
-from easylm_jax.checkpoint import Checkpointer, Retention
-from easylm_jax.config import Checkpoints, Monitoring
 from easylm_jax.data import Cache, Loader
-from easylm_jax.monitor import Monitor, StopRequest, Throughput, model_flops_per_token, total_peak_flops
-from easylm_jax.monitor.metrics import FILE_NAME as METRICS_FILE
-from easylm_jax.monitor.metrics import last_line
+from easylm_jax.loop import Job, Line, Loop, describe_mesh
+from easylm_jax.monitor import Throughput, model_flops_per_token, total_peak_flops
 from easylm_jax.optimizer import Optimizer
-from easylm_jax.steps import REPLICATED_STATE, Batch, Objective, State, make_score_step, make_train_step
+from easylm_jax.steps import Batch, Objective, State, make_score_step, make_train_step
 from models.config import DecoderConfig
-from models.errors import UserError
 
 PyTree = Any
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop; the step it was at is saved."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJob(Job):
+    """A stage that reads data. `frozen` is on the devices already; `score` is the objective for held-out data."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """All that one stage of training needs.
-
-    `abstract_state` has the shapes and types of the train state; `fresh_state(layout)` makes the one before step 0 on
-    the shardings it is given. `frozen` is on the devices already. `score` is the objective for held-out data. `meta`
-    goes into every checkpoint as it is (the resolved configuration, the model).
-    """
-
-    name: str
-    folder: Path
-    mesh: jax.sharding.Mesh
     model: DecoderConfig
-    rules: sharding.Rules
     objective: Objective
     score: Objective
     optimizer: Optimizer
-    abstract_state: State
-    fresh_state: Callable[[State], State]
     frozen: PyTree
     loader: Loader
     held_out: Cache | None
-    validate_every: int | None
-    steps: int
     accumulate: int
-    checkpoints: Checkpoints
-    monitoring: Monitoring
-    meta: Mapping[str, Any]
 
 
-def train(job: Job) -> dict[str, Any]:
-    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics.
-
-    Raises `Stopped` after a signal, and `UserError` for what the user can mend.
-    """
-    monitor = Monitor(
-        job.folder, job.name, job.steps, tensorboard=job.monitoring.tensorboard, wandb=job.monitoring.wandb,
-        config=job.meta["config"], watchdog=job.monitoring.watchdog, heartbeat=job.monitoring.heartbeat_seconds,
-    )  # fmt: skip
-    c = job.checkpoints
-    checkpointer = Checkpointer(
-        job.folder / "checkpoints", Retention(c.latest, c.keep_every, c.history),
-        when_busy=c.when_busy, deadline_seconds=c.deadline_seconds,
-    )  # fmt: skip
-    throughput = _throughput(job)
-    with jax.set_mesh(job.mesh), monitor, checkpointer, StopRequest(monitor.message) as stop:
-        return _Run(job, monitor, checkpointer, stop, throughput).to_the_end()
-
-
-def _throughput(job: Job) -> Throughput:
-    """The meter of a stage. A CPU's peak is measured on one device, so this must come before the mesh is set."""
+def train(job: TrainJob) -> Line:
+    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
+    # A CPU's peak is measured on one device, so this must come before the mesh is set.
     per_token = model_flops_per_token(job.model, job.loader.cache.sequence_length)
-    return Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
+    throughput = Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
+    return _DataLoop(job, throughput).run()
 
 
-class _Run:
-    """One process's life in a job: what is on the device, and the helpers of the loop."""
+class _DataLoop(Loop):
+    """Batches are read ahead; metrics are read one step late."""
 
-    def __init__(
-        self, job: Job, monitor: Monitor, checkpointer: Checkpointer, stop: StopRequest, throughput: Throughput
-    ):
-        self.job, self.monitor, self.checkpointer, self.stop = job, monitor, checkpointer, stop
+    job: TrainJob
+
+    def __init__(self, job: TrainJob, throughput: Throughput):
+        super().__init__(job)
         self.throughput = throughput
-        abstract = job.abstract_state
-        self.layout = sharding.state_shardings(abstract, job.rules, job.mesh, REPLICATED_STATE)
-        self.abstract = sharding.placed(abstract, self.layout)
         everywhere = jax.sharding.NamedSharding(job.mesh, jax.sharding.PartitionSpec())
         self.rows = sharding.local_rows(job.loader.batch_rows, job.mesh)
         self.batch_layout = sharding.batch_sharding(job.mesh)
@@ -112,102 +66,43 @@ class _Run:
             job.objective,
             job.optimizer,
             accumulate=job.accumulate,
-            shardings=(self.layout, self.batch_layout, everywhere),
+            shardings=(job.layout, self.batch_layout, everywhere),
         )
-        self.score = make_score_step(job.score, shardings=(self.layout.params, self.batch_layout, everywhere))
-        self.tokens_seen = 0
+        self.score = make_score_step(job.score, shardings=(job.layout.params, self.batch_layout, everywhere))
         self.read_at = 0.0
-        self.validation: dict[str, float] = {}
 
-    def to_the_end(self) -> dict[str, Any]:
-        job, monitor = self.job, self.monitor
-        with monitor.phase("init"):
-            state, start = self._restore_or_start()
-        last: dict[str, Any] = {}
-        if start < job.steps:
-            with monitor.phase("compile"):
-                step = self._compile(state)
-            batches = Prefetch(job.loader, self.rows, start, job.steps, job.mesh)
-            try:
-                state, last = self._loop(state, step, batches, start)
-            finally:
-                batches.close()
-        else:
-            last = last_line(job.folder / METRICS_FILE) or {}
-        self.checkpointer.wait()
-        if job.held_out is not None and not self._validated(job.steps):
-            self._validate(state.params, job.steps)
-        return {**{k: v for k, v in last.items() if isinstance(v, (int, float))}, **self.validation}
-
-    def _restore_or_start(self) -> tuple[State, int]:
-        job = self.job
-        if self.checkpointer.latest_step() is None:
-            return job.fresh_state(self.layout), 0
-        state, meta = self.checkpointer.restore(self.abstract)
-        if meta["data"]["fingerprint"] != job.loader.fingerprint:
-            raise UserError(
-                f"stage {job.name}: its checkpoints were trained on other data (or another batch or seed); "
-                "use another --out, or --overwrite to begin again"
-            )
-        start = int(state.step)
-        self.tokens_seen = int(meta["data"]["tokens_seen"])
-        self.validation = dict(meta.get("validation") or {})
-        self.monitor.resume(meta["clocks"], start)
-        self.monitor.message(f"resuming at step {start} of {job.steps}")
-        return state, start
-
-    def _compile(self, state: State):
-        """The step compiled for these shapes, with what it needs on a device told before it runs."""
+    def prepare(self, state: State, start: int) -> None:
+        """Compiles the step for these shapes and tells what it needs on a device before it runs."""
         loader = self.job.loader
-        columns = loader.batch_at(0, slice(0, 1))
-        batch = {
-            name: jax.ShapeDtypeStruct((loader.batch_rows, *array.shape[1:]), array.dtype, sharding=self.batch_layout)
-            for name, array in columns.items()
-        }
-        compiled = self.step.lower(self.abstract, batch, self.job.frozen).compile()
-        memory = compiled.memory_analysis()
+        with self.monitor.phase("compile"):
+            columns = loader.batch_at(0, slice(0, 1))
+            batch = {
+                name: jax.ShapeDtypeStruct((loader.batch_rows, *x.shape[1:]), x.dtype, sharding=self.batch_layout)
+                for name, x in columns.items()
+            }
+            self.compiled = self.step.lower(self.abstract, batch, self.job.frozen).compile()
+        memory = self.compiled.memory_analysis()
         peak = getattr(memory, "peak_memory_in_bytes", 0) if memory else 0
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
         self.monitor.message(
             f"{parameters:,} trained parameters, mesh {describe_mesh(self.job.mesh)}, "
             f"{peak / 2**20:,.0f} MiB a device for a step"
         )
-        return compiled
+        self.batches = Prefetch(loader, self.rows, start, self.job.steps, self.job.mesh)
 
-    def _loop(self, state: State, step, batches: Prefetch, start: int) -> tuple[State, dict[str, Any]]:
-        job, monitor = self.job, self.monitor
-        pending: _Pending | None = None  # the newest step, whose metrics are still on the device
-        last: dict[str, Any] = {}
-        for number in range(start + 1, job.steps + 1):
-            with monitor.phase("data", number):
-                batch = next(batches)
-            with monitor.phase("step", number):
-                began = time.perf_counter()
-                state, metrics = step(state, batch, job.frozen)
-                if pending is not None:  # read one step late, while the device works on the next
-                    self._write(pending.number, self._read(pending))
-                pending = _Pending(number, metrics, began)
-                stopping = self.stop.agreed(number)
-                saving = stopping or number % job.checkpoints.every == 0 or number == job.steps or self._stays(number)
-                validating = self._validation_due(number)
-                if saving or validating:
-                    last = self._read(pending)
-            if validating:
-                last |= self._validate(state.params, number)
-            if saving or validating:  # the line is written before its checkpoint commits, so a kill loses none
-                self._write(number, last)
-                pending = None
-            if saving:
-                self._save(number, state, final=stopping or number == job.steps)
-            if stopping and number < job.steps:
-                self.checkpointer.wait()
-                raise Stopped(
-                    f"{job.name}: stopped at step {number} of {job.steps}, which is saved; run again to go on"
-                )
-        return state, last
+    def close(self) -> None:
+        if hasattr(self, "batches"):
+            self.batches.close()
 
-    def _read(self, pending: _Pending) -> dict[str, Any]:
-        """Waits for a step and returns its metrics line."""
+    def advance(self, state: State, number: int) -> tuple[State, _Pending]:
+        with self.monitor.phase("data", number):
+            batch = next(self.batches)
+        with self.monitor.phase("step", number):
+            began = time.perf_counter()
+            state, metrics = self.compiled(state, batch, self.job.frozen)
+        return state, _Pending(metrics, began)
+
+    def read(self, pending: _Pending) -> Line:
         host = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
         # A step that was sent while the one before it still ran begins when that one was read.
         now = time.perf_counter()
@@ -217,51 +112,25 @@ class _Run:
         self.throughput.update(tokens, seconds)
         return {**host, "tokens": self.tokens_seen, "seconds": seconds, **self.throughput.metrics()}
 
-    def _write(self, number: int, line: dict[str, Any]) -> None:
-        self.monitor.log(number, {**line, "goodput": self.monitor.ledger.goodput()})
+    def check(self, line: Line, number: int) -> None:
         self.job.optimizer.check(line, number)
 
-    def _save(self, number: int, state: State, final: bool) -> None:
-        with self.monitor.phase("checkpoint", number):
-            meta = {
-                **self.job.meta,
-                "data": {"fingerprint": self.job.loader.fingerprint, "step": number, "tokens_seen": self.tokens_seen},
-                "validation": self.validation,
-                "clocks": self.monitor.clocks(),
-            }
-            if final or self._stays(number):
-                self.checkpointer.wait()  # so that what is to stay is never what is skipped
-            if self.checkpointer.save(number, state, meta):
-                self.monitor.checkpoint_saved()
-
-    def _stays(self, number: int) -> bool:
-        """Whether a step is one of those that are kept for good, which are saved whatever `every` is."""
-        c = self.job.checkpoints
-        return any(every and number % every == 0 for every in (c.keep_every, c.history))
-
-    def _validation_due(self, number: int) -> bool:
-        every = self.job.validate_every
-        return self.job.held_out is not None and (number == self.job.steps or bool(every and number % every == 0))
-
-    def _validated(self, number: int) -> bool:
-        return self.validation.get("validation_step") == number
-
-    def _validate(self, params: PyTree, number: int) -> dict[str, float]:
-        """Scores the held-out rows with the parameters after `number` steps; sums before means."""
+    def validate(self, state: State, number: int) -> tuple[dict[str, float], str]:
+        """Scores the held-out rows; sums before means."""
         job = self.job
         assert job.held_out is not None
-        with self.monitor.phase("evaluate", number):
-            means = evaluate(self.score, params, job.frozen, job.held_out, job.loader.batch_rows, job.mesh)
-        self.validation = {"validation_step": number, **{f"validation_{name}": value for name, value in means.items()}}
-        self.monitor.message(f"step {number}: held-out loss {means['loss']:.4f}")
-        return self.validation
+        means = evaluate(self.score, state.params, job.frozen, job.held_out, job.loader.batch_rows, job.mesh)
+        words = f"loss {means['loss']:.4f}"
+        if "accuracy" in means and means.get("pairs"):
+            half = 1.96 * math.sqrt(means["accuracy"] * (1 - means["accuracy"]) / means["pairs"])
+            words += f", accuracy {means['accuracy']:.3f} ± {half:.3f} (95 %, {means['pairs']:.0f} pairs)"
+        return means, words
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
     """A step that was sent to the device."""
 
-    number: int
     metrics: Mapping[str, jax.Array]
     began: float
 
@@ -317,9 +186,3 @@ class Prefetch(Iterator[Batch]):
         """Ends the thread."""
         self._closed.set()
         self._thread.join()
-
-
-def describe_mesh(mesh: jax.sharding.Mesh) -> str:
-    """The axes that split something, as a recipe writes them."""
-    split = [f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1]
-    return ",".join(split) or "one device"

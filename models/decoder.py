@@ -267,6 +267,19 @@ class Decoder:
         return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(self.compute.batch_axes, None, None))
 
 
+def cast_kernels(params: Params, dtype: str) -> Params:
+    """Parameters with kernels and tables in `dtype`; what is used in float32 (norms, biases, a scalar head) stays.
+
+    They are cast to the activation type wherever they are used, so a model in that type computes the same with these.
+    """
+
+    def cast(path, leaf):
+        names = [key.key for key in path]
+        return leaf.astype(dtype) if names[-1] in ("kernel", "table") and names[0] != "score" else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def score_kernel(key: jax.Array, width: int) -> jax.Array:
     """A fresh scalar head [d, 1]: normal with variance 1/(d + 1), so that scores start near unit size (Tülu 3)."""
     return (width + 1) ** -0.5 * jax.random.normal(key, (width, 1))

@@ -8,7 +8,7 @@ from easylm_jax.monitor.metrics import FILE_NAME
 
 # 75 where a collective saw the connection close first, an abort where JAX's own watch over the processes did.
 ENDED_BY_ANOTHER = (75, -6)
-SAVING = "easylm_jax.trainer:_Run._save"
+SAVING = "easylm_jax.loop:Loop._save"
 
 
 def assert_same_batches(read, steps):

@@ -11,7 +11,7 @@ from easylm_jax.checkpoint_tools import diff
 from easylm_jax.monitor.metrics import read_metrics
 
 BEFORE_COMMIT = "easylm_jax.checkpoint_store:write_manifest"
-SAVING = "easylm_jax.trainer:_Run._save"
+SAVING = "easylm_jax.loop:Loop._save"
 
 
 def assert_same_end(out, stages=("pretrain", "sft")):

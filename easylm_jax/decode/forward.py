@@ -18,7 +18,7 @@ from easylm_jax.decode import cache as kv
 from easylm_jax.decode.cache import Cache
 from easylm_jax.sharding import parameter_shardings
 from models.attention import MASKED, attention
-from models.decoder import Decoder, Params
+from models.decoder import Decoder, Params, cast_kernels
 from models.heads import head_logits
 from models.layers import residual_norm
 
@@ -38,12 +38,7 @@ def prepare(
     weights stay split as the model's rules say, and with `gather` only over `tp`: each step then reads them where they
     lie, at the price of a whole copy for each group of devices that splits the batch.
     """
-    c, dtype = model.config, jnp.dtype(model.compute.dtype)
-
-    def cast(path, leaf):  # norm scales and biases keep their type: they are used in float32 or cast at use
-        return leaf.astype(dtype) if path[-1].key in ("kernel", "table") else leaf
-
-    params = jax.tree_util.tree_map_with_path(cast, params)
+    c, params = model.config, cast_kernels(params, model.compute.dtype)
     if mesh is not None:
         shardings = parameter_shardings(params, model.sharding_rules, mesh)
         if gather:

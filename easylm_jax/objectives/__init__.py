@@ -18,6 +18,12 @@ from easylm_jax.objectives.policy_gradient import (
     value_loss,
 )
 from easylm_jax.objectives.preference import kto_loss, preference_loss, preference_optimization, sequence_logprobs
+from easylm_jax.objectives.reinforcement import (
+    policy_optimization,
+    target_scores,
+    token_values,
+    value_regression,
+)
 from easylm_jax.objectives.reward_model import (
     calibration,
     pair_scores,
@@ -39,6 +45,7 @@ __all__ = [
     "kto_loss",
     "language_modelling",
     "pair_scores",
+    "policy_optimization",
     "ppo_loss",
     "preference_loss",
     "preference_optimization",
@@ -46,7 +53,10 @@ __all__ = [
     "reward_modelling",
     "score_responses",
     "sequence_logprobs",
+    "target_scores",
     "token_rewards",
+    "token_values",
     "value_loss",
+    "value_regression",
     "whiten",
 ]

@@ -1,0 +1,81 @@
+"""Objectives on rollouts: a policy and a value model, trained on responses that the policy wrote.
+
+A batch of rollouts has one prompt and its response in each row: `tokens`, `targets`, `segment_ids`, `positions`
+[B, S] as everywhere, and `mask` [B, S], 1 where the target is a token of the response. Whatever belongs to a token
+(`old_logprobs`, `advantages`, …) stands where the token is the target, which is also where its value is read: before
+it was chosen (spec tulu25 §4.4 step 6).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from easylm_jax.objectives.estimators import KLKind
+from easylm_jax.objectives.policy_gradient import Aggregation, grpo_loss, value_loss
+from easylm_jax.steps import Batch, Loss, Objective
+from models.decoder import Decoder, Params
+from models.heads import TokenScores, scalar_head, token_scores
+
+
+def _hidden(model: Decoder, params: Params, batch: Batch) -> jax.Array:
+    return model(params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]).hidden
+
+
+def target_scores(model: Decoder, params: Params, batch: Batch, *, temperature: float = 1.0) -> TokenScores:
+    """Log-probabilities and entropy of every target of a batch, each float32 [B, S]."""
+    hidden, head = _hidden(model, params, batch), model.head_kernel(params)
+    return token_scores(hidden, head, batch["targets"], chunk=model.compute.logits_chunk, temperature=temperature)
+
+
+def token_values(model: Decoder, params: Params, batch: Batch) -> jax.Array:
+    """What a value model expects at every position, float32 [B, S]; `model` has a scalar head."""
+    return scalar_head(_hidden(model, params, batch), params["score"]["kernel"])
+
+
+def policy_optimization(
+    model: Decoder,
+    *,
+    temperature: float = 1.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    aggregation: Aggregation = "token",
+    ratio: Literal["token", "sequence"] = "token",
+    surrogate: Literal["clip", "cispo"] = "clip",
+    kl: float = 0.0,
+    kl_kind: KLKind = "k3",
+) -> Objective:
+    """The clipped policy loss over rollouts: PPO's with the advantages of `gae`, GRPO's with those of a group.
+
+    The batch also has `old_logprobs` and `advantages` [B, S]; `reference_logprobs` where `kl` is not 0, and `weights`
+    [B, S] where the sampler is corrected for. `grpo_loss` explains the arguments; with the defaults it is `ppo_loss`.
+    """
+
+    def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
+        scores = target_scores(model, params, batch, temperature=temperature)
+        loss, denominator, metrics = grpo_loss(
+            scores.logprobs, batch["old_logprobs"], batch["advantages"], batch["mask"],
+            clip_low=clip_low, clip_high=clip_high, aggregation=aggregation, ratio=ratio, surrogate=surrogate,
+            reference_logprobs=batch.get("reference_logprobs") if kl else None, beta=kl, kl=kl_kind,
+            weights=batch.get("weights"), entropy=scores.entropy,
+        )  # fmt: skip
+        return Loss(loss, denominator, {**metrics, "tokens": _total(batch["segment_ids"] > 0)})
+
+    return objective
+
+
+def value_regression(model: Decoder, *, clip: float | None, coefficient: float = 1.0) -> Objective:
+    """`value_loss` of a value model over rollouts, times `coefficient`; the batch has `old_values` and `returns`."""
+
+    def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
+        values = token_values(model, params, batch)
+        loss, denominator, metrics = value_loss(values, batch["old_values"], batch["returns"], batch["mask"], clip=clip)
+        return Loss(coefficient * loss, denominator, metrics)
+
+    return objective
+
+
+def _total(mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return mask.sum().astype(jnp.float32), jnp.zeros((), jnp.float32)
