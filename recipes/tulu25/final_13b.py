@@ -1,0 +1,41 @@
+"""Tülu 2.5 13B, the released model: PPO with the 70B reward model on UltraFeedback (arXiv 2406.09279, Table 5).
+
+Beside it DPO on the same pairs. The released weights are asked the same questions, which shows how far the evaluation
+is the paper's before anything is trained: `--only released`.
+"""
+
+from easylm_jax.config import Entry, Recipe
+from recipes.tulu25 import data, published, stages, suites
+
+UF = data.preferences("uf")
+reward = stages.reward_model("70b", UF)
+ppo = stages.ppo(reward, UF.prompts)
+dpo = stages.dpo(UF)
+
+recipe = Recipe(
+    stages.RECIPE,
+    mesh=stages.MESH,
+    stages=(
+        suites.table(
+            "released",
+            "Tülu 2.5 13B as released",
+            (
+                Entry("PPO, 70B UF", ("hf:allenai/tulu-v2.5-ppo-13b-uf-mean-70b-uf-rm",), over=suites.BASE.method),
+                Entry("Tülu 2 DPO", ("hf:allenai/tulu-2-dpo-13b",), over=suites.BASE.method),
+            ),
+            published.CARDS,
+        ),
+        reward,
+        ppo,
+        dpo,
+        suites.table(
+            "final-13b",
+            "Tülu 2.5 13B",
+            (
+                Entry("DPO, UF", (dpo.name,), over=suites.BASE.method),
+                Entry("PPO, 70B UF", (ppo.name,), over="DPO, UF"),
+            ),
+            published.CARDS,
+        ),
+    ),
+)

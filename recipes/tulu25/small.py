@@ -1,0 +1,141 @@
+"""Tülu 2.5 (arXiv 2406.09279, Tables 1 to 4) at a size for one CPU: two preference sets, each with DPO and with PPO.
+
+    easylm run recipes/tulu25/small.py
+    EASYLM_DATA=/my/data easylm run recipes/tulu25/small.py
+
+A small OLMo 2 is trained from nothing on web pages, and then as the paper has it: fine-tuning; a
+reward model, DPO and PPO on each set; PPO on a mix of both with both prompts. The pairs are real ones
+(`recipes/tulu25/small_data.py`). The shapes of the schedules are the paper's; sizes and rates are this project's own.
+A model this small solves no problem of GSM8K: what the table shows is that every stage moves what it is meant to.
+"""
+
+from easylm_jax.config import (
+    DPO,
+    PPO,
+    SFT,
+    DataSpec,
+    DecoderConfig,
+    Entry,
+    Evaluate,
+    MakeData,
+    OptimizerConfig,
+    Pretrain,
+    Recipe,
+    Reward,
+    RewardModel,
+    Sampling,
+    Source,
+    Task,
+    Tokenizer,
+    Validation,
+)  # fmt: skip
+from recipes.tulu25.small_data import DATA
+
+SEQUENCE = 512
+VOCABULARY = 2048
+PROMPT, REPLY = 160, 128
+SETS = ("hh", "gsm8k")
+PAGES = (Source(f"{DATA}/c4_sample/c4-train-*.parquet"), Source(f"{DATA}/dolma_sample/*.jsonl"))
+
+MODEL = DecoderConfig(
+    family="olmo2", layers=4, width=128, heads=4, ffn=384, vocab=VOCABULARY, context=SEQUENCE, qk_norm=True
+)  # fmt: skip
+
+
+def files(sets: tuple[str, ...], suffix: str = "", **how) -> tuple[Source, ...]:
+    return tuple(Source(f"stage:data/{name}{suffix}.jsonl", **how) for name in sets)
+
+
+def conversations(suffix: str = "") -> DataSpec:
+    """The chosen side of every pair."""
+    sources = files(SETS, suffix, messages_field="chosen")
+    return DataSpec(sources, "stage:tokenizer", SEQUENCE, kind="chat", template="tulu25", packing="best_fit",
+                    overlong="drop")  # fmt: skip
+
+
+def pairs(sets: tuple[str, ...], suffix: str = "") -> DataSpec:
+    """About two pairs a row; those above 512 tokens are left out."""
+    return DataSpec(files(sets, suffix), "stage:tokenizer", SEQUENCE, kind="preference", template="tulu25",
+                    train_on="last_assistant", overlong="drop")  # fmt: skip
+
+
+def prompts(sources: tuple[Source, ...], keep: tuple[str, ...] = ()) -> DataSpec:
+    return DataSpec(sources, "stage:tokenizer", PROMPT, kind="prompts", template="tulu25", keep=keep)
+
+
+def tuned(lr: str) -> OptimizerConfig:
+    """As the paper: no decay, clip 1."""
+    return OptimizerConfig(lr, weight_decay=0.0)
+
+
+def reward_model(name: str, sets: tuple[str, ...]) -> RewardModel:
+    return RewardModel(
+        f"rm-{name}", init="sft", data=pairs(sets), validation=Validation(pairs(sets, "_held_out")),
+        batch=16, epochs=1, optimizer=tuned("5e-4 linear to 10% warmup 3%"),
+    )  # fmt: skip
+
+
+def dpo(name: str, sets: tuple[str, ...]) -> DPO:
+    return DPO(
+        f"dpo-{name}", init="sft", data=pairs(sets), validation=Validation(pairs(sets, "_held_out")),
+        batch=16, epochs=1, beta=0.1, optimizer=tuned("1e-4 linear to 0 warmup 10%"),
+    )  # fmt: skip
+
+
+def ppo(name: str, sets: tuple[str, ...]) -> PPO:
+    return PPO(
+        f"ppo-{name}",
+        init="sft",
+        reward=Reward(model=f"rm-{name}"),
+        data=prompts(files(sets)),
+        batch=64,
+        mini_batch=16,
+        steps=16,
+        sampling=Sampling(REPLY, temperature=0.7, top_k=50, slots=64),
+        logprob_temperature=1.0,
+        kl=0.05,
+        optimizer=tuned("1e-4 constant warmup 10%"),
+    )  # fmt: skip
+
+
+GSM8K_TEST = prompts((Source(f"{DATA}/gsm8k/test.jsonl", limit=200),), keep=("answer",))
+GREEDY = Sampling(REPLY, temperature=0.0)
+METHODS = (*(f"{algorithm}-{name}" for name in SETS for algorithm in ("dpo", "ppo")), "ppo-mix")
+
+recipe = Recipe(
+    "tulu25-small",
+    stages=(
+        MakeData("data", function="recipes.tulu25.small_data:write", seed=1),
+        Tokenizer("tokenizer", sources=(*PAGES, *files(SETS)), vocab_size=VOCABULARY),
+        Pretrain(
+            "pretrain",
+            model=MODEL,
+            data=DataSpec(PAGES, "stage:tokenizer", SEQUENCE),
+            batch=8,
+            steps=80,
+            optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps"),
+        ),
+        SFT(
+            "sft",
+            init="pretrain",
+            data=conversations(),
+            validation=Validation(conversations("_held_out")),
+            batch=8,
+            epochs=2,
+            optimizer=tuned("1e-3 linear to 0 warmup 3%"),
+        ),
+        *(stage(name, (name,)) for name in SETS for stage in (reward_model, dpo, ppo)),
+        reward_model("mix", SETS),
+        ppo("mix", SETS),
+        Evaluate(
+            "table",
+            title="Tülu 2.5 at a small size",
+            tasks=(
+                Task("GSM8K", data=GSM8K_TEST, verifier="gsm8k", sampling=GREEDY),
+                Task("answered", data=GSM8K_TEST, verifier="recipes.tulu25.small_data:answered", sampling=GREEDY),
+            ),
+            entries=(Entry("SFT", ("sft",)), *(Entry(name, (name,), over="SFT") for name in METHODS)),
+            reference="sft",
+        ),
+    ),
+)

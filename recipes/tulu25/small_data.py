@@ -1,0 +1,72 @@
+"""Preference pairs for `recipes/tulu25/small.py`, in the schema of the published sets: chosen, rejected, source.
+
+`EASYLM_DATA` is a folder with `hh_rlhf/harmless-base-test.jsonl.gz` and `gsm8k/{train,test}.jsonl`; the default is
+`../shared/data`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from easylm_jax.data.preference import first_difference, transcript
+from models.errors import UserError
+
+DATA = os.environ.get("EASYLM_DATA", "../shared/data")
+HELD_OUT = 256  # pairs of each set
+GSM8K_PAIRS = 1_500
+
+Messages = list[dict[str, str]]
+
+
+def write(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Both sets, cut into pairs to train on and pairs held out."""
+    hh, gsm8k = list(_hh_pairs()), list(_gsm8k_pairs(seed))[: GSM8K_PAIRS + HELD_OUT]
+    files = {}
+    for name, pairs in (("hh", hh), ("gsm8k", gsm8k)):
+        files |= {f"{name}.jsonl": pairs[HELD_OUT:], f"{name}_held_out.jsonl": pairs[:HELD_OUT]}
+    return files
+
+
+def answered(response: str, record: dict[str, Any]) -> float:
+    """1 where a response ends as GSM8K's solutions do, with #### and a number, whether or not it is the right one."""
+    return float(re.search(r"#### [-+$\d.,]*\d\W*$", response) is not None)
+
+
+def _lines(name: str) -> Iterator[dict[str, Any]]:
+    path = Path(DATA, name)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+    except FileNotFoundError:
+        raise UserError(f"cannot find {path}; set EASYLM_DATA to the folder that holds {name}") from None
+
+
+def _hh_pairs() -> Iterator[dict[str, Any]]:
+    """Human preferences between two replies, harmlessness."""
+    for record in _lines("hh_rlhf/harmless-base-test.jsonl.gz"):
+        sides = [transcript(record[side], side, "hh_rlhf") for side in ("chosen", "rejected")]
+        same = first_difference(*sides)
+        chosen, rejected = (side[: same + 1] for side in sides)
+        if same < min(map(len, sides)) and chosen[-1]["role"] == rejected[-1]["role"] == "assistant":
+            yield {"chosen": chosen, "rejected": rejected, "source": "hh-rlhf harmless"}
+
+
+def _gsm8k_pairs(seed: int) -> Iterator[dict[str, Any]]:
+    """The solution of a problem over that of another, as PRM800k's pairs have it over a wrong one (Section 3.1)."""
+    problems = list(_lines("gsm8k/train.jsonl"))
+    random.Random(seed).shuffle(problems)
+    others = problems[1:] + problems[:1]
+    for problem, other in zip(problems, others, strict=True):
+        sides = [_solution(problem["question"], answer) for answer in (problem["answer"], other["answer"])]
+        yield {"chosen": sides[0], "rejected": sides[1], "source": "GSM8K"}
+
+
+def _solution(question: str, answer: str) -> Messages:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
