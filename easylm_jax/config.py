@@ -346,8 +346,10 @@ class RL(Train):
                 raise UserError(f"stage {self.name}: {name} must be at least 1, not {getattr(self, name)}")
         if self.init is None:
             raise UserError(f"stage {self.name}: give init, the policy to start from")
-        if self.keep_moments:
-            raise UserError(f"stage {self.name}: keep_moments is for stages that read data; leave it out")
+        if self.keep_moments or self.dropout:
+            raise UserError(
+                f"stage {self.name}: keep_moments and dropout are for stages that read data; leave them out"
+            )
         if rows % self.update_rows:
             raise UserError(
                 f"stage {self.name}: mini_batch {self.mini_batch} does not divide the {rows} responses of a rollout"
@@ -364,6 +366,11 @@ class RL(Train):
     def update_rows(self) -> int:
         """Responses of one update."""
         return self.mini_batch or self.batch * self.samples
+
+    @property
+    def score_rows(self) -> int:
+        """Responses that go through a model at once where nothing is trained."""
+        return self.update_rows // self.accumulate
 
     @property
     def updates(self) -> int:
@@ -421,7 +428,7 @@ class PPO(RL):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(RL):
-    """Group-relative policy optimisation: no value model, advantages against a prompt's other answers (spec tulu3 §5.3).
+    """Group-relative policy optimisation: advantages against a prompt's other answers, no value model (tulu3 §5.3).
 
     `kl` weighs the divergence from the reference in the loss. `drop_equal` leaves out groups whose rewards are all
     equal, which teach nothing but would count in the denominator; `mask_truncated` leaves out responses that never
@@ -531,7 +538,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row of a table: a method, the stages (or `hf:`, `run:` models) that are its seeds, and the method it starts from."""
+    """A row of a table: a method, the stages (or `hf:`, `run:` models) that are its seeds, and what it starts from."""
 
     method: str
     stages: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What every training loop does besides its steps: start or resume, metrics, checkpoints, held-out scores, polite stops.
+"""What every training loop does besides its steps: start or resume, metrics, checkpoints, held-out scores, stops.
 
 A loop has a `Job`, which says what is made, and four things of its own: `prepare`, `advance`, `read` and `validate`.
 Everything that decides the next step is in the checkpoint or a pure function of it, so a run that was killed goes on
@@ -84,7 +84,7 @@ class Loop(abc.ABC):
     def validate(self, state: PyTree, number: int) -> tuple[dict[str, float], str]:
         """Scores on held-out data by name, and what to say of them."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most loops leave nothing open
         """Ends what `prepare` began."""
 
     def run(self) -> Line:

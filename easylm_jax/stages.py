@@ -170,7 +170,8 @@ def steps_of(stage: Train, loader: Loader) -> int:
     steps = min(length for length in (stage.steps, loader.steps) if length is not None)
     if steps == 0:
         raise UserError(
-            f"stage {stage.name}: {stage.epochs} epochs of {loader.cache.rows} rows give no whole batch of {stage.batch}"
+            f"stage {stage.name}: {stage.epochs} epochs of {loader.cache.rows} rows give no whole batch of "
+            f"{stage.batch}"
         )
     return steps
 
@@ -187,9 +188,9 @@ def meta_of(stage: Train, config: DecoderConfig, tokenizer: str, settings: dict[
 
 
 def _reinforce(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Result:
-    from easylm_jax.rl_stages import reinforce
+    from easylm_jax import rl_stages
 
-    return reinforce(stage, experiment, settings)
+    return rl_stages.run(stage, experiment, settings)
 
 
 def _best_of_n(stage: BestOfN, experiment: Experiment, settings: dict[str, Any]) -> Result:

@@ -67,8 +67,8 @@ class Model:
 
 
 def model_from(
-    init: str | None, experiment: Experiment, mesh: jax.sharding.Mesh, *, compute: Compute, shape: str | DecoderConfig | None = None,
-    dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
+    init: str | None, experiment: Experiment, mesh: jax.sharding.Mesh, *, compute: Compute,
+    shape: str | DecoderConfig | None = None, dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
 ) -> Model:  # fmt: skip
     """The model that `init` names (a stage, `hf:<name>`, `run:<folder>`), or a fresh one of `shape`.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 HELD_OUT_SHARE = 0.08
 WORDS = [
@@ -105,17 +105,37 @@ def _conversation(problem: Problem) -> dict[str, list[dict[str, str]]]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def _files(seed: int, documents: int, conversations: int, held_out: int) -> dict[str, list]:
+def _prompt(problem: Problem) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": problem.question}], "answer": problem.answer}
+
+
+def check(response: str, record: Mapping[str, Any]) -> float:
+    """The gold check: 1 where the last line is #### and the answer, letter by letter, and 0 otherwise."""
+    return float(response.strip().rpartition("\n")[2] == f"#### {record['answer']}")
+
+
+def _files(seed: int, documents: int, conversations: int, prompts: int, held_out: int) -> dict[str, list]:
     train, test = problems(seed, held_out=False), problems(seed, held_out=True)
     rng = random.Random(seed)
     return {
         "pretrain.jsonl": [_document(train, rng) for _ in range(documents)],
-        "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(held_out)],
+        "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(held_out // 4)],
         "sft.jsonl": [_conversation(next(train)) for _ in range(conversations)],
-        "sft_held_out.jsonl": [_conversation(next(test)) for _ in range(held_out)],
+        "sft_held_out.jsonl": [_conversation(next(test)) for _ in range(held_out // 4)],
+        "prompts.jsonl": [_prompt(next(train)) for _ in range(prompts)],
+        "prompts_held_out.jsonl": _distinct(test, held_out),
     }
 
 
+def _distinct(stream: Iterator[Problem], count: int) -> list[dict[str, Any]]:
+    """Prompts of different problems: one that is asked twice would count twice."""
+    found: dict[str, Problem] = {}
+    while len(found) < count:
+        problem = next(stream)
+        found.setdefault(problem.key, problem)
+    return [_prompt(problem) for problem in found.values()]
+
+
 def write(seed: int) -> dict[str, list]:
-    """Files of the quickstart: about 1.7 million tokens of pages and 4,000 conversations, and held-out parts."""
-    return _files(seed, documents=12_000, conversations=4_000, held_out=300)
+    """Files of the quickstart: pages of worked problems, conversations, prompts, and held-out parts of each."""
+    return _files(seed, documents=12_000, conversations=4_000, prompts=8_000, held_out=1_200)

@@ -1,31 +1,50 @@
-"""The whole way at a size for one CPU: make data, train a vocabulary, pre-train a small OLMo 2, fine-tune it.
+"""The whole way at a size for one CPU: from raw text to PPO against DPO, judged on held-out problems.
 
     make quickstart                     # or: easylm run recipes/quickstart.py
+
+A vocabulary, a small OLMo 2 pre-trained, SFT; then preferences of its own making (its answers, ordered by the gold
+check), a reward model and DPO on the same pairs, PPO from the reward model, and GRPO from the gold check itself. Every
+method starts from the same SFT model. The stage `table` asks all of them the same held-out problems and lets
+`arithmetic.check` judge.
 
 No network, no download: the tasks are arithmetic and small instructions (`recipes/arithmetic.py`). Sizes and rates are
 this project's own, chosen so that every stage visibly learns within minutes; the schedules have the papers' shapes.
 """
 
 from easylm_jax.config import (
+    DPO,
+    GRPO,
+    PPO,
     SFT,
+    BestOfN,
     Checkpoints,
     DataSpec,
     DecoderConfig,
+    Entry,
+    Evaluate,
     MakeData,
     OptimizerConfig,
     Pretrain,
     Recipe,
+    Reward,
+    RewardModel,
+    Sampling,
     Source,
+    Task,
     Tokenizer,
     Validation,
 )  # fmt: skip
 
 SEQUENCE = 256
+PROMPT = 48  # tokens; the longest prompt of the tasks has 44
+ANSWER = 40  # tokens; the longest reference answer has 36
+SEEDS = (0, 1, 2)
 
-# The block of OLMo 2 (arXiv 2501.00656, §2) at 4 layers: 4.5 million parameters.
+# The block of OLMo 2 (arXiv 2501.00656, §2) at 4 layers: 1.2 million parameters.
 MODEL = DecoderConfig(
-    family="olmo2", layers=4, width=256, heads=4, ffn=1024, vocab=512, context=SEQUENCE, qk_norm=True
+    family="olmo2", layers=4, width=128, heads=4, ffn=512, vocab=512, context=SEQUENCE, qk_norm=True
 )  # fmt: skip
+CHECK = "recipes.arithmetic:check"
 
 
 def pages(name: str) -> DataSpec:
@@ -38,31 +57,123 @@ def conversations(name: str) -> DataSpec:
     )
 
 
-recipe = Recipe(
-    "quickstart",
-    stages=(
-        MakeData("data", function="recipes.arithmetic:write", seed=1),
-        Tokenizer("tokenizer", sources=(Source("stage:data/pretrain.jsonl", limit=2_000),), vocab_size=512),
-        Pretrain(
-            "pretrain",
-            model=MODEL,
-            data=pages("pretrain.jsonl"),
-            validation=Validation(pages("pretrain_held_out.jsonl"), every=100),
-            batch=16,
-            steps=400,
-            z_loss=1e-4,  # OLMo 2 §3.3.3
-            optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps"),
-            checkpoints=Checkpoints(keep_every=100),
-        ),
-        SFT(
-            "sft",
-            init="pretrain",
-            data=conversations("sft.jsonl"),
-            validation=Validation(conversations("sft_held_out.jsonl")),
-            batch=16,
-            epochs=2,
-            # Tülu 2 and 3: linear to 0 after 3 % warm-up, no decay.
-            optimizer=OptimizerConfig("1e-3 linear to 0 warmup 3%", b2=0.999, weight_decay=0.0),
-        ),
+def prompts(name: str, limit: int | None = None) -> DataSpec:
+    source = Source(f"stage:data/{name}", limit=limit)
+    return DataSpec((source,), "stage:tokenizer", PROMPT, kind="prompts", template="tulu", keep=("answer",))
+
+
+def pairs(**part: int) -> DataSpec:
+    source = Source("stage:answers/pairs.jsonl", **part)
+    return DataSpec((source,), "stage:tokenizer", SEQUENCE, kind="preference", template="tulu", max_side_length=96)
+
+
+def rate(lr: float, shape: str) -> OptimizerConfig:
+    """No decay, as everywhere in Tülu's post-training (spec tulu25 §4)."""
+    return OptimizerConfig(f"{lr} {shape}", weight_decay=0.0)
+
+
+sampling = Sampling(ANSWER, temperature=1.0, slots=128)
+held_out = Validation(prompts("prompts_held_out.jsonl", limit=300), every=10)
+stages = [
+    MakeData("data", function="recipes.arithmetic:write", seed=1),
+    Tokenizer("tokenizer", sources=(Source("stage:data/pretrain.jsonl", limit=2_000),), vocab_size=512),
+    Pretrain(
+        "pretrain",
+        model=MODEL,
+        data=pages("pretrain.jsonl"),
+        validation=Validation(pages("pretrain_held_out.jsonl"), every=100),
+        batch=16,
+        steps=400,
+        z_loss=1e-4,  # OLMo 2 §3.3.3
+        optimizer=OptimizerConfig("4e-3 cosine to 10% warmup 20 steps"),
+        checkpoints=Checkpoints(keep_every=100),
     ),
+    SFT(
+        "sft",
+        init="pretrain",
+        data=conversations("sft.jsonl"),
+        validation=Validation(conversations("sft_held_out.jsonl")),
+        batch=16,
+        epochs=2,
+        optimizer=rate(1e-3, "linear to 0 warmup 3%"),  # Tülu 2 and 3: linear to 0 after 3 % warm-up
+    ),
+    BestOfN(
+        "answers",
+        init="sft",
+        data=prompts("prompts.jsonl", limit=3_000),
+        samples=4,
+        batch=256,
+        sampling=sampling,
+        reward=Reward(verifier=CHECK, missing_end=0.0),
+    ),
+    RewardModel(
+        "reward",
+        init="sft",
+        data=pairs(skip=200),
+        validation=Validation(pairs(limit=200)),
+        batch=16,
+        epochs=1,
+        optimizer=rate(3e-4, "linear to 3e-5 warmup 3%"),
+    ),
+]
+for seed in SEEDS:
+    stages += [
+        DPO(
+            f"dpo-{seed}",
+            seed=seed,
+            init="sft",
+            data=pairs(skip=200),
+            batch=16,
+            epochs=1,
+            beta=0.1,
+            optimizer=rate(1e-4, "linear to 0 warmup 10%"),
+        ),
+        PPO(
+            f"ppo-{seed}",
+            seed=seed,
+            init="sft",
+            reward=Reward(model="reward"),
+            data=prompts("prompts.jsonl"),
+            batch=128,
+            mini_batch=64,
+            rollout_epochs=2,
+            steps=40,
+            sampling=sampling,
+            kl=0.05,
+            validation=held_out,
+            check=CHECK,
+            optimizer=rate(1e-4, "constant warmup 10%"),
+        ),
+        GRPO(
+            f"grpo-{seed}",
+            seed=seed,
+            init="sft",
+            reward=Reward(verifier=CHECK, missing_end=0.0),
+            data=prompts("prompts.jsonl"),
+            batch=32,
+            samples=4,
+            mini_batch=64,
+            steps=40,
+            sampling=sampling,
+            validation=held_out,
+            check=CHECK,
+            optimizer=rate(1e-4, "constant warmup 10%"),
+        ),
+    ]
+stages.append(
+    Evaluate(
+        "table",
+        title="Quickstart: one SFT model, three ways on",
+        tasks=(Task("problems", prompts("prompts_held_out.jsonl"), CHECK, Sampling(ANSWER, temperature=0.0, slots=256)),),
+        reference="sft",
+        entries=(
+            Entry("SFT", ("sft",)),
+            *(
+                Entry(method, tuple(f"{method.lower()}-{seed}" for seed in SEEDS), over="SFT")
+                for method in ("DPO", "PPO", "GRPO")
+            ),
+        ),
+    )
 )
+
+recipe = Recipe("quickstart", stages=tuple(stages))

@@ -154,6 +154,7 @@ class _Call:
         self.tokens = np.full(shape, engine.model.config.pad_id or 0, np.int32)
         self.scores = {name: np.zeros(shape, np.float32) for name in ("logprobs", "logprobs_untruncated", "entropy")}
         self.lengths = np.zeros(count, np.int32)
+        self.ended = np.zeros(count, bool)
 
         same: dict[tuple[int, ...], list[int]] = {}
         for i, prompt in enumerate(request.prompts):
@@ -190,7 +191,7 @@ class _Call:
             self._make_room()
             self._decode()
         if self.request.scores:
-            return ScoredCompletions(tokens=self.tokens, lengths=self.lengths, **self.scores)
+            return ScoredCompletions(tokens=self.tokens, lengths=self.lengths, ended=self.ended, **self.scores)
         return Completions(self.tokens, self.scores["logprobs"], self.lengths)
 
     @property
@@ -313,10 +314,12 @@ class _Call:
             if cut is not None:
                 self.tokens[it, cut : had + new] = self.tokens.dtype.type(self.engine.model.config.pad_id or 0)
                 new, done = cut - had, True
+                self.ended[it] = True
         for name, values in self.scores.items():
             if getattr(out, name) is not None:
                 values[it, had : had + new] = getattr(out, name)[row, :new]
         self.lengths[it] = had + new
+        self.ended[it] |= int(self.tokens[it, had + new - 1]) in self.request.eos_ids
         self.state["token"][row] = self.tokens[it, had + new - 1]
         self.state["count"][row] += new
         if done:

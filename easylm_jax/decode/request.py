@@ -29,13 +29,15 @@ class Completions(NamedTuple):
 
 class ScoredCompletions(NamedTuple):
     """`Completions` with two more float32 arrays of the model's own distribution, at temperature 1 and without
-    truncation: the log-probability of each token, and the entropy in nats where it was drawn."""
+    truncation: the log-probability of each token, and the entropy in nats where it was drawn. `ended` bool [rows] says
+    whether an end token or a stop string ended the completion; the others were cut at `max_new_tokens`."""
 
     tokens: np.ndarray
     logprobs: np.ndarray
     lengths: np.ndarray
     logprobs_untruncated: np.ndarray
     entropy: np.ndarray
+    ended: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-PHASES = ("init", "compile", "data", "step", "checkpoint", "evaluate")
+PHASES = ("init", "compile", "data", "rollout", "reward", "step", "checkpoint", "evaluate")
+PRODUCTIVE = ("rollout", "reward", "step")
 BUCKETS = (*PHASES, "other", "lost")
 """`other` is time of the process in none of the phases."""
 
@@ -76,10 +77,10 @@ class Ledger:
         return dict(self._seconds)
 
     def goodput(self) -> float:
-        """Steps' share (0 to 1) of all the time that processes of this run were running."""
+        """The share (0 to 1) of steps and rollouts in all the time that processes of this run were running."""
         seconds = self.seconds()
         total = sum(seconds.values())
-        return seconds["step"] / total if total > 0 else 0.0
+        return sum(seconds[name] for name in PRODUCTIVE) / total if total > 0 else 0.0
 
     def _settle(self) -> None:
         now = self._clock()

@@ -1,0 +1,114 @@
+"""The stage `BestOfN`: answers that a reward orders, for rejection sampling and as pairs for preference training.
+
+Prompts are gone through in batches; each batch's answers are a file of their own, written whole, so a stage that was
+stopped goes on with the next batch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from easylm_jax import checkpoint_arrays, rollout, sharding
+from easylm_jax.config import BestOfN
+from easylm_jax.data import load_tokenizer
+from easylm_jax.decode import Engine
+from easylm_jax.evaluate.statistics import mean
+from easylm_jax.mesh import batch_split, make_mesh
+from easylm_jax.objectives import final_scores
+from easylm_jax.rl_stages import check_can_speak, check_room, judge_of
+from easylm_jax.stages import say
+from easylm_jax.start import model_from
+
+if TYPE_CHECKING:
+    from easylm_jax.experiment import Experiment
+
+
+def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
+    """Runs the stage; returns what `done.json` will say."""
+    folder = experiment.folder(stage.name)
+    mesh = make_mesh(experiment.recipe.mesh)
+    cache = experiment.cache(stage.data)
+    tokenizer = load_tokenizer(experiment.data(stage.data).tokenizer)
+    source = model_from(stage.init, experiment, mesh, compute=stage.compute)
+    check_can_speak(stage.name, source)
+    sharding.check_heads(source.config, mesh)
+    check_room(stage.name, source, cache, stage.sampling.max_new_tokens)
+    rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
+    judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, rows)
+    engine = Engine(source.decoder, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
+    count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
+    batches = rollout.chunks(count, stage.batch)
+    with jax.set_mesh(mesh):
+        params = source.frozen(mesh)
+        for number, chunk in enumerate(batches):
+            path = folder / "parts" / f"{number:06d}.jsonl"
+            if not path.is_file():
+                batch = cache.read(np.arange(chunk.start, chunk.stop))
+                seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
+                made = rollout.sample(
+                    engine, params, batch, stage.sampling, samples=stage.samples, seed=seed, tokenizer=tokenizer,
+                    greedy=stage.sampling.temperature == 0,
+                )  # fmt: skip
+                made.scores = judge(made)
+                if checkpoint_arrays.is_first_process():
+                    _write_part(path, stage, made, cache, tokenizer)
+                    say(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
+                checkpoint_arrays.barrier(f"{stage.name} {number}")
+    facts: dict[str, Any] = {}
+    if checkpoint_arrays.is_first_process():
+        facts = _gather(folder, len(batches))
+    checkpoint_arrays.barrier(f"{stage.name} gathered")
+    return {"files": ["best.jsonl", "pairs.jsonl", "answers.jsonl"], "metrics": facts}
+
+
+def _write_part(path: Path, stage: BestOfN, made: rollout.Rollout, cache, tokenizer) -> None:
+    r = stage.reward
+    final = np.asarray(
+        final_scores(made.scores, made.ended, missing_end=r.missing_end, gain=r.gain, bias=r.bias)
+    ).reshape(-1, stage.samples)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for prompt, scores in enumerate(final):
+            first = prompt * stage.samples
+            record = cache.record(int(made.prompt_index[first]))
+            answers = [rollout.text_of(made, first + i, tokenizer) for i in range(stage.samples)]
+            line = {"messages": record["_messages"], "answers": answers, "scores": scores.tolist()}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    temporary.replace(path)
+
+
+def _gather(folder: Path, parts: int) -> dict[str, Any]:
+    """The three files from the parts, and what the scores were: of the best answers, and of all."""
+    best_scores, all_scores, pairs = [], [], 0
+    names = ("best", "pairs", "answers")
+    files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8") for name in names}  # noqa: SIM115
+    try:
+        for number in range(parts):
+            for text in (folder / "parts" / f"{number:06d}.jsonl").read_text(encoding="utf-8").splitlines():
+                line = json.loads(text)
+                scores, answers = line["scores"], line["answers"]
+                best, worst = int(np.argmax(scores)), int(np.argmin(scores))
+                turns = [[*line["messages"], {"role": "assistant", "content": answer}] for answer in answers]
+                record: dict[str, Any] = {"messages": turns[best], "score": scores[best]}
+                files["best"].write(json.dumps(record, ensure_ascii=False) + "\n")
+                if scores[best] > scores[worst] and answers[best].strip() and answers[worst].strip():
+                    pairs += 1
+                    record = {"chosen": turns[best], "rejected": turns[worst], "margin": scores[best] - scores[worst]}
+                    files["pairs"].write(json.dumps(record, ensure_ascii=False) + "\n")
+                files["answers"].write(text + "\n")
+                best_scores.append(scores[best])
+                all_scores.append(float(np.mean(scores)))
+    finally:
+        for file in files.values():
+            file.close()
+    best, average = mean(np.array(best_scores)), mean(np.array(all_scores))
+    return {
+        "prompts": len(best_scores), "pairs": pairs, "best_score": best.value, "best_score_stderr": best.stderr,
+        "score": average.value, "score_stderr": average.stderr,
+    }  # fmt: skip

@@ -1,0 +1,247 @@
+"""The stage `Evaluate`: every model of its entries on every task, one file a model, then the table.
+
+What a model gave is written as soon as it is known, so an evaluation that was stopped goes on with the next model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from easylm_jax import checkpoint_arrays, rollout
+from easylm_jax.config import Entry, Evaluate, Reward, Task
+from easylm_jax.data import load_tokenizer
+from easylm_jax.decode import Engine
+from easylm_jax.evaluate.statistics import Estimate, difference, mean
+from easylm_jax.mesh import batch_split, make_mesh
+from easylm_jax.objectives import target_scores
+from easylm_jax.rewards import verdict, verifier
+from easylm_jax.rl_stages import check_can_speak, check_room, judge_of
+from easylm_jax.start import Model, model_from
+from models.decoder import Decoder
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from easylm_jax.experiment import Experiment
+
+PyTree = Any
+ROWS = 64  # responses that a model scores at once
+SHOWN = 8  # prompts of each task whose answers go to samples.jsonl
+
+
+def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
+    """Runs the stage; returns what `done.json` will say."""
+    folder = experiment.folder(stage.name)
+    mesh = make_mesh(experiment.recipe.mesh)
+    tasks = [_Prompts(task, experiment) for task in stage.tasks]
+    judges = {task.verifier: verifier(task.verifier) for task in stage.tasks}  # an unknown one is told before any work
+    names = dict.fromkeys(name for entry in stage.entries for name in entry.stages)
+    results = {}
+    for name in names:
+        path = folder / "models" / f"{_file_name(name)}.json"
+        if not path.is_file():
+            with jax.set_mesh(mesh):
+                result = _judged(stage, name, tasks, judges, experiment, mesh)
+            if checkpoint_arrays.is_first_process():
+                _write(path, result)
+            checkpoint_arrays.barrier(f"judged {name}")
+        results[name] = json.loads(path.read_text())
+    table = _table(stage, experiment, results, tasks)
+    if checkpoint_arrays.is_first_process():
+        _write_samples(folder / "samples.jsonl", stage, results)
+        _write(folder / "table.json", table)
+        _write(experiment.root / "table.json", table)
+    return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
+
+
+class _Prompts:
+    """A task with its prompts in memory."""
+
+    def __init__(self, task: Task, experiment: Experiment):
+        self.task, self.cache = task, experiment.cache(task.data)
+        self.tokenizer = load_tokenizer(experiment.data(task.data).tokenizer)
+        count = self.cache.rows if task.limit is None else min(task.limit, self.cache.rows)
+        self.batch = self.cache.read(np.arange(count))
+
+    @property
+    def count(self) -> int:
+        return len(self.batch["lengths"])
+
+    def record(self, index: int) -> dict[str, Any]:
+        return self.cache.record(int(self.batch["prompt_index"][index]))
+
+
+def _judged(
+    stage: Evaluate, name: str, tasks: list[_Prompts], judges: dict, experiment: Experiment, mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """What one model gives on all tasks, prompt by prompt."""
+    source = model_from(name, experiment, mesh, compute=stage.compute)
+    check_can_speak(stage.name, source)
+    params = source.frozen(mesh)
+    found: dict[str, Any] = {"tasks": {}}
+    for it in tasks:
+        task = it.task
+        check_room(stage.name, source, it.cache, task.sampling.max_new_tokens)
+        engine = _engine(source.decoder, task.sampling.slots, mesh)
+        greedy = task.sampling.temperature == 0
+        if greedy and task.samples > 1:
+            raise UserError(f"stage {stage.name}: task {task.name} takes {task.samples} greedy samples, all the same")
+        made = rollout.sample(
+            engine, params, it.batch, task.sampling, samples=task.samples, seed=stage.seed, tokenizer=it.tokenizer,
+            greedy=greedy,
+        )  # fmt: skip
+        texts = [rollout.text_of(made, row, it.tokenizer) for row in range(made.rows)]
+        records = [it.record(row // task.samples) for row in range(made.rows)]
+        scores = np.array(
+            [verdict(judges[task.verifier], text, record) for text, record in zip(texts, records, strict=True)]
+        ).reshape(-1, task.samples)
+        if task.best_of is not None:
+            scores = _best(stage, task, made, scores, it, experiment, mesh)
+        found["tasks"][task.name] = {
+            "scores": scores.mean(axis=1).tolist(), "length": float(made.lengths.mean()),
+            "ended": float(made.ended.mean()),
+            "samples": [
+                {"prompt": records[row]["_messages"], "response": texts[row], "score": float(scores.reshape(-1)[i])}
+                for i, row in enumerate(range(0, made.rows, task.samples))
+                if i < SHOWN
+            ],
+        }  # fmt: skip
+    if stage.reference is not None:
+        found["kl"] = _divergence(stage, source, params, tasks[0], experiment, mesh)
+    return found
+
+
+def _best(
+    stage: Evaluate, task: Task, made: rollout.Rollout, scores: np.ndarray, it: _Prompts, experiment: Experiment,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:  # fmt: skip
+    """Verdicts [prompts, 1] on the answers that a reward model likes best (best-of-N; spec tulu25 §11.3)."""
+    judge = judge_of(
+        stage.name, Reward(model=task.best_of), experiment, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh)
+    )
+    liked = judge(made).reshape(-1, task.samples).argmax(axis=1)
+    return scores[np.arange(len(scores)), liked][:, None]
+
+
+@functools.lru_cache(maxsize=2)
+def _engine(model: Decoder, slots: int, mesh: jax.sharding.Mesh) -> Engine:
+    """Models of one shape share an engine, and so its compiled programs."""
+    return Engine(model, slots=slots, mesh=mesh if mesh.size > 1 else None)
+
+
+def _rows(mesh: jax.sharding.Mesh) -> int:
+    return -(-ROWS // batch_split(mesh)) * batch_split(mesh)
+
+
+@functools.lru_cache(maxsize=2)
+def _scorer(model: Decoder, mesh: jax.sharding.Mesh):
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(lambda params, batch: target_scores(model, params, batch).logprobs, out_shardings=everywhere)
+
+
+def _divergence(
+    stage: Evaluate, source: Model, params: PyTree, it: _Prompts, experiment: Experiment, mesh: jax.sharding.Mesh
+) -> list[float]:
+    """Σ log π − log π_reference over one sampled answer (temperature 1) to each prompt, in nats."""
+    assert stage.reference is not None
+    reference = model_from(stage.reference, experiment, mesh, compute=stage.compute)
+    batch = {name: array[: stage.kl_prompts] for name, array in it.batch.items()}
+    sampling = dataclasses.replace(it.task.sampling, temperature=1.0, top_k=None, top_p=None)
+    engine = _engine(source.decoder, sampling.slots, mesh)
+    made = rollout.sample(engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer)
+    columns = rollout.columns_of(made)
+    forward = {name: columns[name] for name in ("tokens", "targets", "segment_ids", "positions")}
+
+    def scores(model: Decoder, own: PyTree) -> np.ndarray:
+        return rollout.in_chunks(_scorer(model, mesh), [own], forward, _rows(mesh), mesh)
+
+    apart = scores(source.decoder, params) - scores(reference.decoder, reference.frozen(mesh))
+    return (apart * columns["mask"]).sum(axis=1, dtype=np.float64).tolist()
+
+
+def _table(stage: Evaluate, experiment: Experiment, results: dict[str, Any], tasks: list[_Prompts]) -> dict[str, Any]:
+    names = [task.task.name for task in tasks]
+    scores = {  # [seeds, prompts] for each method and task
+        entry.method: {
+            task: np.array([results[stage_name]["tasks"][task]["scores"] for stage_name in entry.stages])
+            for task in names
+        }
+        for entry in stage.entries
+    }
+    rows = [_row(stage, entry, results, scores, names) for entry in stage.entries]
+    done = [experiment.done(other) for other in experiment.recipe.stages if other.name != stage.name]
+    return {
+        "title": stage.title,
+        "recipe": experiment.recipe.name,
+        "stage": stage.name,
+        "tasks": [
+            {"name": it.task.name, "prompts": it.count, "metric": it.task.verifier, "samples": it.task.samples}
+            for it in tasks
+        ],
+        "rows": rows,
+        "seconds": sum(one["seconds"] for one in done if one),
+    }
+
+
+def _row(
+    stage: Evaluate, entry: Entry, results: dict[str, Any], scores: dict[str, dict[str, np.ndarray]], names: list[str]
+) -> dict[str, Any]:
+    """One method's line: means over tasks of means over prompts; errors of independent tasks add in squares."""
+    own = scores[entry.method]
+    each = {name: mean(own[name]) for name in names}
+    overall = _average(list(each.values()))
+    row: dict[str, Any] = {
+        "method": entry.method, "stages": list(entry.stages), "score": overall.value, "stderr": overall.stderr,
+        "interval": list(overall.interval), "n": int(sum(x.shape[1] for x in own.values())),
+        "seeds": len(entry.stages),
+        "scores": {name: {"score": one.value, "stderr": one.stderr} for name, one in each.items()},
+    }  # fmt: skip
+    for what in ("length", "ended"):
+        row[what] = float(np.mean([results[s]["tasks"][task][what] for s in entry.stages for task in names]))
+    row["kl"] = row["kl_stderr"] = row["over"] = None
+    if stage.reference is not None:
+        divergence = mean(np.array([results[s]["kl"] for s in entry.stages]))
+        row["kl"], row["kl_stderr"] = divergence
+    if entry.over is not None:
+        apart = _average([difference(own[name], scores[entry.over][name]) for name in names])
+        row["over"] = {"method": entry.over, "difference": apart.value, "stderr": apart.stderr}
+    published = {p.column: p.value for p in stage.published if p.method == entry.method}
+    row["published"] = published or None
+    return row
+
+
+def _average(estimates: list[Estimate]) -> Estimate:
+    count = len(estimates)
+    return Estimate(sum(one.value for one in estimates) / count, sum(one.stderr**2 for one in estimates) ** 0.5 / count)
+
+
+def _write_samples(path: Path, stage: Evaluate, results: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for entry in stage.entries:
+            for name in entry.stages[:1]:
+                for task, found in results[name]["tasks"].items():
+                    for sample in found["samples"]:
+                        prompt = sample["prompt"][-1]["content"]
+                        line = {"method": entry.method, "stage": name, "task": task, **sample, "prompt": prompt}
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _file_name(model: str) -> str:
+    """A model's name where it can be a file's, else a hash of it."""
+    plain = all(c.isalnum() or c in "-_." for c in model)
+    return model if plain else hashlib.sha256(model.encode()).hexdigest()[:16]
+
+
+def _write(path: Path, value: Any) -> None:
+    """Written beside and renamed, so that a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,388 @@
+"""The loop for stages that make their own data: rollout, reward, advantages, updates.
+
+    batch_at(step) → prompts → engine → responses → scores → log-probabilities, values → advantages
+                   → updates of the policy (and the value model) → metrics line → checkpoint
+
+One step is one rollout with all its updates, and every step can be saved: prompts are a pure function of the step,
+tokens of (parameters, seed, step), so a run that was killed makes the same rollouts again and goes on bit for bit.
+What differs between PPO, GRPO and online DPO is in `signals.py`: how scores become columns of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easylm_jax import checkpoint_arrays, rollout, sharding, signals
+from easylm_jax.config import PPO, RL
+from easylm_jax.data import Cache, Loader
+from easylm_jax.data.loader import permutation
+from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.decode import Engine
+from easylm_jax.loop import Job, Line, Loop, describe_mesh
+from easylm_jax.objectives import adaptive_kl, target_scores, token_values
+from easylm_jax.rewards import verdict, verifier
+from easylm_jax.rollout import Judge, Rollout
+from easylm_jax.start import Start
+from easylm_jax.steps import Objective, State, make_train_step
+from models.decoder import Decoder
+
+PyTree = Any
+Columns = dict[str, np.ndarray]
+
+
+class RLState(NamedTuple):
+    """All that a step changes. `step` int32 counts rollouts; `params`, `opt`, `rng` are the policy's, after `updates`
+    updates; `value` is the value model's whole train state (None without one); `kl` float32 is the price of a nat."""
+
+    step: jax.Array
+    params: PyTree
+    opt: PyTree
+    rng: jax.Array
+    updates: jax.Array
+    value: State | None
+    kl: jax.Array
+
+    @property
+    def policy(self) -> State:
+        """The policy as a train step knows it."""
+        return State(self.updates, self.params, self.opt, self.rng)
+
+
+REPLICATED = ("step", "rng", "updates", "kl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutJob(Job):
+    """A stage that writes its own data. `frozen` and the reference's parameters are on the devices already.
+
+    `merge(params, frozen)` makes the policy's own parameters of the trained ones (which may be an adapter).
+    """
+
+    stage: RL
+    policy: Start
+    value: Start | None
+    policy_objective: Objective
+    value_objective: Objective | None
+    merge: Callable[[PyTree, PyTree], PyTree]
+    frozen: PyTree
+    reference: PyTree
+    judge: Judge
+    loader: Loader
+    held_out: Cache | None
+    tokenizer: Tokenizer
+
+
+def reinforce(job: RolloutJob) -> Line:
+    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
+    return _RolloutLoop(job).run()
+
+
+@dataclasses.dataclass
+class _Pending:
+    line: Line
+    updates: list[dict[str, jax.Array]]
+    began: float
+
+
+class _RolloutLoop(Loop):
+    """Rollouts one after the other, each trained on at once (nothing is stale)."""
+
+    job: RolloutJob
+
+    def __init__(self, job: RolloutJob):
+        super().__init__(job)
+        stage, mesh = job.stage, job.mesh
+        self.model: Decoder = job.policy.model
+        self.rows = stage.update_rows
+        self.score_rows = stage.score_rows
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        batch = sharding.batch_sharding(mesh)
+        self.batch_layout = batch
+        step = functools.partial(make_train_step, accumulate=stage.accumulate)
+        self.policy_step = step(
+            job.policy_objective, job.policy.optimizer, shardings=(job.policy.layout, batch, everywhere)
+        )
+        if job.value is not None:
+            assert job.value_objective is not None
+            self.value_step = step(
+                job.value_objective, job.value.optimizer, shardings=(job.value.layout, batch, everywhere)
+            )
+        # One program for the policy and the reference, so that equal parameters give equal numbers to the last bit.
+        self.token_scores = jax.jit(functools.partial(_scores, self.model, stage.temperature), out_shardings=everywhere)
+        if job.value is not None:
+            values = functools.partial(token_values, job.value.model)
+            self.values = jax.jit(lambda params, rows: values(params, rows), out_shardings=everywhere)
+        self.merge = jax.jit(job.merge) if stage.lora is not None else job.merge
+        self.engine = Engine(
+            self.model, slots=min(stage.sampling.slots, stage.batch * stage.samples),
+            mesh=mesh if mesh.size > 1 else None,
+        )  # fmt: skip
+        self.signals = signals.of(stage, mesh)
+        self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
+        self.check_verifier = verifier(stage.check) if stage.check else None
+
+    # Before the first step
+
+    def prepare(self, state: RLState, start: int) -> None:
+        """Compiles the updates for the longest rows and tells what everything needs on a device."""
+        job, stage = self.job, self.job.stage
+        longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
+        with self.monitor.phase("compile"):
+            programs = self._programs(self.signals.abstract(rollout.bucket(longest)))
+        for line in self.memory(programs, longest):
+            self.monitor.message(line)
+
+    def memory(self, programs: dict[str, Any], longest: int) -> list[str]:
+        """Bytes on one device: what stays, part by part, and what the largest program adds while it runs."""
+        job, stage = self.job, self.job.stage
+        parts = {"policy": self.abstract.params, "its moments": self.abstract.opt, "base": job.frozen.get("base")}
+        if self.abstract.value is not None:
+            parts |= {"value model": self.abstract.value.params, "its moments ": self.abstract.value.opt}
+        parts |= {"reference": job.reference, "reward model": job.judge.params}
+        sizes = {name: _bytes(tree) for name, tree in parts.items() if tree is not None}
+        c = self.model.config
+        columns = self.engine.bucket(longest)
+        rows = self.engine.slots // self.engine.split
+        item = jnp.dtype(self.model.compute.dtype).itemsize
+        sizes["decode cache"] = 2 * c.layers * rows * c.kv_heads * c.head_dim * columns * item // job.mesh.shape["tp"]
+        temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
+        total = sum(sizes.values()) + temporary
+        shown = ", ".join(f"{name.strip()} {size / 2**20:,.1f}" for name, size in sizes.items())
+        return [
+            f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} answers a rollout, "
+            f"{stage.updates} updates of {stage.update_rows}",
+            f"MiB on a device: {shown}, an update's temporaries {temporary / 2**20:,.1f}; "
+            f"together {total / 2**20:,.1f}",
+        ]
+
+    def _programs(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """The compiled updates for batches of these shapes."""
+        key = tuple(batch["tokens"].shape)
+        if key not in self.programs:
+            job, abstract = self.job, self.abstract
+            rows = {
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_layout) for name, x in batch.items()
+            }
+            programs = {"policy": self.policy_step.lower(abstract.policy, rows, job.frozen).compile()}
+            if job.value is not None:
+                programs["value"] = self.value_step.lower(abstract.value, rows, {}).compile()
+            self.programs[key] = programs
+        return self.programs[key]
+
+    # A step
+
+    def advance(self, state: RLState, number: int) -> tuple[RLState, _Pending]:
+        job, stage = self.job, self.job.stage
+        began = time.perf_counter()
+        policy = self.merge(state.params, job.frozen)
+        with self.monitor.phase("rollout", number):
+            prompts = job.loader.batch_at(number - 1)
+            seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
+            made = rollout.sample(
+                self.engine, policy, prompts, stage.sampling, samples=stage.samples, seed=seed,
+                tokenizer=job.tokenizer,
+            )  # fmt: skip
+        sampled = time.perf_counter()
+        with self.monitor.phase("reward", number):
+            made.scores = job.judge(made)
+            columns = self._measured(rollout.columns_of(made), policy, state.value)
+            rows, line = self.signals.rows(made, columns, float(state.kl))
+            line |= self._line(made, columns)
+            self._keep(number, made, columns)
+        scored = time.perf_counter()
+        state, updates = self._updates(state, rows, number)
+        line |= {
+            "rollout_seconds": sampled - began, "score_seconds": scored - sampled,
+            "rollouts_per_second": made.rows / (sampled - began),
+            "response_tokens_per_second": float(made.lengths.sum()) / (sampled - began),
+            "kl_coefficient": float(state.kl),
+        }  # fmt: skip
+        kl = self._next_kl(state.kl, line["kl"])
+        # Placed like the state that was restored, so that both are the same programs' arguments.
+        step = jax.device_put(np.int32(number), self.job.layout.step)
+        return state._replace(step=step, kl=kl), _Pending(line, updates, began)
+
+    def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
+        """The columns with what the models say of every target: trainer, reference, value."""
+        in_chunks = functools.partial(rollout.in_chunks, size=self.score_rows, mesh=self.job.mesh)
+        forward = {name: columns[name] for name in ("tokens", "targets", "segment_ids", "positions")}
+        old, entropy = in_chunks(self.token_scores, [policy], forward)
+        reference, _ = in_chunks(self.token_scores, [self.job.reference], forward)
+        measured = {**columns, "old_logprobs": old, "entropy": entropy, "reference_logprobs": reference}
+        if value is not None:
+            measured["old_values"] = in_chunks(self.values, [value.params], forward)
+        return measured
+
+    def _updates(self, state: RLState, rows: Columns, number: int) -> tuple[RLState, list[dict[str, jax.Array]]]:
+        """All updates of one rollout, mini-batch by mini-batch, epoch by epoch."""
+        stage, size = self.job.stage, self.signals.update_rows
+        done = []
+        for epoch in range(stage.rollout_epochs):
+            order = self._order(len(rows["tokens"]), number, epoch)
+            for chunk in rollout.chunks(len(order), size):
+                part = {name: array[order[chunk]] for name, array in rows.items()}
+                if isinstance(stage, PPO) and stage.compat == "tulu25":
+                    policy = self.merge(state.params, self.job.frozen)
+                    part = self.signals.again(self._measured(part, policy, state.value), float(state.kl))
+                state, metrics = self._update(state, self.signals.batch(part), number)
+                done.append(metrics)
+        return state, done
+
+    def _order(self, count: int, number: int, epoch: int) -> np.ndarray:
+        """A fresh shuffle of the rows, so that a prompt's answers spread over updates; as written with compat."""
+        stage = self.job.stage
+        if isinstance(stage, PPO) and stage.compat == "tulu25":
+            return np.arange(count)
+        return permutation(count, self.job.fingerprint, stage.seed, number, epoch)
+
+    def _update(self, state: RLState, part: Columns, number: int) -> tuple[RLState, dict[str, jax.Array]]:
+        job, stage = self.job, self.job.stage
+        size = len(part["tokens"])
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in part.items()}
+        if tuple(part["tokens"].shape) not in self.programs:
+            with self.monitor.phase("compile", number):
+                self._programs(shapes)
+        programs = self._programs(shapes)
+        with self.monitor.phase("step", number):
+            batch = sharding.place_batch(rollout.local(part, size, job.mesh), size, job.mesh)
+            metrics: dict[str, jax.Array] = {}
+            if state.value is not None:
+                value, told = programs["value"](state.value, batch, {})
+                state = state._replace(value=value)
+                metrics |= {f"value_{name}" if name in _OPTIMIZER else name: x for name, x in told.items()}
+                metrics["value_total"] = metrics.pop("loss")
+            if isinstance(stage, PPO) and number <= stage.value_only:
+                return state, metrics
+            policy, told = programs["policy"](state.policy, batch, job.frozen)
+            state = state._replace(updates=policy.step, params=policy.params, opt=policy.opt, rng=policy.rng)
+            return state, {**metrics, **told}
+
+    def _next_kl(self, kl: jax.Array, observed: float) -> jax.Array:
+        stage = self.job.stage
+        if not (isinstance(stage, PPO) and stage.kl_target):
+            return kl
+        new = adaptive_kl(np.float32(jax.device_get(kl)), observed, target=stage.kl_target)
+        return jax.device_put(np.float32(new), self.job.layout.kl)
+
+    # What is told
+
+    def _line(self, made: Rollout, columns: Columns) -> Line:
+        """What a rollout says of itself; divergences are sums over a response, in nats."""
+        mask = columns["mask"] > 0
+        tokens = mask.sum()
+        gap = np.where(mask, columns["old_logprobs"] - self._comparable(columns), 0.0)
+        divergence = np.where(mask, columns["old_logprobs"] - columns["reference_logprobs"], 0.0)
+        return {
+            "score": float(made.scores.mean()),
+            "score_std": float(made.scores.std()),
+            "ended": float(made.ended.mean()),
+            "length": float(made.lengths.mean()),
+            "kl": float(divergence.sum(axis=1).mean()),
+            "kl_per_token": float(divergence.sum() / tokens),
+            "entropy": float(made.entropy.sum() / tokens),
+            "sampler_gap": float(np.abs(gap).sum() / tokens),
+            "sampler_gap_max": float(np.abs(gap).max()),
+        }
+
+    def _comparable(self, columns: Columns) -> np.ndarray:
+        """The sampler's log-probabilities that should equal the trainer's: of the same temperature."""
+        stage = self.job.stage
+        if stage.temperature == 1.0:
+            return columns["untruncated_logprobs"]
+        return columns["sampler_logprobs"]
+
+    def read(self, pending: _Pending) -> Line:
+        updates = jax.device_get(pending.updates)
+        seconds = time.perf_counter() - pending.began
+        names = list(dict.fromkeys(name for told in updates for name in told))
+        told = {name: [float(update[name]) for update in updates if name in update] for name in names}
+        line = {name: _LATEST.get(name, _mean)(values) for name, values in told.items()}
+        tokens = int(sum(told.get("tokens", [0])))
+        self.tokens_seen += tokens
+        line.setdefault("loss", line.get("value_total", 0.0))
+        measured = pending.line["rollout_seconds"] + pending.line["score_seconds"]
+        return {
+            **line, **pending.line, "tokens": self.tokens_seen, "seconds": seconds,
+            "update_seconds": seconds - measured, "tokens_per_second": tokens / seconds,
+        }  # fmt: skip
+
+    def check(self, line: Line, number: int) -> None:
+        if "skipped_in_row" in line:
+            self.job.policy.optimizer.check(line, number)
+
+    def validate(self, state: RLState, number: int) -> tuple[dict[str, float], str]:
+        """Greedy answers to the held-out prompts, judged by the stage's `check`."""
+        job, stage = self.job, self.job.stage
+        assert job.held_out is not None and self.check_verifier is not None
+        batch = job.held_out.read(np.arange(job.held_out.rows))
+        policy = self.merge(state.params, job.frozen)
+        made = rollout.sample(
+            self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer, greedy=True
+        )
+        texts = [rollout.text_of(made, row, job.tokenizer) for row in range(made.rows)]
+        records = [job.held_out.record(int(index)) for index in made.prompt_index]
+        scores = np.array([verdict(self.check_verifier, *it) for it in zip(texts, records, strict=True)])
+        error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
+        means = {"score": float(scores.mean()), "stderr": error, "prompts": float(len(scores))}
+        return means, f"score {means['score']:.3f} ± {error:.3f} (standard error, {len(scores)} prompts)"
+
+    def _keep(self, number: int, made: Rollout, columns: Columns) -> None:
+        """Writes a few answers of about every tenth rollout, for a person to read."""
+        job, stage = self.job, self.job.stage
+        due = number in (1, job.steps) or number % max(1, job.steps // 10) == 0
+        if not (due and stage.keep_samples and checkpoint_arrays.is_first_process()):
+            return
+        divergence = ((columns["old_logprobs"] - columns["reference_logprobs"]) * columns["mask"]).sum(axis=1)
+        folder = job.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        with open(folder / f"{number}.jsonl", "w", encoding="utf-8") as file:
+            for row in range(0, made.rows, max(1, made.rows // stage.keep_samples))[: stage.keep_samples]:
+                prompt = job.tokenizer.decode(made.prompts[row, : made.prompt_lengths[row]].tolist())
+                record = {
+                    "prompt": prompt, "response": rollout.text_of(made, row, job.tokenizer),
+                    "score": float(made.scores[row]), "ended": bool(made.ended[row]), "kl": float(divergence[row]),
+                }  # fmt: skip
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _scores(model: Decoder, temperature: float, params: PyTree, batch: dict[str, jax.Array]):
+    scores = target_scores(model, params, batch, temperature=temperature)
+    return scores.logprobs, scores.entropy
+
+
+_OPTIMIZER = (
+    "lr", "grad_norm", "param_norm", "skipped", "skipped_total", "skipped_in_row", "loss_deviation",
+    "grad_norm_deviation", "update_norm",
+)  # fmt: skip
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+_LATEST: dict[str, Callable[[list[float]], float]] = {
+    **{
+        prefix + name: (lambda values: values[-1])
+        for prefix in ("", "value_")
+        for name in ("lr", "param_norm", "skipped_total", "skipped_in_row")
+    },
+    "skipped": sum,
+    "value_skipped": sum,
+}
+
+
+def _bytes(tree: PyTree) -> int:
+    """Bytes of a tree (arrays, or shapes with shardings) on one device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,246 @@
+"""One rollout: prompts answered, answers judged, everything per token laid out for the losses.
+
+    prompts → engine → responses with behaviour log-probabilities → scores → rows [B, S]
+
+A row holds one prompt and its response. Numbers that belong to a token stand where it is the target (see
+`objectives.reinforcement`). All of it is host memory, the same on every process: whatever a process computes alone
+(verdicts) is taken from the first one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from easylm_jax import sharding
+from easylm_jax.config import Reward, Sampling
+from easylm_jax.data import Cache
+from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.decode import Engine, ScoredCompletions
+from easylm_jax.objectives import score_responses
+from easylm_jax.rewards import verdict, verifier
+from models.decoder import Decoder
+from models.errors import UserError
+
+PyTree = Any
+LEAST_WIDTH = 16
+
+
+@dataclasses.dataclass
+class Rollout:
+    """Responses of one step, sample by sample: row = prompt · samples + sample.
+
+    `prompts` int32 [B, P] right-padded with `prompt_lengths` [B]; `responses` int32 [B, T] with `lengths` [B] that
+    count the end token; `ended` [B] whether there was one (or a stop string). `sampler_logprobs` float32 [B, T] are of
+    the distribution that was drawn from, `untruncated_logprobs` at temperature 1 without truncation, `entropy` the
+    model's own in nats. `prompt_index` [B] numbers the prompt in its cache. `scores` [B] are raw.
+    """
+
+    prompts: np.ndarray
+    prompt_lengths: np.ndarray
+    prompt_index: np.ndarray
+    responses: np.ndarray
+    lengths: np.ndarray
+    ended: np.ndarray
+    sampler_logprobs: np.ndarray
+    untruncated_logprobs: np.ndarray
+    entropy: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    def tokens_of(self, row: int) -> list[int]:
+        """The response's tokens, the end token among them."""
+        return self.responses[row, : self.lengths[row]].tolist()
+
+
+def sample(
+    engine: Engine, params: PyTree, batch: dict[str, np.ndarray], sampling: Sampling, *, samples: int, seed: int,
+    tokenizer: Tokenizer, greedy: bool = False,
+) -> Rollout:  # fmt: skip
+    """Answers to a batch of prompts (`tokens`, `lengths`, `prompt_index`); scores are still 0."""
+    lengths = batch["lengths"]
+    prompts = [row[:n].tolist() for row, n in zip(batch["tokens"], lengths, strict=True)]
+    done = engine.generate(
+        params, prompts, max_new_tokens=sampling.max_new_tokens, temperature=0.0 if greedy else sampling.temperature,
+        top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
+        eos_ids=(tokenizer.eos_id,), stop_strings=sampling.stop_strings, samples=samples, seed=seed,
+        detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True,
+    )  # fmt: skip
+    assert isinstance(done, ScoredCompletions)
+    return Rollout(
+        prompts=np.repeat(batch["tokens"], samples, axis=0),
+        prompt_lengths=np.repeat(lengths, samples),
+        prompt_index=np.repeat(batch["prompt_index"], samples),
+        responses=done.tokens,
+        lengths=done.lengths,
+        ended=done.ended,
+        sampler_logprobs=done.logprobs,
+        untruncated_logprobs=done.logprobs_untruncated,
+        entropy=done.entropy,
+        scores=np.zeros(len(done.lengths), np.float32),
+    )
+
+
+def text_of(rollout: Rollout, row: int, tokenizer: Tokenizer) -> str:
+    """The response as text, without special tokens."""
+    return tokenizer.decode(rollout.tokens_of(row), skip_special=True)
+
+
+class Judge:
+    """Scores of responses: a reward model's, a verifier's, or their sum. Raw: the trainer applies gain and missing end.
+
+    Args:
+        reward: what to score with.
+        model: the reward model (with a scalar head) and its parameters on the mesh; None where there is none.
+        rows: responses that the reward model is given at once.
+    """
+
+    def __init__(
+        self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
+        model: Decoder | None, params: PyTree, rows: int,
+    ):  # fmt: skip
+        self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
+        self.params, self.rows = params, rows
+        self.verify = verifier(reward.verifier) if reward.verifier else None
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._score = None
+        if model is not None:
+            self._score = jax.jit(functools.partial(score_responses, model), out_shardings=everywhere)
+
+    def __call__(self, rollout: Rollout) -> np.ndarray:
+        """float32 [B]; UserError where one is not a finite number."""
+        scores = np.zeros(rollout.rows, np.float32)
+        if self._score is not None:
+            scores += self._model_scores(rollout)
+        if self.verify is not None:
+            scores += self.reward.verifier_weight * self._verdicts(rollout)
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            record = self.cache.record(int(rollout.prompt_index[bad[0]]))
+            raise UserError(
+                f"reward: the reward model gave {scores[bad[0]]} for record {record['_record']} of "
+                f"{record['_source']}; a reward must be a finite number (look at the reward model's own checkpoints)"
+            )
+        return scores
+
+    def _model_scores(self, rollout: Rollout) -> np.ndarray:
+        tokens, lengths = join(rollout)
+        parts = []
+        for chunk in chunks(len(tokens), self.rows):
+            # The last chunk is filled up with rows that are scored for nothing, so that one program serves all.
+            rows = {"tokens": tokens[chunk], "lengths": np.maximum(lengths[chunk], 1)}
+            rows = filled(rows, self.rows)
+            placed = sharding.place_batch(local(rows, self.rows, self.mesh), self.rows, self.mesh)
+            parts.append(np.asarray(self._score(self.params, placed["tokens"], placed["lengths"])))
+        return np.concatenate(parts)[: len(tokens)]
+
+    def _verdicts(self, rollout: Rollout) -> np.ndarray:
+        assert self.verify is not None
+        found = np.zeros(rollout.rows, np.float32)
+        if jax.process_index() == 0:
+            for row in range(rollout.rows):
+                record = self.cache.record(int(rollout.prompt_index[row]))
+                found[row] = verdict(self.verify, text_of(rollout, row, self.tokenizer), record)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
+        return found
+
+
+def bucket(length: int) -> int:
+    """The least of 2ⁿ and 3 · 2ⁿ from 16 on that is at least `length`: few shapes, so few programs."""
+    size = LEAST_WIDTH
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def join(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and response side by side: int32 [B, S] right-padded with 0, and the lengths [B]."""
+    totals = rollout.prompt_lengths + rollout.lengths
+    tokens = np.zeros((rollout.rows, bucket(int(totals.max()))), np.int32)
+    for row, (prompt, response) in enumerate(zip(rollout.prompt_lengths, rollout.lengths, strict=True)):
+        tokens[row, :prompt] = rollout.prompts[row, :prompt]
+        tokens[row, prompt : prompt + response] = rollout.responses[row, :response]
+    return tokens, totals.astype(np.int32)
+
+
+def columns_of(rollout: Rollout) -> dict[str, np.ndarray]:
+    """The arrays of next-token training for whole rows, `mask` on the response, and what the sampler said [B, S].
+
+    The target at position i is token i + 1, so a response of n tokens behind a prompt of p is the target of positions
+    p − 1 … p + n − 2.
+    """
+    tokens, totals = join(rollout)
+    index = np.arange(tokens.shape[1])[None]
+    real = index < totals[:, None]
+    first = rollout.prompt_lengths[:, None] - 1
+    mask = (index >= first) & (index < first + rollout.lengths[:, None])
+    return {
+        "tokens": tokens,
+        "targets": np.concatenate([tokens[:, 1:], np.zeros_like(tokens[:, :1])], axis=1),
+        "segment_ids": real.astype(np.int32),
+        "positions": np.where(real, index, 0).astype(np.int32),
+        "mask": mask.astype(np.float32),
+        "sampler_logprobs": at_targets(rollout.sampler_logprobs, rollout, tokens.shape[1]),
+        "untruncated_logprobs": at_targets(rollout.untruncated_logprobs, rollout, tokens.shape[1]),
+    }
+
+
+def at_targets(values: np.ndarray, rollout: Rollout, width: int) -> np.ndarray:
+    """Values of response tokens [B, T] moved to where those tokens are targets, [B, width]; 0 elsewhere."""
+    moved = np.zeros((rollout.rows, width), values.dtype)
+    for row, (prompt, response) in enumerate(zip(rollout.prompt_lengths, rollout.lengths, strict=True)):
+        moved[row, prompt - 1 : prompt - 1 + response] = values[row, :response]
+    return moved
+
+
+def of_responses(values: np.ndarray, rollout: Rollout) -> np.ndarray:
+    """The way back: values where tokens are targets [B, S] as values of response tokens [B, T]; 0 beyond the length."""
+    moved = np.zeros(rollout.responses.shape, values.dtype)
+    for row, (prompt, response) in enumerate(zip(rollout.prompt_lengths, rollout.lengths, strict=True)):
+        moved[row, :response] = values[row, prompt - 1 : prompt - 1 + response]
+    return moved
+
+
+def chunks(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size`."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def filled(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+    """Rows repeated from the first up to `size`; what they give is thrown away."""
+    count = len(next(iter(rows.values())))
+    if count == size:
+        return rows
+    take = np.arange(size) % count
+    return {name: array[take] for name, array in rows.items()}
+
+
+def local(rows: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+    """The part of a global batch of `size` rows that this process provides."""
+    mine = sharding.local_rows(size, mesh)
+    return {name: array[mine] for name, array in rows.items()}
+
+
+def in_chunks(
+    function: Callable[..., Any], params: Sequence[PyTree], columns: dict[str, np.ndarray], size: int,
+    mesh: jax.sharding.Mesh,
+) -> Any:  # fmt: skip
+    """`function(*params, batch)` over all rows, `size` at a time; the results [B, …] joined, on the host."""
+    count = len(columns["tokens"])
+    parts = []
+    for chunk in chunks(count, size):
+        rows = filled({name: array[chunk] for name, array in columns.items()}, size)
+        placed = sharding.place_batch(local(rows, size, mesh), size, mesh)
+        parts.append(jax.device_get(function(*params, placed)))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
