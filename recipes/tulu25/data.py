@@ -1,8 +1,8 @@
 """The data of Tülu 2.5 (arXiv 2406.09279): preference sets (Table 1, Section 3.1) and prompts (Section 3.4).
 
-The sets are published in one schema, `chosen` and `rejected` message lists, a file each
-(allenai/tulu-2.5-preference-data, allenai/tulu-2.5-prompts). `preferences("shp-2", folder="my")` reads `my/shp_2.jsonl`
-instead, `prompts("gsm8k", folder="my")` reads `my/gsm8k_prompts.jsonl`.
+The sets are published in one schema, `chosen` and `rejected` message lists, as splits of
+allenai/tulu-2.5-preference-data (3.6 GB together) and allenai/tulu-2.5-prompts. `preferences("shp-2", folder="my")`
+reads `my/shp_2.jsonl` instead, `prompts("gsm8k", folder="my")` reads `my/gsm8k_prompts.jsonl`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from models.errors import UserError
 TOKENIZER = "hf:allenai/tulu-2-13b"  # Llama 2's vocabulary, the same for all sizes
 SIDE = 4096  # tokens of one side of a pair, for reward models and DPO (allenai/EasyLM, notes on the paper)
 PROMPT = 1024  # tokens of a prompt
+
+
+def _source(hub: str, split: str, folder: str | None) -> Source:
+    return Source(f"{hub}:{split}" if folder is None else f"{folder}/{split}.jsonl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +34,8 @@ class Preferences:
 
     @property
     def source(self) -> Source:
-        """Where the pairs are read. On the hub, only the set's own file is fetched."""
-        if self.folder is not None:
-            return Source(f"{self.folder}/{self.split}.jsonl")
-        return Source("hf:allenai/tulu-2.5-preference-data", data_files=f"data/{self.split}-*")
+        """Where the pairs are read."""
+        return _source("hf:allenai/tulu-2.5-preference-data", self.split, self.folder)
 
     def pairs(self, *, truncated: str) -> DataSpec:
         """One pair a row, a side at most 4096 tokens. `truncated` is "drop" (reward models) or "truncate" (DPO)."""
@@ -143,5 +145,4 @@ def prompts(key: str, folder: str | None = None) -> Prompts:
     if key not in _PROMPTS:
         raise UserError(f"no prompt set {key!r}; there are {', '.join(_PROMPTS)}")
     title, split, size = _PROMPTS[key]
-    source = Source(f"hf:allenai/tulu-2.5-prompts:{split}" if folder is None else f"{folder}/{split}.jsonl")
-    return Prompts(key, title, source, size)
+    return Prompts(key, title, _source("hf:allenai/tulu-2.5-prompts", split, folder), size)
