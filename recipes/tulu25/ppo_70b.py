@@ -12,12 +12,14 @@ base = Entry("Tülu 2 70B SFT", (stages.SFT["70b"],))
 UF = data.preferences("uf")
 reward = stages.reward_model("70b", UF)
 
+ppo = stages.ppo(reward, UF.prompts)
 ppo = dataclasses.replace(
-    stages.ppo(reward, UF.prompts),
+    ppo,
     name="ppo-70b-rm-70b-uf",
     init=stages.SFT["70b"],
     batch=32,
     mini_batch=32,
+    sampling=dataclasses.replace(ppo.sampling, slots=32),
     kl=0.05,
     optimizer=stages.optimizer("1e-6 constant warmup 1.25%"),
 )
