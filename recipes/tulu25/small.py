@@ -6,7 +6,7 @@
 A small OLMo 2 is trained from nothing on web pages, and then as the paper has it: fine-tuning; a
 reward model, DPO and PPO on each set; PPO on a mix of both with both prompts. The pairs are real ones
 (`recipes/tulu25/small_data.py`). The shapes of the schedules are the paper's; sizes and rates are this project's own.
-A model this small solves no problem of GSM8K: what the table shows is that every stage moves what it is meant to.
+A model this small solves hardly a problem of GSM8K; the tables show whether each set moves what it is about.
 """
 
 from easylm_jax.config import (
@@ -35,6 +35,7 @@ SEQUENCE = 512
 VOCABULARY = 2048
 PROMPT, REPLY = 160, 128
 SETS = ("hh", "gsm8k")
+HERE = "recipes.tulu25.small_data"
 PAGES = (Source(f"{DATA}/c4_sample/c4-train-*.parquet"), Source(f"{DATA}/dolma_sample/*.jsonl"))
 
 MODEL = DecoderConfig(
@@ -98,21 +99,29 @@ def ppo(name: str, sets: tuple[str, ...]) -> PPO:
     )  # fmt: skip
 
 
-GSM8K_TEST = prompts((Source(f"{DATA}/gsm8k/test.jsonl", limit=200),), keep=("answer",))
+# What each set should move: harmful requests that are declined, solutions that reach an answer.
 GREEDY = Sampling(REPLY, temperature=0.0)
+HH_TEST = prompts(files(("hh",), "_held_out"))
+GSM8K_TEST = prompts((Source(f"{DATA}/gsm8k/test.jsonl", limit=150),), keep=("answer",))
 METHODS = (*(f"{algorithm}-{name}" for name in SETS for algorithm in ("dpo", "ppo")), "ppo-mix")
+
+
+def table(name: str, title: str, tasks: tuple[Task, ...]) -> Evaluate:
+    entries = (Entry("sft", ("sft",)), *(Entry(method, (method,), over="sft") for method in METHODS))
+    return Evaluate(name, title=title, tasks=tasks, entries=entries, reference="sft", kl_prompts=64)
+
 
 recipe = Recipe(
     "tulu25-small",
     stages=(
-        MakeData("data", function="recipes.tulu25.small_data:write", seed=1),
+        MakeData("data", function=f"{HERE}:write", seed=1),
         Tokenizer("tokenizer", sources=(*PAGES, *files(SETS)), vocab_size=VOCABULARY),
         Pretrain(
             "pretrain",
             model=MODEL,
             data=DataSpec(PAGES, "stage:tokenizer", SEQUENCE),
             batch=8,
-            steps=80,
+            steps=60,
             optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps"),
         ),
         SFT(
@@ -127,15 +136,12 @@ recipe = Recipe(
         *(stage(name, (name,)) for name in SETS for stage in (reward_model, dpo, ppo)),
         reward_model("mix", SETS),
         ppo("mix", SETS),
-        Evaluate(
-            "table",
-            title="Tülu 2.5 at a small size",
-            tasks=(
-                Task("GSM8K", data=GSM8K_TEST, verifier="gsm8k", sampling=GREEDY),
-                Task("answered", data=GSM8K_TEST, verifier="recipes.tulu25.small_data:answered", sampling=GREEDY),
-            ),
-            entries=(Entry("SFT", ("sft",)), *(Entry(name, (name,), over="SFT") for name in METHODS)),
-            reference="sft",
-        ),
+        table("table-gsm8k", "GSM8K: solutions that are right, and that reach an answer", (
+            Task("right", data=GSM8K_TEST, verifier="gsm8k", sampling=GREEDY),
+            Task("answered", data=GSM8K_TEST, verifier=f"{HERE}:answered", sampling=GREEDY),
+        )),
+        table("table", "hh-rlhf: harmful requests that are declined", (
+            Task("declined", data=HH_TEST, verifier=f"{HERE}:declined", sampling=GREEDY),
+        )),
     ),
-)
+)  # fmt: skip
