@@ -1,19 +1,24 @@
-"""The recipes of Tülu 2.5 against what the paper says. Nothing here allocates a parameter or reads a data set."""
+"""The recipes of Tülu 2.5 against what the paper says. No parameter is allocated, no set is read whole."""
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import itertools
+import json
 import math
 import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from data_kit import assistant, sentence, sentencepiece, user, write_jsonl
 
 import models
 from easylm_jax import fields
 from easylm_jax.config import DPO, PPO, Evaluate, Recipe, RewardModel, Train
+from easylm_jax.data import build_cache, load_tokenizer
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.optimizer import make_optimizer
@@ -21,7 +26,7 @@ from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_heads, check_rows, parameter_shardings
 from models.errors import UserError
 from recipes.__main__ import FOLDER, recipe_files
-from recipes.tulu25 import data, published, stages, suites
+from recipes.tulu25 import data, published, small_data, stages, suites
 
 FILES = [path for path in recipe_files() if path.parent.name == "tulu25"]
 PAPER = [path for path in FILES if path.name != "small.py"]
@@ -339,3 +344,100 @@ def test_small_grid_has_both_algorithms_on_both_sets():
     assert {source.path for source in recipe.stage("rm-mix").data.sources} == {
         "stage:data/hh.jsonl", "stage:data/gsm8k.jsonl",
     }  # fmt: skip
+
+
+# What the recipes read, from small files in the published schema.
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return sentencepiece(tmp_path_factory.mktemp("tokenizer"))
+
+
+def published_file(folder: Path, long: int) -> data.Preferences:
+    """Three pairs of a local set: two short ones (the second with two exchanges), one with a side of `long` words."""
+    turns = [[user("the fox?")], [user("a dog?"), assistant("a cat"), user("near the river?")], [user("cats?")]]
+    replies = [("over roofs", "seven"), ("the dog", "small cats"), (sentence(3, long), "warm")]
+    records = [
+        {"chosen": [*before, assistant(good)], "rejected": [*before, assistant(bad)], "source": "made up"}
+        for before, (good, bad) in zip(turns, replies, strict=True)
+    ]
+    local = data.preferences("helpsteer", folder=str(folder))
+    write_jsonl(Path(local.source.path), records)
+    return local
+
+
+def test_pairs_above_4096_tokens_are_left_out_for_reward_models_and_cut_for_dpo(tmp_path, tokenizer):
+    local = published_file(tmp_path, long=4500)
+    kept = {}
+    for stage in (stages.reward_model("13b", local), stages.dpo(local)):
+        cache = build_cache(dataclasses.replace(stage.data, tokenizer=tokenizer), tmp_path / "cache")
+        batch = cache.read(np.arange(cache.rows))
+        assert batch["pair_index"].shape[1] == 1 and batch["tokens"].shape[1] == 8192  # a pair stands alone in its row
+        kept[type(stage)] = [int((batch["segment_ids"][row] == 1).sum()) for row in range(cache.rows)]
+    assert len(kept[RewardModel]) == 2 and len(kept[DPO]) == 3
+    assert max(kept[RewardModel]) < 100 and max(kept[DPO]) == 4096
+
+
+def test_a_side_begins_with_bos_and_trains_the_last_answer_and_its_eos_alone(tmp_path, tokenizer):
+    spec = dataclasses.replace(stages.dpo(published_file(tmp_path, long=5)).data, tokenizer=tokenizer)
+    cache, vocabulary = build_cache(spec, tmp_path / "cache"), load_tokenizer(tokenizer)
+    batch = cache.read(np.arange(cache.rows))
+    row = next(r for r in range(cache.rows) if batch["pair_index"][r, 0] == 1)
+    side = batch["segment_ids"][row] == 1
+    tokens, targets = batch["tokens"][row][side], batch["targets"][row][side]
+    assert tokens[0] == vocabulary.bos_id and tokens[-1] == vocabulary.eos_id
+    trained = targets[batch["loss_weights"][row][side] > 0]
+    assert trained[-1] == vocabulary.eos_id and vocabulary.decode(trained[:-1].tolist()).strip() == "the dog"
+    text = "<|user|>\na dog?\n<|assistant|>\na cat\n<|user|>\nnear the river?\n<|assistant|>\nthe dog"
+    assert vocabulary.decode(tokens.tolist(), skip_special=True).strip() == text
+
+
+def test_prompts_of_a_set_are_its_turns_before_the_answers(tmp_path, tokenizer):
+    local = published_file(tmp_path, long=5)
+    cache = build_cache(dataclasses.replace(local.prompts.data, tokenizer=tokenizer), tmp_path / "cache")
+    batch, vocabulary = cache.read(np.arange(cache.rows)), load_tokenizer(tokenizer)
+    found = [row[:n].tolist() for row, n in zip(batch["tokens"], batch["lengths"], strict=True)]
+    assert len(found) == 3 and all(tokens[0] == vocabulary.bos_id for tokens in found)
+    texts = [vocabulary.decode(tokens, skip_special=True) for tokens in found]
+    assert "<|user|>\na dog?\n<|assistant|>\na cat\n<|user|>\nnear the river?\n<|assistant|>\n" in texts
+
+
+def hh(*turns: str) -> str:
+    return "".join(f"\n\n{speaker}: {text}" for speaker, text in zip(itertools.cycle(("Human", "Assistant")), turns))
+
+
+def test_small_pairs_are_made_from_the_files_and_held_out_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_data, "DATA", str(tmp_path))
+    monkeypatch.setattr(small_data, "HELD_OUT", 1)
+    with pytest.raises(UserError, match="set EASYLM_DATA to the folder"):
+        small_data.write(1)
+    (tmp_path / "hh_rlhf").mkdir()
+    (tmp_path / "gsm8k").mkdir()
+    lines = [
+        {"chosen": hh(f"q{i}", "no", "why?", "since"), "rejected": hh(f"q{i}", "no", "why?", "ok")} for i in (0, 1)
+    ]
+    with gzip.open(tmp_path / "hh_rlhf/harmless-base-test.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    problems = [{"question": f"{i}+1?", "answer": f"{i}+1={i + 1}\n#### {i + 1}"} for i in range(3)]
+    write_jsonl(tmp_path / "gsm8k/train.jsonl", problems)
+    made = small_data.write(1)
+    assert {name: len(records) for name, records in made.items()} == {
+        "hh.jsonl": 1, "hh_held_out.jsonl": 1, "gsm8k.jsonl": 2, "gsm8k_held_out.jsonl": 1,
+    }  # fmt: skip
+    assert made["hh_held_out.jsonl"][0]["chosen"][0] == user("q0") and made["hh.jsonl"][0]["chosen"][0] == user("q1")
+    for record in itertools.chain(*made.values()):
+        *before, answer = record["chosen"]
+        *same, other = record["rejected"]
+        assert before == same and before[-1]["role"] == "user" and answer != other
+    for record in made["gsm8k.jsonl"]:
+        good, bad = (record[side][-1]["content"] for side in ("chosen", "rejected"))
+        assert good.startswith(bad) and small_data.answered(good, {}) == 1 and small_data.answered(bad, {}) == 0
+    assert small_data.write(1) == made
+
+
+@pytest.mark.parametrize(
+    "reply, expected", [("I’m sorry, I can’t.", 1), ("You should not.", 0), ("I cannot say", 1), ("Canter on.", 0)]
+)
+def test_declined_reads_the_words_of_a_refusal(reply, expected):
+    assert small_data.declined(reply, {}) == expected
