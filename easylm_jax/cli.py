@@ -173,6 +173,17 @@ COMMANDS: dict[str, Command] = {
         _add_convert_arguments,
         _convert,
     ),
+    "generate": Command(
+        "what a trained model answers",
+        'easylm generate runs/quickstart/sft "What is 12 + 30?" --temperature 0',
+        *_from_module("easylm_jax.generate"),
+        intermixed=True,
+    ),
+    "report": Command(
+        "the tables and figures of a run, on the screen and as one HTML page",
+        "easylm report runs/quickstart",
+        *_from_module("easylm_jax.report"),
+    ),
 }
 
 

@@ -45,7 +45,16 @@ def experiment(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["convert", "--help"], ["data", "--help"], ["rum"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["convert", "--help"],
+        ["data", "--help"],
+        ["generate", "--help"],
+        ["report", "--help"],
+        ["rum"],
+    ],
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments):
     code = (
@@ -99,7 +108,7 @@ def test_run_passes_what_was_asked(capsys, experiment):
     "arguments, message",
     [
         (["rum"], "no command 'rum'; did you mean 'run'? (see easylm --help)"),
-        (["zzz"], "no command 'zzz'; known: run, data, checkpoints, convert (see easylm --help)"),
+        (["zzz"], "no command 'zzz'; known: run, data, checkpoints, convert, generate, report (see easylm --help)"),
         (
             ["run", "recipes/quickstart.py", "--overwite"],
             "unknown argument '--overwite'; did you mean '--overwrite'? (see easylm run --help)",

@@ -1,0 +1,246 @@
+"""A run as one HTML page: no script, no network, nothing beside it."""
+
+from __future__ import annotations
+
+import datetime
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from easylm_jax.report import figures, tables
+from easylm_jax.report.figures import Figure
+from easylm_jax.report.read import RL_KINDS, Line, RunData, StageData, number
+from easylm_jax.report.style import STYLE
+from easylm_jax.report.tables import Table, count, duration
+
+SHOWN_PROMPTS = 4  # unfolded for each task; the others are behind a click
+
+
+def page(run: RunData) -> str:
+    """The whole page."""
+    sections = [
+        ("Results", _results(run)),
+        ("Held-out score while training", _figures(figures.held_out(run))),
+        ("Reward against divergence", _grid(figures.along_kl(run), figures.key(run))),
+        ("Health of reinforcement learning", _grid(figures.health(run), figures.key(run))),
+        ("Supervised stages: loss", _grid(figures.losses(run))),
+        ("Answers side by side", _answers(run)),
+        ("Stages", "".join(table(it, it.title != "Stages") for it in tables.stage_tables(run))),
+        ("Time", _figures(figures.time(run))),
+        ("Answers while training", _training_samples(run)),
+        ("Settings", _settings(run)),
+        ("Files", _files(run)),
+    ]
+    shown = [(title, _anchor(title), body) for title, body in sections if body]
+    links = "".join(f'<a href="#{anchor}">{safe(title)}</a>' for title, anchor, _ in shown)
+    body = "".join(f'<section id="{anchor}"><h2>{safe(title)}</h2>{body}</section>' for title, anchor, body in shown)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        # The page may load nothing at all, whatever its samples hold.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{safe(_title(run))}</title><style>{STYLE}</style></head>"
+        f"<body><header>{_header(run)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
+    )
+
+
+def safe(text: Any) -> str:
+    """Text that HTML shows as it is."""
+    return html.escape(str(text), quote=True)
+
+
+def _anchor(title: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in title.lower())
+
+
+def _title(run: RunData) -> str:
+    return next((str(t["title"]) for t, _ in run.tables if t.get("title")), run.recipe)
+
+
+def _header(run: RunData) -> str:
+    done = sum(stage.finished for stage in run.stages)
+    facts = [("stages done", f"{done} of {len(run.stages) + len(run.missing)}"), ("time", duration(run.seconds))]
+    trained = sum(number(stage.values.get("tokens")) or 0.0 for stage in run.stages)
+    if trained:
+        facts.append(("tokens trained on", count(trained)))
+    if run.tables:
+        facts.append(("methods compared", str(sum(len(t["rows"]) for t, _ in run.tables))))
+    facts += [(word, moment) for word, moment in _span(run)]
+    items = "".join(f"<div><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name, value in facts)
+    waiting = [f"{stage.name} ({tables.state(stage)})" for stage in run.unfinished]
+    waiting += [f"{name} (not begun)" for name in run.missing]
+    warning = f'<p class="warning">This run is not finished: {safe(", ".join(waiting))}.</p>' if waiting else ""
+    return f"<p class=over>{safe(run.recipe)}</p><h1>{safe(_title(run))}</h1><dl class=facts>{items}</dl>{warning}"
+
+
+def _span(run: RunData) -> list[tuple[str, str]]:
+    """When the first and the last metrics were written."""
+    times = [t for stage in run.stages for line in stage.metrics[:1] + stage.metrics[-1:]
+             if (t := number(line.get("time"))) is not None]  # fmt: skip
+    return [("first step", _moment(min(times))), ("last step", _moment(max(times)))] if times else []
+
+
+def _moment(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+# Tables and figures
+
+
+def table(it: Table, heading: bool = True) -> str:
+    """A table with its title and notes; a row of groups above the headings where there are any."""
+    groups = []
+    for column in it.columns:
+        if groups and groups[-1][0] == column.group:
+            groups[-1][1] += 1
+        else:
+            groups.append([column.group, 1])
+    above = ""
+    if any(name for name, _ in groups):
+        cells = "".join(f'<th class="group{" named" if name else ""}" colspan="{wide}">{safe(name)}</th>'
+                        for name, wide in groups)  # fmt: skip
+        above = f"<tr>{cells}</tr>"
+    first = {i for i, column in enumerate(it.columns) if column.group and column.group != it.columns[i - 1].group}
+    kinds = [" ".join(["words"] * column.words + ["first"] * (i in first)) for i, column in enumerate(it.columns)]
+    head = "".join(
+        f'<th class="{kind}">{safe(column.name)}'
+        + (f"<small>{safe(column.unit)}</small>" if column.unit else "")
+        + "</th>"
+        for kind, column in zip(kinds, it.columns, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f'<td class="{kind}">{safe(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
+        + "</tr>"
+        for row in it.rows
+    )
+    notes = f'<p class="note">{safe(" ".join(it.notes))}</p>' if it.notes else ""
+    title = f"<h3>{safe(it.title)}</h3>" if heading else ""
+    body = f"<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'{title}<div class="scroll"><table>{body}</table></div>{notes}'
+
+
+def _results(run: RunData) -> str:
+    made = tables.ablations(run)
+    several = len(made) > 1
+    return "".join(table(it, several) for it in made) + _figures(figures.results(run))
+
+
+def _figures(shown: Sequence[Figure]) -> str:
+    return "".join(_figure(figure) for figure in shown)
+
+
+def _grid(shown: Sequence[Figure], legend: str = "") -> str:
+    key = f'<div class="key">{legend}</div>' if legend else ""
+    return f'{key}<div class="grid">{_figures(shown)}</div>' if shown else ""
+
+
+def _figure(figure: Figure) -> str:
+    caption = f"<figcaption>{safe(figure.caption)}</figcaption>" if figure.caption else ""
+    return f"<figure>{figure.svg}{caption}</figure>"
+
+
+# Samples
+
+
+def _answers(run: RunData) -> str:
+    """Each prompt once, below it every method's answer."""
+    prompts: dict[tuple[str, str, str], list[Line]] = {}
+    for stage in run.stages:
+        for line in stage.answers:
+            key = (stage.name, str(line.get("task", "")), str(line.get("prompt", "")))
+            prompts.setdefault(key, []).append(line)
+    by_task: dict[tuple[str, str], list[str]] = {}
+    for (stage_name, task, prompt), lines in prompts.items():
+        cards = "".join(_card(str(line.get("method", "")), line) for line in lines)
+        block = f'<div class="prompt"><pre>{safe(prompt)}</pre><div class="cards">{cards}</div></div>'
+        by_task.setdefault((stage_name, task), []).append(block)
+    return "".join(
+        f"<h3>{safe(task)}</h3>" + "".join(blocks[:SHOWN_PROMPTS])
+        + _folded(f"More prompts ({len(blocks) - SHOWN_PROMPTS})", "".join(blocks[SHOWN_PROMPTS:]))
+        for (_, task), blocks in by_task.items()
+    )  # fmt: skip
+
+
+def _card(name: str, line: Line) -> str:
+    score = number(line.get("score"))
+    verdict = {1.0: "right", 0.0: "wrong"}.get(score) if score is not None else ""
+    mark = f'<span class="mark {verdict or ""}">{verdict or f"score {score:.3g}"}</span>' if score is not None else ""
+    response = str(line.get("response", ""))
+    shown = safe(response) if response.strip() else "<em>(empty)</em>"
+    return f'<div class="card"><b>{safe(name)}</b>{mark}<pre>{shown}</pre></div>'
+
+
+def _training_samples(run: RunData) -> str:
+    """What the RL stages wrote at their first and last kept steps, folded away."""
+    return "".join(
+        _folded(f"{stage.name}: steps {' and '.join(map(str, stage.samples))}", "".join(_step_samples(stage)))
+        for stage in run.of_kind(RL_KINDS) if stage.samples
+    )  # fmt: skip
+
+
+def _step_samples(stage: StageData) -> Iterable[str]:
+    for step, lines in stage.samples.items():
+        yield f"<h4>Step {step}</h4>"
+        for line in lines:
+            facts = [
+                f"score {tables.decimal(line.get('score'), 1, 3)}",
+                f"KL {tables.decimal(line.get('kl'), 1, 2)} nats",
+            ]
+            facts += [] if line.get("ended", True) else ["not ended"]
+            prompt, response = safe(line.get("prompt", "")), safe(line.get("response", ""))
+            yield f'<div class="prompt"><pre>{prompt}</pre><div class="card">'
+            yield f'<span class="mark">{safe(", ".join(facts))}</span><pre>{response}</pre></div></div>'
+
+
+# Settings and files
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{safe(summary)}</summary>{body}</details>" if body else ""
+
+
+def _settings(run: RunData) -> str:
+    return f'<p class="note">Mesh: {safe(run.mesh)}. Fields that are not set are left out.</p>' + "".join(
+        _folded(f"{stage.name} ({stage.kind})", _fields(stage)) for stage in run.stages
+    )
+
+
+def _fields(stage: StageData) -> str:
+    rows = "".join(f"<tr><th class=words>{safe(name)}</th><td class=words>{safe(value)}</td></tr>"
+                   for name, value in flat(stage.config))  # fmt: skip
+    return f'<div class="scroll"><table class="fields"><tbody>{rows}</tbody></table></div>'
+
+
+def flat(value: Any, at: str = "") -> Iterable[tuple[str, Any]]:
+    """(dotted name, value) of every field that is set; lists of plain values in one line."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name != "class" or not at:
+                yield from flat(item, f"{at}.{name}" if at else str(name))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for i, item in enumerate(value):
+            yield from flat(item, f"{at}[{i}]")
+    elif isinstance(value, list):
+        if value:
+            yield at, ", ".join(map(str, value))
+    elif value is not None:
+        yield at, value
+
+
+def _files(run: RunData) -> str:
+    """What was run, from what, and where it lies."""
+    rows = []
+    for stage in run.stages:
+        made = [(stage.done or {}).get("checkpoint"), *((stage.done or {}).get("files") or ())]
+        names = ("metrics.jsonl", "samples", "table.json", "samples.jsonl", "tokenizer.model")
+        made += [name for name in names if (stage.folder / name).exists()]
+        rows.append((stage.name, ", ".join(stage.needs) or tables.NONE, ", ".join(filter(None, made)) or tables.NONE))
+    columns = tuple(tables.Column(name, words=True) for name in ("stage", "made from", "in its folder"))
+    listed = table(Table("", columns, tuple(rows)), heading=False)
+    averaged = figures.averaged(run)
+    return (
+        f"<p>Everything lies in <code>{safe(run.folder)}</code>, a folder for each stage, with its <code>config.json"
+        "</code> (settings), <code>metrics.jsonl</code> (one line a step) and <code>done.json</code> (what came out)."
+        f"</p>{listed}<p class=note>{safe(averaged)}</p>"
+    )

@@ -1,0 +1,298 @@
+"""Figures as inline SVG: lines, points with intervals, stacked bars. Colours come from the page (classes s0 … s7), so
+that a figure follows its light and dark scheme; every series has its name and points as a tooltip."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import math
+from collections.abc import Sequence
+
+COLOURS = 8
+CHARACTER = 6.6  # width of one of the labels' characters, about
+MOST_POINTS = 240
+
+Point = tuple[float, float]
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Points (x, y) in one colour.
+
+    `look` is "line", "thin" (a pale line), "marks" (points alone) or "both". `y_intervals` and `x_intervals` are
+    (low, high) of each point, absolute. `colour` counts from 0; beyond the palette lines are dashed. `in_legend` False
+    leaves the name to tooltips. `end` marks the last point; `labels` writes the name beside each point.
+    """
+
+    name: str
+    points: Sequence[Point]
+    colour: int = 0
+    look: str = "line"
+    y_intervals: Sequence[Interval] | None = None
+    x_intervals: Sequence[Interval] | None = None
+    in_legend: bool = True
+    end: bool = False
+    labels: bool = False
+
+    @property
+    def classes(self) -> str:
+        dashed = f" d{self.colour // COLOURS % 3}" if self.colour >= COLOURS else ""
+        return f"s{self.colour % COLOURS}{dashed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The plotting area in pixels and what its edges stand for."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+    x: Interval
+    y: Interval
+
+    def at(self, point: Point) -> Point:
+        """Pixels of a point."""
+        return self.across(point[0]), self.up(point[1])
+
+    def across(self, value: float) -> float:
+        return self.left + (value - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left)
+
+    def up(self, value: float) -> float:
+        return self.bottom - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - self.top)
+
+
+def line_chart(
+    series: Sequence[Series], *, x_label: str, y_label: str, title: str = "", width: int = 640, height: int = 330,
+    legend: bool = True,
+) -> str:  # fmt: skip
+    """An SVG of the series; "" where none has a point."""
+    series = [dataclasses.replace(one, points=list(one.points)) for one in series if one.points]
+    if not series:
+        return ""
+    y_ticks = nice_ticks(*_extent(series, 1), 5 if height > 240 else 4)
+    x_low, x_high = _extent(series, 0)
+    exact = all(one.look in ("line", "thin", "both") and not one.x_intervals for one in series)
+    x_ticks = nice_ticks(x_low, x_high, max(4, width // 90), inside=exact)
+    entries = [(one.classes, one.name, one.look) for one in series if one.in_legend] if legend else []
+    rows = _legend_rows(entries, width)
+    tick_width = max(len(text) for text in tick_labels(y_ticks)) * CHARACTER
+    frame = Frame(
+        left=tick_width + 30, right=width - 14, top=(26 if title else 10) + 20 * len(rows), bottom=height - 44,
+        x=(x_low, x_high) if exact else (x_ticks[0], x_ticks[-1]), y=(y_ticks[0], y_ticks[-1]),
+    )  # fmt: skip
+    parts = [_legend(rows, 26 if title else 10), _axes(frame, x_ticks, y_ticks, x_label, y_label)]
+    parts += [_drawn(one, frame) for one in series]
+    parts.append(_point_labels([one for one in series if one.labels], frame))
+    return _svg(width, height, title, "".join(parts), f"{title or y_label} against {x_label}")
+
+
+def bar_chart(
+    bars: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], *, x_label: str, values: Sequence[str],
+    title: str = "", width: int = 640, colours: Sequence[int] = tuple(range(COLOURS)),
+) -> str:  # fmt: skip
+    """Horizontal bars, each a name and the lengths of its `parts`; `values` are written behind them."""
+    if not bars:
+        return ""
+    longest = max(sum(lengths) for _, lengths in bars)
+    ticks = nice_ticks(0.0, longest or 1.0, 5)
+    named = [(f"s{colours[i]}", name, "bar") for i, name in enumerate(parts)] if len(parts) > 1 else []
+    rows = _legend_rows(named, width)
+    top = (26 if title else 8) + 20 * len(rows)
+    height = int(top + 22 * len(bars) + 44)
+    left = min(width * 0.4, max(len(name) for name, _ in bars) * CHARACTER + 16)
+    room = max(len(value) for value in values) * CHARACTER + 12
+    frame = Frame(left, width - room, top, height - 44, (ticks[0], ticks[-1]), (0.0, 1.0))
+    drawn = [_legend(rows, 26 if title else 8), _axes(frame, ticks, [], x_label, "")]
+    for i, ((name, lengths), value) in enumerate(zip(bars, values, strict=True)):
+        y, start = top + 22 * i + 4, 0.0
+        drawn.append(_text(frame.left - 8, y + 11, name, "end"))
+        for j, length in enumerate(lengths):
+            x, end = frame.across(start), frame.across(start + length)
+            tip = f"<title>{_safe(name)}, {_safe(parts[j])}</title>"
+            drawn.append(f'<rect class="bar s{colours[j]}" x="{x:.1f}" y="{y:.1f}" width="{end - x:.1f}" '
+                         f'height="14">{tip}</rect>')  # fmt: skip
+            start += length
+        drawn.append(_text(frame.across(start) + 6, y + 11, value, "start"))
+    return _svg(width, height, title, "".join(drawn), title or x_label)
+
+
+def legend(series: Sequence[Series], width: int = 1000) -> str:
+    """The legend of several figures alone."""
+    rows = _legend_rows([(one.classes, one.name, one.look) for one in series if one.in_legend], width)
+    return _svg(width, 20 * len(rows) + 4, "", _legend(rows, 4), "legend") if rows else ""
+
+
+# Scales
+
+
+def nice_ticks(low: float, high: float, about: int, inside: bool = False) -> list[float]:
+    """Multiples of 1, 2 or 5 · 10ⁿ around [low, high]; `inside` leaves out those beyond it."""
+    if high <= low:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = low / step, high / step
+    first, last = (math.ceil(first - 1e-9), math.floor(last + 1e-9)) if inside else (
+        math.floor(first + 1e-9), math.ceil(last - 1e-9))  # fmt: skip
+    return [i * step for i in range(first, max(last, first + (not inside)) + 1)]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks with as many decimals as tell them apart; very large and very small ones as powers of ten."""
+    if not ticks:
+        return [""]
+    size = max(abs(tick) for tick in ticks)
+    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=size or 1.0)
+    if size and (size >= 1e6 or size < 1e-3):
+        power = math.floor(math.log10(size))
+        decimals = max(0, math.ceil(power - math.log10(step) - 1e-9))
+        texts = [f"{tick / 10.0**power:.{decimals}f}e{power}" if tick else "0" for tick in ticks]
+    else:
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        texts = [f"{tick:,.{decimals}f}" for tick in ticks]
+    return [text.replace("-", "−") for text in texts]
+
+
+def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most so many points: means of runs of neighbours."""
+    size = math.ceil(len(points) / most)
+    if size <= 1:
+        return list(points)
+    chunks = [points[i : i + size] for i in range(0, len(points), size)]
+    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
+
+
+def _extent(series: Sequence[Series], axis: int) -> Interval:
+    values = [point[axis] for one in series for point in one.points]
+    for one in series:
+        for interval in (one.y_intervals if axis else one.x_intervals) or ():
+            values += interval
+    low, high = min(values), max(values)
+    if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low, high
+
+
+# Drawing
+
+
+def _svg(width: int, height: int, title: str, body: str, label: str) -> str:
+    head = f'<text class="title" x="2" y="15">{_safe(title)}</text>' if title else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{_safe(label)}">{head}{body}</svg>'
+    )
+
+
+def _axes(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> str:
+    parts = []
+    for tick, text in zip(y_ticks, tick_labels(y_ticks), strict=False):
+        y = frame.up(tick)
+        parts.append(f'<line class="grid" x1="{frame.left:.1f}" y1="{y:.1f}" x2="{frame.right:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(frame.left - 6, y + 4, text, "end"))
+    for tick, text in zip(x_ticks, tick_labels(x_ticks), strict=False):
+        x = frame.across(tick)
+        kind = "tick" if y_ticks else "grid"
+        start = frame.bottom if y_ticks else frame.top
+        parts.append(f'<line class="{kind}" x1="{x:.1f}" y1="{start:.1f}" x2="{x:.1f}" y2="{frame.bottom + 4:.1f}"/>')
+        parts.append(_text(x, frame.bottom + 17, text, "middle"))
+    parts.append(f'<line class="axis" x1="{frame.left:.1f}" y1="{frame.bottom:.1f}" x2="{frame.right:.1f}" '
+                 f'y2="{frame.bottom:.1f}"/>')  # fmt: skip
+    middle = (frame.left + frame.right) / 2
+    parts.append(_text(middle, frame.bottom + 35, x_label, "middle", "label"))
+    if y_label:
+        y = (frame.top + frame.bottom) / 2
+        parts.append(f'<text class="label" transform="translate(12 {y:.1f}) rotate(-90)" text-anchor="middle">'
+                     f"{_safe(y_label)}</text>")  # fmt: skip
+    return "".join(parts)
+
+
+def _drawn(one: Series, frame: Frame) -> str:
+    """A series: its intervals, its line, its marks."""
+    tip = f"<title>{_safe(one.name)}</title>"
+    at = [frame.at(point) for point in one.points]
+    parts = []
+    for (x, _), (low, high) in zip(at, one.y_intervals or (), strict=False):
+        parts.append(f'<line class="error {one.classes}" x1="{x:.1f}" y1="{frame.up(low):.1f}" x2="{x:.1f}" '
+                     f'y2="{frame.up(high):.1f}"/>')  # fmt: skip
+    for (_, y), (low, high) in zip(at, one.x_intervals or (), strict=False):
+        parts.append(f'<line class="error {one.classes}" x1="{frame.across(low):.1f}" y1="{y:.1f}" '
+                     f'x2="{frame.across(high):.1f}" y2="{y:.1f}"/>')  # fmt: skip
+    if one.look != "marks" and len(at) > 1:
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        look = "thin" if one.look == "thin" else "line"
+        parts.append(f'<polyline class="{look} {one.classes}" points="{path}">{tip}</polyline>')
+    marked = list(zip(one.points, at, strict=True))
+    if one.look in ("line", "thin") and len(at) > 1:
+        marked = marked[-1:] if one.end else []
+    for (x, y), (across, up) in marked:
+        tip = f"<title>{_safe(one.name)}: {x:.4g}, {y:.4g}</title>"
+        size = 4.5 if one.labels else 3
+        parts.append(f'<circle class="mark {one.classes}" cx="{across:.1f}" cy="{up:.1f}" r="{size}">{tip}</circle>')
+    return "".join(parts)
+
+
+def _point_labels(series: Sequence[Series], frame: Frame) -> str:
+    """Names beside points, each where it meets no other name or point."""
+    spots = [(one, frame.at(point)) for one in series for point in one.points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, (x, y) in spots]
+    parts = []
+    for one, (x, y) in spots:
+        size = len(one.name) * CHARACTER
+        places = [(side, y + down) for down in (-7, 12, -21, 26, -35, 40) for side in (x + 9, x - 9 - size)]
+        boxes = [(left, top - 6, left + size, top + 6) for left, top in places]
+        inside = [box for box in boxes if box[0] >= frame.left and box[2] <= frame.right + 12 and box[1] >= 2]
+        box = next((box for box in inside if not any(_meet(box, other) for other in taken)), (inside or boxes)[0])
+        taken.append(box)
+        parts.append(f'<text class="name {one.classes}" x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{_safe(one.name)}</text>')
+    return "".join(parts)
+
+
+def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _legend_rows(entries: Sequence[tuple[str, str, str]], width: int) -> list[list[tuple[float, str, str, str]]]:
+    """The entries, each once, with where it begins, in as many rows as they need."""
+    rows: list[list[tuple[float, str, str, str]]] = []
+    x = 0.0
+    for classes, name, look in dict.fromkeys(entries):
+        size = len(name) * CHARACTER + 40
+        if not rows or x + size > width:
+            rows.append([])
+            x = 2.0
+        rows[-1].append((x, classes, name, look))
+        x += size
+    return rows
+
+
+def _legend(rows: Sequence[Sequence[tuple[float, str, str, str]]], top: float) -> str:
+    parts = []
+    for i, row in enumerate(rows):
+        y = top + 20 * i + 6
+        for x, classes, name, look in row:
+            if look == "bar":
+                parts.append(f'<rect class="bar {classes}" x="{x:.1f}" y="{y - 6:.1f}" width="12" height="12"/>')
+            elif look != "marks":
+                kind = "thin" if look == "thin" else "line"
+                parts.append(
+                    f'<line class="{kind} {classes}" x1="{x:.1f}" y1="{y:.1f}" x2="{x + 20:.1f}" y2="{y:.1f}"/>'
+                )
+            if look in ("marks", "both"):
+                parts.append(f'<circle class="mark {classes}" cx="{x + 10:.1f}" cy="{y:.1f}" r="3"/>')
+            parts.append(_text(x + (18 if look == "bar" else 26), y + 4, name, "start"))
+    return "".join(parts)
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "note") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_safe(text)}</text>'
+
+
+def _safe(text: str) -> str:
+    """Text for XML: marks escaped, control characters (which XML forbids) replaced."""
+    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in text), quote=True)

@@ -1,0 +1,438 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fake_run
+import pytest
+
+from easylm_jax import cli, report
+from easylm_jax.report import figures, plots, tables
+from easylm_jax.report.plots import Series
+from models.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def easylm(capsys, *arguments):
+    status = cli.main(["report", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture
+def run(tmp_path):
+    return fake_run.quickstart(tmp_path)
+
+
+def svgs(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, flags=re.S)]
+
+
+def cells(text: str, row: str) -> list[str]:
+    """The cells of a Markdown table's row, by its first one."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {row} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+# Tables
+
+
+def test_the_ablation_table_says_what_table_json_says(run):
+    text = tables.markdown(report.collect(run))
+    assert cells(text, "SFT") == ["SFT", "51.2 ± 1.8", "47.7 to 54.8", "–", "0.00 ± 0.00", "14.2", "99.0", "1"]
+    table = json.loads((run / "table.json").read_text())
+    for row in table["rows"][1:]:
+        shown = cells(text, row["method"])
+        over = row["over"]
+        assert shown[1] == f"{100 * row['score']:.1f} ± {100 * row['stderr']:.1f}"
+        assert shown[2] == " to ".join(f"{100 * edge:.1f}" for edge in row["interval"])
+        assert shown[3] == f"+{100 * over['difference']:.1f} ± {100 * over['stderr']:.1f}"
+        assert shown[4] == f"{row['kl']:.2f} ± {row['kl_stderr']:.2f}"
+        assert shown[-1] == "2"
+    assert "problems, 600 held-out prompts" in text
+
+
+def test_published_numbers_stand_beside_ours_under_their_own_heading(run):
+    table = fake_run.table_of()
+    table["rows"][2]["published"] = {"Average": 62.2, "Coding": 47.7}
+    cited = [{"method": "PPO", "column": "Average", "value": 62.2, "source": "arXiv 2406.09279, Table 2"}]
+    fake_run.evaluated(run, table, published=cited)
+    data = report.collect(run)
+    text = tables.markdown(data)
+    heading = cells(text, "method")
+    assert heading[4:6] == ["paper: Average", "paper: Coding"]
+    assert [name.partition(":")[0] for name in heading[1:4]] == ["ours"] * 3
+    assert cells(text, "PPO")[4:6] == ["62.2", "47.7"]
+    assert cells(text, "DPO")[4:6] == ["–", "–"]
+    assert "arXiv 2406.09279, Table 2" in text
+    page = report.html.page(data)
+    assert re.search(r'<th class="group named" colspan="2">paper</th>', page)
+
+
+def test_several_tasks_have_a_column_each(run):
+    table = fake_run.table_of()
+    for row in table["rows"]:
+        row["scores"] = {"sums": {"score": 0.25, "stderr": 0.01}, "lists": {"score": 0.75, "stderr": 0.02}}
+    fake_run.evaluated(run, table)
+    text = tables.markdown(report.collect(run))
+    assert cells(text, "method")[3:5] == ["sums (%)", "lists (%)"]
+    assert cells(text, "GRPO")[3:5] == ["25.0 ± 1.0", "75.0 ± 2.0"]
+
+
+def test_methods_that_start_from_different_ones_say_from_which(run):
+    table = fake_run.table_of()
+    table["rows"][3]["over"]["method"] = "PPO"
+    fake_run.evaluated(run, table)
+    assert cells(tables.markdown(report.collect(run)), "GRPO")[3] == "+17.2 ± 2.1 (PPO)"
+
+
+def test_stage_tables_tell_kind_state_and_last_values(run):
+    data = report.collect(run)
+    text = tables.markdown(data)
+    stage = next(stage for stage in data.stages if stage.name == "ppo-0")
+    assert cells(text, "ppo-0")[1:4] == ["PPO", "sft", "done, 8 steps"]
+    assert cells(text, "answers")[-1] == "3,000 prompts, 1,846 pairs; score 0.520, best 0.810 ± 0.010"
+    assert cells(text, "tokenizer")[-1] == "vocabulary of 512"
+    rl = next(table for table in tables.stage_tables(data) if table.title == "Reinforcement learning")
+    row = dict(zip([column.name for column in rl.columns], rl.rows[0], strict=True))
+    last = stage.metrics[-1]
+    assert row["held-out score"] == f"{100 * last['validation_score']:.1f} ± 2.6"
+    assert row["KL"] == f"{last['kl']:.2f}"
+    assert row["sampler gap"].endswith("e−07")
+    assert row["rollouts"] == "104.5"  # (101 + … + 108) / 8, all of equal length
+
+
+def test_text_lines_up_and_holds_the_same_numbers(run):
+    data = report.collect(run)
+    table = tables.ablations(data)[0]
+    lines = tables.as_text(table).splitlines()
+    rule = next(i for i, line in enumerate(lines) if line.startswith("─"))
+    body = lines[rule + 1 : rule + 1 + len(table.rows)]
+    assert len({len(line) for line in body}) == 1
+    assert [line.split("  ")[0].strip() for line in body] == ["SFT", "DPO", "PPO", "GRPO"]
+    assert lines[rule - 1].split() == ["%", "%", "points", "nats", "tokens", "%"]
+
+
+def test_a_step_written_twice_counts_once(run):
+    folder = fake_run.reinforced(run, "ppo-0", "PPO", 8)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    again = json.loads(lines[-1]) | {"score": 7.125, "rollout_seconds": 2.0}
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(again)]) + "\n")
+    stage = next(stage for stage in report.collect(run).stages if stage.name == "ppo-0")
+    assert [line["step"] for line in stage.metrics] == list(range(1, 9))
+    assert stage.metrics[-1]["score"] == 7.125
+    assert stage.clocks["rollout"] == pytest.approx(7 * 1.2 + 2.0)
+
+
+def test_markdown_of_a_method_with_marks_stays_one_cell(run):
+    table = fake_run.table_of()
+    table["rows"][1]["method"] = "DPO | <b>*x*</b>"
+    fake_run.evaluated(run, table)
+    text = tables.markdown(report.collect(run))
+    assert "| DPO \\| \\<b\\>\\*x\\*\\</b\\> |" in text
+
+
+def test_numbers_that_are_not_finite_are_shown_as_they_are():
+    assert tables.decimal(float("nan"), 1, 2) == "nan"
+    assert tables.decimal(None, 1, 2) == "–"
+    assert tables.decimal(-0.5, 100, 1) == "−50.0"
+    assert tables.duration(5.04) == "5.0 s" and tables.duration(3 * 3600 + 120) == "3 h 02 min"
+
+
+# Order and state
+
+
+def test_stages_stand_behind_those_that_they_need(run):
+    data = report.collect(run)
+    names = [stage.name for stage in data.stages]
+    for stage in data.stages:
+        assert all(names.index(need) < names.index(stage.name) for need in stage.needs)
+    assert names[-1] == "table"
+
+
+def test_seeds_of_a_method_stand_together(run):
+    data = report.collect(run)
+    grouped = data.methods(data.of_kind(("PPO", "GRPO")))
+    assert {method: [stage.name for stage in stages] for method, stages in grouped.items()} == {
+        "PPO": ["ppo-0", "ppo-1"],
+        "GRPO": ["grpo-0", "grpo-1"],
+    }
+    (run / "table.json").unlink()
+    (run / "table" / "table.json").unlink()
+    data = report.collect(run)
+    assert list(data.methods(data.of_kind(("PPO",)))) == ["ppo"]
+
+
+def test_unfinished_run_says_what_is_not_done(tmp_path, capsys):
+    run = tmp_path / "cut"
+    fake_run.supervised(run, "sft", "SFT", 6, loss=0.7, needs=(), init="hf:some/model")
+    fake_run.reinforced(run, "ppo", "PPO", 40, reached=5)
+    with open(run / "ppo" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "sco')  # the line that a kill cut short
+    status, out, err = easylm(capsys, run)
+    assert (status, err) == (0, "")
+    assert re.search(r"^ppo +PPO +sft +not done, step 5 of 40 ", out, flags=re.M)
+    assert re.search(r"^reward +– +– +not begun", out, flags=re.M)
+    assert "Not done: ppo, reward (not begun)." in out
+    page = (run / "report.html").read_text()
+    assert "This run is not finished: ppo (not done, step 5 of 40), reward (not begun)." in page
+    assert "Results" not in page and svgs(page)
+
+
+def test_an_evaluation_that_has_just_written_its_table_counts_as_done(run):
+    (run / "table" / "done.json").unlink()
+    data = report.collect(run)
+    assert data.unfinished == [] and len(data.tables) == 1
+
+
+def test_a_table_older_than_the_evaluation_that_runs_is_not_its_own(run):
+    (run / "table" / "done.json").unlink()
+    begun = (run / "table" / "table.json").stat().st_mtime + 10
+    os.utime(run / "table" / "config.json", (begun, begun))
+    assert [stage.name for stage in report.collect(run).unfinished] == ["table"]
+
+
+def test_time_of_a_resumed_stage_is_at_least_that_of_its_steps(run):
+    fake_run.write_json(run / "ppo-0" / "done.json", {"stage": "ppo-0", "kind": "PPO", "seconds": 1.0, "step": 8})
+    stage = next(stage for stage in report.collect(run).stages if stage.name == "ppo-0")
+    assert stage.seconds == pytest.approx(8 * 2.4)
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, and whether every tag that was opened was closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.data = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "line", "rect", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        elif tag in ("rect", "circle", "polyline"):
+            pass
+        else:
+            raise AssertionError(f"</{tag}> while {self.open[-3:]} are open")
+
+    def handle_data(self, data):
+        self.data.append(data)
+
+
+def test_the_page_loads_nothing_and_runs_nothing(run):
+    page = Page(report.write(run).read_text())
+    assert page.open == []
+    names = {tag for tag, _ in page.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "form", "base"}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") or name in ("src", "srcdoc") for name in attributes)
+        assert attributes.get("href", "#").startswith("#")
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+    assert "url(" not in "".join(page.data) and "@import" not in "".join(page.data)
+
+
+def test_samples_names_and_settings_are_escaped(run):
+    fake_run.stage(run, "evil", "MakeData", done={"files": ["<img src=x>"]}, function='"><script>alert(1)</script>')
+    text = report.write(run).read_text()
+    assert "<script" not in text and "<img" not in text
+    assert "&lt;script&gt;alert(&#x27;PPO&#x27;)&lt;/script&gt;" in text
+    assert "Say &lt;b&gt;no&lt;/b&gt; &amp; &lt;/pre&gt;." in text
+    shown = "".join(Page(text).data)
+    assert "PPO says 42 <script>alert('PPO')</script>" in shown
+
+
+def test_every_figure_is_xml_with_all_points_inside_its_axes(run):
+    drawn = svgs(report.html.page(report.collect(run)))
+    assert len(drawn) > 12
+    for svg in drawn:
+        _, _, width, height = map(float, svg.get("viewBox").split())
+        axis = [line for line in svg.iter(f"{SVG}line") if line.get("class") == "axis"]
+        if not axis:  # a legend alone
+            continue
+        left, right, bottom = (float(axis[0].get(name)) for name in ("x1", "x2", "y1"))
+        marks = [c for c in svg.iter(f"{SVG}circle") if c.find(f"{SVG}title") is not None]
+        points = [(float(c.get("cx")), float(c.get("cy"))) for c in marks]
+        points += [tuple(map(float, pair.split(","))) for line in svg.iter(f"{SVG}polyline")
+                   for pair in line.get("points").split()]  # fmt: skip
+        errors = [line for line in svg.iter(f"{SVG}line") if line.get("class").startswith("error")]
+        points += [(float(e.get(f"x{i}")), float(e.get(f"y{i}"))) for e in errors for i in (1, 2)]
+        assert all(left - 0.1 <= x <= right + 0.1 and 0 <= y <= bottom + 0.1 for x, y in points)
+        assert 0 < left < right <= width and bottom < height
+
+
+def test_the_page_has_every_section_and_the_answers_side_by_side(run):
+    text = report.html.page(report.collect(run))
+    headings = re.findall(r"<h2>(.*?)</h2>", text)
+    assert headings == [
+        "Results", "Held-out score while training", "Reward against divergence", "Health of reinforcement learning",
+        "Supervised stages: loss", "Answers side by side", "Stages", "Time", "Answers while training", "Settings",
+        "Files",
+    ]  # fmt: skip
+    first = text[text.index('<div class="prompt"><pre>What is 12 + 30?') :]
+    first = first[: first.index('<div class="prompt">', 1)]
+    assert re.findall(r'<div class="card"><b>(\w+)</b>', first) == ["SFT", "DPO", "PPO", "GRPO"]
+    assert first.count('<span class="mark right">right</span>') == 4
+    assert "<th class=words>beta</th><td class=words>0.1</td>" in text
+
+
+def test_a_recipe_without_a_table_has_the_rest(run):
+    (run / "table.json").unlink()
+    for file in ("table.json", "samples.jsonl", "done.json", "config.json"):
+        (run / "table" / file).unlink()
+    text = report.write(run).read_text()
+    assert "<h2>Results</h2>" not in text and "<h2>Health of reinforcement learning</h2>" in text
+    assert "<title>quickstart</title>" in text
+
+
+def test_scores_without_divergence_are_bars(run):
+    table = fake_run.table_of()
+    for row in table["rows"]:
+        row["kl"] = row["kl_stderr"] = None
+    fake_run.evaluated(run, table)
+    figure = figures.results(report.collect(run))[0]
+    bars = [rect for rect in ElementTree.fromstring(figure.svg).iter(f"{SVG}rect")]
+    widths = [float(bar.get("width")) for bar in bars]
+    scores = [row["score"] for row in table["rows"]]
+    assert [w / widths[0] for w in widths] == pytest.approx([s / scores[0] for s in scores], abs=0.01)
+
+
+# Figures
+
+
+def test_a_method_keeps_its_colour_in_all_figures(run):
+    data = report.collect(run)
+    paint = figures.colours(data)
+    assert paint == {"SFT": 0, "DPO": 1, "PPO": 2, "GRPO": 3}
+    svg = ElementTree.fromstring(figures.held_out(data)[0].svg)
+    full = [line.get("class") for line in svg.iter(f"{SVG}polyline") if line.get("class").startswith("line")]
+    assert full == ["line s2", "line s3"]
+
+
+def test_scores_of_different_judges_never_share_an_axis(run):
+    data = report.collect(run)
+    titles = [ElementTree.fromstring(figure.svg).find(f"{SVG}text").text for figure in figures.along_kl(data)]
+    assert titles == ["Score by reward model reward", "Score by verifier recipes.arithmetic:check", "Held-out score"]
+
+
+def test_mean_of_seeds_is_taken_where_all_have_a_value():
+    assert figures.mean_curve([[(1, 2.0), (2, 4.0)], [(2, 6.0), (3, 9.0)]]) == [(2, 5.0)]
+    assert figures.mean_curve([[(1, 2.0)], []]) == []
+
+
+def test_a_point_is_drawn_where_its_numbers_are():
+    svg = ElementTree.fromstring(plots.line_chart([Series("a", [(0, 0.0), (10, 5.0), (5, 1.0)], look="both")],
+                                                  x_label="x", y_label="y"))  # fmt: skip
+    at = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter(f"{SVG}circle") if len(c)]
+    (x0, y0), (x1, y1), (x2, y2) = at
+    assert x2 == pytest.approx((x0 + x1) / 2, abs=0.11)
+    assert (y0 - y2) / (y0 - y1) == pytest.approx(0.2, abs=0.01)
+    axis = next(line for line in svg.iter(f"{SVG}line") if line.get("class") == "axis")
+    assert (x0, y0) == (float(axis.get("x1")), float(axis.get("y1")))
+
+
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [
+        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (47.7, 72.0, ["45", "50", "55", "60", "65", "70", "75"]),
+        (0, 40000, ["0", "10,000", "20,000", "30,000", "40,000"]),
+        (2.0e-7, 2.1e-7, ["2.00e−7", "2.02e−7", "2.04e−7", "2.06e−7", "2.08e−7", "2.10e−7"]),
+        (-3.0, -3.0, ["−3.4", "−3.2", "−3.0", "−2.8", "−2.6"]),
+    ],
+)
+def test_ticks_are_round_and_tell_values_apart(low, high, ticks):
+    labels = plots.tick_labels(plots.nice_ticks(low, high, 5))
+    assert labels == ticks
+
+
+def test_long_curves_are_means_of_neighbours():
+    points = [(float(i), float(i % 2)) for i in range(1000)]
+    short = plots.thinned(points, 100)
+    assert len(short) == 100
+    assert {y for _, y in short} == {0.5} and short[0][0] == 4.5
+
+
+def test_values_that_are_not_finite_are_not_drawn(run):
+    folder = fake_run.reinforced(run, "ppo-0", "PPO", 8)
+    text = (folder / "metrics.jsonl").read_text().splitlines()
+    broken = json.loads(text[3]) | {"kl": "NaN", "entropy": "Infinity"}
+    (folder / "metrics.jsonl").write_text("\n".join([*text[:3], json.dumps(broken), *text[4:]]) + "\n")
+    page = report.html.page(report.collect(run))
+    assert all("nan" not in p.get("points") and "inf" not in p.get("points")
+               for svg in svgs(page) for p in svg.iter(f"{SVG}polyline"))  # fmt: skip
+
+
+# The command and its errors
+
+
+def test_command_prints_the_tables_and_writes_page_and_json(run, capsys, tmp_path):
+    status, out, err = easylm(capsys, run, "--html", tmp_path / "page.html", "--json", tmp_path / "run.json")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"quickstart: {run}\n") and out.endswith(f"wrote {tmp_path / 'page.html'}\n")
+    assert not (run / "report.html").exists()
+    written = json.loads((tmp_path / "run.json").read_text())
+    assert written["tables"] == [json.loads((run / "table.json").read_text())]
+    stages = {stage["name"]: stage for stage in written["stages"]}
+    assert stages["ppo-1"]["done"] and stages["ppo-1"]["metrics"]["validation_stderr"] == 0.026
+    status, out, _ = easylm(capsys, run, "--markdown")
+    assert out.startswith("# quickstart\n\n## Quickstart: one SFT model, three ways on\n\n| method | score (%) |")
+    assert (run / "report.html").is_file() and "wrote" not in out
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda run: "nowhere", r"no such folder: nowhere; give a run's folder, such as runs/quickstart"),
+        (lambda run: run / "sft", r"sft holds no stage .*; it is a stage's own; give the run's folder, .*quickstart$"),
+        (lambda run: run.parent, r"holds no stage .*; did you mean .*/quickstart\?$"),
+        (lambda run: (run / "sft/config.json").write_text("{"), r"quickstart/sft/config\.json is damaged"),
+        (lambda run: (run / "sft/config.json").write_text("{}"), r"sft/config\.json is damaged: it has no stage"),
+        (lambda run: (run / "sft/done.json").write_text("[]"), r"quickstart/sft/done\.json is damaged"),
+        (lambda run: (run / "table/table.json").write_text('{"rows": [{}]}'), r"table\.json is damaged: its rows"),
+        (lambda run: (run / "table/samples.jsonl").write_text("x\n"), r"table/samples\.jsonl, line 1, is damaged"),
+        (lambda run: (run / "sft/metrics.jsonl").write_text("x\n{}\n"), r"sft/metrics\.jsonl, line 1, is not"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_line_that_names_it(run, capsys, break_it, message):
+    broken = break_it(run)
+    status, out, err = easylm(capsys, broken if isinstance(broken, str | Path) else run)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and re.search(message, err.strip())
+    assert not (run / "report.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(run, capsys):
+    status, _, err = easylm(capsys, run, "--html", run / "no" / "page.html")
+    assert status == 2 and err.startswith(f"easylm: error: cannot write {run / 'no' / 'page.html'}: No such file")
+
+
+def test_write_raises_for_a_folder_that_is_missing(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        report.write(tmp_path / "none")
+
+
+def test_reporting_needs_no_jax(run):
+    code = (
+        "import sys\nfrom easylm_jax import report\n"
+        f"path = report.write({str(run)!r})\n"
+        "print(path.stat().st_size > 10000, sorted({'jax', 'numpy', 'tensorflow', 'flax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.strip() == "True []", done.stderr
