@@ -69,15 +69,15 @@ def main(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     seconds = time.perf_counter() - began
     answers = list(_answers(source.tokenizer, conversations, prompts, done, arguments.samples, template is not None))
-    if arguments.json:
-        _write(Path(arguments.json), answers)
     for answer in answers:
         if len(answers) > 1:
             print(f"> {_shown(answer['prompt'])}")
         print(answer["response"] + ("\n" if len(answers) > 1 else ""))
     tokens = int(done.lengths.sum())
-    print(f"{len(answers)} answers, {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s, compiling "
-          "included)", file=sys.stderr)  # fmt: skip
+    speed = f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s, compiling included)"
+    print(f"{len(answers)} answer{'s' if len(answers) > 1 else ''}, {speed}", file=sys.stderr)
+    if arguments.json:
+        _write(Path(arguments.json), answers)
     return 0
 
 
@@ -309,16 +309,17 @@ def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
 
 
 def complete(source: Source, prompts: Sequence[Sequence[int]], *, samples: int = 1, **how: Any) -> ScoredCompletions:
-    """`Engine.generate` with the model's own vocabulary for stop strings; `how` goes on as it is (`end_ids` are the
+    """`decode.generate` with the model's own vocabulary for stop strings; `how` goes on as it is (`end_ids` are the
     tokens that end an answer)."""
-    from easylm_jax.decode import Engine
+    from easylm_jax import decode
 
-    slots = max(1, min(SLOTS, len(prompts) * samples))
-    engine = Engine(source.decoder, slots=slots, mesh=source.mesh if source.mesh.size > 1 else None)
-    detokenize = functools.partial(source.tokenizer.decode, skip_special=True)
-    return engine.generate(
-        source.params, prompts, samples=samples, eos_ids=how.pop("end_ids"), detokenize=detokenize, scores=True, **how
-    )
+    done = decode.generate(
+        source.decoder, source.params, prompts, samples=samples, eos_ids=how.pop("end_ids"), slots=SLOTS, scores=True,
+        detokenize=functools.partial(source.tokenizer.decode, skip_special=True),
+        mesh=source.mesh if source.mesh.size > 1 else None, **how,
+    )  # fmt: skip
+    assert isinstance(done, decode.ScoredCompletions)
+    return done
 
 
 def _answers(
