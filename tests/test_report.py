@@ -325,6 +325,14 @@ def test_a_method_keeps_its_colour_in_all_figures(run):
     assert full == ["line s2", "line s3"]
 
 
+def test_panels_share_one_legend_of_the_methods_in_their_colours(run):
+    text = report.html.page(report.collect(run))
+    legends = re.findall(r'<div class="key">(.*?)</div>', text)
+    assert len(legends) == 2
+    for legend in legends:
+        assert re.findall(r'class="line (\w+)".*?</svg>(\w+)</span>', legend) == [("s2", "PPO"), ("s3", "GRPO")]
+
+
 def test_scores_of_different_judges_never_share_an_axis(run):
     data = report.collect(run)
     titles = [ElementTree.fromstring(figure.svg).find(f"{SVG}text").text for figure in figures.along_kl(data)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from easylm_jax.report.plots import MOST_POINTS, Series, bar_chart, legend, line_chart, thinned
+from easylm_jax.report.plots import MOST_POINTS, Series, bar_chart, line_chart, swatch, thinned
 from easylm_jax.report.read import RL_KINDS, SUPERVISED_KINDS, RunData, StageData, number
 from easylm_jax.report.tables import decimal, duration, rollout_speed, with_error
 
@@ -161,10 +161,10 @@ def _panel(series: Sequence[Series], title: str, unit: str) -> Figure:
     return Figure(line_chart(series, x_label="rollout step", y_label=unit, title=title, legend=False, **PANEL))
 
 
-def key(run: RunData) -> str:
-    """The legend that all figures of RL stages share."""
+def key(run: RunData) -> list[tuple[str, str]]:
+    """The legend that the panels of RL stages share: (SVG of the line, method)."""
     paint, methods = colours(run), run.methods(run.of_kind(RL_KINDS))
-    return legend([Series(method, (), paint[method]) for method in methods])
+    return [(swatch(Series(method, (), paint[method])), method) for method in methods]
 
 
 def _over_steps(run: RunData, stages: Sequence[StageData], metric: str, scale: float) -> list[Series]:

@@ -130,9 +130,10 @@ def _figures(shown: Sequence[Figure]) -> str:
     return "".join(_figure(figure) for figure in shown)
 
 
-def _grid(shown: Sequence[Figure], legend: str = "") -> str:
-    key = f'<div class="key">{legend}</div>' if legend else ""
-    return f'{key}<div class="grid">{_figures(shown)}</div>' if shown else ""
+def _grid(shown: Sequence[Figure], key: Sequence[tuple[str, str]] = ()) -> str:
+    names = "".join(f"<span>{line}{safe(name)}</span>" for line, name in key)
+    legend = f'<div class="key">{names}</div>' if names else ""
+    return f'{legend}<div class="grid">{_figures(shown)}</div>' if shown else ""
 
 
 def _figure(figure: Figure) -> str:

@@ -118,10 +118,12 @@ def bar_chart(
     return _svg(width, height, title, "".join(drawn), title or x_label)
 
 
-def legend(series: Sequence[Series], width: int = 1000) -> str:
-    """The legend of several figures alone."""
-    rows = _legend_rows([(one.classes, one.name, one.look) for one in series if one.in_legend], width)
-    return _svg(width, 20 * len(rows) + 4, "", _legend(rows, 4), "legend") if rows else ""
+def swatch(one: Series) -> str:
+    """A short line in a series' colour, for a legend that stands outside of the figures."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 10" aria-hidden="true">'
+        f'<line class="line {one.classes}" x1="0" y1="5" x2="24" y2="5"/></svg>'
+    )
 
 
 # Scales

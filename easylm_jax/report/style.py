@@ -33,7 +33,9 @@ table.fields td{border:0!important;padding:.1rem .75rem;font:400 .95em ui-monosp
 .note,figcaption{color:var(--soft);font-size:.83rem;line-height:1.45;margin:.5rem 0 1.2rem;max-width:56rem}
 figure{margin:1.2rem 0;max-width:46rem}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(21rem,1fr));
 gap:.6rem 1.6rem}.grid figure{margin:.4rem 0}figcaption{margin:.2rem 0 0}
-.key{max-width:62rem;margin:.2rem 0 .6rem}svg{width:100%;height:auto;display:block;font-family:inherit}
+svg{width:100%;height:auto;display:block;font-family:inherit}
+.key{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.82rem;color:var(--soft);margin:.2rem 0 .8rem}
+.key svg{width:24px;display:inline-block;margin-right:.4rem;vertical-align:middle}
 svg text{fill:var(--ink);font-size:12px}svg .note{fill:var(--soft);font-size:11.5px}svg .label{fill:var(--soft)}
 svg .title{font-weight:600;font-size:13px}svg .name{font-weight:560}
 svg .grid{stroke:var(--rule);stroke-width:1}svg .axis{stroke:var(--soft)}svg .tick{stroke:var(--soft)}
