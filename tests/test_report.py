@@ -3,20 +3,16 @@ import os
 import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 
 import fake_run
 import pytest
 
 from easylm_jax import cli, report
-from easylm_jax.report import figures, plots, tables
-from easylm_jax.report.plots import Series
+from easylm_jax.report import tables
 from models.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def easylm(capsys, *arguments):
@@ -28,10 +24,6 @@ def easylm(capsys, *arguments):
 @pytest.fixture
 def run(tmp_path):
     return fake_run.quickstart(tmp_path)
-
-
-def svgs(page: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, flags=re.S)]
 
 
 def cells(text: str, row: str) -> list[str]:
@@ -182,7 +174,7 @@ def test_unfinished_run_says_what_is_not_done(tmp_path, capsys):
     assert "Not done: ppo, reward (not begun)." in out
     page = (run / "report.html").read_text()
     assert "This run is not finished: ppo (not done, step 5 of 40), reward (not begun)." in page
-    assert "Results" not in page and svgs(page)
+    assert "Results" not in page and page.count("<svg") > 8
 
 
 def test_an_evaluation_that_has_just_written_its_table_counts_as_done(run):
@@ -202,189 +194,6 @@ def test_time_of_a_resumed_stage_is_at_least_that_of_its_steps(run):
     fake_run.write_json(run / "ppo-0" / "done.json", {"stage": "ppo-0", "kind": "PPO", "seconds": 1.0, "step": 8})
     stage = next(stage for stage in report.collect(run).stages if stage.name == "ppo-0")
     assert stage.seconds == pytest.approx(8 * 2.4)
-
-
-# The page
-
-
-class Page(HTMLParser):
-    """Tags and attributes of a page, and whether every tag that was opened was closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.data = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "line", "rect", "circle", "polyline"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-        elif tag in ("rect", "circle", "polyline"):
-            pass
-        else:
-            raise AssertionError(f"</{tag}> while {self.open[-3:]} are open")
-
-    def handle_data(self, data):
-        self.data.append(data)
-
-
-def test_the_page_loads_nothing_and_runs_nothing(run):
-    page = Page(report.write(run).read_text())
-    assert page.open == []
-    names = {tag for tag, _ in page.tags}
-    assert not names & {"script", "link", "img", "iframe", "object", "form", "base"}
-    for _, attributes in page.tags:
-        assert not any(name.startswith("on") or name in ("src", "srcdoc") for name in attributes)
-        assert attributes.get("href", "#").startswith("#")
-    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
-    assert policy.startswith("default-src 'none'")
-    assert "url(" not in "".join(page.data) and "@import" not in "".join(page.data)
-
-
-def test_samples_names_and_settings_are_escaped(run):
-    fake_run.stage(run, "evil", "MakeData", done={"files": ["<img src=x>"]}, function='"><script>alert(1)</script>')
-    text = report.write(run).read_text()
-    assert "<script" not in text and "<img" not in text
-    assert "&lt;script&gt;alert(&#x27;PPO&#x27;)&lt;/script&gt;" in text
-    assert "Say &lt;b&gt;no&lt;/b&gt; &amp; &lt;/pre&gt;." in text
-    shown = "".join(Page(text).data)
-    assert "PPO says 42 <script>alert('PPO')</script>" in shown
-
-
-def test_every_figure_is_xml_with_all_points_inside_its_axes(run):
-    drawn = svgs(report.html.page(report.collect(run)))
-    assert len(drawn) > 12
-    for svg in drawn:
-        _, _, width, height = map(float, svg.get("viewBox").split())
-        axis = [line for line in svg.iter(f"{SVG}line") if line.get("class") == "axis"]
-        if not axis:  # a legend alone
-            continue
-        left, right, bottom = (float(axis[0].get(name)) for name in ("x1", "x2", "y1"))
-        marks = [c for c in svg.iter(f"{SVG}circle") if c.find(f"{SVG}title") is not None]
-        points = [(float(c.get("cx")), float(c.get("cy"))) for c in marks]
-        points += [tuple(map(float, pair.split(","))) for line in svg.iter(f"{SVG}polyline")
-                   for pair in line.get("points").split()]  # fmt: skip
-        errors = [line for line in svg.iter(f"{SVG}line") if line.get("class").startswith("error")]
-        points += [(float(e.get(f"x{i}")), float(e.get(f"y{i}"))) for e in errors for i in (1, 2)]
-        assert all(left - 0.1 <= x <= right + 0.1 and 0 <= y <= bottom + 0.1 for x, y in points)
-        assert 0 < left < right <= width and bottom < height
-
-
-def test_the_page_has_every_section_and_the_answers_side_by_side(run):
-    text = report.html.page(report.collect(run))
-    headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert headings == [
-        "Results", "Held-out score while training", "Reward against divergence", "Health of reinforcement learning",
-        "Supervised stages: loss", "Answers side by side", "Stages", "Time", "Answers while training", "Settings",
-        "Files",
-    ]  # fmt: skip
-    first = text[text.index('<div class="prompt"><pre>What is 12 + 30?') :]
-    first = first[: first.index('<div class="prompt">', 1)]
-    assert re.findall(r'<div class="card"><b>(\w+)</b>', first) == ["SFT", "DPO", "PPO", "GRPO"]
-    assert first.count('<span class="mark right">right</span>') == 4
-    assert "<th class=words>beta</th><td class=words>0.1</td>" in text
-
-
-def test_a_recipe_without_a_table_has_the_rest(run):
-    (run / "table.json").unlink()
-    for file in ("table.json", "samples.jsonl", "done.json", "config.json"):
-        (run / "table" / file).unlink()
-    text = report.write(run).read_text()
-    assert "<h2>Results</h2>" not in text and "<h2>Health of reinforcement learning</h2>" in text
-    assert "<title>quickstart</title>" in text
-
-
-def test_scores_without_divergence_are_bars(run):
-    table = fake_run.table_of()
-    for row in table["rows"]:
-        row["kl"] = row["kl_stderr"] = None
-    fake_run.evaluated(run, table)
-    figure = figures.results(report.collect(run))[0]
-    bars = [rect for rect in ElementTree.fromstring(figure.svg).iter(f"{SVG}rect")]
-    widths = [float(bar.get("width")) for bar in bars]
-    scores = [row["score"] for row in table["rows"]]
-    assert [w / widths[0] for w in widths] == pytest.approx([s / scores[0] for s in scores], abs=0.01)
-
-
-# Figures
-
-
-def test_a_method_keeps_its_colour_in_all_figures(run):
-    data = report.collect(run)
-    paint = figures.colours(data)
-    assert paint == {"SFT": 0, "DPO": 1, "PPO": 2, "GRPO": 3}
-    svg = ElementTree.fromstring(figures.held_out(data)[0].svg)
-    full = [line.get("class") for line in svg.iter(f"{SVG}polyline") if line.get("class").startswith("line")]
-    assert full == ["line s2", "line s3"]
-
-
-def test_panels_share_one_legend_of_the_methods_in_their_colours(run):
-    text = report.html.page(report.collect(run))
-    legends = re.findall(r'<div class="key">(.*?)</div>', text)
-    assert len(legends) == 2
-    for legend in legends:
-        assert re.findall(r'class="line (\w+)".*?</svg>(\w+)</span>', legend) == [("s2", "PPO"), ("s3", "GRPO")]
-
-
-def test_scores_of_different_judges_never_share_an_axis(run):
-    data = report.collect(run)
-    titles = [ElementTree.fromstring(figure.svg).find(f"{SVG}text").text for figure in figures.along_kl(data)]
-    assert titles == ["Score by reward model reward", "Score by verifier recipes.arithmetic:check", "Held-out score"]
-
-
-def test_mean_of_seeds_is_taken_where_all_have_a_value():
-    assert figures.mean_curve([[(1, 2.0), (2, 4.0)], [(2, 6.0), (3, 9.0)]]) == [(2, 5.0)]
-    assert figures.mean_curve([[(1, 2.0)], []]) == []
-
-
-def test_a_point_is_drawn_where_its_numbers_are():
-    svg = ElementTree.fromstring(plots.line_chart([Series("a", [(0, 0.0), (10, 5.0), (5, 1.0)], look="both")],
-                                                  x_label="x", y_label="y"))  # fmt: skip
-    at = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.iter(f"{SVG}circle") if len(c)]
-    (x0, y0), (x1, y1), (x2, y2) = at
-    assert x2 == pytest.approx((x0 + x1) / 2, abs=0.11)
-    assert (y0 - y2) / (y0 - y1) == pytest.approx(0.2, abs=0.01)
-    axis = next(line for line in svg.iter(f"{SVG}line") if line.get("class") == "axis")
-    assert (x0, y0) == (float(axis.get("x1")), float(axis.get("y1")))
-
-
-@pytest.mark.parametrize(
-    "low, high, ticks",
-    [
-        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (47.7, 72.0, ["45", "50", "55", "60", "65", "70", "75"]),
-        (0, 40000, ["0", "10,000", "20,000", "30,000", "40,000"]),
-        (2.0e-7, 2.1e-7, ["2.00e−7", "2.02e−7", "2.04e−7", "2.06e−7", "2.08e−7", "2.10e−7"]),
-        (-3.0, -3.0, ["−3.4", "−3.2", "−3.0", "−2.8", "−2.6"]),
-    ],
-)
-def test_ticks_are_round_and_tell_values_apart(low, high, ticks):
-    labels = plots.tick_labels(plots.nice_ticks(low, high, 5))
-    assert labels == ticks
-
-
-def test_long_curves_are_means_of_neighbours():
-    points = [(float(i), float(i % 2)) for i in range(1000)]
-    short = plots.thinned(points, 100)
-    assert len(short) == 100
-    assert {y for _, y in short} == {0.5} and short[0][0] == 4.5
-
-
-def test_values_that_are_not_finite_are_not_drawn(run):
-    folder = fake_run.reinforced(run, "ppo-0", "PPO", 8)
-    text = (folder / "metrics.jsonl").read_text().splitlines()
-    broken = json.loads(text[3]) | {"kl": "NaN", "entropy": "Infinity"}
-    (folder / "metrics.jsonl").write_text("\n".join([*text[:3], json.dumps(broken), *text[4:]]) + "\n")
-    page = report.html.page(report.collect(run))
-    assert all("nan" not in p.get("points") and "inf" not in p.get("points")
-               for svg in svgs(page) for p in svg.iter(f"{SVG}polyline"))  # fmt: skip
 
 
 # The command and its errors
