@@ -357,8 +357,8 @@ class RL(Train):
         for what, data in (("data", self.data), ("validation", self.validation and self.validation.data)):
             if data and data.kind != "prompts":
                 raise UserError(f"stage {self.name}: {what} must be prompts (kind 'prompts'), not {data.kind!r}")
-        if (self.validation is None) != (self.check is None):
-            raise UserError(f"stage {self.name}: validation prompts and check, their verifier, go together")
+        if self.validation is not None and self.check is None:
+            raise UserError(f"stage {self.name}: validation prompts need check, the verifier that judges answers to them")
         if self.sampling.temperature <= 0:
             raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
 

@@ -157,11 +157,10 @@ class Judge:
 
 
 def bucket(length: int) -> int:
-    """The least of 2ⁿ and 3 · 2ⁿ from 16 on that is at least `length`: few shapes, so few programs."""
-    size = LEAST_WIDTH
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    """`length` rounded up to a multiple of a quarter of the power of two below it, at least of 16: few shapes, so few
+    programs, and little padding."""
+    step = max(LEAST_WIDTH, 1 << max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step
 
 
 def join(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 HELD_OUT_SHARE = 0.08
+WRONG_SHARE = 0.0
 WORDS = [
     "apple", "bird", "cloud", "door", "eagle", "fire", "grass", "hill", "iron", "jade", "king", "lamp", "moon",
     "nest", "oak", "pond", "queen", "river", "sun", "tree",
@@ -92,11 +93,12 @@ def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
 
 
 def _document(stream: Iterator[Problem], rng: random.Random) -> dict[str, str]:
-    """A page of worked problems, as web text might have them: statements, and questions with their answers."""
+    """A page of worked problems, as web text might have them; a few are wrong, as some of the web is."""
     lines = []
-    for _ in range(rng.randint(4, 10)):
+    for _ in range(rng.randint(3, 8)):
         p = next(stream)
-        lines.append(rng.choice([p.steps, f"{p.question} {p.answer}", f"{p.question} {p.steps}, so {p.answer}."]))
+        answer = p.answer if rng.random() > WRONG_SHARE else next(stream).answer
+        lines.append(f"{p.question}\n{p.steps}\n#### {answer}")
     return {"text": "\n".join(lines)}
 
 
@@ -117,8 +119,11 @@ def check(response: str, record: Mapping[str, Any]) -> float:
 def _files(seed: int, documents: int, conversations: int, prompts: int, held_out: int) -> dict[str, list]:
     train, test = problems(seed, held_out=False), problems(seed, held_out=True)
     rng = random.Random(seed)
+    pages = [_document(train, rng) for _ in range(documents)]
     return {
-        "pretrain.jsonl": [_document(train, rng) for _ in range(documents)],
+        # The chat template's markers are among the texts of the vocabulary, so that they are a few tokens and not twenty.
+        "vocabulary.jsonl": [{"text": f"<|user|>\n<|assistant|>\n{page['text']}"} for page in pages[:2_000]],
+        "pretrain.jsonl": pages,
         "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(held_out // 4)],
         "sft.jsonl": [_conversation(next(train)) for _ in range(conversations)],
         "sft_held_out.jsonl": [_conversation(next(test)) for _ in range(held_out // 4)],

@@ -35,9 +35,9 @@ from easylm_jax.config import (
     Validation,
 )  # fmt: skip
 
-SEQUENCE = 256
-PROMPT = 48  # tokens; the longest prompt of the tasks has 44
-ANSWER = 40  # tokens; the longest reference answer has 36
+SEQUENCE = 128
+PROMPT = 32  # tokens; the longest prompt of the tasks has 27
+ANSWER = 32  # tokens; the longest reference answer has 28
 SEEDS = (0, 1, 2)
 
 # The block of OLMo 2 (arXiv 2501.00656, §2) at 4 layers: 1.2 million parameters.
@@ -64,7 +64,7 @@ def prompts(name: str, limit: int | None = None) -> DataSpec:
 
 def pairs(**part: int) -> DataSpec:
     source = Source("stage:answers/pairs.jsonl", **part)
-    return DataSpec((source,), "stage:tokenizer", SEQUENCE, kind="preference", template="tulu", max_side_length=96)
+    return DataSpec((source,), "stage:tokenizer", SEQUENCE, kind="preference", template="tulu", max_side_length=64)
 
 
 def rate(lr: float, shape: str) -> OptimizerConfig:
@@ -76,16 +76,16 @@ sampling = Sampling(ANSWER, temperature=1.0, slots=128)
 held_out = Validation(prompts("prompts_held_out.jsonl", limit=300), every=10)
 stages = [
     MakeData("data", function="recipes.arithmetic:write", seed=1),
-    Tokenizer("tokenizer", sources=(Source("stage:data/pretrain.jsonl", limit=2_000),), vocab_size=512),
+    Tokenizer("tokenizer", sources=(Source("stage:data/vocabulary.jsonl"),), vocab_size=512),
     Pretrain(
         "pretrain",
         model=MODEL,
         data=pages("pretrain.jsonl"),
         validation=Validation(pages("pretrain_held_out.jsonl"), every=100),
         batch=16,
-        steps=400,
+        steps=800,
         z_loss=1e-4,  # OLMo 2 §3.3.3
-        optimizer=OptimizerConfig("4e-3 cosine to 10% warmup 20 steps"),
+        optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 20 steps"),
         checkpoints=Checkpoints(keep_every=100),
     ),
     SFT(
@@ -101,7 +101,7 @@ stages = [
         "answers",
         init="sft",
         data=prompts("prompts.jsonl", limit=3_000),
-        samples=4,
+        samples=8,
         batch=256,
         sampling=sampling,
         reward=Reward(verifier=CHECK, missing_end=0.0),
@@ -111,8 +111,8 @@ stages = [
         init="sft",
         data=pairs(skip=200),
         validation=Validation(pairs(limit=200)),
-        batch=16,
-        epochs=1,
+        batch=8,
+        epochs=2,
         optimizer=rate(3e-4, "linear to 3e-5 warmup 3%"),
     ),
 ]

@@ -33,7 +33,7 @@ from recipes.tulu25.small_data import DATA
 
 SEQUENCE = 512
 VOCABULARY = 2048
-PROMPT, REPLY = 160, 128
+PROMPT, REPLY = 160, 96
 SETS = ("hh", "gsm8k")
 HERE = "recipes.tulu25.small_data"
 PAGES = (Source(f"{DATA}/c4_sample/c4-train-*.parquet"), Source(f"{DATA}/dolma_sample/*.jsonl"))
@@ -79,7 +79,7 @@ def reward_model(name: str, sets: tuple[str, ...]) -> RewardModel:
 def dpo(name: str, sets: tuple[str, ...]) -> DPO:
     return DPO(
         f"dpo-{name}", init="sft", data=pairs(sets), validation=Validation(pairs(sets, "_held_out")),
-        batch=16, epochs=1, beta=0.1, optimizer=tuned("1e-4 linear to 0 warmup 10%"),
+        batch=16, epochs=1, beta=0.1, optimizer=tuned("3e-5 linear to 0 warmup 10%"),
     )  # fmt: skip
 
 
@@ -91,24 +91,24 @@ def ppo(name: str, sets: tuple[str, ...]) -> PPO:
         data=prompts(files(sets)),
         batch=64,
         mini_batch=16,
-        steps=16,
+        steps=12,
         sampling=Sampling(REPLY, temperature=0.7, top_k=50, slots=64),
         logprob_temperature=1.0,
         kl=0.05,
-        optimizer=tuned("1e-4 constant warmup 10%"),
+        optimizer=tuned("3e-5 constant warmup 10%"),
     )  # fmt: skip
 
 
 # What each set should move: harmful requests that are declined, solutions that reach an answer.
 GREEDY = Sampling(REPLY, temperature=0.0)
 HH_TEST = prompts(files(("hh",), "_held_out"))
-GSM8K_TEST = prompts((Source(f"{DATA}/gsm8k/test.jsonl", limit=150),), keep=("answer",))
+GSM8K_TEST = prompts((Source(f"{DATA}/gsm8k/test.jsonl", limit=100),), keep=("answer",))
 METHODS = (*(f"{algorithm}-{name}" for name in SETS for algorithm in ("dpo", "ppo")), "ppo-mix")
 
 
 def table(name: str, title: str, tasks: tuple[Task, ...]) -> Evaluate:
     entries = (Entry("sft", ("sft",)), *(Entry(method, (method,), over="sft") for method in METHODS))
-    return Evaluate(name, title=title, tasks=tasks, entries=entries, reference="sft", kl_prompts=64)
+    return Evaluate(name, title=title, tasks=tasks, entries=entries, reference="sft", kl_prompts=32)
 
 
 recipe = Recipe(
