@@ -52,7 +52,7 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
                 seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
                 made = rollout.sample(
                     engine, params, batch, stage.sampling, samples=stage.samples, seed=seed, tokenizer=tokenizer,
-                    greedy=stage.sampling.temperature == 0,
+                    end_ids=rollout.end_ids(cache, tokenizer), greedy=stage.sampling.temperature == 0,
                 )  # fmt: skip
                 made.scores = judge(made)
                 if checkpoint_arrays.is_first_process():

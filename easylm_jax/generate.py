@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm generate`: answers to standard output, what it took to standard error."""
+    from easylm_jax.data import templates
+
     conversations = _conversations(arguments)
     source = load(arguments.model, tokenizer=arguments.tokenizer)
     template = None if arguments.raw else arguments.template or source.template
@@ -63,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
     most = _room(source, prompts, arguments.max_new_tokens)
     began = time.perf_counter()
     done = complete(
-        source, prompts, end_ids=end_tokens(source.tokenizer, template), max_new_tokens=most,
+        source, prompts, end_ids=templates.end_tokens(template, source.tokenizer), max_new_tokens=most,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, samples=arguments.samples,
         stop_strings=arguments.stop, seed=arguments.seed,
     )  # fmt: skip
@@ -159,18 +161,6 @@ def encode(source: Source, messages: Messages, template: str | None, number: int
         raise UserError(f"prompt {number} is a conversation; name its chat template with --template")
     start = [source.tokenizer.bos_id] if source.add_bos and source.tokenizer.bos_id is not None else []
     return start + source.tokenizer.encode(messages[0]["content"])
-
-
-def end_tokens(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
-    """Tokens that end an answer: the vocabulary's end, and what the template closes an assistant's turn with."""
-    from easylm_jax.data import templates
-
-    found = {tokenizer.eos_id}
-    if template is not None:
-        turn = templates.get_template(template).turns["assistant"]
-        after = turn[turn.index(templates.CONTENT) + 1 :]
-        found |= {templates.token_id(part, tokenizer) for part in after if isinstance(part, templates.Token)}
-    return tuple(sorted(found))
 
 
 def _room(source: Source, prompts: Sequence[Sequence[int]], asked: int | None) -> int:

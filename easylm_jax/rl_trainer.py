@@ -189,7 +189,7 @@ class _RolloutLoop(Loop):
             seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
             made = rollout.sample(
                 self.engine, policy, prompts, stage.sampling, samples=stage.samples, seed=seed,
-                tokenizer=job.tokenizer,
+                tokenizer=job.tokenizer, end_ids=rollout.end_ids(job.loader.cache, job.tokenizer),
             )  # fmt: skip
         sampled = time.perf_counter()
         with self.monitor.phase("reward", number):
@@ -326,8 +326,9 @@ class _RolloutLoop(Loop):
         batch = job.held_out.read(np.arange(job.held_out.rows))
         policy = self.merge(state.params, job.frozen)
         made = rollout.sample(
-            self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer, greedy=True
-        )
+            self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer,
+            end_ids=rollout.end_ids(job.held_out, job.tokenizer), greedy=True,
+        )  # fmt: skip
         texts = [rollout.text_of(made, row, job.tokenizer) for row in range(made.rows)]
         records = [job.held_out.record(int(index)) for index in made.prompt_index]
         scores = np.array([verdict(self.check_verifier, *it) for it in zip(texts, records, strict=True)])

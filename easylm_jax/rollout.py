@@ -20,6 +20,7 @@ import numpy as np
 from easylm_jax import sharding
 from easylm_jax.config import Reward, Sampling
 from easylm_jax.data import Cache
+from easylm_jax.data.templates import end_tokens
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, ScoredCompletions
 from easylm_jax.objectives import score_responses
@@ -61,9 +62,14 @@ class Rollout:
         return self.responses[row, : self.lengths[row]].tolist()
 
 
+def end_ids(prompts: Cache, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer to these prompts, by the chat template that they were rendered with."""
+    return end_tokens(prompts.manifest["spec"]["template"], tokenizer)
+
+
 def sample(
     engine: Engine, params: PyTree, batch: dict[str, np.ndarray], sampling: Sampling, *, samples: int, seed: int,
-    tokenizer: Tokenizer, greedy: bool = False,
+    tokenizer: Tokenizer, end_ids: tuple[int, ...], greedy: bool = False,
 ) -> Rollout:  # fmt: skip
     """Answers to a batch of prompts (`tokens`, `lengths`, `prompt_index`); scores are still 0."""
     lengths = batch["lengths"]
@@ -71,7 +77,7 @@ def sample(
     done = engine.generate(
         params, prompts, max_new_tokens=sampling.max_new_tokens, temperature=0.0 if greedy else sampling.temperature,
         top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
-        eos_ids=(tokenizer.eos_id,), stop_strings=sampling.stop_strings, samples=samples, seed=seed,
+        eos_ids=end_ids, stop_strings=sampling.stop_strings, samples=samples, seed=seed,
         detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True,
     )  # fmt: skip
     assert isinstance(done, ScoredCompletions)

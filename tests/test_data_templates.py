@@ -11,6 +11,7 @@ from easylm_jax.data import load_tokenizer
 from easylm_jax.data.templates import (
     TEMPLATES,
     encode_prompt,
+    end_tokens,
     generation_prompt,
     get_template,
     render,
@@ -263,3 +264,15 @@ def test_tokens_equal_those_of_transformers_for_a_llama2_vocabulary(llama2, fold
         text, _ = rendered_text(render("tulu25", messages), llama2)
         ((ids, _),) = tokenize([render("tulu25", messages)], llama2)
         assert ids.tolist() == reference(text, add_special_tokens=False)["input_ids"]
+
+
+def test_answers_end_at_the_token_that_closes_the_assistants_turn(tokenizer):
+    """It is the end token of the vocabulary, or another one beside it; whatever it is, it is trained."""
+    assert end_tokens(None, tokenizer) == (tokenizer.eos_id,)
+    for name in TEMPLATES:
+        ends = end_tokens(name, tokenizer)
+        ids, trained = tokenize([render(name, TWO_EXCHANGES)], tokenizer)[0]
+        assert tokenizer.eos_id in ends and ids[np.flatnonzero(trained)[-1]] in ends
+    assert set(end_tokens("chatml", tokenizer)) == {tokenizer.eos_id, tokenizer.special("<|im_end|>")}
+    assert set(end_tokens("llama3", tokenizer)) == {tokenizer.eos_id, tokenizer.special("<|eot_id|>")}
+    assert end_tokens("tulu", tokenizer) == (tokenizer.eos_id,)

@@ -192,13 +192,6 @@ def test_left_out_the_longest_answer_is_what_the_context_has_room_for(run):
     assert generate._room(wide, [[1] * 90], None) == generate.MOST_NEW_TOKENS
 
 
-def test_templates_with_their_own_end_of_turn_end_at_it(tmp_path):
-    tokenizer = load_tokenizer(data_kit.hf_tokenizer(tmp_path / "bpe"))
-    assert generate.end_tokens(tokenizer, None) == (tokenizer.eos_id,)
-    assert generate.end_tokens(tokenizer, "tulu") == (tokenizer.eos_id,)
-    assert set(generate.end_tokens(tokenizer, "chatml")) == {tokenizer.eos_id, tokenizer.special("<|im_end|>")}
-
-
 def test_a_hugging_face_folder_brings_its_tokenizer(run, capsys, tmp_path):
     config = CONFIG.replace(vocab=416, vocab_used=416)
     models.save_hf(models.build(config), models.build(config).init(jax.random.key(0)), tmp_path / "hf")

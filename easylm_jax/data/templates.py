@@ -188,6 +188,17 @@ def token_id(token: Token, tokenizer: Tokenizer) -> int:
     return found
 
 
+def end_tokens(template: str | Template | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end an answer: the vocabulary's end, and what the template closes an assistant's turn with, if any."""
+    found = {tokenizer.eos_id}
+    if template is not None:
+        template = get_template(template) if isinstance(template, str) else template
+        turn = template.turns["assistant"]
+        after = turn[turn.index(CONTENT) + 1 :]
+        found |= {token_id(part, tokenizer) for part in after if isinstance(part, Token)}
+    return tuple(sorted(found))
+
+
 def rendered_text(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[str, list[tuple[int, int]]]:
     """The text as a person reads it and the trained spans in it, as (start, end) in characters."""
     text, spans = "", []

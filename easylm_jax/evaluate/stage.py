@@ -95,7 +95,7 @@ def _judged(
             raise UserError(f"stage {stage.name}: task {task.name} takes {task.samples} greedy samples, all the same")
         made = rollout.sample(
             engine, params, it.batch, task.sampling, samples=task.samples, seed=stage.seed, tokenizer=it.tokenizer,
-            greedy=greedy,
+            end_ids=rollout.end_ids(it.cache, it.tokenizer), greedy=greedy,
         )  # fmt: skip
         texts = [rollout.text_of(made, row, it.tokenizer) for row in range(made.rows)]
         records = [it.record(row // task.samples) for row in range(made.rows)]
@@ -155,7 +155,10 @@ def _divergence(
     batch = {name: array[: stage.kl_prompts] for name, array in it.batch.items()}
     sampling = dataclasses.replace(it.task.sampling, temperature=1.0, top_k=None, top_p=None)
     engine = _engine(source.decoder, sampling.slots, mesh)
-    made = rollout.sample(engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer)
+    made = rollout.sample(
+        engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer,
+        end_ids=rollout.end_ids(it.cache, it.tokenizer),
+    )  # fmt: skip
     columns = rollout.columns_of(made)
     forward = {name: columns[name] for name in ("tokens", "targets", "segment_ids", "positions")}
 
