@@ -3,11 +3,11 @@
     easylm run recipes/tulu25/small.py
     EASYLM_DATA=/my/data easylm run recipes/tulu25/small.py
 
-A small OLMo 2 is trained from nothing on web pages, and then as the paper has it: fine-tuning; a
-reward model, DPO and PPO on each set; PPO on a mix of both with both prompts. The pairs are real ones
-(`recipes/tulu25/small_data.py`). The shapes of the schedules are the paper's; sizes and rates are this project's own.
-A model this small solves hardly a problem of GSM8K. The tables show what each set moves: pairs of whole and broken-off
-solutions teach to reach an answer, and PPO soon writes the answer alone, since nothing in them rewards working it out.
+A small OLMo 2 is trained from nothing on web pages, and then as the paper has it: fine-tuning; a reward model, DPO and
+PPO on each set; PPO with a reward model and prompts of both. The sets are human preferences of hh-rlhf, and solutions
+of GSM8K over the same ones broken off before the answer (`recipes/tulu25/small_data.py`). The shapes of the schedules
+are the paper's; sizes and rates are this project's own. A model this small solves hardly a problem of GSM8K. The tables
+show what each set moves: PPO soon writes an answer without working it out, since no pair rewards the working.
 """
 
 from easylm_jax.config import (
