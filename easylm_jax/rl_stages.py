@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.mesh import make_mesh
 from easylm_jax.objectives import value_regression
 from easylm_jax.optimizer import make_optimizer
+from easylm_jax.rewards import verifier
 from easylm_jax.rl_trainer import REPLICATED, RLState, RolloutJob, reinforce
 from easylm_jax.rollout import Judge
 from easylm_jax.stages import meta_of, steps_of
@@ -31,9 +33,29 @@ PyTree = Any
 
 
 def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any]:
-    """Runs a stage of reinforcement learning to its end."""
+    """Runs a stage of reinforcement learning to its end; returns what `done.json` will say."""
+    job = job_of(stage, experiment, settings)
+    metrics = reinforce(job)
+    checkpoint = f"checkpoints/{job.steps}"
+    if stage.lora is not None:
+        checkpoint = f"merged/{checkpoint}"
+        with jax.set_mesh(job.mesh):
+            job.policy.save_merged(job.folder, job.frozen, job.steps, dict(job.meta))
+    return {
+        "step": job.steps,
+        "checkpoint": checkpoint,
+        "metrics": metrics,
+        "data": {name: job.loader.cache.manifest.get(name) for name in ("rows", "prompts", "tokens")},
+    }
+
+
+def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> RolloutJob:
+    """All that a stage needs, checked; the models that are not trained are on the devices already."""
     mesh = make_mesh(experiment.recipe.mesh)
+    # What needs no data and no weights is looked at first.
     _check_rows(stage, mesh)
+    for name in filter(None, (stage.reward.verifier, stage.check)):
+        verifier(name)
     source = stage_model(stage, experiment, mesh)
     check_can_speak(stage.name, source)
     sharding.check_heads(source.config, mesh)
@@ -50,15 +72,9 @@ def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str
     judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, stage.score_rows)
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": policy.base()}
-        reference = model_from(stage.reference or stage.init, experiment, mesh, compute=stage.compute)
-        if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
-            raise UserError(f"stage {stage.name}: the reference is a model of another shape than the policy")
-        reference_params = reference.frozen(mesh)
+        reference = _reference(stage, experiment, mesh, source)
 
-    def merge(params: PyTree, frozen: PyTree) -> PyTree:
-        return params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
-
-    job = RolloutJob(
+    return RolloutJob(
         name=stage.name,
         folder=experiment.folder(stage.name),
         mesh=mesh,
@@ -77,26 +93,27 @@ def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str
         value=value,
         policy_objective=policy.adapted(stage.objective(source.decoder, training=True), training=True),
         value_objective=_value_objective(stage, value),
-        merge=merge,
+        merge=functools.partial(_merged, stage),
         frozen=frozen,
-        reference=reference_params,
+        reference=reference,
         judge=judge,
         loader=loader,
         held_out=held_out,
         tokenizer=tokenizer,
     )
-    metrics = reinforce(job)
-    checkpoint = f"checkpoints/{steps}"
-    if stage.lora is not None:
-        checkpoint = f"merged/{checkpoint}"
-        with jax.set_mesh(mesh):
-            policy.save_merged(job.folder, frozen, steps, dict(job.meta))
-    return {
-        "step": steps,
-        "checkpoint": checkpoint,
-        "metrics": metrics,
-        "data": {name: cache.manifest.get(name) for name in ("rows", "prompts", "tokens")},
-    }
+
+
+def _reference(stage: RL, experiment: Experiment, mesh: jax.sharding.Mesh, source: Model) -> PyTree:
+    """The parameters that divergence is measured from; they belong to the policy's own architecture."""
+    reference = model_from(stage.reference or stage.init, experiment, mesh, compute=stage.compute)
+    if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
+        raise UserError(f"stage {stage.name}: the reference is a model of another shape than the policy")
+    return reference.frozen(mesh)
+
+
+def _merged(stage: RL, params: PyTree, frozen: PyTree) -> PyTree:
+    """The policy's own parameters from those that are trained."""
+    return params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
 
 
 def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:

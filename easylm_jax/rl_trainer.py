@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from easylm_jax import checkpoint_arrays, rollout, sharding, signals
@@ -30,6 +29,7 @@ from easylm_jax.decode import Engine
 from easylm_jax.loop import Job, Line, Loop, describe_mesh
 from easylm_jax.objectives import adaptive_kl, target_scores, token_values
 from easylm_jax.rewards import verdict, verifier
+from easylm_jax.rl_memory import memory_of
 from easylm_jax.rollout import Judge, Rollout
 from easylm_jax.start import Start
 from easylm_jax.steps import Objective, State, make_train_step
@@ -83,7 +83,7 @@ class RolloutJob(Job):
 
 def reinforce(job: RolloutJob) -> Line:
     """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
-    return _RolloutLoop(job).run()
+    return RolloutLoop(job).run()
 
 
 @dataclasses.dataclass
@@ -93,7 +93,7 @@ class _Pending:
     began: float
 
 
-class _RolloutLoop(Loop):
+class RolloutLoop(Loop):
     """Rollouts one after the other, each trained on at once (nothing is stale)."""
 
     job: RolloutJob
@@ -137,34 +137,14 @@ class _RolloutLoop(Loop):
         job, stage = self.job, self.job.stage
         longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
         with self.monitor.phase("compile"):
-            programs = self._programs(self.signals.abstract(rollout.bucket(longest)))
-        for line in self.memory(programs, longest):
-            self.monitor.message(line)
-
-    def memory(self, programs: dict[str, Any], longest: int) -> list[str]:
-        """Bytes on one device: what stays, part by part, and what the largest program adds while it runs."""
-        job, stage = self.job, self.job.stage
-        parts = {"policy": self.abstract.params, "its moments": self.abstract.opt, "base": job.frozen.get("base")}
-        if self.abstract.value is not None:
-            parts |= {"value model": self.abstract.value.params, "its moments ": self.abstract.value.opt}
-        parts |= {"reference": job.reference, "reward model": job.judge.params}
-        sizes = {name: _bytes(tree) for name, tree in parts.items() if tree is not None}
-        c = self.model.config
-        columns = self.engine.bucket(longest)
-        rows = self.engine.slots // self.engine.split
-        item = jnp.dtype(self.model.compute.dtype).itemsize
-        sizes["decode cache"] = 2 * c.layers * rows * c.kv_heads * c.head_dim * columns * item // job.mesh.shape["tp"]
-        temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
-        total = sum(sizes.values()) + temporary
-        shown = ", ".join(f"{name.strip()} {size / 2**20:,.1f}" for name, size in sizes.items())
-        return [
+            programs = self.compiled(self.signals.abstract(rollout.bucket(longest)))
+        self.monitor.message(
             f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} answers a rollout, "
-            f"{stage.updates} updates of {stage.update_rows}",
-            f"MiB on a device: {shown}, an update's temporaries {temporary / 2**20:,.1f}; "
-            f"together {total / 2**20:,.1f}",
-        ]
+            f"{stage.updates} updates of {stage.update_rows}"
+        )
+        self.monitor.message(str(memory_of(self, programs, longest)))
 
-    def _programs(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    def compiled(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """The compiled updates for batches of these shapes."""
         key = tuple(batch["tokens"].shape)
         if key not in self.programs:
@@ -250,8 +230,8 @@ class _RolloutLoop(Loop):
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in part.items()}
         if tuple(part["tokens"].shape) not in self.programs:
             with self.monitor.phase("compile", number):
-                self._programs(shapes)
-        programs = self._programs(shapes)
+                self.compiled(shapes)
+        programs = self.compiled(shapes)
         with self.monitor.phase("step", number):
             batch = sharding.place_batch(rollout.local(part, size, job.mesh), size, job.mesh)
             metrics: dict[str, jax.Array] = {}
@@ -318,6 +298,9 @@ class _RolloutLoop(Loop):
     def check(self, line: Line, number: int) -> None:
         if "skipped_in_row" in line:
             self.job.policy.optimizer.check(line, number)
+        if self.job.value is not None:
+            names = {"loss": "value_total", "grad_norm": "value_grad_norm", "skipped_in_row": "value_skipped_in_row"}
+            self.job.value.optimizer.check({name: line[theirs] for name, theirs in names.items()}, number)
 
     def validate(self, state: RLState, number: int) -> tuple[dict[str, float], str]:
         """Greedy answers to the held-out prompts, judged by the stage's `check`."""
@@ -379,11 +362,3 @@ _LATEST: dict[str, Callable[[list[float]], float]] = {
     "skipped": sum,
     "value_skipped": sum,
 }
-
-
-def _bytes(tree: PyTree) -> int:
-    """Bytes of a tree (arrays, or shapes with shardings) on one device."""
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

@@ -1,0 +1,89 @@
+"""What a stage of reinforcement learning needs on one device, part by part, before its first step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models.decoder import cast_kernels
+
+if TYPE_CHECKING:
+    from easylm_jax.rl_trainer import RolloutLoop
+
+PyTree = Any
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device by what they are for: `stays` all the time; `writing` and `updating` come and go in turn."""
+
+    stays: dict[str, int]
+    writing: dict[str, int]
+    updating: dict[str, int]
+
+    @property
+    def most(self) -> int:
+        """What is needed when most is."""
+        return sum(self.stays.values()) + max(sum(self.writing.values()), sum(self.updating.values()))
+
+    def __str__(self) -> str:
+        def shown(parts: dict[str, int]) -> str:
+            return ", ".join(f"{name} {size / MIB:,.1f}" for name, size in parts.items())
+
+        return (
+            f"MiB on a device: {shown(self.stays)}; on top of that {shown(self.writing)} while it writes, "
+            f"{shown(self.updating)} while it updates; at most {self.most / MIB:,.1f}"
+        )
+
+
+def memory_of(loop: RolloutLoop, programs: dict[str, Any], longest: int) -> Memory:
+    """The memory of a loop whose updates are `programs`; its longest prompt and response have `longest` tokens.
+
+    Models and state may be arrays or their shapes with shardings: nothing is allocated.
+    """
+    job, state = loop.job, loop.abstract
+    stays = {"policy": state.params, "its moments": state.opt, "frozen base": job.frozen.get("base")}
+    if state.value is not None:
+        stays |= {"value model": state.value.params, "moments of that": state.value.opt}
+    stays |= {"reference": job.reference, "reward model": job.judge.params}
+    writing = {"weights": _decode_weights(loop), "cache": _decode_cache(loop, longest)}
+    if job.stage.lora is not None:
+        writing = {"merged policy": bytes_of(job.frozen["base"]), **writing}
+    temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
+    return Memory(
+        {name: bytes_of(tree) for name, tree in stays.items() if tree is not None}, writing, {"temporaries": temporary}
+    )
+
+
+def bytes_of(tree: PyTree) -> int:
+    """Bytes of a tree (arrays, or shapes with shardings) on one device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _decode_weights(loop: RolloutLoop) -> int:
+    """The engine's own copy of the policy: in the type that is computed in, split over `tp` alone."""
+    model, layout = loop.model, loop.job.policy.source.layout(loop.job.mesh)
+    cast = jax.eval_shape(functools.partial(cast_kernels, dtype=model.compute.dtype), model.abstract_params())
+
+    def size(leaf: jax.ShapeDtypeStruct, place: jax.sharding.NamedSharding) -> int:
+        parts = loop.job.mesh.shape["tp"] if "tp" in place.spec else 1
+        return leaf.size * leaf.dtype.itemsize // parts
+
+    return sum(jax.tree.leaves(jax.tree.map(size, cast, layout)))
+
+
+def _decode_cache(loop: RolloutLoop, longest: int) -> int:
+    """Keys and values of the rows that are decoded at once."""
+    config, engine = loop.model.config, loop.engine
+    item = jnp.dtype(loop.model.compute.dtype).itemsize
+    per_column = 2 * config.layers * config.kv_heads * config.head_dim * item // loop.job.mesh.shape["tp"]
+    return engine.slots // engine.split * engine.bucket(longest) * per_column

@@ -1,0 +1,271 @@
+"""A tiny run up to the stages of reinforcement learning: data, vocabulary, policy, reward model; made once a session.
+
+`made()` is that run; tests put stages behind it with `experiment(folder, *stages)`. In this process everything runs on
+as many of the simulated devices as `devices(n)` says: one compiles fastest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import easylm_jax.best_of_n
+import easylm_jax.evaluate.stage
+import easylm_jax.rl_stages
+import easylm_jax.stages
+from easylm_jax import checkpoint, mesh, rl_stages, rollout
+from easylm_jax.config import (
+    GRPO,
+    PPO,
+    SFT,
+    Checkpoints,
+    DataSpec,
+    DecoderConfig,
+    OnlineDPO,
+    OptimizerConfig,
+    Pretrain,
+    Recipe,
+    Reward,
+    RewardModel,
+    Sampling,
+    Source,
+    Stage,
+    Tokenizer,
+)
+from easylm_jax.data import load_tokenizer
+from easylm_jax.experiment import Experiment
+from easylm_jax.rl_trainer import RLState, RolloutLoop
+from easylm_jax.rollout import Rollout
+
+MODEL = DecoderConfig("olmo2", layers=2, width=32, heads=4, ffn=64, vocab=320, context=64, qk_norm=True)
+RATE = OptimizerConfig("1e-3", weight_decay=0.0)
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+NEW = 8  # tokens of the longest answer
+VERIFIER = "rl_kit:share_of_one"
+
+
+def share_of_one(response: str, record: Mapping[str, Any]) -> float:
+    """A reward that a policy can learn: the share of words that are "one"; 0 for an empty answer."""
+    words = response.split()
+    return words.count("one") / max(len(words), 1)
+
+
+def constant(response: str, record: Mapping[str, Any]) -> float:
+    return 0.37
+
+
+def of_prompt(response: str, record: Mapping[str, Any]) -> float:
+    """A score that depends on the prompt and the answer, different for most."""
+    return (len(response) * 7 + len(record["_messages"][-1]["content"])) % 11 / 11
+
+
+def not_a_number(response: str, record: Mapping[str, Any]) -> float:
+    return float("nan")
+
+
+def chat(i: int) -> dict[str, Any]:
+    """A question of one to six words and an answer of one to three."""
+    ask, say = (" ".join(WORDS[(i * k + j) % 7] for j in range(1 + (i + k) % n)) for k, n in ((3, 6), (1, 3)))
+    return {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]}
+
+
+def rendered(record: dict[str, Any]) -> str:
+    return "\n".join(f"<|{turn['role']}|>\n{turn['content']}" for turn in record["messages"])
+
+
+def pair(i: int) -> dict[str, Any]:
+    ask = chat(i)["messages"][:1]
+    better, worse = ({"role": "assistant", "content": text} for text in ("one one two", "six five"))
+    return {"chosen": [*ask, better], "rejected": [*ask, worse]}
+
+
+def prompt(i: int) -> dict[str, Any]:
+    return {"messages": chat(i + 500)["messages"][:1], "ground_truth": str(i)}
+
+
+def write(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+RECIPE = """
+from easylm_jax.config import *
+from rl_kit import base_stages
+
+recipe = Recipe("rl", mesh="fsdp=-1", stages=(*base_stages("{folder}"), {stages}))
+"""
+
+
+def prompts(folder: str | Path, **more: Any) -> DataSpec:
+    """The prompts of the run below `folder`; at most 24 tokens each."""
+    source = Source(f"{folder}/prompts.jsonl")
+    return DataSpec(
+        (source,), more.pop("tokenizer", "stage:tokenizer"), 24, kind="prompts", template=more.pop("template", "tulu"),
+        **more,
+    )  # fmt: skip
+
+
+def base_stages(folder: str | Path) -> tuple[Stage, ...]:
+    """What stands before reinforcement learning."""
+    chats, pairs = (Source(f"{folder}/{name}.jsonl") for name in ("chats", "pairs"))
+    fine = DataSpec((chats,), "stage:tokenizer", 48, kind="chat", template="tulu", packing="best_fit")
+    ordered = DataSpec((pairs,), "stage:tokenizer", 64, kind="preference", template="tulu", max_pairs_per_row=1)
+    fast = OptimizerConfig("1e-2", weight_decay=0.0)
+    return (
+        Tokenizer("tokenizer", sources=(Source(f"{folder}/rendered.jsonl"),), vocab_size=300, symbols=("<|im_start|>", "<|im_end|>")),
+        Pretrain("pretrain", model=MODEL, data=fine, batch=8, steps=2, optimizer=RATE),
+        SFT("sft", init="pretrain", data=fine, batch=8, steps=20, epochs=40, optimizer=fast),
+        RewardModel("reward", init="sft", data=ordered, batch=8, steps=3, epochs=10, optimizer=RATE),
+    )
+
+
+@contextlib.contextmanager
+def devices(count: int) -> Iterator[None]:
+    """Stages of this process see that many of the simulated devices."""
+    modules = (easylm_jax.best_of_n, easylm_jax.evaluate.stage, easylm_jax.rl_stages, easylm_jax.stages)
+    try:
+        for module in modules:
+            module.make_mesh = lambda text: mesh.make_mesh(text, jax.devices()[:count])
+        yield
+    finally:
+        for module in modules:
+            module.make_mesh = mesh.make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """The finished run: where its data lie and where its stages are (`out`/rl)."""
+
+    folder: Path
+    out: Path
+
+    def tokenizer(self):
+        return load_tokenizer(f"sp:{self.out}/rl/tokenizer/tokenizer.model")
+
+
+@functools.cache
+def made() -> Made:
+    """Made once a session; tests must not change it."""
+    folder = Path(_keep().name)
+    write(folder / "chats.jsonl", [chat(i) for i in range(200)])
+    # The vocabulary sees the template, so that prompts are short.
+    write(folder / "rendered.jsonl", [{"text": rendered(chat(i))} for i in range(200)])
+    write(folder / "pairs.jsonl", [pair(i) for i in range(48)])
+    write(folder / "prompts.jsonl", [prompt(i) for i in range(32)])
+    recipe = Recipe("rl", base_stages(folder))
+    ready = Experiment(recipe, folder / "runs")
+    with devices(1), compiled_programs():
+        for stage in ready.in_order():
+            ready.run(stage)
+    return Made(folder, folder / "runs")
+
+
+@functools.cache
+def _keep() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="easylm-rl-tests-")
+
+
+@contextlib.contextmanager
+def compiled_programs() -> Iterator[None]:
+    """Programs that were compiled before are read from a folder that the session shares."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    try:
+        for name, value in zip(names, (str(Path(_keep().name) / "programs"), 0.2), strict=True):
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+
+
+def experiment(out: Path, *stages: Stage, mesh: str = "fsdp=-1") -> Experiment:
+    """A run of its own below `out` in which all but `stages` is done."""
+    shutil.copytree(made().out, out, dirs_exist_ok=True)
+    return Experiment(Recipe("rl", (*base_stages(made().folder), *stages), mesh), out)
+
+
+def common(**more: Any) -> dict[str, Any]:
+    """Fields of a stage that a test does not care about."""
+    fields = {
+        "init": "sft", "data": prompts(made().folder), "batch": 8, "steps": 2, "optimizer": RATE,
+        "sampling": Sampling(NEW, slots=8), "checkpoints": Checkpoints(latest=2),
+        "reward": Reward(verifier="rl_kit:of_prompt", missing_end=None),
+    }  # fmt: skip
+    return {**fields, **more}
+
+
+def ppo(name: str = "ppo", **more: Any) -> PPO:
+    return PPO(name, **common(**{"reward": Reward(model="reward", missing_end=-2.0), "mini_batch": 4, **more}))
+
+
+def grpo(name: str = "grpo", **more: Any) -> GRPO:
+    return GRPO(name, **common(**{"batch": 4, "samples": 2, **more}))
+
+
+def online_dpo(name: str = "online", **more: Any) -> OnlineDPO:
+    return OnlineDPO(name, **common(**{"batch": 4, "samples": 3, **more}))
+
+
+def loop_of(ready: Experiment, name: str) -> RolloutLoop:
+    """The loop of a stage, put together and not begun."""
+    stage = ready.recipe.stage(name)
+    return RolloutLoop(rl_stages.job_of(stage, ready, ready.settings(stage)))
+
+
+class Silent:
+    """A monitor that tells nobody."""
+
+    def phase(self, *_: Any):
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def begun(loop: RolloutLoop) -> Iterator[RLState]:
+    """The state before the first rollout, for tests that take the steps themselves."""
+    loop.monitor = Silent()
+    with jax.set_mesh(loop.job.mesh):
+        yield loop.job.fresh_state()
+
+
+def params_of(ready: Experiment, name: str, prefix: str = "params") -> dict[str, np.ndarray]:
+    """What a finished stage saved under `prefix`, by dotted name."""
+    from easylm_jax import checkpoint_arrays, checkpoint_store
+
+    step = checkpoint_store.resolve(ready.folder(name))
+    names = [leaf for leaf in checkpoint_store.read_manifest(step).leaves if leaf.startswith(f"{prefix}.")]
+    return checkpoint_arrays.read_arrays(step, names)
+
+
+def copies(tree: Any) -> Any:
+    """Host copies, which nothing that is donated can change."""
+    return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf)), tree)
+
+
+def a_rollout(
+    prompt_lengths: list[int], lengths: list[int], ended: list[bool] | None = None, width: int = NEW, seed: int = 0
+) -> Rollout:
+    """Made-up responses of these lengths behind prompts of those; token ids from 1 to 99."""
+    rng = np.random.default_rng(seed)
+    rows = len(lengths)
+    real = np.arange(width)[None] < np.array(lengths)[:, None]
+    numbers = [np.where(real, rng.normal(size=(rows, width)), 0).astype(np.float32) for _ in range(3)]
+    asked = np.zeros((rows, max(prompt_lengths)), np.int32)
+    for row, n in enumerate(prompt_lengths):
+        asked[row, :n] = rng.integers(1, 100, n)
+    return rollout.Rollout(
+        prompts=asked, prompt_lengths=np.array(prompt_lengths, np.int32), prompt_index=np.arange(rows, dtype=np.int32),
+        responses=np.where(real, rng.integers(1, 100, (rows, width)), 0).astype(np.int32),
+        lengths=np.array(lengths, np.int32), ended=np.array([True] * rows if ended is None else ended),
+        sampler_logprobs=numbers[0], untruncated_logprobs=numbers[1], entropy=numbers[2],
+        scores=np.zeros(rows, np.float32),
+    )  # fmt: skip
