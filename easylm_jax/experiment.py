@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, stages
+from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, report, stages
 from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
@@ -62,6 +62,7 @@ def run(
     try:
         for stage in chosen:
             experiment.run(stage, overwrite)
+        experiment.tell(chosen)
     except Stopped as stopped:
         print(f"easylm: {stopped}", file=sys.stderr)
         return STOPPED
@@ -207,10 +208,19 @@ class Experiment:
                                              "stage": fields.encode(stage), "settings": settings})  # fmt: skip
         began = time.time()
         result = stages.produce(stage, self, settings)
+        # A stage that was stopped and resumed tells how long all its parts took.
+        seconds = max(time.time() - began, result.get("metrics", {}).pop("wall_seconds", 0.0))
         _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__,
-                                           "hash": fields.digest(settings), "seconds": time.time() - began,
+                                           "hash": fields.digest(settings), "seconds": seconds,
                                            **result})  # fmt: skip
         checkpoint_arrays.barrier(f"{stage.name} done")  # later stages look for done.json on every process
+
+    def tell(self, chosen: list[Stage]) -> None:
+        """Prints the tables of the stages that were asked for, and writes the page that shows the whole run."""
+        if not (checkpoint_arrays.is_first_process() and any(isinstance(stage, config.Evaluate) for stage in chosen)):
+            return
+        print(report.tables.text(report.collect(self.root)))
+        print(f"\nEverything is in {self.root}; the whole run with figures: {report.write(self.root)}")
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
         path = folder / "config.json"

@@ -121,7 +121,9 @@ class Loop(abc.ABC):
         self.checkpointer.wait()
         if job.validates and self.validation.get("validation_step") != job.steps:
             self._validate(state, job.steps)
-        return {**{k: v for k, v in last.items() if isinstance(v, (int, float))}, **self.validation}
+        spent = sum(self.monitor.ledger.seconds().values())  # of all processes that this run had
+        numbers = {name: value for name, value in last.items() if isinstance(value, (int, float))}
+        return {**numbers, **self.validation, "wall_seconds": spent}
 
     def _restore_or_start(self) -> tuple[PyTree, int]:
         job = self.job
