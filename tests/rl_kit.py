@@ -121,7 +121,12 @@ def base_stages(folder: str | Path) -> tuple[Stage, ...]:
     ordered = DataSpec((pairs,), "stage:tokenizer", 64, kind="preference", template="tulu", max_pairs_per_row=1)
     fast = OptimizerConfig("1e-2", weight_decay=0.0)
     return (
-        Tokenizer("tokenizer", sources=(Source(f"{folder}/rendered.jsonl"),), vocab_size=300, symbols=("<|im_start|>", "<|im_end|>")),
+        Tokenizer(
+            "tokenizer",
+            sources=(Source(f"{folder}/rendered.jsonl"),),
+            vocab_size=300,
+            symbols=("<|im_start|>", "<|im_end|>"),
+        ),
         Pretrain("pretrain", model=MODEL, data=fine, batch=8, steps=2, optimizer=RATE),
         SFT("sft", init="pretrain", data=fine, batch=8, steps=20, epochs=40, optimizer=fast),
         RewardModel("reward", init="sft", data=ordered, batch=8, steps=3, epochs=10, optimizer=RATE),
