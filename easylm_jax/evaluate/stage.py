@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from easylm_jax import checkpoint_arrays, rollout
+from easylm_jax import checkpoint_arrays, fields, rollout
 from easylm_jax.config import Entry, Evaluate, Reward, Task
 from easylm_jax.data import load_tokenizer
 from easylm_jax.decode import Engine
@@ -45,20 +45,33 @@ def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
     names = dict.fromkeys(name for entry in stage.entries for name in entry.stages)
     results = {}
     for name in names:
-        path = folder / "models" / f"{_file_name(name)}.json"
-        if not path.is_file():
+        path, key = folder / "models" / f"{_file_name(name)}.json", _key(stage, name, experiment)
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if known.get("key") != key:
             with jax.set_mesh(mesh):
                 result = _judged(stage, name, tasks, judges, experiment, mesh)
             if checkpoint_arrays.is_first_process():
-                _write(path, result)
+                _write(path, {"model": name, "key": key, **result})
             checkpoint_arrays.barrier(f"judged {name}")
-        results[name] = json.loads(path.read_text())
+            known = json.loads(path.read_text())
+        results[name] = known
     table = _table(stage, experiment, results, tasks)
     if checkpoint_arrays.is_first_process():
         _write_samples(folder / "samples.jsonl", stage, results)
         _write(folder / "table.json", table)
         _write(experiment.root / "table.json", table)
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
+
+
+def _key(stage: Evaluate, name: str, experiment: Experiment) -> str:
+    """Changes with the model, the tasks and whatever else decides what a model's file says."""
+    known = [other.name for other in experiment.recipe.stages]
+    models = {
+        model: experiment.settings(experiment.recipe.stage(model)) if model in known else model
+        for model in (name, stage.reference)
+        if model is not None
+    }
+    return fields.digest([models, stage.tasks, stage.kl_prompts, stage.seed, stage.compute])
 
 
 class _Prompts:
