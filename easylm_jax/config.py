@@ -358,7 +358,7 @@ class RL(Train):
             if data and data.kind != "prompts":
                 raise UserError(f"stage {self.name}: {what} must be prompts (kind 'prompts'), not {data.kind!r}")
         if self.validation is not None and self.check is None:
-            raise UserError(f"stage {self.name}: validation prompts need check, the verifier that judges answers to them")
+            raise UserError(f"stage {self.name}: validation prompts need check, the verifier of the answers")
         if self.sampling.temperature <= 0:
             raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
 

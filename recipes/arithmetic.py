@@ -1,6 +1,6 @@
 """A family of small tasks that a tiny model can learn and that can be checked exactly.
 
-Sums, differences, comparisons, lists sorted, reversed and with a word left out, in a few wordings each. A problem belongs to the
+Sums, comparisons, digits put in order and words turned round, in two wordings each. A problem belongs to the
 held-out part by a hash of the problem itself, so no wording of a held-out problem is ever trained on.
 """
 
@@ -13,10 +13,7 @@ from typing import Any, NamedTuple
 
 HELD_OUT_SHARE = 0.08
 WRONG_SHARE = 0.0
-WORDS = [
-    "apple", "bird", "cloud", "door", "eagle", "fire", "grass", "hill", "iron", "jade", "king", "lamp", "moon",
-    "nest", "oak", "pond", "queen", "river", "sun", "tree",
-]  # fmt: skip
+WORDS = ["apple", "bird", "cloud", "door", "fire", "hill", "king", "moon", "oak", "river", "sun", "tree"]
 
 
 class Problem(NamedTuple):
@@ -40,14 +37,8 @@ class Problem(NamedTuple):
 
 def _sum(rng: random.Random) -> Problem:
     a, b = rng.randint(0, 99), rng.randint(0, 9)
-    question = rng.choice(["What is {a} + {b}?", "Add {a} and {b}.", "{a} + {b} = ?", "Find the sum of {a} and {b}."])
+    question = rng.choice(["What is {a} + {b}?", "Add {a} and {b}."])
     return Problem(question.format(a=a, b=b), f"{a} + {b} = {a + b}", str(a + b), f"sum {a} {b}")
-
-
-def _difference(rng: random.Random) -> Problem:
-    a, b = rng.randint(10, 99), rng.randint(0, 9)
-    question = rng.choice(["What is {a} - {b}?", "Take {b} away from {a}.", "{a} - {b} = ?"])
-    return Problem(question.format(a=a, b=b), f"{a} - {b} = {a - b}", str(a - b), f"difference {a} {b}")
 
 
 def _larger(rng: random.Random) -> Problem:
@@ -58,30 +49,20 @@ def _larger(rng: random.Random) -> Problem:
 
 
 def _sorted_list(rng: random.Random) -> Problem:
-    numbers = [rng.randint(0, 9) for _ in range(rng.randint(3, 6))]
-    text, answer = (" ".join(map(str, x)) for x in (numbers, sorted(numbers)))
-    question = rng.choice(["Sort: {x}", "Put these in order: {x}", "Sort these numbers: {x}"])
+    digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 6))]
+    text, answer = (" ".join(map(str, x)) for x in (digits, sorted(digits)))
+    question = rng.choice(["Sort: {x}", "Put these in order: {x}"])
     return Problem(question.format(x=text), f"from {text}", answer, f"sort {text}")
 
 
 def _reversed_words(rng: random.Random) -> Problem:
     words = rng.sample(WORDS, rng.randint(2, 4))
     text, answer = " ".join(words), " ".join(reversed(words))
-    question = rng.choice(["Reverse: {x}", "Say these words backwards: {x}", "Turn the order round: {x}"])
+    question = rng.choice(["Reverse: {x}", "Say these words backwards: {x}"])
     return Problem(question.format(x=text), f"from {text}", answer, f"reverse {text}")
 
 
-def _without(rng: random.Random) -> Problem:
-    words = rng.sample(WORDS, rng.randint(2, 4))
-    left_out = rng.choice(words)
-    text, answer = " ".join(words), " ".join(word for word in words if word != left_out)
-    question = rng.choice(["Leave out {w}: {x}", "Say this without {w}: {x}"])
-    return Problem(question.format(x=text, w=left_out), f"from {text}", answer, f"without {left_out} {text}")
-
-
-TASKS: tuple[Callable[[random.Random], Problem], ...] = (
-    _sum, _difference, _larger, _sorted_list, _reversed_words, _without,
-)  # fmt: skip
+TASKS: tuple[Callable[[random.Random], Problem], ...] = (_sum, _larger, _sorted_list, _reversed_words)
 
 
 def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
@@ -123,7 +104,7 @@ def _files(seed: int, documents: int, conversations: int, prompts: int, held_out
     rng = random.Random(seed)
     pages = [_document(train, rng) for _ in range(documents)]
     return {
-        # The chat template's markers are among the texts of the vocabulary, so that they are a few tokens and not twenty.
+        # The chat template's markers are in the texts of the vocabulary: they become a few tokens and not twenty.
         "vocabulary.jsonl": [{"text": f"<|user|>\n<|assistant|>\n{page['text']}"} for page in pages[:2_000]],
         "pretrain.jsonl": pages,
         "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(held_out // 4)],
@@ -145,4 +126,4 @@ def _distinct(stream: Iterator[Problem], count: int) -> list[dict[str, Any]]:
 
 def write(seed: int) -> dict[str, list]:
     """Files of the quickstart: pages of worked problems, conversations, prompts, and held-out parts of each."""
-    return _files(seed, documents=12_000, conversations=4_000, prompts=8_000, held_out=1_200)
+    return _files(seed, documents=16_000, conversations=4_000, prompts=8_000, held_out=1_200)

@@ -83,7 +83,7 @@ stages = [
         data=pages("pretrain.jsonl"),
         validation=Validation(pages("pretrain_held_out.jsonl"), every=100),
         batch=16,
-        steps=800,
+        steps=1_000,
         z_loss=1e-4,  # OLMo 2 §3.3.3
         optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 20 steps"),
         checkpoints=Checkpoints(keep_every=100),
