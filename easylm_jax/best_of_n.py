@@ -40,7 +40,8 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     check_room(stage.name, source, cache, stage.sampling.max_new_tokens)
     rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
     judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, rows)
-    engine = Engine(source.decoder, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
+    writer = rollout.writing(source.decoder, tokenizer)
+    engine = Engine(writer, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
     batches = rollout.chunks(count, stage.batch)
     with jax.set_mesh(mesh):

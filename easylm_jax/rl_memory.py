@@ -53,8 +53,8 @@ def memory_of(loop: RolloutLoop, programs: dict[str, Any], longest: int) -> Memo
         stays |= {"value model": state.value.params, "moments of that": state.value.opt}
     stays |= {"reference": job.reference, "reward model": job.judge.params}
     writing = {"weights": _decode_weights(loop), "cache": _decode_cache(loop, longest)}
-    if job.stage.lora is not None:
-        writing = {"merged policy": bytes_of(job.frozen["base"]), **writing}
+    if job.stage.lora is not None or loop.model.compute.dtype != "float32":
+        writing["policy"] = bytes_of(job.reference)  # merged or cast for the rollout; of the reference's shape and type
     temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
     return Memory(
         {name: bytes_of(tree) for name, tree in stays.items() if tree is not None}, writing, {"temporaries": temporary}

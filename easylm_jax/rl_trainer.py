@@ -33,7 +33,7 @@ from easylm_jax.rl_memory import memory_of
 from easylm_jax.rollout import Judge, Rollout
 from easylm_jax.start import Start
 from easylm_jax.steps import Objective, State, make_train_step
-from models.decoder import Decoder
+from models.decoder import Decoder, cast_kernels
 
 PyTree = Any
 Columns = dict[str, np.ndarray]
@@ -116,14 +116,18 @@ class RolloutLoop(Loop):
             self.value_step = step(
                 job.value_objective, job.value.optimizer, shardings=(job.value.layout, batch, everywhere)
             )
-        # One program for the policy and the reference, so that equal parameters give equal numbers to the last bit.
+        # One program for the policy and the reference, which are of one type (`policy_of`), so that equal parameters
+        # give equal numbers to the last bit.
         self.token_scores = jax.jit(functools.partial(_scores, self.model, stage.temperature), out_shardings=everywhere)
         if job.value is not None:
             values = functools.partial(token_values, job.value.model)
             self.values = jax.jit(lambda params, rows: values(params, rows), out_shardings=everywhere)
-        self.merge = jax.jit(job.merge) if stage.lora is not None else job.merge
+        self.policy_of = jax.jit(
+            lambda params, frozen: cast_kernels(job.merge(params, frozen), stage.compute.dtype),
+            out_shardings=job.policy.base_layout,
+        )
         self.engine = Engine(
-            self.model, slots=min(stage.sampling.slots, stage.batch * stage.samples),
+            rollout.writing(self.model, job.tokenizer), slots=min(stage.sampling.slots, stage.batch * stage.samples),
             mesh=mesh if mesh.size > 1 else None,
         )  # fmt: skip
         self.signals = signals.of(stage, mesh)
@@ -161,20 +165,9 @@ class RolloutLoop(Loop):
     # A step
 
     def advance(self, state: RLState, number: int) -> tuple[RLState, _Pending]:
-        job, stage = self.job, self.job.stage
         began = time.perf_counter()
-        policy = self.merge(state.params, job.frozen)
-        with self.monitor.phase("rollout", number):
-            prompts = job.loader.batch_at(number - 1)
-            seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
-            made = rollout.sample(
-                self.engine, policy, prompts, stage.sampling, samples=stage.samples, seed=seed,
-                tokenizer=job.tokenizer, end_ids=rollout.end_ids(job.loader.cache, job.tokenizer),
-            )  # fmt: skip
-        sampled = time.perf_counter()
+        made, columns, sampled = self._written(state, number)
         with self.monitor.phase("reward", number):
-            made.scores = job.judge(made)
-            columns = self._measured(rollout.columns_of(made), policy, state.value)
             rows, line = self.signals.rows(made, columns, float(state.kl))
             line |= self._line(made, columns)
             self._keep(number, made, columns)
@@ -190,6 +183,25 @@ class RolloutLoop(Loop):
         # Placed like the state that was restored, so that both are the same programs' arguments.
         step = jax.device_put(np.int32(number), self.job.layout.step)
         return state._replace(step=step, kl=kl), _Pending(line, updates, began)
+
+    def _written(self, state: RLState, number: int) -> tuple[Rollout, Columns, float]:
+        """The responses of a step with their scores, what the models say of them, and when they were all sampled.
+
+        The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns.
+        """
+        job, stage = self.job, self.job.stage
+        policy = self.policy_of(state.params, job.frozen)
+        with self.monitor.phase("rollout", number):
+            prompts = job.loader.batch_at(number - 1)
+            seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
+            made = rollout.sample(
+                self.engine, policy, prompts, stage.sampling, samples=stage.samples, seed=seed,
+                tokenizer=job.tokenizer, end_ids=rollout.end_ids(job.loader.cache, job.tokenizer),
+            )  # fmt: skip
+        sampled = time.perf_counter()
+        with self.monitor.phase("reward", number):
+            made.scores = job.judge(made)
+            return made, self._measured(rollout.columns_of(made), policy, state.value), sampled
 
     def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
         """The columns with what the models say of every target: trainer, reference, value."""
@@ -211,7 +223,7 @@ class RolloutLoop(Loop):
             for chunk in rollout.chunks(len(order), size):
                 part = {name: array[order[chunk]] for name, array in rows.items()}
                 if isinstance(stage, PPO) and stage.compat == "tulu25":
-                    policy = self.merge(state.params, self.job.frozen)
+                    policy = self.policy_of(state.params, self.job.frozen)
                     part = self.signals.again(self._measured(part, policy, state.value), float(state.kl))
                 state, metrics = self._update(state, self.signals.batch(part), number)
                 done.append(metrics)
@@ -307,7 +319,7 @@ class RolloutLoop(Loop):
         job, stage = self.job, self.job.stage
         assert job.held_out is not None and self.check_verifier is not None
         batch = job.held_out.read(np.arange(job.held_out.rows))
-        policy = self.merge(state.params, job.frozen)
+        policy = self.policy_of(state.params, job.frozen)
         made = rollout.sample(
             self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer,
             end_ids=rollout.end_ids(job.held_out, job.tokenizer), greedy=True,

@@ -62,6 +62,13 @@ class Rollout:
         return self.responses[row, : self.lengths[row]].tolist()
 
 
+def writing(model: Decoder, tokenizer: Tokenizer) -> Decoder:
+    """The model as an engine should know it: rows of its vocabulary that no token of the tokenizer has are never drawn
+    (they have no text)."""
+    used = min(model.config.vocab_used, tokenizer.vocab_size)
+    return dataclasses.replace(model, config=model.config.replace(vocab_used=used))
+
+
 def end_ids(prompts: Cache, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an answer to these prompts, by the chat template that they were rendered with."""
     return end_tokens(prompts.manifest["spec"]["template"], tokenizer)

@@ -23,7 +23,7 @@ import easylm_jax.best_of_n
 import easylm_jax.evaluate.stage
 import easylm_jax.rl_stages
 import easylm_jax.stages
-from easylm_jax import checkpoint, mesh, rl_stages, rollout
+from easylm_jax import mesh, rl_stages, rollout
 from easylm_jax.config import (
     GRPO,
     PPO,
@@ -50,6 +50,7 @@ from easylm_jax.rollout import Rollout
 MODEL = DecoderConfig("olmo2", layers=2, width=32, heads=4, ffn=64, vocab=320, context=64, qk_norm=True)
 RATE = OptimizerConfig("1e-3", weight_decay=0.0)
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+MARKERS = ("<|im_start|>", "<|im_end|>")
 NEW = 8  # tokens of the longest answer
 VERIFIER = "rl_kit:share_of_one"
 
@@ -125,7 +126,7 @@ def base_stages(folder: str | Path) -> tuple[Stage, ...]:
             "tokenizer",
             sources=(Source(f"{folder}/rendered.jsonl"),),
             vocab_size=300,
-            symbols=("<|im_start|>", "<|im_end|>"),
+            symbols=MARKERS,
         ),
         Pretrain("pretrain", model=MODEL, data=fine, batch=8, steps=2, optimizer=RATE),
         SFT("sft", init="pretrain", data=fine, batch=8, steps=20, epochs=40, optimizer=fast),
@@ -137,13 +138,14 @@ def base_stages(folder: str | Path) -> tuple[Stage, ...]:
 def devices(count: int) -> Iterator[None]:
     """Stages of this process see that many of the simulated devices."""
     modules = (easylm_jax.best_of_n, easylm_jax.evaluate.stage, easylm_jax.rl_stages, easylm_jax.stages)
+    before = [module.make_mesh for module in modules]
     try:
         for module in modules:
             module.make_mesh = lambda text: mesh.make_mesh(text, jax.devices()[:count])
         yield
     finally:
-        for module in modules:
-            module.make_mesh = mesh.make_mesh
+        for module, make in zip(modules, before, strict=True):
+            module.make_mesh = make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Made:
 @functools.cache
 def made() -> Made:
     """Made once a session; tests must not change it."""
-    folder = Path(_keep().name)
+    folder = home()
     write(folder / "chats.jsonl", [chat(i) for i in range(200)])
     # The vocabulary sees the template, so that prompts are short.
     write(folder / "rendered.jsonl", [{"text": rendered(chat(i))} for i in range(200)])
@@ -179,30 +181,39 @@ def _keep() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="easylm-rl-tests-")
 
 
+def home() -> Path:
+    """The folder in which the run is (or will be) made."""
+    return Path(_keep().name)
+
+
 @contextlib.contextmanager
 def compiled_programs() -> Iterator[None]:
-    """Programs that were compiled before are read from a folder that the session shares."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
+    """Programs are compiled with few optimisations, in half the time, and kept in a folder that the session shares."""
+    settings = {
+        "jax_compilation_cache_dir": str(home() / "programs"),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in settings}
     try:
-        for name, value in zip(names, (str(Path(_keep().name) / "programs"), 0.2), strict=True):
+        for name, value in settings.items():
             jax.config.update(name, value)
         yield
     finally:
-        for name, value in zip(names, before, strict=True):
+        for name, value in before.items():
             jax.config.update(name, value)
 
 
 def experiment(out: Path, *stages: Stage, mesh: str = "fsdp=-1") -> Experiment:
     """A run of its own below `out` in which all but `stages` is done."""
     shutil.copytree(made().out, out, dirs_exist_ok=True)
-    return Experiment(Recipe("rl", (*base_stages(made().folder), *stages), mesh), out)
+    return Experiment(Recipe("rl", (*base_stages(home()), *stages), mesh), out)
 
 
 def common(**more: Any) -> dict[str, Any]:
     """Fields of a stage that a test does not care about."""
     fields = {
-        "init": "sft", "data": prompts(made().folder), "batch": 8, "steps": 2, "optimizer": RATE,
+        "init": "sft", "data": prompts(home()), "batch": 8, "steps": 2, "optimizer": RATE,
         "sampling": Sampling(NEW, slots=8), "checkpoints": Checkpoints(latest=2),
         "reward": Reward(verifier="rl_kit:of_prompt", missing_end=None),
     }  # fmt: skip
@@ -224,6 +235,7 @@ def online_dpo(name: str = "online", **more: Any) -> OnlineDPO:
 def loop_of(ready: Experiment, name: str) -> RolloutLoop:
     """The loop of a stage, put together and not begun."""
     stage = ready.recipe.stage(name)
+    ready.folder(name).mkdir(parents=True, exist_ok=True)
     return RolloutLoop(rl_stages.job_of(stage, ready, ready.settings(stage)))
 
 

@@ -102,7 +102,7 @@ def _judged(
     for it in tasks:
         task = it.task
         check_room(stage.name, source, it.cache, task.sampling.max_new_tokens)
-        engine = _engine(source.decoder, task.sampling.slots, mesh)
+        engine = _engine(rollout.writing(source.decoder, it.tokenizer), task.sampling.slots, mesh)
         greedy = task.sampling.temperature == 0
         if greedy and task.samples > 1:
             raise UserError(f"stage {stage.name}: task {task.name} takes {task.samples} greedy samples, all the same")
@@ -167,7 +167,7 @@ def _divergence(
     reference = model_from(stage.reference, experiment, mesh, compute=stage.compute)
     batch = {name: array[: stage.kl_prompts] for name, array in it.batch.items()}
     sampling = dataclasses.replace(it.task.sampling, temperature=1.0, top_k=None, top_p=None)
-    engine = _engine(source.decoder, sampling.slots, mesh)
+    engine = _engine(rollout.writing(source.decoder, it.tokenizer), sampling.slots, mesh)
     made = rollout.sample(
         engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer,
         end_ids=rollout.end_ids(it.cache, it.tokenizer),
