@@ -52,13 +52,18 @@ RATE = OptimizerConfig("1e-3", weight_decay=0.0)
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 MARKERS = ("<|im_start|>", "<|im_end|>")
 NEW = 8  # tokens of the longest answer
-VERIFIER = "rl_kit:share_of_one"
+VERIFIER = "rl_kit:share_of_e"
 
 
-def share_of_one(response: str, record: Mapping[str, Any]) -> float:
-    """A reward that a policy can learn: the share of words that are "one"; 0 for an empty answer."""
-    words = response.split()
-    return words.count("one") / max(len(words), 1)
+def share_of_e(response: str, record: Mapping[str, Any]) -> float:
+    """A reward that a policy can learn: the share of letters that are "e"; 0 for an empty answer."""
+    letters = response.replace(" ", "")
+    return letters.count("e") / max(len(letters), 1)
+
+
+def coarse(response: str, record: Mapping[str, Any]) -> float:
+    """One of two values, so that many answers are worth the same."""
+    return float(share_of_e(response, record) > 0.25)
 
 
 def constant(response: str, record: Mapping[str, Any]) -> float:
