@@ -1,0 +1,137 @@
+"""A stage that was stopped or broken off between rollouts goes on and ends bit for bit as one that was not."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+import rl_kit
+
+from easylm_jax import checkpoint_store as store
+from easylm_jax.checkpoint_tools import diff
+from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig, Validation
+from easylm_jax.loop import Stopped
+from easylm_jax.monitor.metrics import read_metrics
+from easylm_jax.rl_trainer import RolloutLoop
+
+STEPS = 5
+DEFAULT = ("ppo", "adapter")  # the others are much the same and are run with -m slow
+CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
+COMMON = {
+    "steps": STEPS, "rollout_epochs": 2, "checkpoints": Checkpoints(latest=3),
+    "validation": Validation(rl_kit.prompts(rl_kit.home(), seed=1), every=2), "check": rl_kit.VERIFIER,
+    "optimizer": OptimizerConfig("3e-3 linear to 0", weight_decay=0.0),
+}  # fmt: skip
+STAGES = {
+    "ppo": rl_kit.ppo("ppo", **COMMON, kl_target=0.02, value_only=1, sampler_correction=2.0),
+    "grpo": rl_kit.grpo("grpo", **COMMON, kl=0.1, mini_batch=4),
+    "online": rl_kit.online_dpo("online", **COMMON, mini_batch=6),
+    "adapter": rl_kit.grpo("adapter", **COMMON, lora=LoraConfig(rank=2, alpha=4.0)),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    with rl_kit.devices(1), rl_kit.compiled_programs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return rl_kit.experiment(tmp_path_factory.mktemp("undisturbed"), *STAGES.values())
+
+
+def run(ready, name):
+    stage = ready.recipe.stage(name)
+    if ready.done(stage) is None:
+        ready.run(stage)
+    return ready.folder(name)
+
+
+def lines(folder):
+    """The metrics by step, without clocks."""
+    return [
+        {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
+        for line in read_metrics(folder)
+    ]
+
+
+class Broken(Exception):
+    """What ends a run here."""
+
+
+def at_rollout(number, what, monkeypatch):
+    """Does something when that rollout's updates are made and its metrics and checkpoint are not."""
+    original = RolloutLoop._next_kl
+
+    def patched(self, kl, observed):
+        if patched.left == 1:
+            what()
+        patched.left -= 1
+        return original(self, kl, observed)
+
+    patched.left = number
+    monkeypatch.setattr(RolloutLoop, "_next_kl", patched)
+
+
+def fail():
+    raise Broken
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in STAGES]
+)
+def test_a_stage_that_broke_off_after_some_updates_ends_bit_identical(name, undisturbed, tmp_path, monkeypatch):
+    expected = run(undisturbed, name)
+    ready = rl_kit.experiment(tmp_path, *STAGES.values())
+    stage, folder = ready.recipe.stage(name), ready.folder(name)
+    with monkeypatch.context() as patch:
+        at_rollout(4, fail, patch)
+        with pytest.raises(Broken):
+            ready.run(stage)
+    assert store.committed_steps(folder / "checkpoints")[-1] in (2, 3)  # the third may have been under way
+    ready.run(stage)
+    found = diff(folder, expected)
+    assert found.identical, found.differ
+    assert lines(folder) == lines(expected) and len(lines(folder)) == STEPS
+    mine, theirs = (it.done(stage)["metrics"] for it in (ready, undisturbed))
+    assert {n: v for n, v in mine.items() if not any(c in n for c in CLOCKS)} == {
+        n: v for n, v in theirs.items() if not any(c in n for c in CLOCKS)
+    }
+    for step in store.committed_steps(folder / "checkpoints"):
+        assert store.damage(folder / "checkpoints" / str(step)) == []
+    if name == "adapter":
+        assert diff(folder / "merged", expected / "merged").identical
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"{n}.jsonl" for n in range(1, STEPS + 1)]
+    for path in (folder / "samples").iterdir():
+        assert path.read_bytes() == (expected / "samples" / path.name).read_bytes()
+
+
+def test_a_signal_ends_a_stage_after_its_rollout_and_it_goes_on_to_the_same_end(undisturbed, tmp_path, monkeypatch):
+    expected = run(undisturbed, "ppo")
+    ready = rl_kit.experiment(tmp_path, *STAGES.values())
+    stage, folder = ready.recipe.stage("ppo"), ready.folder("ppo")
+    for number in (2, 1):  # at the second rollout, then at the first after that
+        with monkeypatch.context() as patch:
+            at_rollout(number, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+            with pytest.raises(Stopped, match="is saved; run again to go on"):
+                ready.run(stage)
+    assert store.committed_steps(folder / "checkpoints")[-1] == 3
+    ready.run(stage)
+    assert diff(folder, expected).identical and lines(folder) == lines(expected)
+
+
+def test_the_price_of_divergence_and_the_value_model_are_in_the_checkpoint(undisturbed):
+    folder = run(undisturbed, "ppo")
+    names = store.read_manifest(folder / "checkpoints" / str(STEPS)).leaves
+    assert {"kl", "step", "updates", "value.step", "value.params.score.kernel"} <= names.keys()
+    assert {"value.opt.mu.score.kernel", "opt.nu.head.kernel", "rng", "value.rng"} <= names.keys()
+    prices = [line["kl_coefficient"] for line in read_metrics(folder)]
+    assert len(set(prices)) == STEPS  # it moved at every rollout, and came back each time
+
+
+def test_another_seed_makes_another_run(undisturbed, tmp_path):
+    stage = dataclasses.replace(STAGES["adapter"], seed=1, steps=1, validation=None, check=None)
+    ready = rl_kit.experiment(tmp_path, stage)
+    ready.run(ready.recipe.stage("adapter"))
+    assert lines(ready.folder("adapter"))[0]["score"] != lines(run(undisturbed, "adapter"))[0]["score"]
