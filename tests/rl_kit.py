@@ -104,10 +104,15 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 RECIPE = """
-from easylm_jax.config import *
-from rl_kit import base_stages
+from pathlib import Path
 
-recipe = Recipe("rl", mesh="fsdp=-1", stages=(*base_stages("{folder}"), {stages}))
+import rl_kit
+from easylm_jax.config import *
+from rl_kit import common, grpo, online_dpo, ppo, prompts
+
+HOME = Path("{home}")
+rl_kit.home = lambda: HOME
+recipe = Recipe("rl", mesh="fsdp=-1", stages=(*rl_kit.base_stages(HOME), {stages}))
 """
 
 
@@ -211,8 +216,7 @@ def compiled_programs() -> Iterator[None]:
 
 def experiment(out: Path, *stages: Stage, mesh: str = "fsdp=-1") -> Experiment:
     """A run of its own below `out` in which all but `stages` is done."""
-    shutil.copytree(made().out, out, dirs_exist_ok=True)
-    return Experiment(Recipe("rl", (*base_stages(home()), *stages), mesh), out)
+    return Experiment(Recipe("rl", (*base_stages(home()), *stages), mesh), copy_of_run(out))
 
 
 def common(**more: Any) -> dict[str, Any]:
@@ -291,3 +295,16 @@ def a_rollout(
         sampler_logprobs=numbers[0], untruncated_logprobs=numbers[1], entropy=numbers[2],
         scores=np.zeros(rows, np.float32),
     )  # fmt: skip
+
+
+def recipe_file(folder: Path, stages: str) -> Path:
+    """A recipe for the command: the run's own stages, all done, and behind them these, written as in Python."""
+    path = folder / "recipe.py"
+    path.write_text(RECIPE.replace("{home}", str(home())).replace("{stages}", stages))
+    return path
+
+
+def copy_of_run(out: Path) -> Path:
+    """A runs folder of its own in which what stands before reinforcement learning is done."""
+    shutil.copytree(made().out, out, dirs_exist_ok=True)
+    return out

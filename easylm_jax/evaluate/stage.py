@@ -23,7 +23,7 @@ from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.mesh import batch_split, make_mesh
 from easylm_jax.objectives import target_scores
 from easylm_jax.rewards import verdict, verifier
-from easylm_jax.rl_stages import check_can_speak, check_room, judge_of
+from easylm_jax.rl_stages import check_can_speak, check_room, check_same_tokenizer, judge_of
 from easylm_jax.start import Model, model_from
 from models.decoder import Decoder
 from models.errors import UserError
@@ -46,14 +46,14 @@ def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
     results = {}
     for name in names:
         path, key = folder / "models" / f"{_file_name(name)}.json", _key(stage, name, experiment)
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if known.get("key") != key:
             with jax.set_mesh(mesh):
                 result = _judged(stage, name, tasks, judges, experiment, mesh)
             if checkpoint_arrays.is_first_process():
                 _write(path, {"model": name, "key": key, **result})
             checkpoint_arrays.barrier(f"judged {name}")
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
         results[name] = known
     table = _table(stage, experiment, results, tasks)
     if checkpoint_arrays.is_first_process():
@@ -64,11 +64,13 @@ def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
 
 
 def _key(stage: Evaluate, name: str, experiment: Experiment) -> str:
-    """Changes with the model, the tasks and whatever else decides what a model's file says."""
-    known = [other.name for other in experiment.recipe.stages]
+    """Changes with the model, the tasks and whatever else decides what a model's file says; and with a stage that was
+    run anew, even with the settings that it had."""
+    known = {other.name: other for other in experiment.recipe.stages}
+    judges = [task.best_of for task in stage.tasks]
     models = {
-        model: experiment.settings(experiment.recipe.stage(model)) if model in known else model
-        for model in (name, stage.reference)
+        model: [experiment.settings(known[model]), experiment.done(known[model])] if model in known else model
+        for model in (name, stage.reference, *judges)
         if model is not None
     }
     return fields.digest([models, stage.tasks, stage.kl_prompts, stage.seed, stage.compute])
@@ -97,6 +99,8 @@ def _judged(
     """What one model gives on all tasks, prompt by prompt."""
     source = model_from(name, experiment, mesh, compute=stage.compute)
     check_can_speak(stage.name, source)
+    for it in tasks:
+        check_same_tokenizer(stage.name, "model", name, source, it.tokenizer)
     params = source.frozen(mesh)
     found: dict[str, Any] = {"tasks": {}}
     for it in tasks:
@@ -259,5 +263,5 @@ def _write(path: Path, value: Any) -> None:
     """Written beside and renamed, so that a kill leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -21,26 +21,40 @@ def verifier(name: str) -> Verifier:
         return VERIFIERS[name]
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError):
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # the module is the user's program: whatever is wrong in it is told
         known = ", ".join(sorted(VERIFIERS))
-        raise UserError(f"reward: no verifier {name!r}; there are {known}, or write module:function") from None
+        raise UserError(
+            f"reward: no verifier {name!r} ({error or type(error).__name__}); there are {known}, or write "
+            "module:function"
+        ) from error
+    if not callable(found):
+        raise UserError(f"reward: {name!r} is no function that could judge a response")
+    return found
 
 
 def verdict(judge: Verifier, response: str, record: Mapping[str, Any]) -> float:
     """What `judge` says, as a finite number.
 
     Raises:
-        UserError: the record lacks what the verifier reads, or the verdict is not a finite number.
+        UserError: the record lacks what the verifier reads, the verifier fails, or it gives no finite number.
     """
     name = getattr(judge, "__name__", str(judge))
     where = f"record {record.get('_record')} of {record.get('_source')}"
     try:
-        value = float(judge(response, record))
-    except KeyError as error:
-        raise UserError(
-            f"reward: {name} needs the column {error}, which {where} does not have (DataSpec.keep)"
-        ) from None
+        given = judge(response, record)
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, KeyError) and error.args and error.args[0] not in record:
+            raise UserError(
+                f"reward: {name} needs the column {error}, which {where} does not have (DataSpec.keep)"
+            ) from None
+        raise UserError(f"reward: {name} failed on an answer to {where}: {type(error).__name__}: {error}") from error
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        raise UserError(f"reward: {name} gave {given!r} for {where}; a reward must be a number") from None
     if not math.isfinite(value):
         raise UserError(f"reward: {name} gave {value} for {where}; a reward must be a finite number")
     return value

@@ -1,0 +1,89 @@
+"""Reinforcement learning is the same on every mesh: the same tokens are sampled, and parameters move alike."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import rl_kit
+
+from easylm_jax.config import PPO
+from easylm_jax.rl_trainer import RolloutLoop
+
+# With a large epsilon an update is about proportional to its gradient, so that rounding is not blown up to a sign.
+SMOOTH = dataclasses.replace(rl_kit.RATE, lr="1.0", eps=1.0)
+STAGES = (
+    rl_kit.ppo("ppo", batch=16, mini_batch=8, optimizer=SMOOTH, whiten="mini_batch", sampler_correction=2.0),
+    rl_kit.online_dpo("online", batch=8, samples=2, optimizer=SMOOTH),
+)
+CASES = (("dp=2,fsdp=2,tp=2", "ppo"), ("fsdp=8", "online"), pytest.param("fsdp=8", "ppo", marks=pytest.mark.slow))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    with rl_kit.compiled_programs():
+        yield
+
+
+def trained(folder, text, name, devices):
+    """What two rollouts on a mesh sampled, their metrics, and the last state's parameters."""
+    made = []
+    original = RolloutLoop._written
+
+    def keep(self, *arguments):
+        found = original(self, *arguments)
+        made.append(found[0])
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, rl_kit.devices(devices):
+        patch.setattr(RolloutLoop, "_written", keep)
+        ready = rl_kit.experiment(folder, *STAGES, mesh=text)
+        stage = ready.recipe.stage(name)
+        ready.run(stage)
+    params = rl_kit.params_of(ready, name)
+    if isinstance(stage, PPO):
+        params |= rl_kit.params_of(ready, name, "value.params")
+    return made, ready.done(stage)["metrics"], params
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    return {name: trained(tmp_path_factory.mktemp(name), "dp=1", name, 1) for name in ("ppo", "online")}
+
+
+@pytest.mark.parametrize(("layout", "name"), CASES)
+def test_rollouts_and_updates_equal_those_of_one_device(layout, name, one_device, tmp_path, record_property):
+    expected_rollouts, expected_line, expected = one_device[name]
+    rollouts, line, params = trained(tmp_path, layout, name, 8)
+    assert len(rollouts) == len(expected_rollouts) == 2
+    for made, want in zip(rollouts, expected_rollouts, strict=True):
+        np.testing.assert_array_equal(made.responses, want.responses)
+        np.testing.assert_array_equal(made.lengths, want.lengths)
+        np.testing.assert_allclose(made.scores, want.scores, atol=1e-5)
+    worst = max(np.abs(params[leaf] - expected[leaf]).max() / np.abs(expected[leaf]).max() for leaf in expected)
+    record_property("largest difference, relative to the leaf's largest element", float(worst))
+    assert params.keys() == expected.keys() and worst <= 1e-5
+    assert line["loss"] == pytest.approx(expected_line["loss"], rel=1e-4, abs=1e-6)
+    assert line["kl"] == pytest.approx(expected_line["kl"], rel=1e-3, abs=1e-5) and line["kl"] > 0
+
+
+def test_models_and_moments_are_split_and_memory_is_told_for_one_device(tmp_path):
+    from easylm_jax.rl_memory import bytes_of
+
+    with rl_kit.devices(8):
+        ready = rl_kit.experiment(tmp_path, *STAGES, mesh="fsdp=4,tp=2")
+        loop = rl_kit.loop_of(ready, "ppo")
+    with rl_kit.begun(loop) as state:
+        trees = [
+            state.params,
+            state.opt,
+            state.value.params,
+            state.value.opt,
+            loop.job.reference,
+            loop.job.judge.params,
+        ]
+        for tree in trees:
+            leaves = jax.tree.leaves(tree)
+            on_one = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+            assert bytes_of(tree) == on_one
+            assert on_one < sum(leaf.nbytes for leaf in leaves) / 6  # norms and counters are whole, the rest in eighths
