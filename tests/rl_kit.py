@@ -272,6 +272,23 @@ def params_of(ready: Experiment, name: str, prefix: str = "params") -> dict[str,
     return checkpoint_arrays.read_arrays(step, names)
 
 
+def nested_params(ready: Experiment, name: str) -> dict[str, Any]:
+    """A finished stage's parameters as the model knows them."""
+    from easylm_jax import checkpoint_arrays
+
+    flat = {leaf.removeprefix("params."): array for leaf, array in params_of(ready, name).items()}
+    return checkpoint_arrays.nested(flat)
+
+
+def other_tokenizer(folder: Path) -> str:
+    """A vocabulary of the same size that numbers its tokens otherwise."""
+    from easylm_jax.data import train_sentencepiece
+
+    texts = (" ".join(reversed(rendered(chat(i)).split(" "))).swapcase() for i in range(200))
+    train_sentencepiece(texts, 300, folder / "other", symbols=MARKERS)
+    return f"sp:{folder / 'other' / 'tokenizer.model'}"
+
+
 def copies(tree: Any) -> Any:
     """Host copies, which nothing that is donated can change."""
     return jax.tree.map(lambda leaf: np.array(jax.device_get(leaf)), tree)

@@ -119,15 +119,16 @@ def _judged(
         scores = np.array(
             [verdict(judges[task.verifier], text, record) for text, record in zip(texts, records, strict=True)]
         ).reshape(-1, task.samples)
+        shown = np.zeros(it.count, np.int64)  # which of a prompt's answers
         if task.best_of is not None:
-            scores = _best(stage, task, made, scores, it, experiment, mesh)
+            shown = _liked(stage, task, made, it, experiment, mesh)
+        of_shown = scores[np.arange(it.count), shown]
         found["tasks"][task.name] = {
-            "scores": scores.mean(axis=1).tolist(), "length": float(made.lengths.mean()),
-            "ended": float(made.ended.mean()),
+            "scores": (scores.mean(axis=1) if task.best_of is None else of_shown).tolist(),
+            "length": float(made.lengths.mean()), "ended": float(made.ended.mean()),
             "samples": [
-                {"prompt": records[row]["_messages"], "response": texts[row], "score": float(scores.reshape(-1)[i])}
-                for i, row in enumerate(range(0, made.rows, task.samples))
-                if i < SHOWN
+                {"prompt": records[row]["_messages"], "response": texts[row], "score": float(of_shown[i])}
+                for i, row in enumerate((np.arange(it.count) * task.samples + shown)[:SHOWN])
             ],
         }  # fmt: skip
     if stage.reference is not None:
@@ -135,16 +136,14 @@ def _judged(
     return found
 
 
-def _best(
-    stage: Evaluate, task: Task, made: rollout.Rollout, scores: np.ndarray, it: _Prompts, experiment: Experiment,
-    mesh: jax.sharding.Mesh,
-) -> np.ndarray:  # fmt: skip
-    """Verdicts [prompts, 1] on the answers that a reward model likes best (best-of-N; spec tulu25 §11.3)."""
+def _liked(
+    stage: Evaluate, task: Task, made: rollout.Rollout, it: _Prompts, experiment: Experiment, mesh: jax.sharding.Mesh
+) -> np.ndarray:
+    """[prompts]: which of its answers a reward model likes best (best-of-N; spec tulu25 §11.3)."""
     judge = judge_of(
         stage.name, Reward(model=task.best_of), experiment, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh)
     )
-    liked = judge(made).reshape(-1, task.samples).argmax(axis=1)
-    return scores[np.arange(len(scores)), liked][:, None]
+    return judge(made).reshape(-1, task.samples).argmax(axis=1)
 
 
 @functools.lru_cache(maxsize=2)
