@@ -22,7 +22,7 @@ from easylm_jax.rewards import verifier
 from easylm_jax.rl_trainer import REPLICATED, RLState, RolloutJob, reinforce
 from easylm_jax.rollout import Judge
 from easylm_jax.stages import meta_of, steps_of
-from easylm_jax.start import Model, Start, check_vocabulary, model_from, stage_model
+from easylm_jax.start import Model, Start, model_from, stage_model
 from models.config import Compute
 from models.errors import UserError
 
@@ -64,7 +64,7 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
     for prompts in filter(None, (cache, held_out)):
         check_room(stage.name, source, prompts, stage.sampling.max_new_tokens)
     tokenizer = load_tokenizer(experiment.data(stage.data).tokenizer)
-    check_vocabulary(stage.name, source.config, tokenizer.spec)
+    check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
     steps = steps_of(stage, loader)
     policy = Start(stage, source, make_optimizer(stage.optimizer, steps * stage.updates), mesh)

@@ -23,7 +23,8 @@ import easylm_jax.best_of_n
 import easylm_jax.evaluate.stage
 import easylm_jax.rl_stages
 import easylm_jax.stages
-from easylm_jax import mesh, rl_stages, rollout
+from easylm_jax import checkpoint_arrays, checkpoint_store, mesh, rl_stages, rollout
+from easylm_jax.checkpoint import Checkpointer
 from easylm_jax.config import (
     GRPO,
     PPO,
@@ -42,7 +43,7 @@ from easylm_jax.config import (
     Stage,
     Tokenizer,
 )
-from easylm_jax.data import load_tokenizer
+from easylm_jax.data import load_tokenizer, train_sentencepiece
 from easylm_jax.experiment import Experiment
 from easylm_jax.rl_trainer import RLState, RolloutLoop
 from easylm_jax.rollout import Rollout
@@ -265,8 +266,6 @@ def begun(loop: RolloutLoop) -> Iterator[RLState]:
 
 def params_of(ready: Experiment, name: str, prefix: str = "params") -> dict[str, np.ndarray]:
     """What a finished stage saved under `prefix`, by dotted name."""
-    from easylm_jax import checkpoint_arrays, checkpoint_store
-
     step = checkpoint_store.resolve(ready.folder(name))
     names = [leaf for leaf in checkpoint_store.read_manifest(step).leaves if leaf.startswith(f"{prefix}.")]
     return checkpoint_arrays.read_arrays(step, names)
@@ -274,16 +273,12 @@ def params_of(ready: Experiment, name: str, prefix: str = "params") -> dict[str,
 
 def nested_params(ready: Experiment, name: str) -> dict[str, Any]:
     """A finished stage's parameters as the model knows them."""
-    from easylm_jax import checkpoint_arrays
-
     flat = {leaf.removeprefix("params."): array for leaf, array in params_of(ready, name).items()}
     return checkpoint_arrays.nested(flat)
 
 
 def other_tokenizer(folder: Path) -> str:
     """A vocabulary of the same size that numbers its tokens otherwise."""
-    from easylm_jax.data import train_sentencepiece
-
     texts = (" ".join(reversed(rendered(chat(i)).split(" "))).swapcase() for i in range(200))
     train_sentencepiece(texts, 300, folder / "other", symbols=MARKERS)
     return f"sp:{folder / 'other' / 'tokenizer.model'}"
@@ -325,3 +320,14 @@ def copy_of_run(out: Path) -> Path:
     """A runs folder of its own in which what stands before reinforcement learning is done."""
     shutil.copytree(made().out, out, dirs_exist_ok=True)
     return out
+
+
+def broken_reward(folder: Path) -> str:
+    """A reward model of which every score is NaN, as `run:<folder>`."""
+    ready = Experiment(Recipe("rl", base_stages(home())), made().out)
+    step = checkpoint_store.resolve(ready.folder("reward"))
+    params = nested_params(ready, "reward")
+    params["score"]["kernel"] = np.full_like(params["score"]["kernel"], np.nan)
+    with Checkpointer(folder / "checkpoints", asynchronous=False) as checkpointer:
+        checkpointer.save(1, {"params": params}, checkpoint_store.read_meta(step))
+    return f"run:{folder}"
