@@ -1,0 +1,71 @@
+"""The memory that a stage of rollouts tells before it begins is that of its compiled programs, at full size."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import rl_kit
+
+import models
+from easylm_jax import rl_stages, sharding
+from easylm_jax.config import PPO, Compute, Reward, Sampling
+from easylm_jax.mesh import BATCH_AXES, make_mesh
+from easylm_jax.optimizer import make_optimizer
+from easylm_jax.rl_memory import MIB, bytes_of, memory_of
+from easylm_jax.rl_trainer import RolloutJob, RolloutLoop
+from easylm_jax.start import Model, Start
+from models.decoder import cast_kernels
+
+
+def abstract_job(config, mesh, stage) -> RolloutJob:
+    """A job of shapes alone: models are neither drawn nor loaded."""
+    compute = Compute(dtype=stage.compute.dtype, remat=stage.compute.remat, batch_axes=BATCH_AXES)
+    policy_model = Model(models.build(config, compute), None)
+    value_model = Model(models.build(config.replace(scalar_head=True), compute), None)
+    policy, value = (Start(stage, it, make_optimizer(stage.optimizer, 10), mesh) for it in (policy_model, value_model))
+
+    def frozen(model):
+        cast = functools.partial(cast_kernels, dtype=compute.dtype)
+        return sharding.placed(jax.eval_shape(cast, model.decoder.abstract_params()), model.layout(mesh))
+
+    return RolloutJob(
+        name="ppo", folder=None, mesh=mesh,
+        abstract_state=jax.eval_shape(lambda: rl_stages._state(stage, policy.abstract(), value.abstract())),
+        layout=rl_stages._layout(policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
+        validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
+        policy=policy, value=value, policy_objective=stage.objective(policy_model.decoder, training=True),
+        value_objective=rl_stages._value_objective(stage, value), merge=functools.partial(rl_stages._merged, stage),
+        frozen={}, reference=frozen(policy_model), judge=SimpleNamespace(params=frozen(value_model)), loader=None,
+        held_out=None, tokenizer=SimpleNamespace(vocab_size=config.vocab_used),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_billion_parameters_over_eight_devices_is_that_of_the_programs(record_property):
+    config, mesh = models.preset("olmo2-1b"), make_mesh("fsdp=8")
+    stage = PPO(
+        "ppo", init="sft", data=rl_kit.prompts("nowhere"), batch=16, mini_batch=16, steps=1, optimizer=rl_kit.RATE,
+        reward=Reward(model="reward"), sampling=Sampling(512, slots=16),
+        compute=Compute(dtype="bfloat16", remat="full"),
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        loop = RolloutLoop(abstract_job(config, mesh, stage))
+        programs = loop.compiled(loop.signals.abstract(1024))
+        memory = memory_of(loop, programs, 1024)
+    analyses = {name: program.memory_analysis() for name, program in programs.items()}
+    programs_need = sum(it.argument_size_in_bytes for it in analyses.values())
+    programs_need += max(it.temp_size_in_bytes for it in analyses.values())
+    frozen = bytes_of(loop.job.reference) + bytes_of(loop.job.judge.params)
+    while_updating = sum(memory.stays.values()) + sum(memory.updating.values())
+    record_property("MiB told and needed", (while_updating / MIB, (programs_need + frozen) / MIB))
+    assert while_updating == pytest.approx(programs_need + frozen, rel=0.01)
+    assert memory.most >= while_updating
+    # By hand: float32 parameters and two moments in eighths, frozen kernels in bfloat16; norms are whole and float32.
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(loop.model.abstract_params()))
+    assert memory.stays["policy"] == pytest.approx(4 * count / 8, rel=0.005)
+    assert memory.stays["its moments"] == pytest.approx(8 * count / 8, rel=0.005)
+    assert memory.stays["reference"] == pytest.approx(2 * count / 8, rel=0.005)
+    assert memory.writing["weights"] == pytest.approx(2 * count, rel=0.005)  # whole on each device while it writes
+    assert f"at most {memory.most / MIB:,.1f}" in str(memory)
