@@ -7,6 +7,7 @@ stopped goes on with the next batch.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from easylm_jax.decode import Engine
 from easylm_jax.evaluate.statistics import mean
 from easylm_jax.mesh import batch_split, make_mesh
 from easylm_jax.objectives import final_scores
-from easylm_jax.rl_stages import check_can_speak, check_room, judge_of
+from easylm_jax.parts import parts_folder
+from easylm_jax.rl_stages import check_can_speak, check_room, check_same_tokenizer, judge_of
 from easylm_jax.stages import say
 from easylm_jax.start import model_from
+from models.errors import UserError
 
 if TYPE_CHECKING:
     from easylm_jax.experiment import Experiment
@@ -30,12 +33,15 @@ if TYPE_CHECKING:
 
 def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     """Runs the stage; returns what `done.json` will say."""
-    folder = experiment.folder(stage.name)
+    folder, greedy = experiment.folder(stage.name), stage.sampling.temperature == 0
+    if greedy and stage.samples > 1:
+        raise UserError(f"stage {stage.name}: {stage.samples} greedy samples are all the same; set a temperature")
     mesh = make_mesh(experiment.recipe.mesh)
     cache = experiment.cache(stage.data)
     tokenizer = load_tokenizer(experiment.data(stage.data).tokenizer)
     source = model_from(stage.init, experiment, mesh, compute=stage.compute)
     check_can_speak(stage.name, source)
+    check_same_tokenizer(stage.name, "model", stage.init, source, tokenizer)
     sharding.check_heads(source.config, mesh)
     check_room(stage.name, source, cache, stage.sampling.max_new_tokens)
     rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
@@ -44,16 +50,17 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     engine = Engine(writer, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
     batches = rollout.chunks(count, stage.batch)
+    parts = parts_folder(stage, experiment, "parts")
     with jax.set_mesh(mesh):
         params = source.frozen(mesh)
         for number, chunk in enumerate(batches):
-            path = folder / "parts" / f"{number:06d}.jsonl"
+            path = parts / f"{number:06d}.jsonl"
             if not path.is_file():
                 batch = cache.read(np.arange(chunk.start, chunk.stop))
                 seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
                 made = rollout.sample(
                     engine, params, batch, stage.sampling, samples=stage.samples, seed=seed, tokenizer=tokenizer,
-                    end_ids=rollout.end_ids(cache, tokenizer), greedy=stage.sampling.temperature == 0,
+                    end_ids=rollout.end_ids(cache, tokenizer), greedy=greedy,
                 )  # fmt: skip
                 made.scores = judge(made)
                 if checkpoint_arrays.is_first_process():
@@ -62,7 +69,8 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
                 checkpoint_arrays.barrier(f"{stage.name} {number}")
     facts: dict[str, Any] = {}
     if checkpoint_arrays.is_first_process():
-        facts = _gather(folder, len(batches))
+        made_parts = [parts / f"{number:06d}.jsonl" for number in range(len(batches))]
+        facts = _gather(folder, made_parts, stage.pairs)
     checkpoint_arrays.barrier(f"{stage.name} gathered")
     return {"files": ["best.jsonl", "pairs.jsonl", "answers.jsonl"], "metrics": facts}
 
@@ -72,7 +80,6 @@ def _write_part(path: Path, stage: BestOfN, made: rollout.Rollout, cache, tokeni
     final = np.asarray(
         final_scores(made.scores, made.ended, missing_end=r.missing_end, gain=r.gain, bias=r.bias)
     ).reshape(-1, stage.samples)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         for prompt, scores in enumerate(final):
@@ -84,23 +91,37 @@ def _write_part(path: Path, stage: BestOfN, made: rollout.Rollout, cache, tokeni
     temporary.replace(path)
 
 
-def _gather(folder: Path, parts: int) -> dict[str, Any]:
+def pairs_of(scores: Sequence[float], answers: Sequence[str], most: int) -> list[tuple[int, int]]:
+    """(chosen, rejected) numbers of at most `most` pairs: best with worst, next best with next worst, each answer once.
+
+    Empty answers and repetitions of one that came before make no pair; nor do answers of equal score.
+    """
+    distinct = {answer.strip(): number for number, answer in reversed(list(enumerate(answers))) if answer.strip()}
+    order = sorted(distinct.values(), key=lambda number: (-scores[number], number))
+    matched = zip(order, reversed(order), strict=True)
+    found = [(high, low) for high, low in matched if scores[high] > scores[low]]
+    return found[: min(most, len(order) // 2)]
+
+
+def _gather(folder: Path, parts: Sequence[Path], most_pairs: int) -> dict[str, Any]:
     """The three files from the parts, and what the scores were: of the best answers, and of all."""
     best_scores, all_scores, pairs = [], [], 0
     names = ("best", "pairs", "answers")
     files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8") for name in names}  # noqa: SIM115
     try:
-        for number in range(parts):
-            for text in (folder / "parts" / f"{number:06d}.jsonl").read_text(encoding="utf-8").splitlines():
+        for part in parts:
+            # At newlines alone: an answer may hold other characters that `splitlines` takes for the end of a line.
+            for text in part.read_text(encoding="utf-8").rstrip("\n").split("\n"):
                 line = json.loads(text)
                 scores, answers = line["scores"], line["answers"]
-                best, worst = int(np.argmax(scores)), int(np.argmin(scores))
+                best = int(np.argmax(scores))
                 turns = [[*line["messages"], {"role": "assistant", "content": answer}] for answer in answers]
                 record: dict[str, Any] = {"messages": turns[best], "score": scores[best]}
                 files["best"].write(json.dumps(record, ensure_ascii=False) + "\n")
-                if scores[best] > scores[worst] and answers[best].strip() and answers[worst].strip():
+                for chosen, rejected in pairs_of(scores, answers, most_pairs):
                     pairs += 1
-                    record = {"chosen": turns[best], "rejected": turns[worst], "margin": scores[best] - scores[worst]}
+                    margin = scores[chosen] - scores[rejected]
+                    record = {"chosen": turns[chosen], "rejected": turns[rejected], "margin": margin}
                     files["pairs"].write(json.dumps(record, ensure_ascii=False) + "\n")
                 files["answers"].write(text + "\n")
                 best_scores.append(scores[best])

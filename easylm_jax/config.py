@@ -498,8 +498,10 @@ class OnlineDPO(RL):
 class BestOfN(Stage):
     """Answers every prompt `samples` times and keeps the best: rejection sampling, and pairs of best and worst.
 
-    It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model; equal ones are left out)
-    and `answers.jsonl` (every answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`.
+    It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model) and `answers.jsonl` (every
+    answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`. A prompt gives at most
+    `pairs` pairs: its best answer with its worst, the next best with the next worst, each answer in one pair, as long
+    as they differ in score.
     """
 
     init: str
@@ -507,6 +509,7 @@ class BestOfN(Stage):
     reward: Reward
     sampling: Sampling
     samples: int = 4
+    pairs: int = 1
     batch: int = 64
     limit: int | None = None
     compute: Compute = Compute()
@@ -515,8 +518,8 @@ class BestOfN(Stage):
         fields.check_types(self, self.name)
         if self.data.kind != "prompts":
             raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
-        if self.samples < 1 or self.batch < 1:
-            raise UserError(f"stage {self.name}: samples and batch must be at least 1")
+        if min(self.samples, self.pairs, self.batch) < 1:
+            raise UserError(f"stage {self.name}: samples, pairs and batch must be at least 1")
 
     @property
     def needs(self) -> tuple[str, ...]:

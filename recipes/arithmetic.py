@@ -2,24 +2,33 @@
 
 Sums, comparisons, digits put in order and words turned round, in two wordings each. A problem belongs to the
 held-out part by a hash of the problem itself, so no wording of a held-out problem is ever trained on.
+
+The conversations for fine-tuning are as uneven as real ones: questions in the second wording went to annotators who
+often give the bare answer, without the working and the check line that the gold check asks for. What fine-tuning picks
+up from them is what preferences and rewards can mend.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 HELD_OUT_SHARE = 0.08
-WRONG_SHARE = 0.0
+CARELESS_SHARE = 0.6  # of answers to questions in the second wording
 WORDS = ["apple", "bird", "cloud", "door", "fire", "hill", "king", "moon", "oak", "river", "sun", "tree"]
 
 
 class Problem(NamedTuple):
-    """`question` as a user may ask it, `steps` that lead to the `answer`, and `key`, the same for every wording."""
+    """`question` as a user may ask it, `steps` that lead to the `answer`, and `key`, the same for every wording.
+
+    `careless` says that it is worded in the way that annotators often answer without working or check line.
+    """
 
     question: str
+    careless: bool
     steps: str
     answer: str
     key: str
@@ -35,31 +44,36 @@ class Problem(NamedTuple):
         return f"{self.steps}\n#### {self.answer}"
 
 
+def _ask(rng: random.Random, *wordings: str) -> tuple[str, bool]:
+    """One of the wordings, and whether it is the second."""
+    number = rng.randrange(len(wordings))
+    return wordings[number], number == 1
+
+
 def _sum(rng: random.Random) -> Problem:
     a, b = rng.randint(0, 99), rng.randint(0, 9)
-    question = rng.choice(["What is {a} + {b}?", "Add {a} and {b}."])
-    return Problem(question.format(a=a, b=b), f"{a} + {b} = {a + b}", str(a + b), f"sum {a} {b}")
+    return Problem(*_ask(rng, f"What is {a} + {b}?", f"Add {a} and {b}."), f"{a} + {b} = {a + b}", str(a + b),
+                   f"sum {a} {b}")  # fmt: skip
 
 
 def _larger(rng: random.Random) -> Problem:
     a, b = rng.sample(range(100), 2)
-    question = rng.choice(["Which is larger, {a} or {b}?", "Give the larger of {a} and {b}."])
     sign = ">" if a > b else "<"
-    return Problem(question.format(a=a, b=b), f"{a} {sign} {b}", str(max(a, b)), f"larger {a} {b}")
+    return Problem(*_ask(rng, f"Which is larger, {a} or {b}?", f"Give the larger of {a} and {b}."), f"{a} {sign} {b}",
+                   str(max(a, b)), f"larger {a} {b}")  # fmt: skip
 
 
 def _sorted_list(rng: random.Random) -> Problem:
-    digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 6))]
+    digits = [rng.randint(0, 9) for _ in range(rng.randint(3, 7))]
     text, answer = (" ".join(map(str, x)) for x in (digits, sorted(digits)))
-    question = rng.choice(["Sort: {x}", "Put these in order: {x}"])
-    return Problem(question.format(x=text), f"from {text}", answer, f"sort {text}")
+    return Problem(*_ask(rng, f"Sort: {text}", f"Put these in order: {text}"), f"from {text}", answer, f"sort {text}")
 
 
 def _reversed_words(rng: random.Random) -> Problem:
-    words = rng.sample(WORDS, rng.randint(2, 4))
+    words = rng.sample(WORDS, rng.randint(2, 5))
     text, answer = " ".join(words), " ".join(reversed(words))
-    question = rng.choice(["Reverse: {x}", "Say these words backwards: {x}"])
-    return Problem(question.format(x=text), f"from {text}", answer, f"reverse {text}")
+    return Problem(*_ask(rng, f"Reverse: {text}", f"Say these words backwards: {text}"), f"from {text}", answer,
+                   f"reverse {text}")  # fmt: skip
 
 
 TASKS: tuple[Callable[[random.Random], Problem], ...] = (_sum, _larger, _sorted_list, _reversed_words)
@@ -76,17 +90,15 @@ def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
 
 
 def _document(stream: Iterator[Problem], rng: random.Random) -> dict[str, str]:
-    """A page of worked problems, as web text might have them; a few are wrong, as some of the web is."""
-    lines = []
-    for _ in range(rng.randint(3, 8)):
-        p = next(stream)
-        answer = p.answer if rng.random() > WRONG_SHARE else next(stream).answer
-        lines.append(f"{p.question}\n{p.steps}\n#### {answer}")
+    """A page of worked problems, as web text might have them."""
+    lines = [f"{p.question}\n{p.response}" for p in itertools.islice(stream, rng.randint(3, 8))]
     return {"text": "\n".join(lines)}
 
 
-def _conversation(problem: Problem) -> dict[str, list[dict[str, str]]]:
-    turns = (("user", problem.question), ("assistant", problem.response))
+def _conversation(problem: Problem, rng: random.Random) -> dict[str, list[dict[str, str]]]:
+    """A question with an annotator's answer: the reference, or the bare answer where the annotator is careless."""
+    careless = problem.careless and rng.random() < CARELESS_SHARE
+    turns = (("user", problem.question), ("assistant", problem.answer if careless else problem.response))
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
@@ -97,22 +109,6 @@ def _prompt(problem: Problem) -> dict[str, Any]:
 def check(response: str, record: Mapping[str, Any]) -> float:
     """The gold check: 1 where the last line is #### and the answer, letter by letter, and 0 otherwise."""
     return float(response.strip().rpartition("\n")[2] == f"#### {record['answer']}")
-
-
-def _files(seed: int, documents: int, conversations: int, prompts: int, held_out: int) -> dict[str, list]:
-    train, test = problems(seed, held_out=False), problems(seed, held_out=True)
-    rng = random.Random(seed)
-    pages = [_document(train, rng) for _ in range(documents)]
-    return {
-        # The chat template's markers are in the texts of the vocabulary: they become a few tokens and not twenty.
-        "vocabulary.jsonl": [{"text": f"<|user|>\n<|assistant|>\n{page['text']}"} for page in pages[:2_000]],
-        "pretrain.jsonl": pages,
-        "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(held_out // 4)],
-        "sft.jsonl": [_conversation(next(train)) for _ in range(conversations)],
-        "sft_held_out.jsonl": [_conversation(next(test)) for _ in range(held_out // 4)],
-        "prompts.jsonl": [_prompt(next(train)) for _ in range(prompts)],
-        "prompts_held_out.jsonl": _distinct(test, held_out),
-    }
 
 
 def _distinct(stream: Iterator[Problem], count: int) -> list[dict[str, Any]]:
@@ -126,4 +122,16 @@ def _distinct(stream: Iterator[Problem], count: int) -> list[dict[str, Any]]:
 
 def write(seed: int) -> dict[str, list]:
     """Files of the quickstart: pages of worked problems, conversations, prompts, and held-out parts of each."""
-    return _files(seed, documents=16_000, conversations=4_000, prompts=8_000, held_out=1_200)
+    train, test = problems(seed, held_out=False), problems(seed, held_out=True)
+    rng = random.Random(seed)
+    pages = [_document(train, rng) for _ in range(20_000)]
+    return {
+        # The chat template's markers are in the texts of the vocabulary: they become a few tokens and not twenty.
+        "vocabulary.jsonl": [{"text": f"<|user|>\n<|assistant|>\n{page['text']}"} for page in pages[:2_000]],
+        "pretrain.jsonl": pages,
+        "pretrain_held_out.jsonl": [_document(test, rng) for _ in range(300)],
+        "sft.jsonl": [_conversation(next(train), rng) for _ in range(4_000)],
+        "sft_held_out.jsonl": [_conversation(next(test), rng) for _ in range(300)],
+        "prompts.jsonl": [_prompt(next(train)) for _ in range(8_000)],
+        "prompts_held_out.jsonl": _distinct(test, 1_200),
+    }

@@ -2,10 +2,10 @@
 
     make quickstart                     # or: easylm run recipes/quickstart.py
 
-A vocabulary, a small OLMo 2 pre-trained, SFT; then preferences of its own making (its answers, ordered by the gold
-check), a reward model and DPO on the same pairs, PPO from the reward model, and GRPO from the gold check itself. Every
-method starts from the same SFT model. The stage `table` asks all of them the same held-out problems and lets
-`arithmetic.check` judge.
+A vocabulary, a small OLMo 2 pre-trained, SFT on uneven conversations; then preferences of its own making (its answers,
+ordered by the gold check), a reward model and DPO on the same pairs, PPO from the reward model, and GRPO from the gold
+check itself. Every method starts from the same SFT model, in three seeds. The stage `table` asks all of them the same
+held-out problems and lets `arithmetic.check` judge.
 
 No network, no download: the tasks are arithmetic and small instructions (`recipes/arithmetic.py`). Sizes and rates are
 this project's own, chosen so that every stage visibly learns within minutes; the schedules have the papers' shapes.
@@ -64,7 +64,10 @@ def prompts(name: str, limit: int | None = None) -> DataSpec:
 
 def pairs(**part: int) -> DataSpec:
     source = Source("stage:answers/pairs.jsonl", **part)
-    return DataSpec((source,), "stage:tokenizer", SEQUENCE, kind="preference", template="tulu", max_side_length=64)
+    return DataSpec(
+        (source,), "stage:tokenizer", 2 * SEQUENCE, kind="preference", template="tulu",
+        max_side_length=PROMPT + ANSWER,
+    )  # fmt: skip
 
 
 def rate(lr: float, shape: str) -> OptimizerConfig:
@@ -83,7 +86,7 @@ stages = [
         data=pages("pretrain.jsonl"),
         validation=Validation(pages("pretrain_held_out.jsonl"), every=100),
         batch=16,
-        steps=1_000,
+        steps=1_200,
         z_loss=1e-4,  # OLMo 2 §3.3.3
         optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 20 steps"),
         checkpoints=Checkpoints(keep_every=100),
@@ -102,6 +105,7 @@ stages = [
         init="sft",
         data=prompts("prompts.jsonl", limit=3_000),
         samples=8,
+        pairs=2,
         batch=256,
         sampling=sampling,
         reward=Reward(verifier=CHECK, missing_end=0.0),
@@ -109,11 +113,11 @@ stages = [
     RewardModel(
         "reward",
         init="sft",
-        data=pairs(skip=200),
-        validation=Validation(pairs(limit=200)),
+        data=pairs(skip=400),
+        validation=Validation(pairs(limit=400)),
         batch=8,
         epochs=2,
-        optimizer=rate(3e-4, "linear to 3e-5 warmup 3%"),
+        optimizer=rate(1e-3, "linear to 10% warmup 3%"),
     ),
 ]
 for seed in SEEDS:
@@ -122,10 +126,10 @@ for seed in SEEDS:
             f"dpo-{seed}",
             seed=seed,
             init="sft",
-            data=pairs(skip=200),
-            batch=16,
+            data=pairs(skip=400),
+            batch=8,
             epochs=1,
-            beta=0.1,
+            beta=0.3,
             optimizer=rate(1e-4, "linear to 0 warmup 10%"),
         ),
         PPO(
@@ -136,13 +140,12 @@ for seed in SEEDS:
             data=prompts("prompts.jsonl"),
             batch=128,
             mini_batch=64,
-            rollout_epochs=2,
             steps=40,
             sampling=sampling,
-            kl=0.05,
+            kl=0.1,
             validation=held_out,
             check=CHECK,
-            optimizer=rate(1e-4, "constant warmup 10%"),
+            optimizer=rate(5e-5, "linear to 0 warmup 10%"),
         ),
         GRPO(
             f"grpo-{seed}",
@@ -157,17 +160,20 @@ for seed in SEEDS:
             sampling=sampling,
             validation=held_out,
             check=CHECK,
-            optimizer=rate(1e-4, "constant warmup 10%"),
+            optimizer=rate(1e-4, "linear to 0 warmup 10%"),
         ),
     ]
 stages.append(
     Evaluate(
         "table",
         title="Quickstart: one SFT model, three ways on",
-        tasks=(Task("problems", prompts("prompts_held_out.jsonl"), CHECK, Sampling(ANSWER, temperature=0.0, slots=256)),),
+        tasks=(
+            Task("problems", prompts("prompts_held_out.jsonl"), CHECK, Sampling(ANSWER, temperature=0.0, slots=256)),
+        ),
         reference="sft",
         entries=(
-            Entry("SFT", ("sft",)),
+            Entry("pretrained", ("pretrain",)),
+            Entry("SFT", ("sft",), over="pretrained"),
             *(
                 Entry(method, tuple(f"{method.lower()}-{seed}" for seed in SEEDS), over="SFT")
                 for method in ("DPO", "PPO", "GRPO")
