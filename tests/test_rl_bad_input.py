@@ -41,11 +41,6 @@ def refused(finished, *arguments, **how) -> str:
 BAD = {
     "an unknown verifier": ("grpo", ["reward.verifier=gsm9k"], "reward: no verifier 'gsm9k'"),
     "an unknown check": ("ppo", ["check=nowhere:judge"], "reward: no verifier 'nowhere:judge'"),
-    "a column that is not there": (
-        "grpo",
-        ["reward.verifier=gsm8k", "data.keep=messages"],
-        "gsm8k needs the column 'answer'",
-    ),
     "a verdict that is no number": (
         "grpo",
         ["reward.verifier=rl_kit:not_a_number"],
@@ -115,9 +110,7 @@ def test_a_reward_model_of_another_vocabulary_is_refused(in_process, tmp_path):
             it.run(stage)
 
 
-def test_a_reward_model_that_gives_no_number_ends_the_stage_and_what_was_saved_is_whole(
-    in_process, tmp_path, monkeypatch
-):
+def test_a_reward_model_that_gives_no_number_ends_the_stage_and_it_goes_on(in_process, tmp_path, monkeypatch):
     broken = rl_kit.broken_reward(tmp_path / "broken")
     it = rl_kit.experiment(tmp_path / "runs", rl_kit.ppo(steps=3))
     original, calls = rl_kit.rollout.Judge._model_scores, []
