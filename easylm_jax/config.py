@@ -498,10 +498,10 @@ class OnlineDPO(RL):
 class BestOfN(Stage):
     """Answers every prompt `samples` times and keeps the best: rejection sampling, and pairs of best and worst.
 
-    It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model) and `answers.jsonl` (every
-    answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`. A prompt gives at most
-    `pairs` pairs: its best answer with its worst, the next best with the next worst, each answer in one pair, as long
-    as they differ in score.
+    It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model) and `answers.jsonl`
+    (every answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`. A prompt gives at
+    most `pairs` pairs: its best answer with its worst, the next best with the next worst, each answer in one pair, as
+    long as they differ in score.
     """
 
     init: str
