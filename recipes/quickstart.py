@@ -140,7 +140,7 @@ for seed in SEEDS:
             data=prompts("prompts.jsonl"),
             batch=128,
             mini_batch=64,
-            steps=40,
+            steps=30,
             sampling=sampling,
             kl=0.1,
             validation=held_out,

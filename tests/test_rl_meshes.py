@@ -1,6 +1,7 @@
 """Reinforcement learning is the same on every mesh: the same tokens are sampled, and parameters move alike."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ STAGES = (
     rl_kit.ppo("ppo", batch=16, mini_batch=8, optimizer=SMOOTH, whiten="mini_batch", sampler_correction=2.0),
     rl_kit.online_dpo("online", batch=8, samples=2, optimizer=SMOOTH),
 )
-CASES = (("dp=2,fsdp=2,tp=2", "ppo"), ("fsdp=8", "online"), pytest.param("fsdp=8", "ppo", marks=pytest.mark.slow))
+SLOW = [pytest.param("fsdp=8", name, marks=pytest.mark.slow) for name in ("ppo", "online")]
+CASES = [("dp=2,fsdp=2,tp=2", "ppo"), *SLOW]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,12 +50,12 @@ def trained(folder, text, name, devices):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    return {name: trained(tmp_path_factory.mktemp(name), "dp=1", name, 1) for name in ("ppo", "online")}
+    return functools.cache(lambda name: trained(tmp_path_factory.mktemp(name), "dp=1", name, 1))
 
 
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_rollouts_and_updates_equal_those_of_one_device(layout, name, one_device, tmp_path, record_property):
-    expected_rollouts, expected_line, expected = one_device[name]
+    expected_rollouts, expected_line, expected = one_device(name)
     rollouts, line, params = trained(tmp_path, layout, name, 8)
     assert len(rollouts) == len(expected_rollouts) == 2
     for made, want in zip(rollouts, expected_rollouts, strict=True):
