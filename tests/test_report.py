@@ -67,6 +67,16 @@ def test_published_numbers_stand_beside_ours_under_their_own_heading(run):
     assert re.search(r'<th class="group named" colspan="2">paper</th>', page)
 
 
+def test_a_published_method_that_was_not_run_has_the_papers_numbers_and_no_others(run):
+    cited = [{"method": "Llama 2 base", "column": "Average", "value": 43.1, "source": "Table 1"}]
+    fake_run.evaluated(run, fake_run.table_of(), published=cited)
+    text = tables.markdown(report.collect(run))
+    column = cells(text, "method").index("paper: Average")
+    shown = cells(text, "Llama 2 base")
+    assert shown[column] == "43.1" and set(shown[1:column] + shown[column + 1 :]) == {"–"}
+    assert cells(text, "PPO")[column] == "–"
+
+
 def test_several_tasks_have_a_column_each(run):
     table = fake_run.table_of()
     for row in table["rows"]:

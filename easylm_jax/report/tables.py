@@ -63,7 +63,8 @@ def ablation(table: dict[str, Any], stage: StageData | None = None) -> Table:
     """A `table.json` in the shape of a paper's table; `stage` is asked where its published numbers come from."""
     rows = table["rows"]
     tasks = _tasks(rows)
-    paper = list(dict.fromkeys(name for row in rows for name in row.get("published") or {}))
+    alone = _published_alone(rows, stage)
+    paper = list(dict.fromkeys(name for row in (*rows, *alone) for name in row.get("published") or {}))
     ours = [Column("score", "%"), Column("95 % interval", "%")]
     ours += [Column(task, "%") for task in tasks]
     bases = {row["over"]["method"] for row in rows if row.get("over")}
@@ -78,8 +79,23 @@ def ablation(table: dict[str, Any], stage: StageData | None = None) -> Table:
         (str(row["method"]), *_ours(row, tasks, ours[-1].name), *(_published(row, name) for name in paper), *_more(row))
         for row in rows
     )
+    cells += tuple(
+        (row["method"], *[NONE] * len(ours), *(_published(row, name) for name in paper), *[NONE] * len(more))
+        for row in alone
+    )
     return Table(str(table.get("title") or "Results"), (Column("method", words=True), *columns), cells,
                  tuple(_notes(table, stage, bool(paper))))  # fmt: skip
+
+
+def _published_alone(rows: Sequence[dict[str, Any]], stage: StageData | None) -> list[dict[str, Any]]:
+    """Methods of the paper's table that this run has no model of, such as the base model."""
+    ours = {row["method"] for row in rows}
+    alone: dict[str, dict[str, Any]] = {}
+    for cited in stage.config.get("published", ()) if stage else ():
+        if cited["method"] not in ours:
+            row = alone.setdefault(cited["method"], {"method": str(cited["method"]), "published": {}})
+            row["published"][cited["column"]] = cited["value"]
+    return list(alone.values())
 
 
 def _tasks(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -126,8 +142,7 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
         notes.append("KL is the sum over an answer sampled at temperature 1, from the reference, in nats.")
     if paper:
         published = stage.config.get("published", ()) if stage else ()
-        methods = {row["method"] for row in table["rows"]}
-        sources = dict.fromkeys(str(p["source"]) for p in published if p.get("method") in methods)
+        sources = dict.fromkeys(str(p["source"]) for p in published)
         notes.append(f"Paper: {'; '.join(sources) or 'as the recipe cites it'}, in the paper's unit.")
     return notes
 
