@@ -124,6 +124,8 @@ class _DataLoop(Loop):
         if "accuracy" in means and means.get("pairs"):
             half = 1.96 * math.sqrt(means["accuracy"] * (1 - means["accuracy"]) / means["pairs"])
             words += f", accuracy {means['accuracy']:.3f} ± {half:.3f} (95 %, {means['pairs']:.0f} pairs)"
+        if "confidence" in means:  # a calibrated model is right as often as it thinks
+            words += f", mean confidence {means['confidence']:.3f}"
         return means, words
 
 
