@@ -341,9 +341,10 @@ class RL(Train):
     def __post_init__(self):
         super().__post_init__()
         rows = self.batch * self.samples
-        for name in ("samples", "rollout_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"stage {self.name}: {name} must be at least 1, not {getattr(self, name)}")
+        for name in ("samples", "rollout_epochs", "mini_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"stage {self.name}: {name} must be at least 1, not {value}")
         if self.init is None:
             raise UserError(f"stage {self.name}: give init, the policy to start from")
         if self.keep_moments or self.dropout:
@@ -410,6 +411,13 @@ class PPO(RL):
     whiten: Literal["rollout", "mini_batch", "none"] = "rollout"
     value_only: int = 0
     compat: Literal["tulu25"] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kl_target is not None and not self.kl_target > 0:
+            raise UserError(f"stage {self.name}: kl_target must be above 0 nats, not {self.kl_target}")
+        if self.value_only < 0 or (self.steps is not None and self.value_only >= self.steps):
+            raise UserError(f"stage {self.name}: value_only must leave rollouts of the {self.steps} for the policy")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -582,6 +590,8 @@ class Evaluate(Stage):
             if not entry.stages:
                 raise UserError(f"stage {self.name}: {entry.method} names no stage")
         for task in self.tasks:
+            if [other.name for other in self.tasks].count(task.name) > 1:
+                raise UserError(f"stage {self.name}: two tasks are called {task.name!r}")
             if task.data.kind != "prompts":
                 raise UserError(f"stage {self.name}: task {task.name} must have prompts (kind 'prompts')")
 

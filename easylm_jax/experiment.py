@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import traceback
@@ -202,8 +203,10 @@ class Experiment:
         checkpoint_arrays.barrier(f"{stage.name} looked at")  # by all processes, before the first one changes anything
         if overwrite and checkpoint_arrays.is_first_process():
             guard_fresh_start(folder / "checkpoints", overwrite=True)
-            (folder / "done.json").unlink(missing_ok=True)
-            (folder / "metrics.jsonl").unlink(missing_ok=True)
+            for name in ("done.json", "metrics.jsonl", "table.json"):
+                (folder / name).unlink(missing_ok=True)
+            for name in ("parts", "models", "samples"):  # what best-of-N, an evaluation and rollouts have so far
+                shutil.rmtree(folder / name, ignore_errors=True)
         _write_json(folder / "config.json", {"recipe": self.recipe.name, "mesh": self.recipe.mesh,
                                              "stage": fields.encode(stage), "settings": settings})  # fmt: skip
         began = time.time()

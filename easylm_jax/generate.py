@@ -114,7 +114,7 @@ def _turn(text: str) -> Messages:
 
 def _from_file(path: Path) -> list[Messages]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a record may hold other line separators
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give a JSONL file with --file") from None
     except UnicodeDecodeError:
@@ -201,7 +201,7 @@ def load(model: str, *, tokenizer: str | None = None) -> Source:
     """
     import jax
 
-    from easylm_jax import start
+    from easylm_jax import rollout, start
     from easylm_jax.data import load_tokenizer
     from easylm_jax.mesh import make_mesh
     from models.config import Compute
@@ -226,7 +226,8 @@ def load(model: str, *, tokenizer: str | None = None) -> Source:
     with jax.set_mesh(mesh):
         params = found.frozen(mesh)
     data = stage.get("data") or {}
-    return Source(found.decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
+    decoder = rollout.writing(found.decoder, words)
+    return Source(decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
 
 
 def _find(model: str) -> tuple[str, dict[str, Any], str | None]:

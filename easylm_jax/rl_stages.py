@@ -67,7 +67,8 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
     check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
     steps = steps_of(stage, loader)
-    policy = Start(stage, source, make_optimizer(stage.optimizer, steps * stage.updates), mesh)
+    rollouts = steps - stage.value_only if isinstance(stage, PPO) else steps
+    policy = Start(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
     value = _value_start(stage, experiment, mesh, tokenizer, steps)
     judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, stage.score_rows)
     with jax.set_mesh(mesh):

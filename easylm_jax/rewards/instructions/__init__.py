@@ -1,0 +1,49 @@
+"""Verifiable instructions: IFBench's 58, IFTrain's 29 and IFEval's 25, each with its arguments, text and check."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from easylm_jax.rewards.instructions import (  # noqa: F401  (each registers its instructions)
+    count,
+    ratio,
+    repeat,
+    sentences,
+    words,
+)
+from easylm_jax.rewards.instructions.base import REGISTRY, SUITES, VERSIONS, Instruction
+from easylm_jax.rewards.instructions.tokens import use_nltk_data
+from models.errors import UserError
+
+__all__ = ["REGISTRY", "SUITES", "VERSIONS", "Instruction", "check_instruction", "get", "use_nltk_data"]
+
+
+def get(constraint_id: str) -> Instruction:
+    """The instruction of this id.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return REGISTRY[constraint_id]
+    except (KeyError, TypeError):
+        close = difflib.get_close_matches(str(constraint_id), REGISTRY, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"no instruction {constraint_id!r}{hint}") from None
+
+
+def check_instruction(
+    constraint_id: str, response: Any, kwargs: Mapping[str, Any] | None = None, version: str = "r26"
+) -> bool:
+    """Whether `response` follows the instruction `constraint_id` with arguments `kwargs` (spec IFBench §2, §4).
+
+    Nulls in `kwargs` are dropped and whole floats are ints. A response that is blank, or no text, follows nothing.
+    `version` is "r26" (the published scores), "r25" (the paper's numbers) or "fixed" (for rewards).
+
+    Raises:
+        UserError: an unknown id or version, an argument that is missing, unknown or malformed, or data that NLTK
+            lacks. Never for what the response is.
+    """
+    return get(constraint_id).holds(response, kwargs, version)
