@@ -184,6 +184,11 @@ COMMANDS: dict[str, Command] = {
         "easylm report runs/quickstart",
         *_from_module("easylm_jax.report"),
     ),
+    "check": Command(
+        "whether responses follow the instructions of their prompts (IFBench, IFEval)",
+        "easylm check responses.jsonl --prompts IFBench_test.jsonl",
+        *_from_module("easylm_jax.check"),
+    ),
 }
 
 

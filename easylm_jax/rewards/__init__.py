@@ -3,7 +3,8 @@
 A verifier is `function(response, record) → float`. It is found by its name here, or as `"module:function"`.
 """
 
+from easylm_jax.rewards.instructions import check_instruction
 from easylm_jax.rewards.maths import check_math, gsm8k
 from easylm_jax.rewards.registry import VERIFIERS, Verifier, verdict, verifier
 
-__all__ = ["VERIFIERS", "Verifier", "check_math", "gsm8k", "verdict", "verifier"]
+__all__ = ["VERIFIERS", "Verifier", "check_instruction", "check_math", "gsm8k", "verdict", "verifier"]

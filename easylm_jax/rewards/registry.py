@@ -8,11 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from easylm_jax.rewards import maths
+from easylm_jax.rewards.instructions import scoring
 from models.errors import UserError
 
 Verifier = Callable[[str, Mapping[str, Any]], float]
 
-VERIFIERS: dict[str, Verifier] = {"gsm8k": maths.gsm8k}
+VERIFIERS: dict[str, Verifier] = {
+    "gsm8k": maths.gsm8k,
+    "ifeval": scoring.ifeval,
+    "ifbench": scoring.ifbench,
+}
 
 
 def verifier(name: str) -> Verifier:

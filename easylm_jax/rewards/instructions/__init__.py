@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from easylm_jax.rewards.instructions import (  # noqa: F401  (each registers its instructions)
     count,
+    custom,
+    format,
+    ifeval,
+    ifeval_format,
+    iftrain,
+    iftrain_layout,
     ratio,
     repeat,
     sentences,
     words,
 )
 from easylm_jax.rewards.instructions.base import REGISTRY, SUITES, VERSIONS, Instruction
+from easylm_jax.rewards.instructions.scoring import find
 from easylm_jax.rewards.instructions.tokens import use_nltk_data
-from models.errors import UserError
 
-__all__ = ["REGISTRY", "SUITES", "VERSIONS", "Instruction", "check_instruction", "get", "use_nltk_data"]
-
-
-def get(constraint_id: str) -> Instruction:
-    """The instruction of this id.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return REGISTRY[constraint_id]
-    except (KeyError, TypeError):
-        close = difflib.get_close_matches(str(constraint_id), REGISTRY, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"no instruction {constraint_id!r}{hint}") from None
+__all__ = ["REGISTRY", "SUITES", "VERSIONS", "Instruction", "check_instruction", "find", "use_nltk_data"]
 
 
 def check_instruction(
@@ -46,4 +37,4 @@ def check_instruction(
         UserError: an unknown id or version, an argument that is missing, unknown or malformed, or data that NLTK
             lacks. Never for what the response is.
     """
-    return get(constraint_id).holds(response, kwargs, version)
+    return find(constraint_id).holds(response, kwargs, version)

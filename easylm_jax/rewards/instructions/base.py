@@ -144,8 +144,13 @@ def _convert_text(value: Any) -> str:
 
 
 def noun(name: str) -> Argument:
-    """A keyword, drawn from the nouns."""
-    return text(name, lambda rng, prompt, drawn: rng.choice(NOUNS))
+    """A keyword, drawn from the nouns; one that neither holds nor is held by another keyword drawn before."""
+
+    def draw(rng: random.Random, prompt: str, drawn: Mapping[str, Any]) -> str:
+        others = [other for other in drawn.values() if isinstance(other, str)]
+        return rng.choice([word for word in NOUNS if not any(word in other or other in word for other in others)])
+
+    return text(name, draw)
 
 
 def first_of(name: str) -> Argument:

@@ -114,7 +114,12 @@ def punkt_sentences(text: str) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def treebank_words(text: str) -> tuple[str, ...]:
     """WT: Treebank words of each Punkt sentence: clitics and end marks are words of their own."""
-    return tuple(word for sentence in punkt_sentences(text) for word in _treebank().tokenize(sentence))
+    return tuple(word for sentence in punkt_sentences(text) for word in _words_of(sentence))
+
+
+@lru_cache(maxsize=4096)
+def _words_of(sentence: str) -> tuple[str, ...]:
+    return tuple(_treebank().tokenize(sentence))
 
 
 def sentences(text: str, version: str) -> tuple[str, ...]:

@@ -1,0 +1,174 @@
+"""Scores of responses: strict and loose, by prompt and by instruction, as IFBench and IFEval report them (spec §3)."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from easylm_jax.rewards.instructions.base import REGISTRY, Instruction
+from models.errors import UserError
+
+_ASSISTANT = re.compile(r"<\|assistant\|>")
+_DRAWS = 1000
+
+
+def find(constraint_id: Any) -> Instruction:
+    """The instruction of this id.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return REGISTRY[constraint_id]
+    except (KeyError, TypeError):
+        close = difflib.get_close_matches(str(constraint_id), REGISTRY, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"no instruction {constraint_id!r}{hint}") from None
+
+
+def loose_variants(response: str) -> list[str]:
+    """The texts of which one has to follow an instruction: without first line, last line, both; and each without *.
+
+    Each once, the response itself first; blank ones are left out, since they follow nothing.
+    """
+    lines = response.split("\n")
+    cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    texts = [response, *cut]
+    texts += [text.replace("*", "") for text in texts]
+    return [text for text in dict.fromkeys(texts) if text.strip()]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one response follows, in the order of its instructions (an id may stand there twice)."""
+
+    ids: tuple[str, ...]
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+
+
+def judge(
+    ids: Sequence[str], arguments: Sequence[Mapping[str, Any] | None], response: Any, version: str = "r26"
+) -> Verdict:
+    """The strict and loose verdicts on each instruction. `arguments` is not changed.
+
+    Raises:
+        UserError: an unknown id, a malformed argument, or not one set of arguments for each id.
+    """
+    if isinstance(ids, str) or not isinstance(ids, Sequence) or not isinstance(arguments, Sequence):
+        raise UserError("instruction_id_list and kwargs are lists")
+    if len(ids) != len(arguments):
+        raise UserError(f"{len(ids)} instructions with {len(arguments)} sets of arguments; there is one for each")
+    response = response if isinstance(response, str) else ""
+    strict, loose = [], []
+    for constraint_id, given in zip(ids, arguments, strict=True):
+        instruction = find(constraint_id)
+        strict.append(instruction.holds(response, given, version))
+        loose.append(
+            strict[-1] or any(instruction.holds(text, given, version) for text in loose_variants(response)[1:])
+        )
+    return Verdict(tuple(ids), tuple(strict), tuple(loose))
+
+
+def report(verdicts: Iterable[Verdict], mode: str) -> dict[str, Any]:
+    """Accuracies in `mode` "strict" or "loose": of prompts with a 95 % interval, of instructions, by group and id.
+
+    The interval is a bootstrap over prompts of a fixed seed. A prompt without instructions is an error of the input.
+    """
+    prompts: list[bool] = []
+    by_group: dict[str, list[bool]] = defaultdict(list)
+    by_id: dict[str, list[bool]] = defaultdict(list)
+    for verdict in verdicts:
+        followed = getattr(verdict, mode)
+        prompts.append(all(followed))
+        for constraint_id, good in zip(verdict.ids, followed, strict=True):
+            by_group[constraint_id.partition(":")[0]].append(good)
+            by_id[constraint_id].append(good)
+    instructions = [good for found in by_id.values() for good in found]
+    return {
+        "prompt": share(prompts),
+        "prompt_interval": interval(prompts),
+        "instruction": share(instructions),
+        "groups": {name: share(by_group[name]) for name in sorted(by_group)},
+        "ids": {name: share(by_id[name]) for name in sorted(by_id)},
+        "counts": {name: len(by_id[name]) for name in sorted(by_id)},
+    }
+
+
+def share(values: Sequence[bool]) -> float:
+    """The share of True; 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def interval(values: Sequence[bool]) -> tuple[float, float]:
+    """The middle 95 % of the shares of resamples of `values`."""
+    if not values:
+        return 0.0, 0.0
+    rng = random.Random(0)
+    shares = sorted(share(rng.choices(values, k=len(values))) for _ in range(_DRAWS))
+    return shares[int(0.025 * _DRAWS)], shares[int(0.975 * _DRAWS) - 1]
+
+
+def answer_of(response: Any) -> str:
+    """The answer of a response that may hold its reasoning: what follows the last </think>, without answer tags."""
+    if not isinstance(response, str):
+        return ""
+    text = _ASSISTANT.sub("", response).rpartition("</think>")[2]
+    return text.replace("<answer>", "").replace("</answer>", "").strip()
+
+
+def constraints(record: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Any] | None]]:
+    """The instructions of a prompt's record and their arguments.
+
+    They are the columns `instruction_id_list` and `kwargs` (IFBench, IFEval), or `ground_truth`: a list of one
+    dict with `instruction_id` and `kwargs`, as it is or written as a Python literal or JSON (IF-RLVR).
+
+    Raises:
+        UserError: `ground_truth` is none of these. KeyError: the record has none of the columns.
+    """
+    if "instruction_id_list" in record:
+        return list(record["instruction_id_list"]), list(record["kwargs"])
+    given = record["ground_truth"]
+    try:
+        found = _literal(given) if isinstance(given, str) else given
+        found = found[0] if isinstance(found, list) else found
+        ids, arguments = list(found["instruction_id"]), list(found["kwargs"])
+    except (ValueError, SyntaxError, KeyError, IndexError, TypeError, RecursionError, MemoryError):
+        raise UserError(
+            f"reward: ground_truth {str(given)[:80]!r} is no list of a dict with instruction_id and kwargs"
+        ) from None
+    return ids, arguments
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(text)
+
+
+def followed(response: str, record: Mapping[str, Any], version: str) -> float:
+    """The share of the record's instructions that the response's answer follows, strictly (IF-RLVR, §6.2)."""
+    ids, arguments = constraints(record)
+    if not ids or len(ids) != len(arguments):
+        raise UserError(f"reward: {len(ids)} instructions with {len(arguments)} sets of arguments in a record")
+    answer = answer_of(response)
+    verdicts = [find(name).holds(answer, given, version) for name, given in zip(ids, arguments, strict=True)]
+    return share(verdicts)
+
+
+def ifeval(response: str, record: Mapping[str, Any]) -> float:
+    """The reward of a prompt with instructions: the share followed, 0 to 1, with the quirks repaired ("fixed")."""
+    return followed(response, record, "fixed")
+
+
+def ifbench(response: str, record: Mapping[str, Any]) -> float:
+    """The share of instructions followed as IFBench's published scores count it ("r26"); for evaluation."""
+    return followed(response, record, "r26")
