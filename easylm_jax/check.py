@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("strict", "loose")
+_SPAN = "repeat:repeat_span"  # published versions check another span than the prompts ask for
 _NEEDS = ("prompt", "instruction_id_list", "kwargs")
 
 
@@ -60,10 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
         lines, unused = [_line(row, where, row.get("response")) for where, row in responses], 0
     if not lines:
         raise _error(f"{arguments.prompts or arguments.responses} holds no line to score")
-    verdicts = []
-    for line in lines:
-        answer = scoring.answer_of(line.response) if arguments.answers else line.response
-        verdicts.append(_judge(line, answer, arguments.version))
+    answers = [scoring.answer_of(line.response) if arguments.answers else line.response for line in lines]
+    verdicts = [_judge(line, answer, arguments.version) for line, answer in zip(lines, answers, strict=True)]
     missing = sum(1 for line in lines if line.response is None)
     result = {
         "version": arguments.version,
@@ -73,6 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
         "unused": unused,
         **{mode: scoring.report(verdicts, mode) for mode in MODES},
     }
+    if arguments.version != "fixed" and _SPAN in result["strict"]["counts"]:
+        result["span_as_asked"] = _span_as_asked(lines, answers)
     print(table(result))
     if arguments.json:
         rows = [_verdict_row(line, verdict) for line, verdict in zip(lines, verdicts, strict=True)]
@@ -162,6 +163,20 @@ def _judge(line: Line, response: str | None, version: str) -> Any:
         raise UserError(f"prompt {line.key}: {error}") from None
 
 
+def _span_as_asked(lines: Iterable[Line], answers: Iterable[str | None]) -> dict[str, float]:
+    """The accuracies of copied spans by the span that the prompt asks for, words with the last one included."""
+    from easylm_jax.rewards.instructions import scoring
+
+    followed: dict[str, list[bool]] = {mode: [] for mode in MODES}
+    for line, answer in zip(lines, answers, strict=True):
+        for name, kwargs in zip(line.ids, line.kwargs, strict=True):
+            if name == _SPAN:
+                verdict = scoring.judge([name], [kwargs], answer, "fixed")
+                for mode in MODES:
+                    followed[mode] += getattr(verdict, mode)
+    return {mode: scoring.share(followed[mode]) for mode in MODES}
+
+
 def _verdict_row(line: Line, verdict: Any) -> dict[str, Any]:
     return {
         "key": line.key,
@@ -216,4 +231,6 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append("")
     for name, count in counts.items():
         add(name, count, strict["ids"][name], loose["ids"][name])
+        if name == _SPAN and "span_as_asked" in result:
+            add("  by the words asked for (fixed)", count, *(result["span_as_asked"][mode] for mode in MODES))
     return "\n".join(lines)

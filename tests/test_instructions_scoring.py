@@ -198,6 +198,19 @@ def test_lines_that_hold_prompt_and_response_need_no_second_file(capsys, tmp_pat
     assert [line["strict"] for line in json.loads(out.read_text())["lines"]] == [[False], [False]]
 
 
+def test_a_span_copied_as_asked_is_shown_beside_the_published_score(capsys, tmp_path):
+    kwargs = {"prompt_to_repeat": "one two three four", "n_start": 1, "n_end": 2}
+    row = {"prompt": "A", "response": "two three", "instruction_id_list": ["repeat:repeat_span"], "kwargs": [kwargs]}
+    path, out = write(tmp_path / "rows.jsonl", [row]), tmp_path / "out.json"
+    printed = check(capsys, path, "--json", out)[1]
+    result = json.loads(out.read_text())
+    assert (result["strict"]["prompt"], result["span_as_asked"]) == (0.0, {"strict": 1.0, "loose": 1.0})
+    assert "by the words asked for (fixed)" in printed
+    assert check(capsys, path, "--version", "fixed", "--json", out)[0] == 0
+    fixed = json.loads(out.read_text())
+    assert fixed["strict"]["prompt"] == 1.0 and "span_as_asked" not in fixed
+
+
 @pytest.mark.parametrize(
     "responses, prompts, message",
     [
