@@ -138,6 +138,27 @@ def test_keywords_that_are_no_expression_are_taken_as_they_stand():
     assert not check_instruction("keywords:existence", "abc", {"keywords": ["a.c"]}, "fixed")
 
 
+def test_shares_round_as_the_published_checks_do():
+    """11 of 20 words are 0.55 · 100 = 55.00000000000001 %, which is more than 55."""
+    words = " ".join(["the"] * 11 + ["tide"] * 9)
+    assert not check_instruction("ratio:stop_words", words, {"percentage": 55})
+    assert check_instruction("ratio:stop_words", words, {"percentage": 56})
+
+
+def test_data_of_tabs_may_have_blanks_behind_a_tab_and_no_second_tab():
+    good = next(example[2] for example in EXAMPLES if example[0] == "custom:csv_quotes")
+    header, rest = good.split("\n", 1)
+    assert check_instruction("custom:csv_quotes", good)
+    spaced = header.replace("\t", "\t ").replace('"', "")
+    assert not check_instruction("custom:csv_quotes", f"{spaced}\n{rest}")  # a header must be quoted as well
+    assert not check_instruction("custom:csv_quotes", header.replace("\t", "\t\t", 1) + "\n" + rest)
+
+
+def test_options_of_a_question_may_be_indented():
+    good = next(example[2] for example in EXAMPLES if example[0] == "custom:mcq_count_length")
+    assert check_instruction("custom:mcq_count_length", good.replace("\n", "\n   "))
+
+
 def test_data_that_is_missing_is_told_in_one_line(monkeypatch, tmp_path):
     import nltk
 

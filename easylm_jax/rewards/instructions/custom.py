@@ -24,7 +24,7 @@ _QUESTION = re.compile(r"Question \d+[.|):;]?\s*")
 _OPTION = re.compile(r"[A-Ea-e][.|)]\s*\w")
 _DATE = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
 _SPECIAL = re.compile(r"[^\w\s]")
-_DAYS = (0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # month 0 passes, as published
+_DAYS = (99, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # month 0 passes with any day, as published
 _AFRICA_FROM_ZIMBABWE = 52
 
 
@@ -46,7 +46,7 @@ def mcq_count_length(text: str, version: str) -> bool:
     blocks = [block for block in _QUESTION.split(text) if block.strip()]
     lengths = []
     for block in blocks:
-        lines = block.strip("\n").split("\n")
+        lines = [line.strip() for line in block.strip().split("\n")]
         marked = [place for place, line in enumerate(lines) if _OPTION.match(line)]
         if len(marked) != 5:
             return False
@@ -112,13 +112,13 @@ def _rows(text: str, delimiter: str = ",") -> list[list[str]] | None:
 
 
 def _header(names: str, separator: str) -> re.Pattern[str]:
-    """The names, each bare or quoted, behind each a separator and blanks."""
+    """The names, each bare or quoted, with what matches `separator` between them."""
     fields = [f'(?:{name}|"{name}")' for name in names.split()]
-    return re.compile(rf"{separator}[ \t]*".join(fields) + r"\Z")
+    return re.compile(separator.join(fields) + r"\Z")
 
 
-_SPECIAL_HEADER = _header("ProductID Category Brand Price Stock", ",")
-_QUOTED_HEADER = _header("StudentID Subject Grade Semester Score", r"\t")
+_SPECIAL_HEADER = _header("ProductID Category Brand Price Stock", r",[ \t]*")
+_QUOTED_HEADER = _header("StudentID Subject Grade Semester Score", r"\t *")
 
 
 @_ifbench(
@@ -185,6 +185,6 @@ def date_format_list(text: str, version: str) -> bool:
         if date is None:
             return False
         year, month, day = map(int, date.groups())
-        if not 1769 <= year <= 1821 or month > 12 or day > (_DAYS[month] or 31):
+        if not 1769 <= year <= 1821 or month > 12 or day > _DAYS[month]:
             return False
     return True

@@ -196,7 +196,7 @@ def keyword_specific_position(text: str, version: str, keyword: str, n: int, m: 
     return len(words) >= m and words[m - 1] == keyword
 
 
-@_iftrain("keywords:start_end", "Start and end with the same word, without a mark behind the last.")
+@_iftrain("keywords:start_end", "Start and end with the same word.")
 def start_end(text: str, version: str) -> bool:
     """The first Treebank word is the last, in any case; a mark at the end is a word, but not in "fixed"."""
     words = tokens.plain_words(text) if version == "fixed" else [w.lower() for w in tokens.treebank_words(text)]

@@ -20,7 +20,7 @@ def stop_words(text: str, version: str, percentage: int) -> bool:
     if not words:
         return False
     listed = tokens.stop_words()
-    return 100 * sum(1 for word in words if word.lower() in listed) / len(words) <= percentage
+    return sum(1 for word in words if word.lower() in listed) / len(words) * 100 <= percentage
 
 
 def _marks(text: str, version: str) -> list[str]:
@@ -80,7 +80,8 @@ def overlap(text: str, version: str, reference_text: str, percentage: int) -> bo
     own, other = _trigrams(text), _trigrams(reference_text)
     if not own:
         return False
-    return percentage - _TOLERANCE <= 100 * len(own & other) / len(own) <= percentage + _TOLERANCE
+    shared = len(own & other) / len(own) * 100  # in this order, so that it rounds as the published check does
+    return percentage - _TOLERANCE <= shared <= percentage + _TOLERANCE
 
 
 def _trigrams(text: str) -> set[str]:
