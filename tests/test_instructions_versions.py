@@ -7,6 +7,7 @@ from easylm_jax.rewards.instructions import tokens, use_nltk_data
 
 NAME = {"keyword": "ebb"}
 SPAN = {"prompt_to_repeat": "one two three four", "n_start": 1, "n_end": 2}
+PHRASE = {"phrase": "Slow tides move boats", "small_n": 2}
 BOATS = {"prompt_to_repeat": "List two boats."}
 # id, arguments, text, and its verdicts in r26, r25, fixed
 CASES = [
@@ -98,9 +99,16 @@ CASES = [
     ("detectable_format:json_format", {}, "7", True, True, False),
     ("detectable_format:json_format", {}, "[NaN]", True, True, False),
     ("language:response_language", {"language": "fr"}, "1234", True, True, False),
+    ("copy:repeat_phrase", PHRASE, "Slow tides move boats. Slow fogs move boats", True, True, False),
+    ("copy:repeat_phrase", PHRASE, "Slow fogs move boats. Slow tides move boats", False, False, False),
+    ("copy:repeat_phrase", PHRASE, "Slow fogs move boats. Slow tides lift boats", True, True, True),
+    ("copy:repeat_phrase", PHRASE, "Slow boats. Slow fogs move boats. Slow tides lift boats", False, False, False),
+    ("keywords:no_adjacent_consecutive", {}, "İ x", False, False, False),
+    ("keywords:frequency", {"keyword": " ebb ", "frequency": 1, "relation": "at least"}, "ebb", True, True, True),
+    ("last_word:last_word_answer", {"last_word": "ebb "}, "ebb", True, True, True),
     ("detectable_format:bigram_wrapping", {}, "word", True, True, False),
     ("detectable_format:sentence_hyphens", {}, "Ebb came.-Flow went.- It is.", False, False, False),
-    ("keywords:start_end", {}, "Tide after tide.", False, False, True),
+    ("keywords:start_end", {}, "Tide after tide.", False, False, False),
     ("first_word:first_word_answer", {"first_word": "ebb"}, "Ebb, then", False, False, True),
     ("keywords:keyword_specific_position", {**NAME, "n": 1, "m": 2}, "Oh, Ebb!", False, False, True),
     ("detectable_content:number_placeholders", {"num_placeholders": 1}, "[]", True, True, False),

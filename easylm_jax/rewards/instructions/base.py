@@ -132,9 +132,9 @@ def integer(name: str, low: int, high: int, *, minimum: int = 0, draw: Draw | No
 _INFINITE = (float("inf"), float("-inf"))
 
 
-def text(name: str, draw: Draw | None = None, *, required: bool = True) -> Argument:
-    """A text that is not empty."""
-    return Argument(name, _convert_text, draw, required)
+def text(name: str, draw: Draw | None = None, *, required: bool = True, strip: bool = False) -> Argument:
+    """A text that is not empty; with `strip`, without the blanks around it."""
+    return Argument(name, _convert_stripped if strip else _convert_text, draw, required)
 
 
 def _convert_text(value: Any) -> str:
@@ -143,21 +143,25 @@ def _convert_text(value: Any) -> str:
     return value
 
 
-def noun(name: str) -> Argument:
+def _convert_stripped(value: Any) -> str:
+    return _convert_text(value.strip() if isinstance(value, str) else value)
+
+
+def noun(name: str, *, strip: bool = True) -> Argument:
     """A keyword, drawn from the nouns; one that neither holds nor is held by another keyword drawn before."""
 
     def draw(rng: random.Random, prompt: str, drawn: Mapping[str, Any]) -> str:
         others = [other for other in drawn.values() if isinstance(other, str)]
         return rng.choice([word for word in NOUNS if not any(word in other or other in word for other in others)])
 
-    return text(name, draw)
+    return text(name, draw, strip=strip)
 
 
 def first_of(name: str) -> Argument:
     """A word; of a list, its first item (as some published rows have it)."""
 
     def convert(value: Any) -> str:
-        return _convert_text(value[0] if isinstance(value, list | tuple) and value else value)
+        return _convert_stripped(value[0] if isinstance(value, list | tuple) and value else value)
 
     return Argument(name, convert, lambda rng, prompt, drawn: rng.choice(NOUNS))
 

@@ -130,5 +130,5 @@ def _describe_keywords(**keywords: str) -> str:
 def keywords_multiple(text: str, version: str, **keywords: str) -> bool:
     """The five keywords occur, inside of words too and in any case, 1, 2, 3, 5 and 7 times."""
     lower = text.lower()
-    named = [keywords[f"keyword{place}"].strip().lower() for place in range(1, 6)]
+    named = [keywords[f"keyword{place}"].lower() for place in range(1, 6)]
     return all(lower.count(keyword) == times for keyword, times in zip(named, _KEYWORD_COUNTS, strict=True))

@@ -158,7 +158,7 @@ def repeat_prompt(text: str, version: str, prompt_to_repeat: str) -> bool:
 @_ifeval(
     "startend:end_checker",
     "End with exactly these words: {end_phrase}",
-    text("end_phrase", lambda rng, prompt, drawn: rng.choice(_ENDS)),
+    text("end_phrase", lambda rng, prompt, drawn: rng.choice(_ENDS), strip=True),
 )
 def end_checker(text: str, version: str, end_phrase: str) -> bool:
     """The text ends with the phrase, in any case; quotation marks around the text are passed over."""

@@ -33,7 +33,7 @@ def number_placeholders(text: str, version: str, num_placeholders: int) -> bool:
 @_ifeval(
     "detectable_content:postscript",
     "Add a postscript at the end that starts with {postscript_marker}",
-    text("postscript_marker", lambda rng, prompt, drawn: rng.choice(["P.S.", "P.P.S"])),
+    text("postscript_marker", lambda rng, prompt, drawn: rng.choice(["P.S.", "P.P.S"]), strip=True),
 )
 def postscript(text: str, version: str, postscript_marker: str) -> bool:
     """The marker occurs, anywhere and in any case, also with blanks between its letters."""
@@ -74,7 +74,7 @@ def number_highlighted_sections(text: str, version: str, num_highlights: int) ->
 @_ifeval(
     "detectable_format:multiple_sections",
     "Write {num_sections} sections, each headed by {section_spliter} and its number, such as {section_spliter} 1",
-    text("section_spliter", lambda rng, prompt, drawn: rng.choice(["Section", "SECTION"])),
+    text("section_spliter", lambda rng, prompt, drawn: rng.choice(["Section", "SECTION"]), strip=True),
     integer("num_sections", 1, 5),
 )
 def multiple_sections(text: str, version: str, section_spliter: str, num_sections: int) -> bool:

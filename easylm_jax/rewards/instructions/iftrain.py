@@ -44,7 +44,7 @@ def _draw_own_word(rng: random.Random, prompt: str, drawn: Mapping[str, Any]) ->
 @_iftrain(
     "keywords:exclude_word_harder",
     'Do not use the word "{keyword}".',
-    text("keyword", _draw_own_word),
+    text("keyword", _draw_own_word, strip=True),
     text("instruction", required=False),
 )
 def exclude_word_harder(text: str, version: str, keyword: str, instruction: str = "") -> bool:
@@ -179,7 +179,7 @@ def palindrome(text: str, version: str) -> bool:
 @_iftrain(
     "keywords:keyword_specific_position",
     'Make "{keyword}" word {m} of sentence {n}.',
-    noun("keyword"),
+    first_of("keyword"),
     integer("n", 1, 20, minimum=1),
     integer("m", 1, 30, minimum=1),
 )
@@ -196,11 +196,11 @@ def keyword_specific_position(text: str, version: str, keyword: str, n: int, m: 
     return len(words) >= m and words[m - 1] == keyword
 
 
-@_iftrain("keywords:start_end", "Start and end with the same word.")
+@_iftrain("keywords:start_end", "Start and end with the same word, without a mark behind the last.")
 def start_end(text: str, version: str) -> bool:
-    """The first Treebank word is the last, in any case; a mark at the end is a word, but not in "fixed"."""
-    words = tokens.plain_words(text) if version == "fixed" else [w.lower() for w in tokens.treebank_words(text)]
-    return len(words) > 1 and words[0] == words[-1]
+    """The first Treebank word is the last, in any case; a mark at the end is a word."""
+    words = tokens.treebank_words(text)
+    return len(words) > 1 and words[0].lower() == words[-1].lower()
 
 
 @_iftrain(
@@ -208,6 +208,6 @@ def start_end(text: str, version: str) -> bool:
     "No word may start with the letter of the alphabet that follows the last word's.",
 )
 def no_adjacent_consecutive(text: str, version: str) -> bool:
-    """The first characters of neighbours are never one code point up."""
-    firsts = [ord(word[0].lower()[0]) for word in text.split()]
-    return all(after - before != 1 for before, after in pairwise(firsts))
+    """The first characters of neighbours are never one code point up, nor one that is two in small letters (İ)."""
+    firsts = [word[0].lower() for word in text.split()]
+    return all(len(a) == len(b) == 1 and ord(b) - ord(a) != 1 for a, b in pairwise(firsts))

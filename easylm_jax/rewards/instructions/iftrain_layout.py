@@ -116,24 +116,29 @@ def copy_span_idx(text: str, version: str, prompt_to_repeat: str, n_start: int, 
 @_iftrain(
     "copy:repeat_phrase",
     'Use the phrase "{phrase}" {small_n} times, each time with one word in its middle changed.',
-    text("phrase", lambda rng, prompt, drawn: rng.choice(PHRASES)),
+    text("phrase", lambda rng, prompt, drawn: rng.choice(PHRASES), strip=True),
     integer("small_n", 2, 3),
 )
 def repeat_phrase(text: str, version: str, phrase: str, small_n: int) -> bool:
-    """small_n spans from the phrase's first word to its last, each as long as the phrase and different in one word."""
+    """small_n spans from the phrase's first word to its last, as long as the phrase and different in one word.
+
+    As published, all but the last of them may also be the phrase itself.
+    """
     wanted = phrase.split()
-    if not wanted:
-        return False
-    found = list(_between(text, _exact(wanted[0], version), _exact(wanted[-1], version)))
-    return len(found) == small_n and all(_differs_once(span.split(), wanted) for span in found)
+    spans = _between(text, _exact(wanted[0], version, "{} "), _exact(wanted[-1], version, " {}"))
+    found = [_differences(span.split(), wanted) for span in spans]
+    allowed = {1} if version == "fixed" else {0, 1}
+    return len(found) == small_n and found[-1:] == [1] and all(times in allowed for times in found)
 
 
-def _exact(word: str, version: str) -> re.Pattern[str]:
-    return re.compile(tokens.pattern(word, version).pattern)
+def _exact(word: str, version: str, form: str) -> re.Pattern[str]:
+    """What finds `word` in its case, in the surroundings of `form`."""
+    return re.compile(form.format(tokens.pattern(word, version).pattern))
 
 
-def _differs_once(words: list[str], wanted: list[str]) -> bool:
-    return len(words) == len(wanted) and sum(a != b for a, b in zip(words, wanted, strict=True)) == 1
+def _differences(words: list[str], wanted: list[str]) -> int | None:
+    """In how many places two lists differ; None where they are not equally long."""
+    return sum(a != b for a, b in zip(words, wanted, strict=True)) if len(words) == len(wanted) else None
 
 
 def _between(text: str, first: re.Pattern[str], last: re.Pattern[str]) -> Iterator[str]:

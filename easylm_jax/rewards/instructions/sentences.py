@@ -46,7 +46,7 @@ def increment(text: str, version: str, small_n: int) -> bool:
 @_ifbench(
     "sentence:keyword",
     'Use the word "{word}" in sentence {N}.',
-    noun("word"),
+    noun("word", strip=False),
     integer("N", 1, 20, minimum=1),
 )
 def keyword(text: str, version: str, word: str, N: int) -> bool:

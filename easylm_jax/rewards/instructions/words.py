@@ -130,7 +130,6 @@ def keywords_specific_position(text: str, version: str, keyword: str, n: int, m:
     if len(sentences) < n:
         return False
     words = _words(sentences[n - 1], version)
-    keyword = keyword.strip()
     if version != "r25":
         words = [word.lower() for word in words if any(c.isalnum() for c in word)]
         keyword = keyword.lower()
@@ -145,7 +144,7 @@ def keywords_specific_position(text: str, version: str, keyword: str, n: int, m:
 def words_position(text: str, version: str, keyword: str) -> bool:
     """The second word and the last but one, one end mark apart. r25 counts the end mark, and case."""
     words = _words(text, version)
-    keyword, last = keyword.strip(), -2
+    last = -2
     if version == "fixed":
         words = [word for word in words if word]
     if version == "r26" and words and words[-1] in PUNC:
