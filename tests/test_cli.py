@@ -109,7 +109,10 @@ def test_run_passes_what_was_asked(capsys, experiment):
     "arguments, message",
     [
         (["rum"], "no command 'rum'; did you mean 'run'? (see easylm --help)"),
-        (["zzz"], "no command 'zzz'; known: run, data, checkpoints, convert, generate, report, check (see easylm --help)"),
+        (
+            ["zzz"],
+            "no command 'zzz'; known: run, data, checkpoints, convert, generate, report, check (see easylm --help)",
+        ),
         (
             ["run", "recipes/quickstart.py", "--overwite"],
             "unknown argument '--overwite'; did you mean '--overwrite'? (see easylm run --help)",
