@@ -7,7 +7,7 @@ stopped goes on with the next batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ import numpy as np
 
 from easylm_jax import checkpoint_arrays, rollout, sharding
 from easylm_jax.config import BestOfN
-from easylm_jax.data import load_tokenizer
+from easylm_jax.data import Cache, load_tokenizer
+from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine
 from easylm_jax.evaluate.statistics import mean
+from easylm_jax.files import write_lines
 from easylm_jax.mesh import batch_split, make_mesh
-from easylm_jax.objectives import final_scores
 from easylm_jax.parts import parts_folder
 from easylm_jax.rl_stages import check_can_speak, check_room, check_same_tokenizer, judge_of
 from easylm_jax.stages import say
@@ -57,14 +58,14 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
             path = parts / f"{number:06d}.jsonl"
             if not path.is_file():
                 batch = cache.read(np.arange(chunk.start, chunk.stop))
-                seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
+                seed = rollout.seed_of(stage.seed, number)
                 made = rollout.sample(
                     engine, params, batch, stage.sampling, samples=stage.samples, seed=seed, tokenizer=tokenizer,
                     end_ids=rollout.end_ids(cache, tokenizer), greedy=greedy,
                 )  # fmt: skip
                 made.scores = judge(made)
                 if checkpoint_arrays.is_first_process():
-                    _write_part(path, stage, made, cache, tokenizer)
+                    write_lines(path, _answered(stage, made, cache, tokenizer))
                     say(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
                 checkpoint_arrays.barrier(f"{stage.name} {number}")
     facts: dict[str, Any] = {}
@@ -75,20 +76,13 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     return {"files": ["best.jsonl", "pairs.jsonl", "answers.jsonl"], "metrics": facts}
 
 
-def _write_part(path: Path, stage: BestOfN, made: rollout.Rollout, cache, tokenizer) -> None:
-    r = stage.reward
-    final = np.asarray(
-        final_scores(made.scores, made.ended, missing_end=r.missing_end, gain=r.gain, bias=r.bias)
-    ).reshape(-1, stage.samples)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for prompt, scores in enumerate(final):
-            first = prompt * stage.samples
-            record = cache.record(int(made.prompt_index[first]))
-            answers = [rollout.text_of(made, first + i, tokenizer) for i in range(stage.samples)]
-            line = {"messages": record["_messages"], "answers": answers, "scores": scores.tolist()}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+def _answered(stage: BestOfN, made: rollout.Rollout, cache: Cache, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    """A line for each prompt: its conversation, its answers and their scores."""
+    for prompt, scores in enumerate(made.final(stage.reward).reshape(-1, stage.samples)):
+        first = prompt * stage.samples
+        record = cache.record(int(made.prompt_index[first]))
+        answers = [rollout.text_of(made, first + i, tokenizer) for i in range(stage.samples)]
+        yield {"messages": record["_messages"], "answers": answers, "scores": scores.tolist()}
 
 
 def pairs_of(scores: Sequence[float], answers: Sequence[str], most: int) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, report, stages
+from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, files, report, stages
 from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
@@ -284,10 +284,6 @@ def _progress():
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Written beside and renamed, so that a kill leaves the old file or the new one."""
-    if not checkpoint_arrays.is_first_process():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
+    """Written by one process of those that share the folder."""
+    if checkpoint_arrays.is_first_process():
+        files.write_json(path, value)

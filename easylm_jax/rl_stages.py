@@ -36,14 +36,9 @@ def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str
     """Runs a stage of reinforcement learning to its end; returns what `done.json` will say."""
     job = job_of(stage, experiment, settings)
     metrics = reinforce(job)
-    checkpoint = f"checkpoints/{job.steps}"
-    if stage.lora is not None:
-        checkpoint = f"merged/{checkpoint}"
-        with jax.set_mesh(job.mesh):
-            job.policy.save_merged(job.folder, job.frozen, job.steps, dict(job.meta))
     return {
         "step": job.steps,
-        "checkpoint": checkpoint,
+        "checkpoint": job.policy.leave(job.folder, job.frozen, job.steps, job.meta),
         "metrics": metrics,
         "data": {name: job.loader.cache.manifest.get(name) for name in ("rows", "prompts", "tokens")},
     }

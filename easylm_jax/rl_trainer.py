@@ -193,7 +193,7 @@ class RolloutLoop(Loop):
         policy = self.policy_of(state.params, job.frozen)
         with self.monitor.phase("rollout", number):
             prompts = job.loader.batch_at(number - 1)
-            seed = int(np.random.SeedSequence([stage.seed, number]).generate_state(1)[0])
+            seed = rollout.seed_of(stage.seed, number)
             made = rollout.sample(
                 self.engine, policy, prompts, stage.sampling, samples=stage.samples, seed=seed,
                 tokenizer=job.tokenizer, end_ids=rollout.end_ids(job.loader.cache, job.tokenizer),
@@ -206,7 +206,7 @@ class RolloutLoop(Loop):
     def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
         """The columns with what the models say of every target: trainer, reference, value."""
         in_chunks = functools.partial(rollout.in_chunks, size=self.score_rows, mesh=self.job.mesh)
-        forward = {name: columns[name] for name in ("tokens", "targets", "segment_ids", "positions")}
+        forward = {name: columns[name] for name in rollout.FORWARD}
         old, entropy = in_chunks(self.token_scores, [policy], forward)
         reference, _ = in_chunks(self.token_scores, [self.job.reference], forward)
         measured = {**columns, "old_logprobs": old, "entropy": entropy, "reference_logprobs": reference}
@@ -224,7 +224,7 @@ class RolloutLoop(Loop):
                 part = {name: array[order[chunk]] for name, array in rows.items()}
                 if isinstance(stage, PPO) and stage.compat == "tulu25":
                     policy = self.policy_of(state.params, self.job.frozen)
-                    part = self.signals.again(self._measured(part, policy, state.value), float(state.kl))
+                    part, _ = self.signals.again(self._measured(part, policy, state.value), float(state.kl))
                 state, metrics = self._update(state, self.signals.batch(part), number)
                 done.append(metrics)
         return state, done

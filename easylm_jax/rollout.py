@@ -23,13 +23,14 @@ from easylm_jax.data import Cache
 from easylm_jax.data.templates import end_tokens
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, ScoredCompletions
-from easylm_jax.objectives import score_responses
+from easylm_jax.objectives import final_scores, score_responses
 from easylm_jax.rewards import verdict, verifier
 from models.decoder import Decoder
 from models.errors import UserError
 
 PyTree = Any
 LEAST_WIDTH = 16
+FORWARD = ("tokens", "targets", "segment_ids", "positions")  # what a model reads of a batch
 
 
 @dataclasses.dataclass
@@ -57,6 +58,13 @@ class Rollout:
     def rows(self) -> int:
         return len(self.lengths)
 
+    def final(self, reward: Reward) -> np.ndarray:
+        """Scores as they are learned from, float32 [B]: missing ends, gain and bias applied."""
+        final = final_scores(
+            self.scores, self.ended, missing_end=reward.missing_end, gain=reward.gain, bias=reward.bias
+        )
+        return np.asarray(final, np.float32)
+
     def tokens_of(self, row: int) -> list[int]:
         """The response's tokens, the end token among them."""
         return self.responses[row, : self.lengths[row]].tolist()
@@ -72,6 +80,11 @@ def writing(model: Decoder, tokenizer: Tokenizer) -> Decoder:
 def end_ids(prompts: Cache, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an answer to these prompts, by the chat template that they were rendered with."""
     return end_tokens(prompts.manifest["spec"]["template"], tokenizer)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """The seed of rollout `number` of a stage."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def sample(
@@ -146,14 +159,11 @@ class Judge:
 
     def _model_scores(self, rollout: Rollout) -> np.ndarray:
         tokens, lengths = join(rollout)
-        parts = []
-        for chunk in chunks(len(tokens), self.rows):
-            # The last chunk is filled up with rows that are scored for nothing, so that one program serves all.
-            rows = {"tokens": tokens[chunk], "lengths": np.maximum(lengths[chunk], 1)}
-            rows = filled(rows, self.rows)
-            placed = sharding.place_batch(local(rows, self.rows, self.mesh), self.rows, self.mesh)
-            parts.append(np.asarray(self._score(self.params, placed["tokens"], placed["lengths"])))
-        return np.concatenate(parts)[: len(tokens)]
+
+        def score(params: PyTree, rows: dict[str, jax.Array]) -> jax.Array:
+            return self._score(params, rows["tokens"], rows["lengths"])
+
+        return in_chunks(score, [self.params], {"tokens": tokens, "lengths": lengths}, self.rows, self.mesh)
 
     def _verdicts(self, rollout: Rollout) -> np.ndarray:
         assert self.verify is not None
@@ -216,14 +226,6 @@ def at_targets(values: np.ndarray, rollout: Rollout, width: int) -> np.ndarray:
     return moved
 
 
-def of_responses(values: np.ndarray, rollout: Rollout) -> np.ndarray:
-    """The way back: values where tokens are targets [B, S] as values of response tokens [B, T]; 0 beyond the length."""
-    moved = np.zeros(rollout.responses.shape, values.dtype)
-    for row, (prompt, response) in enumerate(zip(rollout.prompt_lengths, rollout.lengths, strict=True)):
-        moved[row, :response] = values[row, prompt - 1 : prompt - 1 + response]
-    return moved
-
-
 def chunks(count: int, size: int) -> list[slice]:
     """Consecutive slices of at most `size`."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -248,7 +250,10 @@ def in_chunks(
     function: Callable[..., Any], params: Sequence[PyTree], columns: dict[str, np.ndarray], size: int,
     mesh: jax.sharding.Mesh,
 ) -> Any:  # fmt: skip
-    """`function(*params, batch)` over all rows, `size` at a time; the results [B, …] joined, on the host."""
+    """`function(*params, batch)` over all rows, `size` at a time; the results [B, …] joined, on the host.
+
+    The last chunk is filled up with rows that are computed for nothing, so that one program serves all.
+    """
     count = len(columns["tokens"])
     parts = []
     for chunk in chunks(count, size):

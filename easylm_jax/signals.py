@@ -17,7 +17,6 @@ from easylm_jax import rollout, sharding
 from easylm_jax.config import GRPO, PPO, RL, OnlineDPO
 from easylm_jax.objectives import (
     explained_variance,
-    final_scores,
     gae,
     group_advantages,
     importance_weights,
@@ -25,11 +24,10 @@ from easylm_jax.objectives import (
     token_rewards,
     whiten,
 )
-from easylm_jax.rollout import Rollout
+from easylm_jax.rollout import FORWARD, Rollout
 
 Columns = dict[str, np.ndarray]
 Line = dict[str, Any]
-FORWARD = ("tokens", "targets", "segment_ids", "positions")
 
 
 def of(stage: RL, mesh: jax.sharding.Mesh) -> Signals:
@@ -53,8 +51,8 @@ class Signals:
         """Rows of the updates, and metrics of the rollout."""
         raise NotImplementedError
 
-    def again(self, columns: Columns, kl: float) -> Columns:
-        """The columns of one mini-batch from what current parameters say of it."""
+    def again(self, columns: Columns, kl: float) -> tuple[Columns, Line]:
+        """The columns of these rows from what current parameters say of them, and metrics."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to compute again")
 
     def batch(self, part: Columns) -> Columns:
@@ -63,16 +61,10 @@ class Signals:
 
     def abstract(self, width: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of what an update is given, for rows of `width` tokens."""
-        whole = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
+        whole = dict.fromkeys(FORWARD, jnp.int32)
         return {
             name: jax.ShapeDtypeStruct((self.update_rows, width), whole.get(name, jnp.float32)) for name in self.columns
         }
-
-    def final(self, made: Rollout) -> np.ndarray:
-        """Scores as the algorithm sees them."""
-        r = self.stage.reward
-        scores = final_scores(made.scores, made.ended, missing_end=r.missing_end, gain=r.gain, bias=r.bias)
-        return np.asarray(scores, np.float32)
 
     def on_mesh(self, function: Any, columns: Columns, *scalars: float) -> Any:
         """`function(columns, *scalars)` over all rows at once, on the host afterwards."""
@@ -103,18 +95,15 @@ class _PPO(Signals):
         self.compute = jax.jit(functools.partial(_advantages, stage), out_shardings=everywhere)
 
     def rows(self, made: Rollout, columns: Columns, kl: float) -> tuple[Columns, Line]:
-        width = columns["tokens"].shape[1]
         columns, line = self.corrected(columns)
         columns = {
-            **columns, "final_scores": self.final(made), "lengths": made.lengths.astype(np.int32),
+            **columns, "final_scores": made.final(self.stage.reward), "lengths": made.lengths.astype(np.int32),
             "prompt_lengths": made.prompt_lengths.astype(np.int32),
         }  # fmt: skip
-        columns = self.again(columns, kl)
-        told = columns.pop("told")
-        assert columns["advantages"].shape[1] == width
+        columns, told = self.again(columns, kl)
         return columns, {**line, "reward": float(columns["final_scores"].mean()), **told}
 
-    def again(self, columns: Columns, kl: float) -> Columns:
+    def again(self, columns: Columns, kl: float) -> tuple[Columns, Line]:
         wanted = (
             "mask",
             "old_logprobs",
@@ -126,7 +115,7 @@ class _PPO(Signals):
         )
         advantages, returns, told = self.on_mesh(self.compute, {name: columns[name] for name in wanted}, kl)
         line = {name: float(value) for name, value in told.items()}
-        return {**columns, "advantages": advantages, "returns": returns, "told": line}
+        return {**columns, "advantages": advantages, "returns": returns}, line
 
     def batch(self, part: Columns) -> Columns:
         if self.stage.whiten == "mini_batch":
@@ -137,12 +126,10 @@ class _PPO(Signals):
 def _advantages(stage: PPO, columns: dict[str, jax.Array], kl: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
     """Advantages and returns where tokens are targets [B, S], and what to log of them (spec tulu25 §4.4 step 5–8)."""
     mask = columns["mask"]
-    # Response token t is the target of position prompt length − 1 + t.
-    place = jnp.arange(mask.shape[1])[None] - (columns["prompt_lengths"][:, None] - 1)
     divergence = kl_estimate(columns["old_logprobs"], columns["reference_logprobs"], stage.kl_kind)
-    aligned = _shifted(divergence, columns["prompt_lengths"] - 1)
-    rewards = token_rewards(columns["final_scores"], aligned, columns["lengths"], beta=kl)
-    rewards = jnp.where(mask > 0, jnp.take_along_axis(rewards, jnp.maximum(place, 0), axis=1), 0.0)
+    # Targets end one place before the tokens do. The prompt's own targets have rewards too, which `gae` passes over.
+    ends = columns["prompt_lengths"] - 1 + columns["lengths"]
+    rewards = token_rewards(columns["final_scores"], divergence, ends, beta=kl)
     advantages, returns = gae(rewards, columns["old_values"], mask, gamma=stage.gamma, lam=stage.lam)
     told = {
         "explained_variance": explained_variance(columns["old_values"], returns, mask),
@@ -152,12 +139,6 @@ def _advantages(stage: PPO, columns: dict[str, jax.Array], kl: jax.Array) -> tup
     if stage.whiten == "rollout":
         advantages = whiten(advantages, mask)
     return advantages, returns, told
-
-
-def _shifted(x: jax.Array, by: jax.Array) -> jax.Array:
-    """Each row of x [B, S] moved `by` [B] places to the left; what comes in from the right is of no meaning."""
-    index = jnp.minimum(jnp.arange(x.shape[1])[None] + by[:, None], x.shape[1] - 1)
-    return jnp.take_along_axis(x, index, axis=1)
 
 
 class _GRPO(Signals):
@@ -171,7 +152,7 @@ class _GRPO(Signals):
     def rows(self, made: Rollout, columns: Columns, kl: float) -> tuple[Columns, Line]:
         stage: GRPO = self.stage
         columns, line = self.corrected(columns)
-        rewards = self.final(made)
+        rewards = made.final(self.stage.reward)
         groups = rewards.reshape(-1, stage.samples)
         advantages = np.asarray(group_advantages(groups, stage.advantages), np.float32).reshape(-1)
         equal = groups.max(axis=1) == groups.min(axis=1)
@@ -209,7 +190,7 @@ class _Pairs(Signals):
         }
 
     def rows(self, made: Rollout, columns: Columns, kl: float) -> tuple[Columns, Line]:
-        rewards = self.final(made)
+        rewards = made.final(self.stage.reward)
         groups = rewards.reshape(-1, self.stage.samples)
         first = np.arange(len(groups)) * self.stage.samples
         best, worst = first + groups.argmax(axis=1), first + groups.argmin(axis=1)

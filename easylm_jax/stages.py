@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from easylm_jax import checkpoint_arrays, fields, sharding
 from easylm_jax.config import DPO, RL, BestOfN, Evaluate, MakeData, Stage, Tokenizer, Train
 from easylm_jax.data import Loader, load_tokenizer, train_sentencepiece
 from easylm_jax.data.examples import source_texts
+from easylm_jax.files import write_lines
 from easylm_jax.mesh import make_mesh
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.reference import with_reference
@@ -58,16 +58,10 @@ def _make_data(stage: MakeData, experiment: Experiment, settings: dict[str, Any]
     files = function(stage.seed)
     if checkpoint_arrays.is_first_process():
         for file, records in files.items():
-            _write_lines(folder / file, records)
+            write_lines(folder / file, records)
         say(f"{stage.name}: wrote {', '.join(files)}")
     checkpoint_arrays.barrier(f"data {stage.name}")
     return {"files": list(files)}
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _train_tokenizer(stage: Tokenizer, experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any]:
@@ -151,15 +145,10 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
             accumulate=stage.accumulate,
         )
     )
-    checkpoint = f"checkpoints/{steps}"
-    if stage.lora is not None:
-        checkpoint = f"merged/{checkpoint}"
-        with jax.set_mesh(mesh):
-            start.save_merged(folder, frozen, steps, meta)
     facts = ("rows", "pairs", "tokens", "trained_tokens", "unigram_entropy_nats")
     return {
         "step": steps,
-        "checkpoint": checkpoint,
+        "checkpoint": start.leave(folder, frozen, steps, meta),
         "metrics": metrics,
         "data": {name: cache.manifest.get(name) for name in facts},
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,15 @@ class Start:
 
         return on_adapter
 
-    def save_merged(self, folder: Path, frozen: Any, step: int, meta: dict[str, Any]) -> None:
+    def leave(self, folder: Path, frozen: PyTree, step: int, meta: Mapping[str, Any]) -> str:
+        """What a finished stage leaves to later ones, by its place in the stage's folder; adapters are merged first."""
+        if self.stage.lora is None:
+            return f"checkpoints/{step}"
+        with jax.set_mesh(self.mesh):
+            self._save_merged(folder, frozen, step, meta)
+        return f"merged/checkpoints/{step}"
+
+    def _save_merged(self, folder: Path, frozen: PyTree, step: int, meta: Mapping[str, Any]) -> None:
         """The base with the trained adapter merged into it, as a checkpoint of `folder`/merged."""
         adapter = restore_params(folder, sharding.placed(self.abstract().params, self.layout.params))
         merge = functools.partial(lora.merge, config=self.stage.lora)

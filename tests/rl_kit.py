@@ -80,6 +80,14 @@ def not_a_number(response: str, record: Mapping[str, Any]) -> float:
     return float("nan")
 
 
+def of_responses(values: np.ndarray, made: Rollout) -> np.ndarray:
+    """`rollout.at_targets` undone: values where tokens are targets [B, S] as those of response tokens [B, T]."""
+    moved = np.zeros(made.responses.shape, values.dtype)
+    for row, (prompt, response) in enumerate(zip(made.prompt_lengths, made.lengths, strict=True)):
+        moved[row, :response] = values[row, prompt - 1 : prompt - 1 + response]
+    return moved
+
+
 def chat(i: int) -> dict[str, Any]:
     """A question of one to six words and an answer of one to three."""
     ask, say = (" ".join(WORDS[(i * k + j) % 7] for j in range(1 + (i + k) % n)) for k, n in ((3, 6), (1, 3)))

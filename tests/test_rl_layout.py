@@ -52,7 +52,7 @@ def ppo_rows(made, columns, kl=0.05, **settings):
     """Advantages and returns of responses [B, T], and the line."""
     settings = {"reward": Reward(verifier="gsm8k", missing_end=None), **settings}
     rows, line = signals_of(stage(PPO, **settings)).rows(made, columns, kl)
-    return *(rollout.of_responses(rows[name], made) for name in ("advantages", "returns")), line
+    return *(rl_kit.of_responses(rows[name], made) for name in ("advantages", "returns")), line
 
 
 @pytest.mark.parametrize("prompt_lengths", [(1, 1), (3, 11), (12, 2)])
@@ -127,7 +127,7 @@ def test_rows_are_next_token_training_with_the_response_masked():
         assert columns["positions"][row, : len(whole)].tolist() == list(range(len(whole)))
         assert columns["segment_ids"][row].sum() == len(whole)
     for name in ("sampler_logprobs", "untruncated_logprobs"):
-        np.testing.assert_array_equal(rollout.of_responses(columns[name], made), getattr(made, name))
+        np.testing.assert_array_equal(rl_kit.of_responses(columns[name], made), getattr(made, name))
         assert (columns[name][columns["mask"] == 0] == 0).all()
 
 
@@ -138,7 +138,7 @@ def test_values_go_to_their_targets_and_come_back(width):
     there = rollout.at_targets(values, made, width)
     assert there.shape == (4, width)
     real = np.arange(8)[None] < made.lengths[:, None]
-    np.testing.assert_array_equal(rollout.of_responses(there, made), np.where(real, values, 0))
+    np.testing.assert_array_equal(rl_kit.of_responses(there, made), np.where(real, values, 0))
     assert np.count_nonzero(there) == made.lengths.sum()
 
 
@@ -184,7 +184,7 @@ def grpo_rows(scores, ended=None, **settings):
 
 def test_group_advantages_stand_at_every_token_of_a_response():
     made, batch, line = grpo_rows([1.0, 0.0, 0.5, 0.5], advantages="mean")
-    spread = rollout.of_responses(batch["advantages"], made)
+    spread = rl_kit.of_responses(batch["advantages"], made)
     for row, value in enumerate((0.5, -0.5, 0.0, 0.0)):
         assert spread[row, : made.lengths[row]].tolist() == [value] * made.lengths[row]
     assert line["equal_groups"] == 0.5 and line["kept"] == 1.0 and line["reward"] == 0.5

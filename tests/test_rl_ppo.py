@@ -137,7 +137,7 @@ def test_the_value_model_begins_as_the_reward_model_and_is_read_before_the_token
                                                ("tokens", "targets", "segment_ids", "positions")}))  # fmt: skip
     totals = made.prompt_lengths + made.lengths
     np.testing.assert_allclose(values[np.arange(made.rows), totals - 1], made.scores, atol=1e-6)
-    first = rollout.of_responses(columns["old_values"], made)[:, 0]
+    first = rl_kit.of_responses(columns["old_values"], made)[:, 0]
     np.testing.assert_allclose(first, values[np.arange(made.rows), made.prompt_lengths - 1], atol=1e-6)
     # Whatever the response: the value before its first token is that of the prompt alone.
     alone = dataclasses.replace(made, lengths=np.zeros_like(made.lengths), responses=made.responses * 0)
@@ -211,7 +211,7 @@ def test_a_fractional_verdict_reaches_the_rewards_and_the_value_model_is_fresh_w
     assert set(value) - set(trunk) == {"score"} and set(trunk) - set(value) == {"head"}
     np.testing.assert_array_equal(value["layers"]["mlp"]["up"]["kernel"], trunk["layers"]["mlp"]["up"]["kernel"])
     # The whole return of a response is its score (γ = 1, no divergence, λ-mixed values aside).
-    totals = rollout.of_responses(it.rows["returns"], it.made)
+    totals = rl_kit.of_responses(it.rows["returns"], it.made)
     assert totals[np.arange(8), it.made.lengths - 1] == pytest.approx(0.37, abs=1e-6)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,6 +20,7 @@ from easylm_jax.config import Entry, Evaluate, Reward, Task
 from easylm_jax.data import load_tokenizer
 from easylm_jax.decode import Engine
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
+from easylm_jax.files import write_json, write_lines
 from easylm_jax.mesh import batch_split, make_mesh
 from easylm_jax.objectives import target_scores
 from easylm_jax.rewards import verdict, verifier
@@ -51,15 +52,15 @@ def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
             with jax.set_mesh(mesh):
                 result = _judged(stage, name, tasks, judges, experiment, mesh)
             if checkpoint_arrays.is_first_process():
-                _write(path, {"model": name, "key": key, **result})
+                write_json(path, {"model": name, "key": key, **result})
             checkpoint_arrays.barrier(f"judged {name}")
             known = json.loads(path.read_text(encoding="utf-8"))
         results[name] = known
     table = _table(stage, experiment, results, tasks)
     if checkpoint_arrays.is_first_process():
-        _write_samples(folder / "samples.jsonl", stage, results)
-        _write(folder / "table.json", table)
-        _write(experiment.root / "table.json", table)
+        write_lines(folder / "samples.jsonl", _samples(stage, results))
+        write_json(folder / "table.json", table)
+        write_json(experiment.root / "table.json", table)
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
 
 
@@ -176,7 +177,7 @@ def _divergence(
         end_ids=rollout.end_ids(it.cache, it.tokenizer),
     )  # fmt: skip
     columns = rollout.columns_of(made)
-    forward = {name: columns[name] for name in ("tokens", "targets", "segment_ids", "positions")}
+    forward = {name: columns[name] for name in rollout.FORWARD}
 
     def scores(model: Decoder, own: PyTree) -> np.ndarray:
         return rollout.in_chunks(_scorer(model, mesh), [own], forward, _rows(mesh), mesh)
@@ -241,26 +242,17 @@ def _average(estimates: list[Estimate]) -> Estimate:
     return Estimate(sum(one.value for one in estimates) / count, sum(one.stderr**2 for one in estimates) ** 0.5 / count)
 
 
-def _write_samples(path: Path, stage: Evaluate, results: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for entry in stage.entries:
-            for name in entry.stages[:1]:
-                for task, found in results[name]["tasks"].items():
-                    for sample in found["samples"]:
-                        prompt = sample["prompt"][-1]["content"]
-                        line = {"method": entry.method, "stage": name, "task": task, **sample, "prompt": prompt}
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _samples(stage: Evaluate, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The first answers of every method's first seed."""
+    for entry in stage.entries:
+        name = entry.stages[0]
+        for task, found in results[name]["tasks"].items():
+            for sample in found["samples"]:
+                prompt = sample["prompt"][-1]["content"]
+                yield {"method": entry.method, "stage": name, "task": task, **sample, "prompt": prompt}
 
 
 def _file_name(model: str) -> str:
     """A model's name where it can be a file's, else a hash of it."""
     plain = all(c.isalnum() or c in "-_." for c in model)
     return model if plain else hashlib.sha256(model.encode()).hexdigest()[:16]
-
-
-def _write(path: Path, value: Any) -> None:
-    """Written beside and renamed, so that a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -13,6 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from easylm_jax.files import whole
 from easylm_jax.report import html, tables
 from easylm_jax.report.read import RunData, StageData, collect
 from models.errors import UserError
@@ -63,10 +64,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _write(path: Path, text: str) -> Path:
     """Written beside and renamed, so that a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(text.encode("utf-8", "replace"))  # samples may hold halves of characters
-        temporary.replace(path)
+        with whole(path) as file:
+            file.write(text.encode("utf-8", "replace"))  # samples may hold halves of characters
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file") from error
     return path
