@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from easylm_jax.rewards import maths
+from easylm_jax.rewards.expression import parse_call
 from easylm_jax.rewards.instructions import scoring
 from models.errors import UserError
 
-Verifier = Callable[[str, Mapping[str, Any]], float]
+Verifier = Callable[..., float]  # (response, record, options)
 
 VERIFIERS: dict[str, Verifier] = {
     "gsm8k": maths.gsm8k,
@@ -20,8 +22,30 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
-def verifier(name: str) -> Verifier:
-    """The verifier called `name`, or a function given as `module:function`. An unknown one is an error at once."""
+def verifier(call: str) -> Verifier:
+    """The verifier that `call` names, with its options bound: `"gsm8k"`, `"random(0.5)"`, `"module:function"`.
+
+    Raises:
+        UserError: there is none of this name, or it has no such options.
+    """
+    name, options, named = parse_call(call)
+    found = _function(name)
+    if not (options or named):
+        return found
+    try:
+        inspect.signature(found).bind("", {}, *options, **named)
+    except TypeError as error:
+        raise UserError(f"reward: {call!r}: {error}") from None
+
+    def with_options(response: str, record: Mapping[str, Any]) -> float:
+        return found(response, record, *options, **named)
+
+    with_options.__name__ = call
+    return with_options
+
+
+def _function(name: str) -> Verifier:
+    """A function by its name here, or as `module:function`."""
     if name in VERIFIERS:
         return VERIFIERS[name]
     module, _, function = name.partition(":")
