@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from easylm_jax.rewards import maths
+from easylm_jax.rewards import maths, rows
 from easylm_jax.rewards.expression import parse_call
 from easylm_jax.rewards.instructions import scoring
 from models.errors import UserError
@@ -19,6 +19,19 @@ VERIFIERS: dict[str, Verifier] = {
     "gsm8k": maths.gsm8k,
     "ifeval": scoring.ifeval,
     "ifbench": scoring.ifbench,
+    "flan": text.flan,
+    "string_matcher": text.string_matcher,
+    "string_f1": text.string_f1,
+    "puzzle": text.puzzle,
+    "re_search": text.re_search,
+    "re_search_f1": text.re_search_f1,
+    "multiple_choice": text.multiple_choice,
+    "r1_format": text.r1_format,
+    "max_length": length.max_length,
+    "up_to_max_length": length.up_to_max_length,
+    "overlong": length.overlong,
+    "instructions": scoring.instructions,
+    "by_dataset": rows.by_dataset,
 }
 
 

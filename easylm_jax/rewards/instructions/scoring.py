@@ -154,21 +154,56 @@ def _literal(text: str) -> Any:
         return ast.literal_eval(text)
 
 
-def followed(response: str, record: Mapping[str, Any], version: str) -> float:
-    """The share of the record's instructions that the response's answer follows, strictly (IF-RLVR, §6.2)."""
+def instructions(
+    response: str,
+    record: Mapping[str, Any],
+    version: str = "fixed",
+    mode: str = "strict",
+    level: str = "share",
+    group: str = "",
+    answer: bool = True,
+) -> float:
+    """What a response follows of its record's instructions (see `constraints`), as evaluations and rewards count it.
+
+    Args:
+        version: "fixed" for rewards, "r26" for published scores, "r25" for the paper's.
+        mode: "strict" or "loose".
+        level: "share" followed, "prompt" (1 where all are), or "count" of those followed.
+        group: names that an id begins with, parted by blanks ("keywords length_constraints"); others are left out, and
+            a prompt without one scores 0.
+        answer: what follows the last </think> is judged, without <answer> tags; False judges the response as it is.
+
+    Raises:
+        UserError: the record's instructions cannot be judged, or an option is none of these.
+    """
+    if mode not in ("strict", "loose") or level not in ("share", "prompt", "count"):
+        raise UserError(
+            f"reward: instructions: no mode {mode!r} (strict, loose) or level {level!r} (share, prompt, count)"
+        )
     ids, arguments = constraints(record)
     if not ids or len(ids) != len(arguments):
         raise UserError(f"reward: {len(ids)} instructions with {len(arguments)} sets of arguments in a record")
-    answer = answer_of(response)
-    verdicts = [find(name).holds(answer, given, version) for name, given in zip(ids, arguments, strict=True)]
-    return share(verdicts)
+    if group:
+        groups = group.split()
+        kept = [place for place, name in enumerate(ids) if str(name).partition(":")[0] in groups]
+        ids, arguments = [ids[place] for place in kept], [arguments[place] for place in kept]
+        if not ids:
+            return 0.0
+    text = answer_of(response) if answer else response
+    if mode == "loose":
+        verdicts = judge(ids, arguments, text, version).loose
+    else:
+        verdicts = tuple(find(name).holds(text, given, version) for name, given in zip(ids, arguments, strict=True))
+    if level == "count":
+        return float(sum(verdicts))
+    return float(all(verdicts)) if level == "prompt" else share(verdicts)
 
 
 def ifeval(response: str, record: Mapping[str, Any]) -> float:
     """The reward of a prompt with instructions: the share followed, 0 to 1, with the quirks repaired ("fixed")."""
-    return followed(response, record, "fixed")
+    return instructions(response, record)
 
 
 def ifbench(response: str, record: Mapping[str, Any]) -> float:
     """The share of instructions followed as IFBench's published scores count it ("r26"); for evaluation."""
-    return followed(response, record, "r26")
+    return instructions(response, record, "r26")
