@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from easylm_jax.rewards import maths, rows
+from easylm_jax.rewards import length, maths, rows, spurious, text
 from easylm_jax.rewards.expression import parse_call
 from easylm_jax.rewards.instructions import scoring
 from models.errors import UserError
@@ -19,6 +20,12 @@ VERIFIERS: dict[str, Verifier] = {
     "gsm8k": maths.gsm8k,
     "ifeval": scoring.ifeval,
     "ifbench": scoring.ifbench,
+    "boxed_format": spurious.boxed_format,
+    "random": spurious.random,
+    "python": spurious.python,
+    "no_repetition": spurious.no_repetition,
+    "ttrl": spurious.ttrl,
+    "dense": spurious.dense,
     "flan": text.flan,
     "string_matcher": text.string_matcher,
     "string_f1": text.string_f1,
@@ -53,6 +60,7 @@ def verifier(call: str) -> Verifier:
     def with_options(response: str, record: Mapping[str, Any]) -> float:
         return found(response, record, *options, **named)
 
+    functools.update_wrapper(with_options, found)  # attributes such as `reads_group` come along
     with_options.__name__ = call
     return with_options
 
