@@ -67,7 +67,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
     parser.add_argument("--length", type=int, help="tokens in a row")
     parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts"))
-    parser.add_argument("--template", help="tulu, olmo, tulu25, llama3, qwen, chatml or plain")
+    parser.add_argument(
+        "--template", help="tulu, olmo, tulu25, llama3, llama31, qwen, qwen_math, chatml, think, r1 or plain"
+    )
     parser.add_argument(
         "--packing", choices=("concat", "best_fit", "none"), help="concat (text), best_fit (chat, pairs)"
     )

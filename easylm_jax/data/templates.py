@@ -44,14 +44,28 @@ class Template:
 
     `separator_at_end=False` leaves out what follows the end token of an assistant turn that is the last message.
     `strip` strips white space off contents. `default_system` is put in front of conversations without a system turn.
+    `thinks` says that answers begin with their reasoning: `generation` opens it with <think>, so an answer that is the
+    last message goes on from there, and earlier ones keep only what follows their </think>.
     """
 
     turns: Mapping[str, tuple[str | Token, ...]]
     generation: tuple[str | Token, ...]
-    start: tuple[Token, ...] = ()
+    start: tuple[str | Token, ...] = ()
     separator_at_end: bool = True
     strip: bool = False
     default_system: str | None = None
+    thinks: bool = False
+
+    def turn(self, messages: Messages, number: int) -> tuple[tuple[str | Token, ...], str]:
+        """The pieces of a turn of a conversation, and its content."""
+        role, content = messages[number]["role"], messages[number]["content"]
+        parts = self.turns[role]
+        if self.thinks and role == "assistant":
+            if number < len(messages) - 1:
+                content = content.rpartition("</think>")[2]
+            else:
+                parts, content = (*self.generation, CONTENT, EOS), content.removeprefix("<think>")
+        return parts, content.strip() if self.strip else content
 
 
 def _llama3_turn(role: str) -> tuple[str | Token, ...]:
@@ -71,8 +85,24 @@ _TULU = Template(
     generation=("<|assistant|>\n",),
     separator_at_end=False,
 )
+_THINK = Template(
+    turns={role: (f"<|{role}|>\n", CONTENT, "\n") for role in ("system", "user", "assistant")},
+    generation=("<|assistant|>\n<think>",),
+    start=(
+        "What follows is a conversation with an assistant. Before it answers, the assistant reasons. It writes its "
+        "reasoning between <think> and </think>, and then its answer between <answer> and </answer>.\n\n",
+    ),
+    thinks=True,
+)
 _ROLES = ("system", "user", "assistant")
 _CHATML = Template(turns={role: _chatml_turn(role) for role in _ROLES}, generation=(_IM_START, "assistant\n"))
+_LLAMA3 = Template(
+    turns={role: _llama3_turn(role) for role in _ROLES},
+    generation=(_START, "assistant", _END, "\n\n"),
+    start=(BOS,),
+    strip=True,
+)
+_LLAMA31_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024"
 
 TEMPLATES: dict[str, Template] = {
     # Tülu 3 (arXiv 2411.15124): no BOS, contents as they are.
@@ -81,16 +111,33 @@ TEMPLATES: dict[str, Template] = {
     "olmo": dataclasses.replace(_TULU, start=(Token("bos", otherwise="eos"),)),
     # Tülu 2 and 2.5 (arXiv 2406.09279): BOS in front, contents stripped.
     "tulu25": dataclasses.replace(_TULU, start=(BOS,), strip=True),
-    "llama3": Template(
-        turns={role: _llama3_turn(role) for role in _ROLES},
-        generation=(_START, "assistant", _END, "\n\n"),
-        start=(BOS,),
-        strip=True,
+    "llama3": _LLAMA3,
+    # Llama 3.1 instruct: its system turn has two dates, with a text of one's own or without.
+    "llama31": dataclasses.replace(
+        _LLAMA3,
+        turns={**_LLAMA3.turns, "system": (_START, "system", _END, f"\n\n{_LLAMA31_DATES}\n\n", CONTENT, _EOT)},
+        default_system="",
     ),
     "chatml": _CHATML,
     # Qwen 2.5: chatml with its own default system turn.
     "qwen": dataclasses.replace(
         _CHATML, default_system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    ),
+    # Qwen 2.5 Math.
+    "qwen_math": dataclasses.replace(
+        _CHATML, default_system="Please reason step by step, and put your final answer within \\boxed{}."
+    ),
+    # Base models that learn to reason, for IF-RLVR (spec ifbench §6.3): a preamble, and <think> opens the answer.
+    "think": _THINK,
+    # The same with the preamble of R1, which names the two who speak (spec spurious_rewards §5).
+    "r1": dataclasses.replace(
+        _THINK,
+        start=(
+            "User and Assistant talk. User asks, and Assistant solves what is asked: it first thinks the solution "
+            "through and then tells User the answer. What it thinks stands between <think> and </think>, the answer "
+            "between <answer> and </answer>, so: <think> what Assistant thinks </think> <answer> the answer "
+            "</answer>.\n\n",
+        ),
     ),
     # prompt and completion joined as they are: BOS + prompt + completion + EOS.
     "plain": Template(
@@ -114,6 +161,10 @@ class Piece:
     token: Token | None
     turn: int
     trained: bool
+
+
+def _piece(part: str | Token, turn: int, trained: bool) -> Piece:
+    return Piece("", part, turn, trained) if isinstance(part, Token) else Piece(part, None, turn, trained)
 
 
 def _trained_turns(messages: Messages, train_on: str) -> set[int]:
@@ -140,15 +191,15 @@ def render(
         offset = 1
     trained = _trained_turns(messages, train_on)
     everything, quirks = train_on == "all", compat == "tulu25"
-    pieces = [Piece("", token, -1, everything) for token in template.start]
+    pieces = [_piece(part, -1, everything) for part in template.start]
     for turn, message in enumerate(messages):
         header_trained = everything or (quirks and turn in trained and (turn == 0 or turn - 1 in trained))
         separator_trained = everything or (quirks and turn in trained)
         place = "header"
-        for part in template.turns[message["role"]]:
+        parts, content = template.turn(messages, turn)
+        for part in parts:
             if part is CONTENT:
-                text = message["content"].strip() if template.strip else message["content"]
-                pieces.append(Piece(text, None, turn - offset, turn in trained))
+                pieces.append(Piece(content, None, turn - offset, turn in trained))
                 place = "content"
             elif isinstance(part, Token):
                 ends_turn = place == "content"
@@ -169,10 +220,7 @@ def generation_prompt(template: str | Template, messages: Messages) -> list[Piec
     template = get_template(template) if isinstance(template, str) else template
     open_end = dataclasses.replace(template, separator_at_end=True)
     pieces = [dataclasses.replace(piece, trained=False) for piece in render(open_end, messages)]
-    for part in template.generation:
-        token = part if isinstance(part, Token) else None
-        pieces.append(Piece("" if token else str(part), token, len(messages), False))
-    return pieces
+    return pieces + [_piece(part, len(messages), False) for part in template.generation]
 
 
 def token_id(token: Token, tokenizer: Tokenizer) -> int:
