@@ -46,7 +46,7 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     sharding.check_heads(source.config, mesh)
     check_room(stage.name, source, cache, stage.sampling.max_new_tokens)
     rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
-    judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, rows)
+    judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, rows, stage.seed)
     writer = rollout.writing(source.decoder, tokenizer)
     engine = Engine(writer, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
@@ -63,7 +63,7 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
                     engine, params, batch, stage.sampling, samples=stage.samples, seed=seed, tokenizer=tokenizer,
                     end_ids=rollout.end_ids(cache, tokenizer), greedy=greedy,
                 )  # fmt: skip
-                made.scores = judge(made)
+                judge(made, number)
                 if checkpoint_arrays.is_first_process():
                     write_lines(path, _answered(stage, made, cache, tokenizer))
                     say(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")

@@ -15,13 +15,14 @@ A stage is data and one method, `objective`: a new kind of training is a class h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 from easylm_jax import fields
 from easylm_jax.data.spec import DataSpec, Source
 from easylm_jax.lora import LoraConfig
 from easylm_jax.optimizer import OptimizerConfig, SkipStep
+from easylm_jax.rewards.expression import Expression
 from easylm_jax.steps import Objective
 from models.config import Compute, DecoderConfig, RopeScaling
 from models.decoder import Decoder
@@ -115,12 +116,19 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MakeData(Stage):
-    """Writes JSONL files with a function of the recipe's: `"module:name"`, called as `function(seed)`.
+    """Writes JSONL files with a function of the recipe's: `"module:name"`, called as `function(seed, **arguments)`.
 
     It returns `{file name: records}`. Sources of later stages read them as `Source("stage:<name>/<file name>")`.
+    `arguments` are pairs of a name and a plain value; a dict of them will do.
     """
 
     function: str
+    arguments: Mapping[str, str | float | bool | None] | tuple[tuple[str, str | float | bool | None], ...] = ()
+
+    def __post_init__(self):
+        pairs = self.arguments.items() if isinstance(self.arguments, Mapping) else self.arguments
+        object.__setattr__(self, "arguments", tuple((name, value) for name, value in pairs))
+        fields.check_types(self, self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -293,24 +301,42 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-    """What a response is worth: gain · (score of `model` + `verifier_weight` · verdict of `verifier`) + bias.
+    """What a response is worth: gain · score + bias.
 
-    `model` is a reward model (a stage, `hf:<name>` or `run:<folder>`). `verifier` is a name of
-    `easylm_jax.rewards.VERIFIERS` or `"module:function"`, called as `function(response, record)` with the columns of
-    the prompt's record. A response that never ended has `missing_end` in place of its score (−10 for PPO, 0 for GRPO;
-    None leaves its score).
+    `model` is a reward model (a stage, `hf:<name>` or `run:<folder>`); alone, its score is the score. `verifier` is an
+    expression of verifiers (`easylm_jax.rewards.expression`), from `"gsm8k"` to `"10 * math if r1_format else 0"`, in
+    which `model` stands for the reward model's score. A verifier is a name of `easylm_jax.rewards.VERIFIERS` or
+    `"module:function"`, called as `function(response, record)` with the columns of the prompt's record, in one of
+    `workers` processes (left out, as many as there are cores to spare); a call that takes more than `seconds` is ended
+    and gives 0. A response that never ended has `missing_end` in place of its score (−10 for PPO, 0 for GRPO; None
+    leaves its score).
     """
 
     model: str | None = None
     verifier: str | None = None
-    verifier_weight: float = 1.0
     missing_end: float | None = -10.0
     gain: float = 1.0
     bias: float = 0.0
+    seconds: float = 10.0
+    workers: int | None = None
 
     def __post_init__(self):
         if self.model is None and self.verifier is None:
             raise UserError("reward: give a model, a verifier, or both")
+        if not self.seconds > 0 or (self.workers is not None and self.workers < 1):
+            raise UserError("reward: seconds must be above 0 and workers at least 1")
+        if self.verifier is None:
+            return
+        uses_model = Expression(self.verifier).uses_model
+        if uses_model and self.model is None:
+            raise UserError(
+                f"reward: {self.verifier!r} has the score of a reward model in it; say which (reward.model)"
+            )
+        if self.model is not None and not uses_model:
+            raise UserError(
+                f"reward: {self.model} is a reward model whose score {self.verifier!r} does not use; write `model` "
+                "into it, or leave reward.model out (a value model can start from it all the same: value)"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,6 +351,11 @@ class RL(Train):
     whose numbers differ from the trainer's (truncated importance sampling; spec tulu3 §5.4). The stage's `validation`
     are prompts that `check`, a verifier, judges greedy answers to; `keep_samples` responses of a rollout are written
     to `samples/` now and then.
+
+    `asynchronous` is how many steps old the policy is that writes: 0 writes, then updates; with 1 the next rollout is
+    written and judged while the updates of this one go on, by the policy from before them (Tülu 3 §6; spec tulu3
+    §5.5), and so on. The correction for the sampler is then on, bounded at 2 unless said otherwise. With several
+    devices the last `rollout_devices` of them write and the others train.
     """
 
     reward: Reward
@@ -337,6 +368,8 @@ class RL(Train):
     sampler_correction: float | None = None
     check: str | None = None
     keep_samples: int = 4
+    asynchronous: int = 0
+    rollout_devices: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -362,6 +395,10 @@ class RL(Train):
             raise UserError(f"stage {self.name}: validation prompts need check, the verifier of the answers")
         if self.sampling.temperature <= 0:
             raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
+        if self.asynchronous < 0 or (self.rollout_devices is not None and self.rollout_devices < 1):
+            raise UserError(f"stage {self.name}: asynchronous must not be below 0, rollout_devices not below 1")
+        if self.rollout_devices is not None and not self.asynchronous:
+            raise UserError(f"stage {self.name}: rollout_devices are for asynchronous rollouts; set asynchronous")
 
     @property
     def update_rows(self) -> int:
@@ -377,6 +414,11 @@ class RL(Train):
     def updates(self) -> int:
         """Updates that one rollout is trained for."""
         return self.batch * self.samples // self.update_rows * self.rollout_epochs
+
+    @property
+    def correction(self) -> float | None:
+        """The bound of the weights that correct for the sampler; None without them."""
+        return 2.0 if self.sampler_correction is None and self.asynchronous else self.sampler_correction
 
     @property
     def temperature(self) -> float:
@@ -406,6 +448,7 @@ class PPO(RL):
     gamma: float = 1.0
     lam: float = 0.95
     clip: float = 0.2
+    dual_clip: float | None = None
     value_clip: float | None = 0.2
     value_coefficient: float = 0.1
     whiten: Literal["rollout", "mini_batch", "none"] = "rollout"
@@ -431,16 +474,22 @@ class PPO(RL):
     def objective(self, model: Decoder, *, training: bool) -> Objective:
         from easylm_jax.objectives import policy_optimization
 
-        return policy_optimization(model, temperature=self.temperature, clip_low=self.clip, clip_high=self.clip)
+        return policy_optimization(
+            model, temperature=self.temperature, clip_low=self.clip, clip_high=self.clip,
+            dual_clip=self.dual_clip,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(RL):
     """Group-relative policy optimisation: advantages against a prompt's other answers, no value model (tulu3 §5.3).
 
-    `kl` weighs the divergence from the reference in the loss. `drop_equal` leaves out groups whose rewards are all
-    equal, which teach nothing but would count in the denominator; `mask_truncated` leaves out responses that never
-    ended.
+    `kl` weighs the divergence from the reference in the loss. `clip_low` and `clip_high` may be infinite (no clipping),
+    `dual_clip` bounds the ratio where the advantage is negative. `whiten` "rollout" standardises the advantages once
+    more over all tokens of the rollout, as the code of Spurious Rewards does (spec spurious_rewards §5). `drop_equal`
+    leaves out groups whose rewards are all equal, which teach nothing but would count in the denominator; with
+    `refill`, up to so many more batches of prompts are answered to replace them (DAPO's dynamic sampling).
+    `mask_truncated` leaves out responses that never ended.
     """
 
     kl: float = 0.0
@@ -448,23 +497,29 @@ class GRPO(RL):
     advantages: Literal["grpo", "standard", "mean", "dr_grpo", "rloo"] = "grpo"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
+    whiten: Literal["none", "rollout"] = "none"
     aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
     ratio: Literal["token", "sequence"] = "token"
     surrogate: Literal["clip", "cispo"] = "clip"
     drop_equal: bool = False
+    refill: int = 0
     mask_truncated: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         if self.samples < 2:
             raise UserError(f"stage {self.name}: samples must be at least 2; one answer has no group to be better than")
+        if self.refill < 0:
+            raise UserError(f"stage {self.name}: refill must not be below 0, but is {self.refill}")
 
     def objective(self, model: Decoder, *, training: bool) -> Objective:
         from easylm_jax.objectives import policy_optimization
 
         return policy_optimization(
             model, temperature=self.temperature, clip_low=self.clip_low, clip_high=self.clip_high,
-            aggregation=self.aggregation, ratio=self.ratio, surrogate=self.surrogate, kl=self.kl, kl_kind=self.kl_kind,
+            dual_clip=self.dual_clip, aggregation=self.aggregation, constant=float(self.sampling.max_new_tokens),
+            ratio=self.ratio, surrogate=self.surrogate, kl=self.kl, kl_kind=self.kl_kind,
         )  # fmt: skip
 
 
@@ -536,7 +591,12 @@ class BestOfN(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Held-out prompts and the verifier that judges answers to them. `limit` takes the first so many prompts."""
+    """Held-out prompts and the verifier (an expression) that judges answers to them.
+
+    `limit` takes the first so many prompts. `also` names further columns, each an expression over the same answers.
+    With `samples`, a prompt's score is the mean over its answers, and pass@samples (the best of them) stands beside;
+    `best_of`, a reward model, picks one of them.
+    """
 
     name: str
     data: DataSpec
@@ -545,6 +605,7 @@ class Task:
     samples: int = 1
     limit: int | None = None
     best_of: str | None = None
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ def memory_of(loop: RolloutLoop, programs: dict[str, Any], longest: int) -> Memo
     stays = {"policy": state.params, "its moments": state.opt, "frozen base": job.frozen.get("base")}
     if state.value is not None:
         stays |= {"value model": state.value.params, "moments of that": state.value.opt}
-    stays |= {"reference": job.reference, "reward model": job.judge.params}
+    stays |= {"reference": job.reference, "reward model": job.judge.params, "older policies": state.behind or None}
     writing = {"weights": _decode_weights(loop), "cache": _decode_cache(loop, longest)}
     if job.stage.lora is not None or loop.model.compute.dtype != "float32":
         writing["policy"] = bytes_of(job.reference)  # merged or cast for the rollout; of the reference's shape and type

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,16 @@ from easylm_jax import checkpoint_store, lora, sharding
 from easylm_jax.config import PPO, RL, OnlineDPO, Reward
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.judge import Judge
 from easylm_jax.mesh import make_mesh
 from easylm_jax.objectives import value_regression
 from easylm_jax.optimizer import make_optimizer
-from easylm_jax.rewards import verifier
+from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_trainer import REPLICATED, RLState, RolloutJob, reinforce
-from easylm_jax.rollout import Judge
 from easylm_jax.stages import meta_of, steps_of
 from easylm_jax.start import Model, Start, model_from, stage_model
 from models.config import Compute
+from models.decoder import cast_kernels
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str
 
 def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> RolloutJob:
     """All that a stage needs, checked; the models that are not trained are on the devices already."""
-    mesh = make_mesh(experiment.recipe.mesh)
+    mesh, writes = _meshes(stage, experiment.recipe.mesh)
     # What needs no data and no weights is looked at first.
     _check_rows(stage, mesh)
-    for name in filter(None, (stage.reward.verifier, stage.check)):
-        verifier(name)
+    for text in filter(None, (stage.reward.verifier, stage.check)):
+        Verify(text)
     source = stage_model(stage, experiment, mesh)
     check_can_speak(stage.name, source)
     sharding.check_heads(source.config, mesh)
@@ -60,23 +61,29 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
         check_room(stage.name, source, prompts, stage.sampling.max_new_tokens)
     tokenizer = load_tokenizer(experiment.data(stage.data).tokenizer)
     check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
-    loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
-    steps = steps_of(stage, loader)
+    steps = steps_of(stage, Loader(cache, stage.batch, stage.seed, stage.epochs))
+    loader = Loader(
+        cache, stage.batch, stage.seed
+    )  # without an end: rollouts may draw more batches than there are steps
     rollouts = steps - stage.value_only if isinstance(stage, PPO) else steps
     policy = Start(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
     value = _value_start(stage, experiment, mesh, tokenizer, steps)
-    judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, stage.score_rows)
+    judge = judge_of(
+        stage.name, stage.reward, experiment, writes, cache, tokenizer, stage.compute, stage.score_rows, stage.seed
+    )
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": policy.base()}
         reference = _reference(stage, experiment, mesh, source)
+    policy_of = _policy_of(stage, policy)
+    behind = jax.eval_shape(policy_of, policy.abstract().params, frozen)
 
     return RolloutJob(
         name=stage.name,
         folder=experiment.folder(stage.name),
         mesh=mesh,
-        abstract_state=jax.eval_shape(lambda: _state(stage, policy.abstract(), value and value.abstract())),
-        layout=_layout(policy, value, mesh),
-        fresh_state=lambda: _fresh(stage, policy, value, mesh),
+        abstract_state=_abstract(stage, policy, value, behind),
+        layout=_layout(stage, policy, value, mesh),
+        fresh_state=lambda: _fresh(stage, policy, value, mesh, lambda params: policy_of(params, frozen)),
         fingerprint=loader.fingerprint,
         validates=held_out is not None,
         validate_every=stage.validation.every if stage.validation else None,
@@ -89,7 +96,8 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
         value=value,
         policy_objective=policy.adapted(stage.objective(source.decoder, training=True), training=True),
         value_objective=_value_objective(stage, value),
-        merge=functools.partial(_merged, stage),
+        policy_of=policy_of,
+        writing_layout=source.layout(writes),
         frozen=frozen,
         reference=reference,
         judge=judge,
@@ -107,9 +115,37 @@ def _reference(stage: RL, experiment: Experiment, mesh: jax.sharding.Mesh, sourc
     return reference.frozen(mesh)
 
 
-def _merged(stage: RL, params: PyTree, frozen: PyTree) -> PyTree:
-    """The policy's own parameters from those that are trained."""
-    return params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
+def _policy_of(stage: RL, policy: Start) -> Callable[[PyTree, PyTree], PyTree]:
+    """(trained, frozen) → the policy as it writes: adapters merged, kernels in the type that is computed in."""
+
+    def policy_of(params: PyTree, frozen: PyTree) -> PyTree:
+        whole = params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
+        whole = cast_kernels(whole, stage.compute.dtype)
+        # A policy that is kept must not share memory with parameters that the next update overwrites.
+        return jax.tree.map(jnp.copy, whole) if stage.asynchronous else whole
+
+    return jax.jit(policy_of, out_shardings=policy.base_layout)
+
+
+def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+    """The devices that train and those that write, which are the same unless a stage sets some apart."""
+    if not stage.asynchronous:
+        mesh = make_mesh(text)
+        return mesh, mesh
+    if jax.process_count() > 1:
+        raise UserError(f"stage {stage.name}: asynchronous rollouts are for one process; set asynchronous to 0")
+    devices, apart = list(make_mesh("fsdp=-1").devices.flat), stage.rollout_devices
+    if apart is None:
+        if len(devices) > 1:
+            raise UserError(
+                f"stage {stage.name}: asynchronous rollouts on {len(devices)} devices need rollout_devices, the number "
+                "of them that write while the others train"
+            )
+        mesh = make_mesh(text)
+        return mesh, mesh
+    if apart >= len(devices):
+        raise UserError(f"stage {stage.name}: rollout_devices is {apart}, but there are {len(devices)} devices in all")
+    return make_mesh(text, devices[:-apart]), make_mesh("fsdp=-1", devices[-apart:])
 
 
 def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:
@@ -137,40 +173,56 @@ def _value_objective(stage: RL, value: Start | None):
     return value_regression(value.model, clip=stage.value_clip, coefficient=stage.value_coefficient)
 
 
-def _state(stage: RL, policy, value) -> RLState:
-    kl = getattr(stage, "kl", 0.0)
-    zero = jnp.zeros((), jnp.int32)
-    return RLState(zero, policy.params, policy.opt, policy.rng, jnp.zeros((), jnp.int32), value, jnp.float32(kl))
+def _abstract(stage: RL, policy: Start, value: Start | None, behind: PyTree) -> RLState:
+    """Shapes and types of all that a step changes."""
+    first = policy.abstract()
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    return RLState(
+        step=number, params=first.params, opt=first.opt, rng=first.rng, updates=number,
+        value=value and value.abstract(), kl=jax.ShapeDtypeStruct((), jnp.float32), drawn=number,
+        behind=(behind,) * stage.asynchronous,
+    )  # fmt: skip
 
 
-def _layout(policy: Start, value: Start | None, mesh: jax.sharding.Mesh) -> RLState:
+def _layout(stage: RL, policy: Start, value: Start | None, mesh: jax.sharding.Mesh) -> RLState:
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     own = dict.fromkeys(REPLICATED, everywhere)
-    return RLState(params=policy.layout.params, opt=policy.layout.opt, value=value and value.layout, **own)
+    behind = (policy.base_layout,) * stage.asynchronous
+    return RLState(
+        params=policy.layout.params, opt=policy.layout.opt, value=value and value.layout, behind=behind, **own
+    )  # fmt: skip
 
 
-def _fresh(stage: RL, policy: Start, value: Start | None, mesh: jax.sharding.Mesh) -> RLState:
-    """The state before the first rollout, on the mesh."""
+def _fresh(
+    stage: RL, policy: Start, value: Start | None, mesh: jax.sharding.Mesh, writes: Callable[[PyTree], PyTree]
+) -> RLState:
+    """The state before the first rollout, on the mesh; `writes` makes the policy as it writes."""
     first = policy.state()
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    counters = {"step": np.int32(0), "updates": np.int32(0), "kl": np.float32(getattr(stage, "kl", 0.0))}
-    placed = {name: jax.device_put(number, everywhere) for name, number in counters.items()}
-    return RLState(params=first.params, opt=first.opt, rng=first.rng, value=value and value.state(), **placed)
+    counters = {name: np.int32(0) for name in ("step", "updates", "drawn")}
+    numbers = {**counters, "kl": np.float32(getattr(stage, "kl", 0.0))}
+    placed = {name: jax.device_put(number, everywhere) for name, number in numbers.items()}
+    behind = tuple(writes(first.params) for _ in range(stage.asynchronous))
+    return RLState(
+        params=first.params, opt=first.opt, rng=first.rng, value=value and value.state(), behind=behind, **placed
+    )  # fmt: skip
 
 
 def judge_of(
     name: str, reward: Reward, experiment: Experiment, mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer,
-    compute: Compute, rows: int,
+    compute: Compute, rows: int, seed: int,
 ) -> Judge:  # fmt: skip
     """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in."""
     if reward.model is None:
-        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows)
+        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed)
     source = model_from(reward.model, experiment, mesh, compute=compute)
     if not source.config.scalar_head:
         raise UserError(f"stage {name}: {reward.model} has no scalar head, so it is no reward model")
     check_same_tokenizer(name, "reward model", reward.model, source, tokenizer)
     with jax.set_mesh(mesh):
-        return Judge(reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows)
+        return Judge(
+            reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed
+        )
 
 
 def check_can_speak(name: str, source: Model) -> None:

@@ -26,14 +26,16 @@ from easylm_jax.data import Cache, Loader
 from easylm_jax.data.loader import permutation
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine
+from easylm_jax.judge import Judge, verified
 from easylm_jax.loop import Job, Line, Loop, describe_mesh
 from easylm_jax.objectives import adaptive_kl, target_scores, token_values
-from easylm_jax.rewards import verdict, verifier
+from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_memory import memory_of
-from easylm_jax.rollout import Judge, Rollout
+from easylm_jax.rollout import Rollout
 from easylm_jax.start import Start
 from easylm_jax.steps import Objective, State, make_train_step
-from models.decoder import Decoder, cast_kernels
+from easylm_jax.writer import Ahead, Writer, Written
+from models.decoder import Decoder
 
 PyTree = Any
 Columns = dict[str, np.ndarray]
@@ -41,7 +43,10 @@ Columns = dict[str, np.ndarray]
 
 class RLState(NamedTuple):
     """All that a step changes. `step` int32 counts rollouts; `params`, `opt`, `rng` are the policy's, after `updates`
-    updates; `value` is the value model's whole train state (None without one); `kl` float32 is the price of a nat."""
+    updates; `value` is the value model's whole train state (None without one); `kl` float32 is the price of a nat.
+    `drawn` counts the batches of prompts that were drawn; `behind` are the policies, as they write, of the last
+    `asynchronous` steps before this one, by which the next rollouts are written: a run that goes on writes them again.
+    """
 
     step: jax.Array
     params: PyTree
@@ -50,6 +55,8 @@ class RLState(NamedTuple):
     updates: jax.Array
     value: State | None
     kl: jax.Array
+    drawn: jax.Array
+    behind: tuple[PyTree, ...]
 
     @property
     def policy(self) -> State:
@@ -57,14 +64,15 @@ class RLState(NamedTuple):
         return State(self.updates, self.params, self.opt, self.rng)
 
 
-REPLICATED = ("step", "rng", "updates", "kl")
+REPLICATED = ("step", "rng", "updates", "kl", "drawn")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutJob(Job):
     """A stage that writes its own data. `frozen` and the reference's parameters are on the devices already.
 
-    `merge(params, frozen)` makes the policy's own parameters of the trained ones (which may be an adapter).
+    `policy_of(params, frozen)` makes the policy as it writes of what is trained (which may be an adapter): kernels in
+    the type that is computed in. `writing_layout` is where that lies for the devices that write.
     """
 
     stage: RL
@@ -72,7 +80,8 @@ class RolloutJob(Job):
     value: Start | None
     policy_objective: Objective
     value_objective: Objective | None
-    merge: Callable[[PyTree, PyTree], PyTree]
+    policy_of: Callable[[PyTree, PyTree], PyTree]
+    writing_layout: PyTree
     frozen: PyTree
     reference: PyTree
     judge: Judge
@@ -91,10 +100,11 @@ class _Pending:
     line: Line
     updates: list[dict[str, jax.Array]]
     began: float
+    ready: float  # seconds until the updates could begin
 
 
 class RolloutLoop(Loop):
-    """Rollouts one after the other, each trained on at once (nothing is stale)."""
+    """Rollouts one after the other, each trained on at once, or written ahead of the updates (`writer.Ahead`)."""
 
     job: RolloutJob
 
@@ -122,17 +132,17 @@ class RolloutLoop(Loop):
         if job.value is not None:
             values = functools.partial(token_values, job.value.model)
             self.values = jax.jit(lambda params, rows: values(params, rows), out_shardings=everywhere)
-        self.policy_of = jax.jit(
-            lambda params, frozen: cast_kernels(job.merge(params, frozen), stage.compute.dtype),
-            out_shardings=job.policy.base_layout,
-        )
+        self.policy_of = job.policy_of
+        writes = job.judge.mesh
         self.engine = Engine(
             rollout.writing(self.model, job.tokenizer), slots=min(stage.sampling.slots, stage.batch * stage.samples),
-            mesh=mesh if mesh.size > 1 else None,
+            mesh=writes if writes.size > 1 else None,
         )  # fmt: skip
+        self.writer = Writer(stage, self.engine, job.judge, job.loader, job.tokenizer, writes)
+        self.ahead: Ahead | None = None
         self.signals = signals.of(stage, mesh)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
-        self.check_verifier = verifier(stage.check) if stage.check else None
+        self.check_verifier = Verify(stage.check, seconds=stage.reward.seconds) if stage.check else None
 
     # Before the first step
 
@@ -147,6 +157,20 @@ class RolloutLoop(Loop):
             f"{stage.updates} updates of {stage.update_rows}"
         )
         self.monitor.message(str(memory_of(self, programs, longest)))
+        if stage.asynchronous:
+            self.ahead = Ahead(self.writer, int(state.drawn))
+            for number, policy in enumerate(state.behind, start + 1):
+                self._ask(policy, number)
+
+    def close(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+
+    def _ask(self, policy: PyTree, number: int) -> None:
+        """Has rollout `number` written by this policy, which is brought to the devices that write."""
+        assert self.ahead is not None
+        if number <= self.job.steps:
+            self.ahead.submit(jax.device_put(policy, self.job.writing_layout), number)
 
     def compiled(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """The compiled updates for batches of these shapes."""
@@ -166,42 +190,42 @@ class RolloutLoop(Loop):
 
     def advance(self, state: RLState, number: int) -> tuple[RLState, _Pending]:
         began = time.perf_counter()
-        made, columns, sampled = self._written(state, number)
+        written, columns, behind = self._written(state, number)
         with self.monitor.phase("reward", number):
-            rows, line = self.signals.rows(made, columns, float(state.kl))
-            line |= self._line(made, columns)
+            made, rows, line = written.made, *self.signals.rows(written.made, columns, float(state.kl))
+            line |= {**written.line, **self._line(made, columns), "kl_coefficient": float(state.kl)}
             self._keep(number, made, columns)
-        scored = time.perf_counter()
+        made_ready = time.perf_counter() - began
         state, updates = self._updates(state, rows, number)
-        line |= {
-            "rollout_seconds": sampled - began, "score_seconds": scored - sampled,
-            "rollouts_per_second": made.rows / (sampled - began),
-            "response_tokens_per_second": float(made.lengths.sum()) / (sampled - began),
-            "kl_coefficient": float(state.kl),
-        }  # fmt: skip
         kl = self._next_kl(state.kl, line["kl"])
         # Placed like the state that was restored, so that both are the same programs' arguments.
-        step = jax.device_put(np.int32(number), self.job.layout.step)
-        return state._replace(step=step, kl=kl), _Pending(line, updates, began)
+        layout = self.job.layout
+        step, drawn = jax.device_put((np.int32(number), np.int32(written.drawn)), (layout.step, layout.drawn))
+        return state._replace(step=step, kl=kl, drawn=drawn, behind=behind), _Pending(line, updates, began, made_ready)
 
-    def _written(self, state: RLState, number: int) -> tuple[Rollout, Columns, float]:
-        """The responses of a step with their scores, what the models say of them, and when they were all sampled.
+    def _written(self, state: RLState, number: int) -> tuple[Written, Columns, tuple[PyTree, ...]]:
+        """The rollout of a step, what the models say of it, and the policies that the next ones are written by.
 
-        The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns.
+        The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns, but for
+        those that are kept.
         """
-        job, stage = self.job, self.job.stage
+        job, ahead = self.job, self.ahead
         policy = self.policy_of(state.params, job.frozen)
+        began = time.perf_counter()
         with self.monitor.phase("rollout", number):
-            prompts = job.loader.batch_at(number - 1)
-            seed = rollout.seed_of(stage.seed, number)
-            made = rollout.sample(
-                self.engine, policy, prompts, stage.sampling, samples=stage.samples, seed=seed,
-                tokenizer=job.tokenizer, end_ids=rollout.end_ids(job.loader.cache, job.tokenizer),
-            )  # fmt: skip
-        sampled = time.perf_counter()
+            if ahead is None:
+                written, behind = self.writer.write(policy, number, int(state.drawn)), ()
+            else:
+                self._ask(policy, number + job.stage.asynchronous)
+                written, behind = ahead.take(number), (*state.behind[1:], policy)
+                written.line["wait_seconds"] = time.perf_counter() - began
+                written.line["staleness"] = min(number - 1, job.stage.asynchronous)
         with self.monitor.phase("reward", number):
-            made.scores = job.judge(made)
-            return made, self._measured(rollout.columns_of(made), policy, state.value), sampled
+            began = time.perf_counter()
+            columns = self._measured(rollout.columns_of(written.made), policy, state.value)
+            judged = 0.0 if ahead is not None else written.line["judge_seconds"]
+            written.line["score_seconds"] = judged + time.perf_counter() - began
+        return written, columns, behind
 
     def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
         """The columns with what the models say of every target: trainer, reference, value."""
@@ -301,10 +325,9 @@ class RolloutLoop(Loop):
         tokens = int(sum(told.get("tokens", [0])))
         self.tokens_seen += tokens
         line.setdefault("loss", line.get("value_total", 0.0))
-        measured = pending.line["rollout_seconds"] + pending.line["score_seconds"]
         return {
             **line, **pending.line, "tokens": self.tokens_seen, "seconds": seconds,
-            "update_seconds": seconds - measured, "tokens_per_second": tokens / seconds,
+            "update_seconds": seconds - pending.ready, "tokens_per_second": tokens / seconds,
         }  # fmt: skip
 
     def check(self, line: Line, number: int) -> None:
@@ -324,9 +347,7 @@ class RolloutLoop(Loop):
             self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer,
             end_ids=rollout.end_ids(job.held_out, job.tokenizer), greedy=True,
         )  # fmt: skip
-        texts = [rollout.text_of(made, row, job.tokenizer) for row in range(made.rows)]
-        records = [job.held_out.record(int(index)) for index in made.prompt_index]
-        scores = np.array([verdict(self.check_verifier, *it) for it in zip(texts, records, strict=True)])
+        scores = verified(self.check_verifier, made, job.held_out, job.tokenizer, seed=stage.seed).scores
         error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
         means = {"score": float(scores.mean()), "stderr": error, "prompts": float(len(scores))}
         return means, f"score {means['score']:.3f} ± {error:.3f} (standard error, {len(scores)} prompts)"

@@ -23,13 +23,13 @@ from easylm_jax.data import Cache
 from easylm_jax.data.templates import end_tokens
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, ScoredCompletions
-from easylm_jax.objectives import final_scores, score_responses
-from easylm_jax.rewards import verdict, verifier
+from easylm_jax.objectives import final_scores
 from models.decoder import Decoder
-from models.errors import UserError
 
 PyTree = Any
 LEAST_WIDTH = 16
+_NO_ROWS = ("samples", "parts")
+_DRAWS = 0x0D0C  # sets the numbers that random rewards use apart from every other use of a seed
 FORWARD = ("tokens", "targets", "segment_ids", "positions")  # what a model reads of a batch
 
 
@@ -40,7 +40,8 @@ class Rollout:
     `prompts` int32 [B, P] right-padded with `prompt_lengths` [B]; `responses` int32 [B, T] with `lengths` [B] that
     count the end token; `ended` [B] whether there was one (or a stop string). `sampler_logprobs` float32 [B, T] are of
     the distribution that was drawn from, `untruncated_logprobs` at temperature 1 without truncation, `entropy` the
-    model's own in nats. `prompt_index` [B] numbers the prompt in its cache. `scores` [B] are raw.
+    model's own in nats. `prompt_index` [B] numbers the prompt in its cache. `scores` [B] are raw; `parts` has what each
+    verifier gave, [B]. `samples` is the number of responses to each prompt.
     """
 
     prompts: np.ndarray
@@ -53,6 +54,8 @@ class Rollout:
     untruncated_logprobs: np.ndarray
     entropy: np.ndarray
     scores: np.ndarray
+    samples: int = 1
+    parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -82,23 +85,27 @@ def end_ids(prompts: Cache, tokenizer: Tokenizer) -> tuple[int, ...]:
     return end_tokens(prompts.manifest["spec"]["template"], tokenizer)
 
 
-def seed_of(seed: int, number: int) -> int:
-    """The seed of rollout `number` of a stage."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def seed_of(seed: int, number: int, part: int = 0) -> int:
+    """The seed of rollout `number` of a stage, and of the parts beyond the first that it may be written in."""
+    return int(np.random.SeedSequence([seed, number, part][: 3 if part else 2]).generate_state(1)[0])
 
 
 def sample(
     engine: Engine, params: PyTree, batch: dict[str, np.ndarray], sampling: Sampling, *, samples: int, seed: int,
     tokenizer: Tokenizer, end_ids: tuple[int, ...], greedy: bool = False,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Rollout:  # fmt: skip
-    """Answers to a batch of prompts (`tokens`, `lengths`, `prompt_index`); scores are still 0."""
+    """Answers to a batch of prompts (`tokens`, `lengths`, `prompt_index`); scores are still 0.
+
+    `cancelled` is asked now and then, and ends it with `decode.Cancelled` where it says True.
+    """
     lengths = batch["lengths"]
     prompts = [row[:n].tolist() for row, n in zip(batch["tokens"], lengths, strict=True)]
     done = engine.generate(
         params, prompts, max_new_tokens=sampling.max_new_tokens, temperature=0.0 if greedy else sampling.temperature,
         top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
         eos_ids=end_ids, stop_strings=sampling.stop_strings, samples=samples, seed=seed,
-        detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True,
+        detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True, cancelled=cancelled,
     )  # fmt: skip
     assert isinstance(done, ScoredCompletions)
     return Rollout(
@@ -112,6 +119,7 @@ def sample(
         untruncated_logprobs=done.logprobs_untruncated,
         entropy=done.entropy,
         scores=np.zeros(len(done.lengths), np.float32),
+        samples=samples,
     )
 
 
@@ -120,63 +128,49 @@ def text_of(rollout: Rollout, row: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(rollout.tokens_of(row), skip_special=True)
 
 
-class Judge:
-    """Scores of responses: a reward model's, a verifier's, or their sum. Raw: the trainer applies gain and missing end.
+def answers(
+    rollout: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0, part: int = 0,
+    group: bool = False,
+) -> tuple[list[str], list[dict[str, Any]]]:  # fmt: skip
+    """The responses as text, and for each what a verifier may read: its prompt's record, and of itself
 
-    Args:
-        reward: what to score with.
-        model: the reward model (with a scalar head) and its parameters on the mesh; None where there is none.
-        rows: responses that the reward model is given at once.
+    `_length` (tokens, the end token among them), `_ended`, `_step` (`number`), with `group` `_group` (the texts of all
+    answers to its prompt), and `_draw`, a uniform number in [0, 1) of its own: a pure function of (seed, number, part,
+    row).
     """
+    texts = [text_of(rollout, row, tokenizer) for row in range(rollout.rows)]
+    draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, part, _DRAWS]))).random(
+        rollout.rows
+    )
+    records = []
+    for row in range(rollout.rows):
+        first = row - row % rollout.samples
+        others = {"_group": texts[first : first + rollout.samples]} if group else {}
+        records.append({
+            **cache.record(int(rollout.prompt_index[row])), "_length": int(rollout.lengths[row]),
+            "_ended": bool(rollout.ended[row]), "_step": number, "_draw": float(draws[row]), **others,
+        })  # fmt: skip
+    return texts, records
 
-    def __init__(
-        self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
-        model: Decoder | None, params: PyTree, rows: int,
-    ):  # fmt: skip
-        self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
-        self.params, self.rows = params, rows
-        self.verify = verifier(reward.verifier) if reward.verifier else None
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self._score = None
-        if model is not None:
-            self._score = jax.jit(functools.partial(score_responses, model), out_shardings=everywhere)
 
-    def __call__(self, rollout: Rollout) -> np.ndarray:
-        """float32 [B]; UserError where one is not a finite number."""
-        scores = np.zeros(rollout.rows, np.float32)
-        if self._score is not None:
-            scores += self._model_scores(rollout)
-        if self.verify is not None:
-            scores += self.reward.verifier_weight * self._verdicts(rollout)
-        bad = np.flatnonzero(~np.isfinite(scores))
-        if len(bad):
-            record = self.cache.record(int(rollout.prompt_index[bad[0]]))
-            raise UserError(
-                f"reward: the reward model gave {scores[bad[0]]} for record {record['_record']} of "
-                f"{record['_source']}; a reward must be a finite number (look at the reward model's own checkpoints)"
-            )
-        return scores
+def joined(parts: Sequence[Rollout]) -> Rollout:
+    """Several rollouts for the same number of samples and longest answer as one."""
 
-    def _model_scores(self, rollout: Rollout) -> np.ndarray:
-        tokens, lengths = join(rollout)
+    def together(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        if name == "samples":
+            return values[0]
+        if name == "parts":
+            return {key: np.concatenate([value[key] for value in values]) for key in values[0]}
+        return np.concatenate(values)
 
-        def score(params: PyTree, rows: dict[str, jax.Array]) -> jax.Array:
-            return self._score(params, rows["tokens"], rows["lengths"])
+    return Rollout(**{field.name: together(field.name) for field in dataclasses.fields(Rollout)})
 
-        return in_chunks(score, [self.params], {"tokens": tokens, "lengths": lengths}, self.rows, self.mesh)
 
-    def _verdicts(self, rollout: Rollout) -> np.ndarray:
-        assert self.verify is not None
-        found = np.zeros(rollout.rows, np.float32)
-        if jax.process_index() == 0:
-            for row in range(rollout.rows):
-                record = self.cache.record(int(rollout.prompt_index[row]))
-                found[row] = verdict(self.verify, text_of(rollout, row, self.tokenizer), record)
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            found = np.asarray(multihost_utils.broadcast_one_to_all(found))
-        return found
+def taken(whole: Rollout, rows: np.ndarray) -> Rollout:
+    """These rows of a rollout, whole groups in order."""
+    arrays = {f.name: getattr(whole, f.name)[rows] for f in dataclasses.fields(Rollout) if f.name not in _NO_ROWS}
+    return dataclasses.replace(whole, **arrays, parts={name: values[rows] for name, values in whole.parts.items()})
 
 
 def bucket(length: int) -> int:

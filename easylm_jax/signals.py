@@ -44,7 +44,7 @@ class Signals:
     def __init__(self, stage: Any, mesh: jax.sharding.Mesh):
         self.stage, self.mesh = stage, mesh
         self.update_rows = stage.update_rows
-        if stage.sampler_correction is not None:
+        if stage.correction is not None:
             self.columns = (*self.columns, "weights")
 
     def rows(self, made: Rollout, columns: Columns, kl: float) -> tuple[Columns, Line]:
@@ -74,7 +74,7 @@ class Signals:
 
     def corrected(self, columns: Columns) -> tuple[Columns, Line]:
         """The columns with weights that correct for the sampler, where the stage wants them."""
-        high = self.stage.sampler_correction
+        high = self.stage.correction
         if high is None:
             return columns, {}
         weights, sums = importance_weights(
@@ -162,7 +162,10 @@ class _GRPO(Signals):
         if stage.mask_truncated:
             kept &= made.ended
         mask = columns["mask"] * kept[:, None]
-        columns = {**columns, "mask": mask.astype(np.float32), "advantages": advantages[:, None] * mask}
+        spread = advantages[:, None] * mask
+        if stage.whiten == "rollout":
+            spread = np.asarray(whiten(spread, mask)) * mask
+        columns = {**columns, "mask": mask.astype(np.float32), "advantages": spread.astype(np.float32)}
         line |= {
             "reward": float(rewards.mean()), "equal_groups": float(equal.mean()), "kept": float(kept.mean()),
             "advantage_mean": float(advantages.mean()),

@@ -14,11 +14,15 @@ from easylm_jax.config import Entry, Evaluate, Published, Recipe, Sampling, Task
 from easylm_jax.evaluate import stage as evaluation
 from easylm_jax.evaluate.statistics import difference, mean
 from easylm_jax.experiment import Experiment
+from easylm_jax.judge import Judge
 from models.errors import UserError
 
 PROMPTS = rl_kit.prompts(rl_kit.home())
 GREEDY = Task("greedy", PROMPTS, rl_kit.VERIFIER, Sampling(rl_kit.NEW, temperature=0.0, slots=8), limit=10)
-SAMPLED = Task("sampled", PROMPTS, "rl_kit:of_prompt", Sampling(rl_kit.NEW, slots=8), samples=3, limit=7)
+SAMPLED = Task(
+    "sampled", PROMPTS, "rl_kit:of_prompt", Sampling(rl_kit.NEW, slots=8), samples=3, limit=7,
+    also=(("twice", "2 * 'rl_kit:of_prompt'"), ("e", rl_kit.VERIFIER)),
+)  # fmt: skip
 LIKED = Task("liked", PROMPTS, "rl_kit:of_prompt", Sampling(rl_kit.NEW, slots=8), samples=3, limit=7, best_of="reward")
 ENTRIES = (Entry("base", ("pretrain",)), Entry("both", ("sft", "pretrain"), over="base"), Entry("fine", ("sft",)))
 TABLE = Evaluate(
@@ -94,6 +98,16 @@ def test_the_table_holds_what_follows_from_the_models_files_by_hand(ready):
         {"name": "greedy", "prompts": 10, "metric": rl_kit.VERIFIER, "samples": 1},
         {"name": "sampled", "prompts": 7, "metric": "rl_kit:of_prompt", "samples": 3},
     ]
+
+
+def test_further_columns_are_of_the_same_answers_and_leave_the_score_alone(ready):
+    rows = {row["method"]: row for row in read(ready.root / "table.json")["rows"]}
+    for method, name in (("base", "pretrain"), ("fine", "sft")):
+        task = of_models(ready)[name]["tasks"]["sampled"]
+        np.testing.assert_allclose(task["also"]["twice"], 2 * np.array(task["scores"]))
+        assert (np.array(task["also"]["pass@3"]) >= task["scores"]).all()
+        assert set(rows[method]["scores"]) == {"greedy", "sampled", "sampled twice", "sampled e", "sampled pass@3"}
+        assert rows[method]["scores"]["sampled e"]["score"] == pytest.approx(np.mean(task["also"]["e"]))
 
 
 def test_scores_are_the_verdicts_on_the_answers_that_are_shown(ready):
@@ -179,14 +193,14 @@ def test_a_model_that_was_trained_anew_is_judged_anew_and_no_other(ready, tmp_pa
 
 def test_best_of_n_is_judged_by_the_answer_that_the_reward_model_likes_best(ready, tmp_path, monkeypatch):
     stage = Evaluate("liked", title="t", tasks=(LIKED,), entries=(Entry("fine", ("sft",)),))
-    made, original = [], rollout.Judge.__call__
+    made, original = [], Judge.__call__
 
     def keep(self, rollouts):
-        scores = original(self, rollouts)
-        made.append((rollouts, scores))
-        return scores
+        line = original(self, rollouts)
+        made.append((rollouts, rollouts.scores))
+        return line
 
-    monkeypatch.setattr(rollout.Judge, "__call__", keep)
+    monkeypatch.setattr(Judge, "__call__", keep)
     it = Experiment(Recipe("rl", (*ready.recipe.stages[:4], stage)), shutil.copytree(ready.out, tmp_path / "runs"))
     it.run(stage)
     ((rollouts, liked),) = made

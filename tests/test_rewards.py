@@ -129,9 +129,12 @@ def test_verifiers_are_found_by_name_or_by_place(monkeypatch):
     monkeypatch.setitem(sys.modules, "made_up_verifiers", module)
     assert verifier("made_up_verifiers:judge") is module.judge
     assert verifier("gsm8k") is VERIFIERS["gsm8k"]
-    for name in ("gsm9k", "made_up_verifiers:jduge", "no.such.module:judge", "made_up_verifiers", "", ":x"):
-        with pytest.raises(UserError, match="reward: no verifier .*; there are gsm8k, .*, or write module:function"):
+    for name in ("gsm9k", "made_up_verifiers:jduge", "no.such.module:judge", "made_up_verifiers"):
+        with pytest.raises(UserError, match="reward: no verifier .*; there are .*gsm8k.*, or write module:function"):
             verifier(name)
+    for text in ("", ":x"):
+        with pytest.raises(UserError, match="no reward expression"):
+            verifier(text)
     with pytest.raises(UserError, match="'made_up_verifiers:number' is no function"):
         verifier("made_up_verifiers:number")
 

@@ -12,7 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,10 @@ from models.decoder import Decoder, Params
 
 # Tokens that one prefill may hold, padding included: bounds its memory.
 PREFILL_TOKENS = {"cpu": 8192, "gpu": 65536, "tpu": 65536}
+
+
+class Cancelled(Exception):
+    """Generation was ended by whoever asked for it; there are no completions."""
 
 
 class Engine:
@@ -72,7 +76,7 @@ class Engine:
         self, params: Params, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 1.0,
         top_k: int | None = None, top_p: float | None = None, eos_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, detokenize: Detokenize | None = None,
-        numbers: Sequence[int] | None = None, scores: bool = False,
+        numbers: Sequence[int] | None = None, scores: bool = False, cancelled: Callable[[], bool] | None = None,
     ) -> Completions | ScoredCompletions:  # fmt: skip
         """Completions of `prompts` under `params`.
 
@@ -90,6 +94,7 @@ class Engine:
                 position, and on nothing else: not on other prompts, slots or mesh (but for rounding).
             numbers: the prompts' numbers; left out, 0, 1, 2, …
             scores: whether to return `ScoredCompletions`.
+            cancelled: asked before every block of tokens; where it says True, `Cancelled` is raised.
 
         Raises:
             UserError: for what cannot be done.
@@ -103,7 +108,7 @@ class Engine:
         )  # fmt: skip
         request.check(self.model.config, self.max_length)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return _Call(self, self._prepare(params), request).run()
+            return _Call(self, self._prepare(params), request).run(cancelled)
 
     def sharding(self, *, layer_axis: bool) -> jax.sharding.NamedSharding | None:
         """Where the cache lies: rows over the batch axes, heads over `tp`."""
@@ -179,13 +184,15 @@ class _Call:
         )
         self.eos = np.array(request.eos_ids or (-1,), np.int32)
 
-    def run(self) -> Completions | ScoredCompletions:
+    def run(self, cancelled: Callable[[], bool] | None = None) -> Completions | ScoredCompletions:
         """Decodes everything that is asked for."""
         if self.queue:
             self.clock = self.engine.bucket(len(self.queue[0][0]) - 1)
             self.columns = self._columns_for(self.clock + min(self.engine.block, self.request.max_new_tokens))
             self.cache = self.engine.new_cache(self.rows, self.columns)
         while self.pending or (self.completion >= 0).any():
+            if cancelled is not None and cancelled():
+                raise Cancelled
             self._refill()
             self._compact()
             self._make_room()

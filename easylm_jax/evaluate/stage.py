@@ -21,9 +21,10 @@ from easylm_jax.data import load_tokenizer
 from easylm_jax.decode import Engine
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.files import write_json, write_lines
+from easylm_jax.judge import verified
 from easylm_jax.mesh import batch_split, make_mesh
 from easylm_jax.objectives import target_scores
-from easylm_jax.rewards import verdict, verifier
+from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_stages import check_can_speak, check_room, check_same_tokenizer, judge_of
 from easylm_jax.start import Model, model_from
 from models.decoder import Decoder
@@ -42,7 +43,8 @@ def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
     folder = experiment.folder(stage.name)
     mesh = make_mesh(experiment.recipe.mesh)
     tasks = [_Prompts(task, experiment) for task in stage.tasks]
-    judges = {task.verifier: verifier(task.verifier) for task in stage.tasks}  # an unknown one is told before any work
+    # An unknown verifier is told before any work.
+    judges = {text: Verify(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())}
     names = dict.fromkeys(name for entry in stage.entries for name in entry.stages)
     results = {}
     for name in names:
@@ -115,20 +117,22 @@ def _judged(
             engine, params, it.batch, task.sampling, samples=task.samples, seed=stage.seed, tokenizer=it.tokenizer,
             end_ids=rollout.end_ids(it.cache, it.tokenizer), greedy=greedy,
         )  # fmt: skip
+        given = {
+            text: verified(judges[text], made, it.cache, it.tokenizer, seed=stage.seed).scores.reshape(-1, task.samples)
+            for text in dict.fromkeys((task.verifier, *dict(task.also).values()))
+        }
+        scores = given[task.verifier]
         texts = [rollout.text_of(made, row, it.tokenizer) for row in range(made.rows)]
-        records = [it.record(row // task.samples) for row in range(made.rows)]
-        scores = np.array(
-            [verdict(judges[task.verifier], text, record) for text, record in zip(texts, records, strict=True)]
-        ).reshape(-1, task.samples)
         shown = np.zeros(it.count, np.int64)  # which of a prompt's answers
         if task.best_of is not None:
             shown = _liked(stage, task, made, it, experiment, mesh)
         of_shown = scores[np.arange(it.count), shown]
         found["tasks"][task.name] = {
             "scores": (scores.mean(axis=1) if task.best_of is None else of_shown).tolist(),
+            "also": {name: column.tolist() for name, column in _also(task, given, shown).items()},
             "length": float(made.lengths.mean()), "ended": float(made.ended.mean()),
             "samples": [
-                {"prompt": records[row]["_messages"], "response": texts[row], "score": float(of_shown[i])}
+                {"prompt": it.record(i)["_messages"], "response": texts[row], "score": float(of_shown[i])}
                 for i, row in enumerate((np.arange(it.count) * task.samples + shown)[:SHOWN])
             ],
         }  # fmt: skip
@@ -137,14 +141,28 @@ def _judged(
     return found
 
 
+def _also(task: Task, given: dict[str, np.ndarray], shown: np.ndarray) -> dict[str, np.ndarray]:
+    """The further columns of a task, [prompts] each: its `also`, and pass@k where a prompt has several answers."""
+    one = np.arange(len(shown))
+    columns = {
+        name: given[text].mean(axis=1) if task.best_of is None else given[text][one, shown]
+        for name, text in task.also
+    }  # fmt: skip
+    if task.samples > 1:
+        columns[f"pass@{task.samples}"] = given[task.verifier].max(axis=1)
+    return columns
+
+
 def _liked(
     stage: Evaluate, task: Task, made: rollout.Rollout, it: _Prompts, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
     """[prompts]: which of its answers a reward model likes best (best-of-N; spec tulu25 §11.3)."""
     judge = judge_of(
-        stage.name, Reward(model=task.best_of), experiment, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh)
-    )
-    return judge(made).reshape(-1, task.samples).argmax(axis=1)
+        stage.name, Reward(model=task.best_of), experiment, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh),
+        stage.seed,
+    )  # fmt: skip
+    judge(made)
+    return made.scores.reshape(-1, task.samples).argmax(axis=1)
 
 
 @functools.lru_cache(maxsize=2)
@@ -221,7 +239,10 @@ def _row(
         "method": entry.method, "stages": list(entry.stages), "score": overall.value, "stderr": overall.stderr,
         "interval": list(overall.interval), "n": int(sum(x.shape[1] for x in own.values())),
         "seeds": len(entry.stages),
-        "scores": {name: {"score": one.value, "stderr": one.stderr} for name, one in each.items()},
+        "scores": {
+            name: {"score": one.value, "stderr": one.stderr}
+            for name, one in {**each, **_further(entry, results, names)}.items()
+        },
     }  # fmt: skip
     for what in ("length", "ended"):
         row[what] = float(np.mean([results[s]["tasks"][task][what] for s in entry.stages for task in names]))
@@ -235,6 +256,15 @@ def _row(
     published = {p.column: p.value for p in stage.published if p.method == entry.method}
     row["published"] = published or None
     return row
+
+
+def _further(entry: Entry, results: dict[str, Any], names: list[str]) -> dict[str, Estimate]:
+    """Means of the further columns of each task (`Task.also`, pass@k), which do not enter the score."""
+    columns = {(task, name): None for task in names for name in results[entry.stages[0]]["tasks"][task]["also"]}
+    return {
+        f"{task} {name}": mean(np.array([results[stage]["tasks"][task]["also"][name] for stage in entry.stages]))
+        for task, name in columns
+    }
 
 
 def _average(estimates: list[Estimate]) -> Estimate:

@@ -41,7 +41,9 @@ def policy_optimization(
     temperature: float = 1.0,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    dual_clip: float | None = None,
     aggregation: Aggregation = "token",
+    constant: float | None = None,
     ratio: Literal["token", "sequence"] = "token",
     surrogate: Literal["clip", "cispo"] = "clip",
     kl: float = 0.0,
@@ -57,7 +59,8 @@ def policy_optimization(
         scores = target_scores(model, params, batch, temperature=temperature)
         loss, denominator, metrics = grpo_loss(
             scores.logprobs, batch["old_logprobs"], batch["advantages"], batch["mask"],
-            clip_low=clip_low, clip_high=clip_high, aggregation=aggregation, ratio=ratio, surrogate=surrogate,
+            clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, aggregation=aggregation, constant=constant,
+            ratio=ratio, surrogate=surrogate,
             reference_logprobs=batch.get("reference_logprobs") if kl else None, beta=kl, kl=kl_kind,
             weights=batch.get("weights"), entropy=scores.entropy,
         )  # fmt: skip

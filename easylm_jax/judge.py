@@ -1,0 +1,130 @@
+"""What responses are worth: a reward model's score, verifiers' verdicts, a judge model's opinion, put together."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from easylm_jax import rollout
+from easylm_jax.config import Reward
+from easylm_jax.data import Cache
+from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.objectives import score_responses
+from easylm_jax.rewards.verify import Verified, Verify
+from easylm_jax.rollout import Rollout
+from models.decoder import Decoder
+from models.errors import UserError
+
+PyTree = Any
+
+
+class Judge:
+    """Scores of responses by a `Reward`. Raw: the trainer applies gain, bias and missing end.
+
+    Args:
+        reward: what to score with.
+        seed: of the stage; random rewards are drawn from it.
+        model: the reward model (with a scalar head) and its parameters on the mesh; None where there is none.
+        rows: responses that the reward model is given at once.
+    """
+
+    def __init__(
+        self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
+        model: Decoder | None, params: PyTree, rows: int, seed: int = 0,
+    ):  # fmt: skip
+        self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
+        self.params, self.rows, self.seed = params, rows, seed
+        self.verify = None
+        if reward.verifier is not None:
+            self.verify = Verify(reward.verifier, seconds=reward.seconds, workers=reward.workers)
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._score = None
+        if model is not None:
+            self._score = jax.jit(functools.partial(score_responses, model), out_shardings=everywhere)
+
+    def __call__(self, made: Rollout, number: int = 0, part: int = 0) -> dict[str, float]:
+        """Fills in `scores` and `parts` of rollout `number` (or a part of it); returns what to log of it.
+
+        Raises:
+            UserError: a score is no finite number.
+        """
+        line: dict[str, float] = {}
+        scores = None if self._score is None else self._model_scores(made)
+        if self.verify is not None:
+            began = time.perf_counter()
+            verified = self._verified(made, number, part, scores)
+            line |= {"verify_seconds": time.perf_counter() - began, "verify_busy_seconds": verified.busy_seconds,
+                     "verifier_timeouts": verified.timed_out}  # fmt: skip
+            made.parts = dict(verified.parts)
+            if len(made.parts) + (scores is not None) > 1:
+                line |= {f"verdict/{name}": float(values.mean()) for name, values in made.parts.items()}
+                if scores is not None:
+                    line["model_score"] = float(scores.mean())
+            scores = verified.scores
+        assert scores is not None
+        made.scores = scores.astype(np.float32)
+        return line
+
+    def _model_scores(self, made: Rollout) -> np.ndarray:
+        """The reward model's score of each response, float [B]."""
+        tokens, lengths = rollout.join(made)
+
+        def score(params: PyTree, rows: dict[str, jax.Array]) -> jax.Array:
+            assert self._score is not None
+            return self._score(params, rows["tokens"], rows["lengths"])
+
+        scores = rollout.in_chunks(score, [self.params], {"tokens": tokens, "lengths": lengths}, self.rows, self.mesh)
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            record = self.cache.record(int(made.prompt_index[bad[0]]))
+            raise UserError(
+                f"reward: the reward model gave {scores[bad[0]]} for record {record['_record']} of "
+                f"{record['_source']}; a reward must be a finite number (look at the reward model's own checkpoints)"
+            )
+        return scores
+
+    def _verified(self, made: Rollout, number: int, part: int, model: np.ndarray | None) -> Verified:
+        assert self.verify is not None
+        return verified(
+            self.verify, made, self.cache, self.tokenizer, seed=self.seed, number=number, part=part, model=model
+        )
+
+
+def verified(
+    verify: Verify, made: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0,
+    part: int = 0, model: np.ndarray | None = None,
+) -> Verified:  # fmt: skip
+    """The verdicts on a rollout. One process's pool gives them, and the others take them from it."""
+    found = None
+    if jax.process_index() == 0:
+        texts, records = rollout.answers(
+            made, cache, tokenizer, seed=seed, number=number, part=part, group=verify.reads_group
+        )
+        found = verify(texts, records, model=model)
+    if jax.process_count() == 1:
+        assert found is not None
+        return found
+    return _broadcast(verify, found, made.rows)
+
+
+def _broadcast(verify: Verify, found: Verified | None, rows: int) -> Verified:
+    from jax.experimental import multihost_utils
+
+    names = verify.names
+    table = np.zeros((len(names) + 1, rows))
+    counts = np.zeros(2)
+    if found is not None:
+        table[0] = found.scores
+        for place, name in enumerate(names):
+            table[place + 1] = found.parts[name]
+        counts[:] = found.timed_out, found.busy_seconds
+    # As whole words of 32 bits: a transfer may round float64.
+    words = multihost_utils.broadcast_one_to_all(np.concatenate([table.reshape(-1), counts]).view(np.uint32))
+    numbers = np.ascontiguousarray(np.asarray(words)).view(np.float64)
+    table = numbers[:-2].reshape(table.shape)
+    parts = {name: table[place + 1] for place, name in enumerate(names)}
+    return Verified(table[0], parts, int(numbers[-2]), float(numbers[-1]))
