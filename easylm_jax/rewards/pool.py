@@ -1,0 +1,379 @@
+"""Verifiers in processes of their own, which are killed and replaced when a call takes too long.
+
+names, responses, records → workers → float64 [B, names]
+
+A verifier may hang inside C code (a regular expression, a power of huge integers), where no thread and no signal
+handler of the same process can stop it. So calls are made in worker processes; each has a time cap, and one that hangs
+loses its own verdict and nothing else. No signals are used in this process: any thread may ask for verdicts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from easylm_jax.rewards.pool_worker import ENDED, HEAD, LENGTH, READY, RESOLVED, START_SECONDS, VALUE
+from models.errors import UserError
+
+_MOST_WORKERS = 16
+_LARGEST_CHUNK = 64  # responses sent to a worker at once
+_READ = 1 << 16
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from easylm_jax.rewards import pool_worker; "
+    "pool_worker.serve()"
+)
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",  # the same verdicts from every worker, also where one depends on the order of a set
+    "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",  # the accelerator is the trainer's
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """`values` float64 [B, names] and `timed_out` bool [B, names]: the calls that were ended, by the time cap or
+    because they took all memory or their process with them; their value is 0. `busy_seconds`: workers' time, added up.
+    """
+
+    values: np.ndarray
+    timed_out: np.ndarray
+    busy_seconds: float
+
+
+class Pool:
+    """Worker processes for verifiers; a context manager.
+
+    They start when they are first needed, import no JAX, and are gone after `close`, at the end of this process and
+    also where it is killed. An object that was inherited by a forked process starts workers anew there.
+
+    Args:
+        workers: how many processes; left out, one less than there are cores, 1 to 16.
+        seconds: what one call may take. A verifier's attribute `warm_up`, a function without arguments, is called
+            once in each worker before and outside of this time.
+    """
+
+    def __init__(self, workers: int | None = None, seconds: float = 10.0):
+        if workers is not None and workers < 1:
+            raise UserError(f"reward: {workers} worker processes; at least 1 is needed")
+        if not seconds > 0:
+            raise UserError(f"reward: {seconds} seconds for a verifier; give more than 0")
+        self.workers = workers or min(_MOST_WORKERS, max(1, _cores() - 1))
+        self.seconds = float(seconds)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._owner = os.getpid()
+        self._all = tuple(_Worker() for _ in range(self.workers))
+        self._free = list(self._all)
+        self._changed = threading.Condition()
+        self._shut = weakref.finalize(self, _end, self._all, self._free, self._owner)
+
+    def verdicts(
+        self, names: Sequence[str], responses: Sequence[str], records: Sequence[Mapping[str, Any]]
+    ) -> Verdicts:
+        """What each of `names` (verifier calls such as "gsm8k" or "random(0.5)") says of each response.
+
+        Raises:
+            UserError: a verifier does not exist or says that something is wrong with a record.
+            RuntimeError: the pool is closed.
+        """
+        if len(responses) != len(records):
+            raise ValueError(f"{len(responses)} responses and {len(records)} records")
+        batch = _Batch(tuple(names), self.seconds, responses, records)
+        if batch.left:
+            with self._borrowed(len(responses)) as workers:
+                _Loop(batch, workers, lambda: self._shut.alive).run()
+        return Verdicts(batch.values, batch.timed_out, batch.busy_seconds)
+
+    @contextlib.contextmanager
+    def _borrowed(self, most: int) -> Iterator[list[_Worker]]:
+        """At least one worker that no other thread has, at most `most`."""
+        if os.getpid() != self._owner:
+            self._shut.detach()
+            for worker in self._free:
+                worker.forget()
+            self._reset()
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or not self._shut.alive)
+            if not self._shut.alive:
+                raise RuntimeError("the pool of verifiers is closed")
+            taken, self._free[:most] = self._free[:most], []
+        try:
+            yield taken
+        finally:
+            for worker in taken:
+                if worker.phase not in ("idle", "starting"):  # interrupted in the middle: what it would say next is nobody's
+                    worker.kill()
+            with self._changed:
+                self._free += taken
+                self._free.sort(key=lambda worker: worker.phase == "gone")  # stable: started ones are taken first
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Ends all workers now, also those that another thread waits for; may be called again."""
+        self._shut()
+        with self._changed:
+            self._changed.notify_all()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+class _Batch:
+    """Calls to be made, and what came of them. A task (row, column) stands for the row's calls from that column on."""
+
+    def __init__(self, names: tuple[str, ...], seconds: float, responses: Sequence[str], records: Sequence[Mapping]):
+        self.names, self.seconds, self.responses, self.records = names, seconds, responses, records
+        self.values = np.zeros((len(responses), len(names)))
+        self.timed_out = np.zeros((len(responses), len(names)), bool)
+        self.busy_seconds = 0.0
+        self.left = self.values.size
+        self.tasks: deque[tuple[int, int]] = deque((row, 0) for row in range(len(responses)) if names)
+        self.died: set[tuple[int, int]] = set()  # calls whose process died once; it may not have been their fault
+        self.failed_starts = 0
+
+    def chunk(self, workers: int) -> list[tuple[int, int]]:
+        """The next tasks of one worker: fewer towards the end, so that all workers end together."""
+        size = min(_LARGEST_CHUNK, max(1, len(self.tasks) // (4 * workers)))
+        return [self.tasks.popleft() for _ in range(min(size, len(self.tasks)))]
+
+    def request(self, tasks: Sequence[tuple[int, int]]) -> bytes:
+        items = [(row, column, self.responses[row], dict(self.records[row])) for row, column in tasks]
+        try:
+            return pickle.dumps((self.names, self.seconds, items), protocol=5)
+        except Exception as error:
+            raise UserError(f"reward: a record cannot be sent to a verifier's process: {error}") from error
+
+    def done(self, call: tuple[int, int], value: float, ended: bool = False) -> None:
+        self.values[call], self.timed_out[call] = value, ended
+        self.left -= 1
+
+
+class _Worker:
+    """One process. `phase`: gone, starting, idle, sending (and looking verifiers up) or calling; `calls` are the
+    calls that it has yet to answer, in order; `deadline` is when it is given up."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.phase, self.deadline = "gone", math.inf
+        self.calls: deque[tuple[int, int]] = deque()
+        self.outgoing, self.incoming = memoryview(b""), bytearray()
+
+    def start(self) -> None:
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        path = [*sys.path, package]  # verifiers are looked for where this process would
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            env={**os.environ, **_ENVIRONMENT}, start_new_session=True,  # Ctrl-C is for this process alone
+        )  # fmt: skip
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+        self.phase, self.deadline = "starting", time.monotonic() + START_SECONDS
+        self.incoming.clear()
+
+    @property
+    def stdin(self) -> int:
+        assert self.process is not None and self.process.stdin is not None
+        return self.process.stdin.fileno()
+
+    @property
+    def stdout(self) -> int:
+        assert self.process is not None and self.process.stdout is not None
+        return self.process.stdout.fileno()
+
+    def send(self, request: bytes, calls: Sequence[tuple[int, int]]) -> None:
+        self.outgoing = memoryview(LENGTH.pack(len(request)) + request)
+        self.calls.extend(calls)
+        self.phase, self.deadline = "sending", time.monotonic() + START_SECONDS
+
+    def write(self) -> None:
+        """Sends what the pipe takes. A dead process is noticed where it is read from."""
+        with contextlib.suppress(BlockingIOError):
+            try:
+                self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
+            except BrokenPipeError:
+                self.outgoing = memoryview(b"")
+
+    def read(self) -> list[tuple[int, int, int, float, float, str]] | None:
+        """The whole frames that have come; None where the process has ended and said all."""
+        ended = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data = os.read(self.stdout, _READ)
+                self.incoming += data
+                if len(data) < _READ:
+                    ended = not data
+                    break
+        frames, at = [], 0
+        while at + HEAD.size <= len(self.incoming):
+            *head, size = HEAD.unpack_from(self.incoming, at)
+            end = at + HEAD.size + size
+            if end > len(self.incoming):
+                break
+            frames.append((*head, self.incoming[at + HEAD.size : end].decode("utf-8", "replace")))
+            at = end
+        del self.incoming[:at]
+        return None if ended and not frames else frames
+
+    def kill(self) -> int | None:
+        """Ends the process with all that it started; returns its exit status."""
+        self.interrupt()
+        process, self.process = self.process, None
+        self.phase, self.deadline = "gone", math.inf
+        self.calls.clear()
+        self.outgoing = memoryview(b"")
+        if process is None:
+            return None
+        status = process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            stream.close()
+        return status
+
+    def interrupt(self) -> None:
+        """Kills the process; whoever reads from it sees the end of its answers."""
+        process = self.process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)  # its group outlives it where a verifier started others
+                else:
+                    process.kill()
+
+    def forget(self) -> None:
+        """In a forked process: the worker belongs to the parent, and only the copies of its pipes are closed here."""
+        if self.process is not None:
+            self.process.returncode = 0
+            for stream in (self.process.stdin, self.process.stdout):
+                assert stream is not None
+                stream.close()
+
+
+class _Loop:
+    """Feeds workers, takes their answers and replaces those that hang or die, until a batch is done."""
+
+    def __init__(self, batch: _Batch, workers: Sequence[_Worker], is_open: Any):
+        self.batch, self.workers, self.is_open = batch, workers, is_open
+
+    def run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for worker in self.workers:
+                if worker.process is not None:
+                    selector.register(worker.stdout, selectors.EVENT_READ, worker)
+            while self.batch.left:
+                self._feed(selector)
+                soonest = min(worker.deadline for worker in self.workers)
+                ready = selector.select(max(0.0, min(soonest - time.monotonic(), START_SECONDS)))
+                if not self.is_open():
+                    raise RuntimeError("the pool of verifiers was closed")
+                for key, _ in ready:
+                    if key.fd == key.data.stdout:
+                        self._take(key.data, selector)
+                    else:
+                        key.data.write()
+                        if not key.data.outgoing:
+                            selector.unregister(key.fd)
+                late = [worker for worker in self.workers if time.monotonic() > worker.deadline]
+                answered = [key.data for key, _ in selector.select(0)] if late else []
+                for worker in late:
+                    if worker not in answered:  # an answer that is there already counts
+                        self._lost(worker, selector, timed_out=True)
+
+    def _feed(self, selector: selectors.BaseSelector) -> None:
+        wanted = len(self.batch.tasks)
+        for worker in self.workers:
+            if wanted <= 0:
+                break
+            if worker.phase == "gone":
+                worker.start()
+                selector.register(worker.stdout, selectors.EVENT_READ, worker)
+            elif worker.phase == "idle":
+                tasks = self.batch.chunk(len(self.workers))
+                calls = [(row, c) for row, first in tasks for c in range(first, len(self.batch.names))]
+                worker.send(self.batch.request(tasks), calls)
+                worker.write()
+                if worker.outgoing:
+                    selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
+                wanted -= len(tasks)
+            elif worker.phase == "starting":
+                wanted -= 1
+
+    def _take(self, worker: _Worker, selector: selectors.BaseSelector) -> None:
+        frames = worker.read()
+        if frames is None:
+            self._lost(worker, selector, timed_out=False)
+            return
+        for kind, row, column, value, seconds, text in frames:
+            if kind == READY:
+                worker.phase, worker.deadline = "idle", math.inf
+                continue
+            if kind in (VALUE, ENDED):
+                self.batch.done((row, column), value, kind == ENDED)
+                self.batch.busy_seconds += seconds
+                worker.calls.popleft()
+            elif kind != RESOLVED:
+                raise UserError(text)
+            worker.phase = "calling" if worker.calls else "idle"
+            worker.deadline = time.monotonic() + self.batch.seconds if worker.calls else math.inf
+
+    def _lost(self, worker: _Worker, selector: selectors.BaseSelector, timed_out: bool) -> None:
+        """A worker hangs or has died: the call that it was at is given up, or tried once more where the process died
+        (something outside may have ended it); all others go to other workers."""
+        for stream in (worker.stdin, worker.stdout):
+            with contextlib.suppress(KeyError):
+                selector.unregister(stream)
+        phase, calls = worker.phase, list(worker.calls)
+        status = worker.kill()
+        if phase in ("starting", "sending"):
+            self.batch.failed_starts += 1
+            if self.batch.failed_starts > 2 * len(self.workers):
+                raise UserError(
+                    "reward: a verifier's process "
+                    + (f"was not ready after {START_SECONDS:g} s" if timed_out else f"ended with status {status}")
+                    + f" while it started or looked up {', '.join(self.batch.names)}; its standard error says why"
+                )
+        elif calls:
+            if timed_out:
+                self.batch.busy_seconds += self.batch.seconds
+            if timed_out or calls[0] in self.batch.died:
+                self.batch.done(calls.pop(0), 0.0, ended=True)
+            else:
+                self.batch.died.add(calls[0])
+        first: dict[int, int] = {}
+        for row, column in calls:
+            first.setdefault(row, column)
+        self.batch.tasks.extendleft(reversed(first.items()))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _end(workers: Sequence[_Worker], free: list[_Worker], owner: int) -> None:
+    """Ends the workers of a pool. Those that a thread has are only killed: it sees that, and clears them away."""
+    if os.getpid() == owner:
+        for worker in workers:
+            worker.interrupt()
+        for worker in tuple(free):
+            worker.kill()
