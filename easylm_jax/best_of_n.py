@@ -7,7 +7,7 @@ stopped goes on with the next batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from easylm_jax import checkpoint_arrays, rollout, sharding
-from easylm_jax.config import BestOfN
+from easylm_jax.config import BestOfN, MajorityVote
 from easylm_jax.data import Cache, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine
@@ -31,10 +31,37 @@ from models.errors import UserError
 if TYPE_CHECKING:
     from easylm_jax.experiment import Experiment
 
+Scoring = Callable[[rollout.Rollout, int], Any]
+Writing = Callable[[rollout.Rollout], Iterator[dict[str, Any]]]
+
 
 def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     """Runs the stage; returns what `done.json` will say."""
-    folder, greedy = experiment.folder(stage.name), stage.sampling.temperature == 0
+
+    def prepared(mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer) -> tuple[Scoring, Writing]:
+        rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
+        judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, rows, stage.seed)
+        return judge, lambda made: _answered(stage, made, cache, tokenizer)
+
+    parts = in_parts(stage, experiment, prepared)
+    facts: dict[str, Any] = {}
+    if checkpoint_arrays.is_first_process():
+        facts = _gather(experiment.folder(stage.name), parts, stage.pairs)
+    checkpoint_arrays.barrier(f"{stage.name} gathered")
+    return {"files": ["best.jsonl", "pairs.jsonl", "answers.jsonl"], "metrics": facts}
+
+
+def in_parts(
+    stage: BestOfN | MajorityVote,
+    experiment: Experiment,
+    prepared: Callable[[jax.sharding.Mesh, Cache, Tokenizer], tuple[Scoring | None, Writing]],
+) -> list[Path]:
+    """Answers every prompt of a stage, `batch` at a time; returns the batches' files, in order.
+
+    `prepared(mesh, cache, tokenizer)` gives what scores the answers of batch `number` (on every process; None where
+    nothing does) and what makes a record of each prompt for its file. Files that are there already are not made again.
+    """
+    greedy = stage.sampling.temperature == 0
     if greedy and stage.samples > 1:
         raise UserError(f"stage {stage.name}: {stage.samples} greedy samples are all the same; set a temperature")
     mesh = make_mesh(experiment.recipe.mesh)
@@ -45,35 +72,37 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
     check_same_tokenizer(stage.name, "model", stage.init, source, tokenizer)
     sharding.check_heads(source.config, mesh)
     check_room(stage.name, source, cache, stage.sampling.max_new_tokens)
-    rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
-    judge = judge_of(stage.name, stage.reward, experiment, mesh, cache, tokenizer, stage.compute, rows, stage.seed)
+    score, write = prepared(mesh, cache, tokenizer)
     writer = rollout.writing(source.decoder, tokenizer)
     engine = Engine(writer, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
-    batches = rollout.chunks(count, stage.batch)
-    parts = parts_folder(stage, experiment, "parts")
+    folder = parts_folder(stage, experiment, "parts")
+    paths = []
     with jax.set_mesh(mesh):
         params = source.frozen(mesh)
-        for number, chunk in enumerate(batches):
-            path = parts / f"{number:06d}.jsonl"
-            if not path.is_file():
-                batch = cache.read(np.arange(chunk.start, chunk.stop))
-                seed = rollout.seed_of(stage.seed, number)
-                made = rollout.sample(
-                    engine, params, batch, stage.sampling, samples=stage.samples, seed=seed, tokenizer=tokenizer,
-                    end_ids=rollout.end_ids(cache, tokenizer), greedy=greedy,
-                )  # fmt: skip
-                judge(made, number)
-                if checkpoint_arrays.is_first_process():
-                    write_lines(path, _answered(stage, made, cache, tokenizer))
-                    say(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
-                checkpoint_arrays.barrier(f"{stage.name} {number}")
-    facts: dict[str, Any] = {}
-    if checkpoint_arrays.is_first_process():
-        made_parts = [parts / f"{number:06d}.jsonl" for number in range(len(batches))]
-        facts = _gather(folder, made_parts, stage.pairs)
-    checkpoint_arrays.barrier(f"{stage.name} gathered")
-    return {"files": ["best.jsonl", "pairs.jsonl", "answers.jsonl"], "metrics": facts}
+        for number, chunk in enumerate(rollout.chunks(count, stage.batch)):
+            paths.append(folder / f"{number:06d}.jsonl")
+            if paths[-1].is_file():
+                continue
+            made = rollout.sample(
+                engine, params, cache.read(np.arange(chunk.start, chunk.stop)), stage.sampling, samples=stage.samples,
+                seed=rollout.seed_of(stage.seed, number), tokenizer=tokenizer,
+                end_ids=rollout.end_ids(cache, tokenizer), greedy=greedy,
+            )  # fmt: skip
+            if score is not None:
+                score(made, number)
+            if checkpoint_arrays.is_first_process():
+                write_lines(paths[-1], write(made))
+                say(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
+            checkpoint_arrays.barrier(f"{stage.name} {number}")
+    return paths
+
+
+def lines_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file. Parted at newlines alone: an answer may hold other characters that `splitlines`
+    takes for the end of a line."""
+    text = path.read_text(encoding="utf-8")
+    return (json.loads(line) for line in text.rstrip("\n").split("\n") if line)
 
 
 def _answered(stage: BestOfN, made: rollout.Rollout, cache: Cache, tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
@@ -104,9 +133,7 @@ def _gather(folder: Path, parts: Sequence[Path], most_pairs: int) -> dict[str, A
     files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8") for name in names}  # noqa: SIM115
     try:
         for part in parts:
-            # At newlines alone: an answer may hold other characters that `splitlines` takes for the end of a line.
-            for text in part.read_text(encoding="utf-8").rstrip("\n").split("\n"):
-                line = json.loads(text)
+            for line in lines_of(part):
                 scores, answers = line["scores"], line["answers"]
                 best = int(np.argmax(scores))
                 turns = [[*line["messages"], {"role": "assistant", "content": answer}] for answer in answers]
@@ -117,7 +144,7 @@ def _gather(folder: Path, parts: Sequence[Path], most_pairs: int) -> dict[str, A
                     margin = scores[chosen] - scores[rejected]
                     record = {"chosen": turns[chosen], "rejected": turns[rejected], "margin": margin}
                     files["pairs"].write(json.dumps(record, ensure_ascii=False) + "\n")
-                files["answers"].write(text + "\n")
+                files["answers"].write(json.dumps(line, ensure_ascii=False) + "\n")
                 best_scores.append(scores[best])
                 all_scores.append(float(np.mean(scores)))
     finally:

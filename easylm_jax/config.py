@@ -15,6 +15,7 @@ A stage is data and one method, `objective`: a new kind of training is a class h
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
@@ -41,6 +42,7 @@ __all__ = [
     "Entry",
     "Evaluate",
     "LoraConfig",
+    "MajorityVote",
     "MakeData",
     "Monitoring",
     "OnlineDPO",
@@ -587,6 +589,51 @@ class BestOfN(Stage):
     @property
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*_stages_of_data([self.data]), *_models_of(self.init, self.reward.model)]))
+
+
+_VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-at-most-\d{1,3}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MajorityVote(Stage):
+    """Labels prompts with the answer that a model gives most often of `samples` (spec spurious_rewards §4.2).
+
+    It writes `labelled.jsonl` (every prompt with its pseudo-label in the column `label` and the record's own one in
+    `truth`), `incorrect.jsonl` (those whose pseudo-label is wrong), `votes.jsonl` (all answers, counted), and a file
+    for each of `variants`, which `majority_vote.labelled` lists. `extract` is a function `module:function` from a
+    response to its answer as text, by which votes are counted; `check` is the verifier (an expression) that knows with
+    the record's own label whether a response is right.
+    """
+
+    init: str
+    data: DataSpec
+    sampling: Sampling
+    check: str
+    extract: str = "easylm_jax.rewards.spurious:answer_of"
+    label: str = "answer"
+    variants: tuple[str, ...] = ()
+    samples: int = 64
+    batch: int = 64
+    limit: int | None = None
+    compute: Compute = Compute()
+
+    def __post_init__(self):
+        fields.check_types(self, self.name)
+        Expression(self.check)
+        if self.data.kind != "prompts":
+            raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
+        if min(self.samples, self.batch) < 1:
+            raise UserError(f"stage {self.name}: samples and batch must be at least 1")
+        for variant in self.variants:
+            if not _VARIANTS.fullmatch(variant):
+                raise UserError(
+                    f"stage {self.name}: no labels {variant!r}; there are least-voted, shuffled, truths, unsolved, "
+                    "rank-K and code-at-most-X"
+                )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*_stages_of_data([self.data]), *_models_of(self.init)]))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from easylm_jax import checkpoint_arrays, fields, sharding
-from easylm_jax.config import DPO, RL, BestOfN, Evaluate, MakeData, Stage, Tokenizer, Train
+from easylm_jax.config import DPO, RL, BestOfN, Evaluate, MajorityVote, MakeData, Stage, Tokenizer, Train
 from easylm_jax.data import Loader, load_tokenizer, train_sentencepiece
 from easylm_jax.data.examples import source_texts
 from easylm_jax.files import write_lines
@@ -55,7 +56,12 @@ def _make_data(stage: MakeData, experiment: Experiment, settings: dict[str, Any]
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"stage {stage.name}: no function {stage.function!r} (module:name): {error}") from None
     folder = experiment.folder(stage.name)
-    files = function(stage.seed)
+    arguments = dict(stage.arguments)
+    try:
+        inspect.signature(function).bind(stage.seed, **arguments)
+    except TypeError as error:
+        raise UserError(f"stage {stage.name}: {stage.function} cannot be called so: {error}") from None
+    files = function(stage.seed, **arguments)
     if checkpoint_arrays.is_first_process():
         for file, records in files.items():
             write_lines(folder / file, records)
@@ -188,6 +194,12 @@ def _best_of_n(stage: BestOfN, experiment: Experiment, settings: dict[str, Any])
     return best_of_n(stage, experiment)
 
 
+def _majority_vote(stage: MajorityVote, experiment: Experiment, settings: dict[str, Any]) -> Result:
+    from easylm_jax.majority_vote import majority_vote
+
+    return majority_vote(stage, experiment)
+
+
 def _evaluate(stage: Evaluate, experiment: Experiment, settings: dict[str, Any]) -> Result:
     from easylm_jax.evaluate import evaluate
 
@@ -200,5 +212,6 @@ _MAKERS = (
     (RL, _reinforce),
     (Train, _train),
     (BestOfN, _best_of_n),
+    (MajorityVote, _majority_vote),
     (Evaluate, _evaluate),
 )

@@ -120,6 +120,9 @@ def ttrl(response: str, record: Mapping[str, Any], extract: str = EXTRACT) -> fl
     return float(answer != "" and answer == majority(map(read, _of_rollout(record, "_group", "ttrl"))))
 
 
+ttrl.reads_group = True  # type: ignore[attr-defined]
+
+
 def dense(response: str, record: Mapping[str, Any]) -> float:
     """The score that the label, a JSON object of answers with scores, gives the first answer equal to the response's.
 
