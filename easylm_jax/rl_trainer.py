@@ -157,7 +157,11 @@ class RolloutLoop(Loop):
             f"{stage.updates} updates of {stage.update_rows}"
         )
         self.monitor.message(str(memory_of(self, programs, longest)))
-        if stage.asynchronous:
+        self.prepare_rollouts(state, start)
+
+    def prepare_rollouts(self, state: RLState, start: int) -> None:
+        """Has the rollouts behind step `start` written that older policies write."""
+        if self.job.stage.asynchronous:
             self.ahead = Ahead(self.writer, int(state.drawn))
             for number, policy in enumerate(state.behind, start + 1):
                 self._ask(policy, number)

@@ -1,0 +1,191 @@
+"""Rollouts that are written while earlier ones are trained on: by which policy, how exactly, and on which devices."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+import rl_kit
+
+from easylm_jax import rollout
+from easylm_jax.checkpoint_tools import diff
+from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig
+from easylm_jax.loop import Stopped
+from easylm_jax.monitor.metrics import read_metrics
+from easylm_jax.rl_trainer import RolloutLoop
+from models.errors import UserError
+
+STEPS = 5
+COMMON = {
+    "steps": STEPS, "asynchronous": 1, "checkpoints": Checkpoints(latest=3),
+    "optimizer": OptimizerConfig("1e-2", weight_decay=0.0),
+}  # fmt: skip
+STAGES = {
+    "ahead": rl_kit.grpo("ahead", **COMMON, refill=1, drop_equal=True),
+    "far": rl_kit.grpo("far", **{**COMMON, "asynchronous": 2}, lora=LoraConfig(rank=2, alpha=4.0)),
+    "ppo": rl_kit.ppo("ppo", **COMMON),
+}
+CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    with rl_kit.devices(1), rl_kit.compiled_programs():
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return rl_kit.experiment(tmp_path_factory.mktemp("undisturbed"), *STAGES.values())
+
+
+def run(ready, name):
+    stage = ready.recipe.stage(name)
+    if ready.done(stage) is None:
+        ready.run(stage)
+    return ready.folder(name)
+
+
+def lines(folder):
+    return [
+        {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
+        for line in read_metrics(folder)
+    ]
+
+
+@pytest.mark.parametrize("lag", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_rollout_is_written_by_the_policy_of_so_many_steps_before(tmp_path, lag):
+    """Tokens of rollout n are those that the parameters after step n − 1 − lag write, and no others."""
+    stage = dataclasses.replace(STAGES["ahead"], name="own", asynchronous=lag, refill=0)
+    loop = rl_kit.loop_of(rl_kit.experiment(tmp_path, stage), "own")
+    with rl_kit.begun(loop) as state:
+        loop.prepare_rollouts(state, 0)
+        policies, written = [rl_kit.copies(loop.policy_of(state.params, loop.job.frozen))], []
+        original = loop.signals.rows
+        loop.signals.rows = lambda made, *rest: written.append(made) or original(made, *rest)
+        for number in range(1, 5):
+            state, pending = loop.advance(state, number)
+            assert pending.line["staleness"] == min(number - 1, lag)
+            policies.append(rl_kit.copies(loop.policy_of(state.params, loop.job.frozen)))
+        loop.close()
+        for number, made in enumerate(written, 1):
+            again = loop.writer.write(policies[max(0, number - 1 - lag)], number, number - 1).made
+            np.testing.assert_array_equal(again.responses, made.responses)
+            np.testing.assert_array_equal(again.sampler_logprobs, made.sampler_logprobs)
+            np.testing.assert_array_equal(again.scores, made.scores)
+        fresh = loop.writer.write(policies[3], 4, 3).made
+        assert (fresh.sampler_logprobs != written[3].sampler_logprobs).any()  # that policy is another by then
+
+
+@pytest.mark.parametrize("name", ["ahead", *(pytest.param(name, marks=pytest.mark.slow) for name in ("far", "ppo"))])
+def test_a_stage_that_broke_off_writes_the_same_rollouts_again(name, undisturbed, tmp_path, monkeypatch):
+    expected = run(undisturbed, name)
+    ready = rl_kit.experiment(tmp_path, *STAGES.values())
+    stage, folder = ready.recipe.stage(name), ready.folder(name)
+    original = RolloutLoop._next_kl
+    left = [3]
+
+    def breaks(self, kl, observed):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyError("broken off")
+        return original(self, kl, observed)
+
+    monkeypatch.setattr(RolloutLoop, "_next_kl", breaks)
+    with pytest.raises(KeyError, match="broken off"):
+        ready.run(stage)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]
+    ready.run(stage)
+    assert diff(folder, expected).identical and lines(folder) == lines(expected)
+    assert [line["staleness"] for line in read_metrics(folder)] == [
+        min(number, stage.asynchronous) for number in range(STEPS)
+    ]
+
+
+def test_the_correction_for_an_older_writer_is_on_and_the_gap_is_told(undisturbed):
+    told = read_metrics(run(undisturbed, "ahead"))
+    assert told[0]["sampler_gap"] < 1e-5 < told[2]["sampler_gap"]
+    assert all(line["weight"] > 0 and line["wait_seconds"] >= 0 for line in told)
+    assert STAGES["ahead"].correction == 2.0 and rl_kit.grpo("plain").correction is None
+
+
+def test_a_signal_ends_it_without_waiting_for_the_rollout_under_way(undisturbed, tmp_path, monkeypatch):
+    ready = rl_kit.experiment(tmp_path, *STAGES.values())
+    stage = ready.recipe.stage("ahead")
+    with monkeypatch.context() as patch:
+        patch.setattr("easylm_jax.monitor.StopRequest.agreed", lambda self, number: number == 2)
+        with pytest.raises(Stopped, match="step 2 of 5"):
+            ready.run(stage)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]
+    ready.run(stage)
+    assert diff(ready.folder("ahead"), run(undisturbed, "ahead")).identical
+
+
+def test_what_a_verifier_finds_wrong_ends_the_run_with_its_words(tmp_path):
+    reward = dataclasses.replace(STAGES["ahead"].reward, verifier="rl_kit:not_a_number")
+    stage = rl_kit.grpo("bad", **{**COMMON, "reward": reward})
+    ready = rl_kit.experiment(tmp_path, stage)
+    with pytest.raises(UserError, match="not_a_number gave nan for record"):
+        ready.run(ready.recipe.stage("bad"))
+
+
+def test_some_devices_write_while_the_others_train(tmp_path):
+    settings = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2}
+    stages = {"split": rl_kit.grpo("split", **settings)}
+    stages["alone"] = dataclasses.replace(stages["split"], name="alone", rollout_devices=None)
+    with rl_kit.devices(4):
+        ready = rl_kit.experiment(tmp_path / "four", stages["split"], mesh="fsdp=2")
+        loop = rl_kit.loop_of(ready, "split")
+        assert loop.job.mesh.size == loop.writer.mesh.size == 2
+        assert not set(loop.job.mesh.devices.flat) & set(loop.writer.mesh.devices.flat)
+        ready.run(ready.recipe.stage("split"))
+        with pytest.raises(UserError, match="on 4 devices need rollout_devices"):
+            rl_kit.loop_of(rl_kit.experiment(tmp_path / "none", stages["alone"]), "alone")
+        many = dataclasses.replace(stages["split"], rollout_devices=4)
+        with pytest.raises(UserError, match="rollout_devices is 4, but there are 4 devices"):
+            rl_kit.loop_of(rl_kit.experiment(tmp_path / "all", many), "split")
+    one = rl_kit.experiment(tmp_path / "one", stages["alone"])
+    one.run(one.recipe.stage("alone"))
+    theirs, mine = rl_kit.params_of(ready, "split"), rl_kit.params_of(one, "alone")
+    for name in mine:
+        np.testing.assert_allclose(theirs[name], mine[name], atol=1e-5)
+
+
+def test_refill_replaces_groups_that_teach_nothing(tmp_path):
+    """With rewards that are mostly equal, later batches fill the rollout; without, equal groups are left in it."""
+    reward = dataclasses.replace(STAGES["ahead"].reward, verifier="rl_kit:coarse")
+    plain = rl_kit.grpo("plain", batch=8, reward=reward, seed=3)
+    more = dataclasses.replace(plain, name="more", refill=4)
+    loops = [rl_kit.loop_of(rl_kit.experiment(tmp_path / stage.name, stage), stage.name) for stage in (plain, more)]
+    with rl_kit.begun(loops[0]) as state:
+        policy = loops[0].policy_of(state.params, loops[0].job.frozen)
+        once, filled = (loop.writer.write(policy, 1, 5) for loop in loops)
+    assert once.drawn == 6 and filled.drawn == 5 + filled.line["batches_drawn"] > 6
+    before, after = (loop.writer._teaches(it.made) for loop, it in zip(loops, (once, filled), strict=True))
+    assert before.sum() < after.sum() and len(after) == 8
+    # Those of the first batch stand first, as they were drawn.
+    first = rollout.taken(once.made, np.flatnonzero(np.repeat(before, 2)))
+    np.testing.assert_array_equal(filled.made.responses[: first.rows], first.responses)
+    np.testing.assert_array_equal(filled.made.scores[: first.rows], first.scores)
+    again = loops[1].writer.write(policy, 1, 5)
+    np.testing.assert_array_equal(again.made.responses, filled.made.responses)
+
+
+def test_random_rewards_are_drawn_once_and_are_functions_of_seed_and_number(tmp_path):
+    stage = rl_kit.grpo("own", batch=8)
+    loop = rl_kit.loop_of(rl_kit.experiment(tmp_path, stage), "own")
+    with rl_kit.begun(loop) as state:
+        made = loop.writer.write(loop.policy_of(state.params, loop.job.frozen), 1, 0).made
+    cache, words = loop.job.loader.cache, loop.job.tokenizer
+
+    def draws(**which):
+        return [record["_draw"] for record in rollout.answers(made, cache, words, **which)[1]]
+
+    assert draws(seed=1, number=2) == draws(seed=1, number=2)
+    which = ((1, 2, 0), (2, 2, 0), (1, 3, 0), (1, 2, 1))
+    numbers = {draw for seed, number, part in which for draw in draws(seed=seed, number=number, part=part)}
+    assert len(numbers) == 4 * made.rows and all(0 <= draw < 1 for draw in numbers)
+    records = rollout.answers(made, cache, words, group=True)[1]
+    texts = [rollout.text_of(made, row, words) for row in range(made.rows)]
+    assert [record["_group"] for record in records[:2]] == [texts[:2]] * 2
+    assert [record["_length"] for record in records] == made.lengths.tolist()
