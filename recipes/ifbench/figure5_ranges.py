@@ -1,0 +1,23 @@
+"""IF-RLVR, Figure 5: numbers in the instructions as in the test, from wider ranges, from others (arXiv 2507.02833).
+
+The paper's curves: wider ranges do as well as the test's own or better, others worse.
+"""
+
+from easylm_jax.config import Entry, Recipe
+from recipes.ifbench import stages, suites
+
+POLICY = suites.POLICIES["tulu3-dpo"]
+
+prompts = {ranges: stages.made(f"{ranges}-ranges", ranges=ranges) for ranges in ("same", "wider", "different")}
+runs = {ranges: stages.grpo(POLICY, made) for ranges, made in prompts.items()}
+entries = tuple(Entry(f"{ranges} ranges", (run.name,), over=POLICY.title) for ranges, run in runs.items())
+
+recipe = Recipe(
+    stages.RECIPE,
+    mesh=stages.MESH,
+    stages=(
+        *prompts.values(),
+        *runs.values(),
+        suites.table("figure5", "IF-RLVR, Figure 5: ranges of numbers", POLICY, entries),
+    ),
+)

@@ -1,0 +1,147 @@
+"""What IF-RLVR starts from and is judged by: IFEval and IFBench (arXiv 2507.02833, Sections 3 and 5).
+
+Accuracies by prompt, loose, of greedy answers: 541 prompts of IFEval, 300 of IFBench, by the checks of IFBench's
+package 0.2.0 ("r26"). The paper's own numbers were made with its forerunner, about 0.3 points away, which is
+`suites.table(version="r25")`. The standard error of a difference on 300 prompts is about 3.5 points.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from easylm_jax.config import Compute, DataSpec, Entry, Evaluate, Published, Sampling, Source, Task
+
+HEADLINE = "instructions('r26', 'loose', 'prompt')"
+# Prompts and instructions of the two files, and instructions in the groups of Table 2.
+IFEVAL = (541, 834, {"case": 89, "detectable": 210, "keywords": 163, "length": 143})
+IFBENCH = (300, 344, {"count": 65, "format": 98, "words": 89, "sentence": 28})
+GROUPS = {
+    "case": "change_case", "detectable": "detectable_content detectable_format", "keywords": "keywords",
+    "length": "length_constraints", "count": "count", "format": "format", "words": "words", "sentence": "sentence",
+}  # fmt: skip
+PROMPT = 2048  # tokens; longer prompts would be left out, and there are none
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A model that IF-RLVR starts from, and how it is talked to. `response`: tokens of its answers in training."""
+
+    key: str
+    title: str
+    init: str
+    template: str
+    response: int = 2048
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it is a base model that reasons before it answers."""
+        return self.template == "think"
+
+    @property
+    def tokenizer(self) -> str:
+        """Its own."""
+        return self.init
+
+
+def _policies(*policies: Policy) -> dict[str, Policy]:
+    return {policy.key: policy for policy in policies}
+
+
+POLICIES = _policies(
+    Policy("tulu3-sft", "Tülu-3-8B-SFT", "hf:allenai/Llama-3.1-Tulu-3-8B-SFT", "tulu"),
+    Policy("tulu3-dpo", "Tülu-3-8B-DPO", "hf:allenai/Llama-3.1-Tulu-3-8B-DPO", "tulu"),
+    Policy("qwen2.5-instruct", "Qwen2.5-7B-Instruct", "hf:Qwen/Qwen2.5-7B-Instruct", "qwen"),
+    Policy("olmo2-instruct", "OLMo2-7B-Instruct", "hf:allenai/OLMo-2-1124-7B-Instruct", "olmo"),
+    Policy("llama3.1", "Llama-3.1-8B", "hf:meta-llama/Llama-3.1-8B", "think", response=10_240),
+    Policy("qwen2.5", "Qwen2.5-7B", "hf:Qwen/Qwen2.5-7B", "think", response=10_240),
+    # Its context of 4096 tokens has no room for the paper's 10,240.
+    Policy("olmo2", "OLMo2-7B", "hf:allenai/OLMo-2-1124-7B", "think", response=2048),
+)
+
+
+def ifeval(policy: Policy, *, categories: bool = False, version: str = "r26") -> Task:
+    """IFEval: 541 prompts with 25 kinds of instructions, all of which are trained on."""
+    return _task("IFEval", Source("hf:google/IFEval"), policy, IFEVAL, categories, version)
+
+
+def ifbench(policy: Policy, *, categories: bool = False, version: str = "r26") -> Task:
+    """IFBench: 300 prompts with 58 kinds of instructions, none of which is trained on."""
+    return _task("IFBench", Source("hf:allenai/IFBench_test"), policy, IFBENCH, categories, version)
+
+
+def multi_turn(policy: Policy) -> tuple[Task, ...]:
+    """The same instructions in the second turn, where an answer is to be rewritten: 1,774 and 1,387 conversations."""
+    return tuple(
+        _task(f"{name}, multi-turn", Source("hf:allenai/IFBench_multi-turn:test", subset=subset), policy, None)
+        for name, subset in (("IFEval", "ifeval_constraints"), ("IFBench", "ifbench_constraints"))
+    )
+
+
+def gsm8k(policy: Policy) -> Task:
+    """Grade-school maths, to see what is lost: the problem alone, is the last number the right one?"""
+    data = DataSpec(
+        (Source("hf:openai/gsm8k:test", subset="main"),), policy.tokenizer, PROMPT, kind="prompts",
+        template=policy.template, keep=("answer",),
+    )  # fmt: skip
+    return Task("GSM8K", data=data, verifier="gsm8k", sampling=sampling(policy))
+
+
+def sampling(policy: Policy) -> Sampling:
+    """Greedy. Chat models have 2,048 tokens; a model that reasons has as many as it was trained with."""
+    return Sampling(policy.response, temperature=0.0, stop_strings=("</answer>",) if policy.thinks else (), slots=384)
+
+
+def _task(
+    name: str, source: Source, policy: Policy, sizes: tuple[int, int, dict[str, int]] | None,
+    categories: bool = False, version: str = "r26",
+) -> Task:  # fmt: skip
+    """Prompts judged loose by prompt; beside it strict, by instruction, and (Table 2) by groups of instructions.
+
+    A share of instructions is the mean over prompts of those followed, times prompts over instructions.
+    """
+    data = DataSpec(
+        (source,), policy.tokenizer, PROMPT, kind="prompts", template=policy.template,
+        keep=("instruction_id_list", "kwargs"),
+    )  # fmt: skip
+    also = [(f"{name}, strict", f"instructions({version!r}, 'strict', 'prompt')")]
+    if sizes is not None:
+        prompts, instructions, groups = sizes
+        count = f"instructions({version!r}, 'loose', 'count')"
+        also.append((f"{name}, instructions", f"{prompts} / {instructions} * {count}"))
+        for group, size in groups.items() if categories else ():
+            call = f"instructions({version!r}, 'loose', 'count', {GROUPS[group]!r})"
+            also.append((f"{name}, {group}", f"{prompts} / {size} * {call}"))
+    return Task(
+        name, data=data, verifier=f"instructions({version!r}, 'loose', 'prompt')", sampling=sampling(policy),
+        also=tuple(also),
+    )  # fmt: skip
+
+
+def before(policy: Policy) -> Entry:
+    """The policy as it is."""
+    return Entry(policy.title, (policy.init,))
+
+
+def table(
+    name: str,
+    title: str,
+    policy: Policy,
+    entries: tuple[Entry, ...],
+    published: tuple[Published, ...] = (),
+    *,
+    tasks: tuple[Task, ...] = (),
+    categories: bool = False,
+    version: str = "r26",
+) -> Evaluate:
+    """The policy before and `entries` after training, on IFEval, IFBench and `tasks`."""
+    both = (
+        ifeval(policy, categories=categories, version=version), ifbench(policy, categories=categories, version=version)
+    )  # fmt: skip
+    return Evaluate(
+        name,
+        title=title,
+        tasks=(*both, *tasks),
+        entries=(before(policy), *entries),
+        published=published,
+        compute=Compute(dtype="bfloat16"),
+    )

@@ -1,0 +1,9 @@
+"""IF-RLVR, Table 6: base models that learn to reason against instruct models (arXiv 2507.02833).
+
+The six runs of `instruct.py` and `base.py`, each with a table of its own, since tokenizers and templates differ.
+"""
+
+from easylm_jax.config import Recipe
+from recipes.ifbench import base, instruct, stages
+
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*instruct.recipe.stages, *base.recipe.stages))
