@@ -179,6 +179,11 @@ COMMANDS: dict[str, Command] = {
         *_from_module("easylm_jax.generate"),
         intermixed=True,
     ),
+    "eval": Command(
+        "a trained model on named benchmarks (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench)",
+        "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",
+        *_from_module("easylm_jax.evaluate.command"),
+    ),
     "report": Command(
         "the tables and figures of a run, on the screen and as one HTML page",
         "easylm report runs/quickstart",

@@ -206,7 +206,7 @@ def load(model: str, *, tokenizer: str | None = None) -> Source:
     from easylm_jax.mesh import make_mesh
     from models.config import Compute
 
-    init, meta, vocabulary = _find(model)
+    init, meta, vocabulary = find(model)
     stage = meta.get("config") or {}
     dtype = (stage.get("compute") or {}).get("dtype") or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     mesh = make_mesh("fsdp=-1")
@@ -230,7 +230,7 @@ def load(model: str, *, tokenizer: str | None = None) -> Source:
     return Source(decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
 
 
-def _find(model: str) -> tuple[str, dict[str, Any], str | None]:
+def find(model: str) -> tuple[str, dict[str, Any], str | None]:
     """How `start.model_from` names the model, what its checkpoint says of it, and its tokenizer if that is known."""
     from easylm_jax import hub
     from easylm_jax.convert import is_checkpoint
