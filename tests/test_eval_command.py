@@ -1,4 +1,4 @@
-"""`easylm eval`: a finished stage on named benchmarks, judged as a recipe would, told in one line where it cannot be."""
+"""`easylm eval`: a finished stage on named benchmarks, judged as a recipe would; or told why not, in one line."""
 
 import json
 
