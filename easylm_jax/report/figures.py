@@ -20,6 +20,9 @@ HEALTH = (
     ("explained_variance", "Explained variance of returns", "share", 1.0),
     ("clip_fraction", "Tokens whose ratio was clipped", "%", 100.0),
     ("sampler_gap", "Sampler against trainer", "nats per token", 1.0),
+    ("equal_groups", "Groups of equal rewards", "%", 100.0),
+    ("staleness", "Age of the policy that wrote", "steps", 1.0),
+    ("verifier_timeouts", "Verdicts that took too long", "calls", 1.0),
 )
 TIME_PARTS = ("sampling", "scoring", "training steps", "compiling, evaluation, saving, other")
 TIME_COLOURS = (0, 1, 2, 5)

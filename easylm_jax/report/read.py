@@ -76,8 +76,10 @@ class StageData:
 
     @property
     def clocks(self) -> dict[str, float]:
-        """Seconds spent on each part of its steps."""
+        """Seconds spent on each part of its steps; of rollouts that are written ahead, those that a step waited."""
         parts = RL_CLOCKS if self.kind in RL_KINDS else {"update": "seconds"}
+        if self.metrics and "wait_seconds" in self.metrics[-1]:
+            parts = {**parts, "rollout": "wait_seconds"}
         return {name: sum(number(line.get(key)) or 0.0 for line in self.metrics) for name, key in parts.items()}
 
     @property
