@@ -23,7 +23,8 @@ from recipes.olmo2 import data as olmo2_data
 ROOT = FOLDER.parent
 FILES = [path.relative_to(ROOT).as_posix() for path in recipe_files()]
 PAPERS = [name for name in FILES if name.startswith(("recipes/olmo", "recipes/tulu"))]
-SINGLE = [name for name in PAPERS if not name.startswith("recipes/tulu25")]  # test_recipes_tulu25.py has the others
+# Pre-training and SFT; test_recipes_tulu25.py and test_recipes_rlvr.py have the others.
+SINGLE = [name for name in PAPERS if re.search(r"/(stage\d|sft)_", name)]
 SIZES = ("1b", "7b", "13b", "32b")
 
 # Rows of conversations in the published mixtures (arXiv 2406.09279 and 2411.15124, Table 7).

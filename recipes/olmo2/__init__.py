@@ -1,1 +1,1 @@
-"""OLMo 2 (arXiv 2501.00656): base models in two stages, and supervised fine-tuning."""
+"""OLMo 2 (arXiv 2501.00656): base models in two stages, fine-tuning, preferences, verifiable rewards."""

@@ -1,11 +1,42 @@
-"""Supervised fine-tuning as Tülu 3 does it (arXiv 2411.15124, Section 4 and Table 11); OLMo 2 does the same.
+"""The stages of Tülu 3 (arXiv 2411.15124): SFT, DPO, reward model, RLVR by PPO and by GRPO. OLMo 2 has the same.
 
-The mixture (Table 7) is published whole, 939 344 conversations with their duplicates and samples already drawn.
+SFT is Section 4 and Table 11, DPO Section 5 and Table 20, the reward model Table 36, RLVR Section 6 and Table 21. Where
+the paper is silent, the released commands (allenai/open-instruct, docs/tulu3.md and docs/olmo2.md) and the code that
+they ran. The SFT mixture (Table 7) is published whole, 939 344 conversations with their duplicates and samples already
+drawn.
 """
 
-from easylm_jax.config import SFT, Checkpoints, Compute, DataSpec, OptimizerConfig, Source
+from easylm_jax.config import (
+    DPO,
+    GRPO,
+    PPO,
+    SFT,
+    Checkpoints,
+    Compute,
+    DataSpec,
+    Entry,
+    Evaluate,
+    OptimizerConfig,
+    Published,
+    Reward,
+    RewardModel,
+    Sampling,
+    Source,
+    Task,
+    Validation,
+)  # fmt: skip
 
 LENGTH = 4096  # Table 11
+SIDE = 2048  # tokens of one side of a pair: Tables 20 and 36
+PROMPT, REPLY = 2048, 2048  # tokens: Table 21
+MIXED = "RLVR-GSM-MATH-IF-Mixed-Constraints"  # 29,946 prompts, Section 6
+HORIZON = 10_000_000  # episodes over which the released commands bring the rate to zero; the runs stop far earlier
+
+# A row names its verifier. The constraints are those of Section 6, older ones than IFEval's.
+VERIFIER = "by_dataset(ifeval='ifeval_old')"
+# The score, ten where all is right, and no reward model's. PPO's commands have a penalty for answers that do not end.
+PPO_REWARD = Reward(verifier=VERIFIER, gain=10.0, missing_end=-10.0)
+GRPO_REWARD = Reward(verifier=VERIFIER, gain=10.0, missing_end=0.0)
 
 
 def mixture(tokenizer: str) -> DataSpec:
@@ -39,4 +70,185 @@ def sft(*, init: str, data: DataSpec, lr: float, batch: int, remat: str, accumul
         ),
         compute=Compute(dtype="bfloat16", remat=remat),
         checkpoints=Checkpoints(when_busy="skip"),
+    )
+
+
+def adamw(lr: str, *, eps: float = 1e-8, weight_decay: float = 0.0) -> OptimizerConfig:
+    """Torch's AdamW. RLVR leaves torch's own decay, 0.01 on every parameter."""
+    return OptimizerConfig(
+        lr, b1=0.9, b2=0.999, eps=eps, weight_decay=weight_decay, decay_embeddings=True, clip=1.0
+    )  # fmt: skip
+
+
+def pairs(mixture: str, tokenizer: str, *, overlong: str, template: str = "tulu") -> DataSpec:
+    """Preferences of a published mixture, one pair a row. Every turn of the assistant counts, as until mid-2025."""
+    return DataSpec(
+        (Source(f"hf:allenai/{mixture}"),), tokenizer, 2 * SIDE, kind="preference", template=template, packing="none",
+        overlong=overlong, train_on="assistant", on_bad="skip",
+    )  # fmt: skip
+
+
+def dpo(
+    *, init: str, data: DataSpec, lr: float, remat: str, batch: int = 128, accumulate: int = 1, seed: int = 0
+) -> DPO:
+    """Length-normalised DPO with beta 5, one epoch, linearly to zero after a tenth (Table 20)."""
+    return DPO(
+        "dpo",
+        init=init,
+        data=data,
+        batch=batch,
+        accumulate=accumulate,
+        epochs=1,
+        seed=seed,
+        loss="dpo_norm",
+        beta=5.0,
+        optimizer=adamw(f"{lr:g} linear to 0 warmup 10% rounded down"),
+        compute=Compute(dtype="bfloat16", remat=remat),
+        checkpoints=Checkpoints(when_busy="skip"),
+    )
+
+
+def reward_model(
+    *, init: str, data: DataSpec, remat: str, held_out: DataSpec | None = None, accumulate: int = 1
+) -> RewardModel:
+    """From the SFT model on the pairs of DPO, one epoch (Table 36). It serves to start value models from."""
+    return RewardModel(
+        "rm",
+        init=init,
+        data=data,
+        validation=Validation(held_out) if held_out else None,
+        batch=256,
+        accumulate=accumulate,
+        epochs=1,
+        optimizer=adamw("3e-6 linear to 0", eps=1e-5),
+        compute=Compute(dtype="bfloat16", remat=remat),
+        checkpoints=Checkpoints(when_busy="skip"),
+    )
+
+
+def rlvr_prompts(name: str, tokenizer: str, template: str = "tulu") -> DataSpec:
+    """Prompts in the published form: a row names its verifier (`dataset`) and has its label (`ground_truth`)."""
+    return DataSpec(
+        (Source(f"hf:allenai/{name}"),), tokenizer, PROMPT, kind="prompts", template=template,
+        keep=("dataset", "ground_truth"), on_bad="skip",
+    )  # fmt: skip
+
+
+def barely_falling(lr: float, batch: int, epochs: int = 4) -> str:
+    """Linear to zero over 10 million episodes, `epochs` updates for every `batch` of them."""
+    return f"{lr:g} linear to 0 horizon {round(HORIZON / batch * epochs)} steps"
+
+
+def ppo(
+    name: str, *, init: str, value: str, data: DataSpec, lr: str, batch: int, episodes: int, kl: float, remat: str,
+    epochs: int = 4, accumulate: int = 1, seed: int = 1, every: int = 100,
+) -> PPO:  # fmt: skip
+    """RLVR by PPO: every rollout is trained on `epochs` times as one batch, while the next one is written (Table 21).
+
+    The value model starts from the reward model `value`; no score of one is in the reward. GSM8K's test is asked every
+    `every` rollouts, and those checkpoints stay, since the released models were picked among such.
+    """
+    return PPO(
+        name,
+        init=init,
+        value=value,
+        reward=PPO_REWARD,
+        data=data,
+        batch=batch,
+        samples=1,
+        rollout_epochs=epochs,
+        accumulate=accumulate,
+        steps=episodes // batch,
+        seed=seed,
+        sampling=Sampling(REPLY, temperature=1.0, slots=batch),
+        asynchronous=1,
+        kl=kl,
+        kl_kind="k1",
+        gamma=1.0,
+        lam=0.95,
+        clip=0.2,
+        value_clip=0.2,
+        value_coefficient=0.1,
+        whiten="rollout",
+        validation=Validation(gsm8k(data.tokenizer, str(data.template)).data, every=every),
+        check="gsm8k",
+        optimizer=adamw(lr, weight_decay=0.01),
+        compute=Compute(dtype="bfloat16", remat=remat),
+        checkpoints=Checkpoints(keep_every=every, when_busy="skip"),
+    )
+
+
+def grpo(
+    name: str, *, init: str, data: DataSpec, steps: int, remat: str, prompts: int = 48, accumulate: int = 1,
+    seed: int = 1,
+) -> GRPO:  # fmt: skip
+    """RLVR by GRPO: 16 answers to a prompt, two updates a rollout, divergence at 0.01 (docs/tulu3.md, docs/olmo2.md).
+
+    Advantages over the unbiased deviation, and no group is left out. The loss is a mean over the tokens of an update;
+    the released code took one over those of each micro-batch.
+    """
+    return GRPO(
+        name,
+        init=init,
+        reward=GRPO_REWARD,
+        data=data,
+        batch=prompts,
+        samples=16,
+        mini_batch=prompts * 8,
+        accumulate=accumulate,
+        steps=steps,
+        seed=seed,
+        sampling=Sampling(REPLY, temperature=1.0, slots=prompts * 16),
+        asynchronous=1,
+        kl=0.01,
+        kl_kind="k3",
+        advantages="grpo",
+        clip_low=0.2,
+        clip_high=0.2,
+        aggregation="token",
+        validation=Validation(gsm8k(data.tokenizer, str(data.template)).data, every=100),
+        check="gsm8k",
+        optimizer=adamw("5e-7 constant", weight_decay=0.01),
+        compute=Compute(dtype="bfloat16", remat=remat),
+        checkpoints=Checkpoints(keep_every=100, when_busy="skip"),
+    )
+
+
+# Of the development suite (Table 24), what is asked here: greedily, 2,048 tokens, and the problem alone, where the
+# paper shows eight worked examples for GSM8K and four for MATH.
+
+
+def _task(name: str, source: Source, verifier: str, tokenizer: str, template: str, keep: tuple[str, ...]) -> Task:
+    data = DataSpec((source,), tokenizer, PROMPT, kind="prompts", template=template, keep=keep)
+    return Task(name, data=data, verifier=verifier, sampling=Sampling(2048, temperature=0.0, slots=256))
+
+
+def gsm8k(tokenizer: str, template: str = "tulu") -> Task:
+    """1,319 problems; is the last number the right one?"""
+    source = Source("hf:openai/gsm8k:test", subset="main")
+    return _task("GSM8K", source, "gsm8k", tokenizer, template, ("answer",))
+
+
+def math(tokenizer: str, template: str = "tulu") -> Task:
+    """500 of MATH's 5,000 test problems."""
+    return _task("MATH", Source("hf:HuggingFaceH4/MATH-500:test"), "math", tokenizer, template, ("answer",))
+
+
+def ifeval(tokenizer: str, template: str = "tulu") -> Task:
+    """541 prompts, all instructions followed, loose."""
+    verifier = "instructions('r26', 'loose', 'prompt')"
+    return _task("IFEval", Source("hf:google/IFEval"), verifier, tokenizer, template, ("instruction_id_list", "kwargs"))
+
+
+def table(
+    title: str, entries: tuple[Entry, ...], published: tuple[Published, ...], tokenizer: str, template: str = "tulu"
+) -> Evaluate:
+    """Entries on GSM8K, MATH and IFEval, beside the paper's rows."""
+    return Evaluate(
+        "table",
+        title=title,
+        tasks=tuple(task(tokenizer, template) for task in (gsm8k, math, ifeval)),
+        entries=entries,
+        published=published,
+        compute=Compute(dtype="bfloat16"),
     )

@@ -1,0 +1,29 @@
+"""OLMo 2 32B: RLVR by GRPO (allenai/open-instruct, docs/olmo2.md; arXiv 2501.00656, Section 5, Table 16)."""
+
+from easylm_jax.config import Entry, Recipe
+from recipes.olmo2 import published
+from recipes.tulu3.base import MIXED, grpo, rlvr_prompts, table
+
+SFT, DPO = "hf:allenai/OLMo-2-0325-32B-SFT", "hf:allenai/OLMo-2-0325-32B-DPO"
+
+recipe = Recipe(
+    "olmo2-32b-rlvr",
+    mesh="fsdp=-1",  # v5p-256: 128 chips, 7 responses of an update each, 1 at a time
+    stages=(
+        grpo(
+            "grpo",
+            init=DPO,
+            data=rlvr_prompts(MIXED, DPO),  # no BOS in the released 32B
+            prompts=112,
+            steps=320,  # where the released model was taken, 573,440 answers
+            accumulate=7,
+            remat="full",
+        ),
+        table(
+            "OLMo 2 32B: RLVR by GRPO",
+            (Entry("SFT", (SFT,)), Entry("DPO", (DPO,), over="SFT"), Entry("RLVR", ("grpo",), over="DPO")),
+            published.TABLE_16["32b"],
+            DPO,
+        ),
+    ),
+)

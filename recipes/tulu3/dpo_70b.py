@@ -1,0 +1,30 @@
+"""Tülu 3 70B: length-normalised DPO on the published preference mixture (arXiv 2411.15124, Tables 20 and 5).
+
+To start from a model of your own: `dpo.init=run:runs/tulu3-70b-sft/sft`.
+"""
+
+from easylm_jax.config import Entry, Recipe
+from recipes.tulu3 import published
+from recipes.tulu3.base import dpo, pairs, table
+
+SFT = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT"
+
+recipe = Recipe(
+    "tulu3-70b-dpo",
+    mesh="fsdp=-1",  # v5p-256: 128 chips, 1 pair each
+    stages=(
+        dpo(
+            init=SFT,
+            data=pairs("llama-3.1-tulu-3-70b-preference-mixture", SFT, overlong="truncate"),  # 334,302 pairs
+            lr=2e-7,  # Table 20
+            batch=128,  # Table 20
+            remat="full",
+        ),
+        table(
+            "Tülu 3 70B: DPO",
+            (Entry("SFT", (SFT,)), Entry("DPO", ("dpo",), over="SFT")),
+            published.TABLE_5,
+            SFT,
+        ),
+    ),
+)
