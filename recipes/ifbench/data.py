@@ -147,28 +147,29 @@ def with_instructions(
             return
         if multi:  # an answer is to be rewritten; there is nothing to repeat
             open_ids = [name for name in open_ids if not _repeats(name)]
-        ids = _drawn(rng, open_ids, rng.randint(least, most))
+        ids = drawn(rng, open_ids, rng.randint(least, most))
         if not ids:
             continue
         if left is not None:
             left.subtract(ids)
-        yield _row(request, ids, [arguments(rng, name, request.prompt, ranges) for name in ids], multi)
+        yield row(request, ids, [arguments(rng, name, request.prompt, ranges) for name in ids], multi)
     if left is not None and any(left.values()):
         raise UserError(f"prompts: too few requests to ask for every instruction {instances} times; raise count")
 
 
 def arguments(rng: random.Random, name: str, prompt: str, ranges: str = "same") -> dict[str, Any]:
     """Arguments drawn for an instruction; its numbers from the "same" ranges as the tests', "wider" or "different"."""
-    drawn = find(name).sample_arguments(rng, prompt)
+    given = find(name).sample_arguments(rng, prompt)
     for argument, (low, high) in RANGES.get(name, {}).items():
         span = {"same": (low, high), "wider": (low, 2 * high), "different": (high + 1, 2 * high)}[ranges]
-        drawn[argument] = rng.randint(*span)
-    if "nth_paragraph" in drawn:
-        drawn["nth_paragraph"] = rng.randint(1, drawn["num_paragraphs"])
-    return drawn
+        given[argument] = rng.randint(*span)
+    if "nth_paragraph" in given:
+        given["nth_paragraph"] = rng.randint(1, given["num_paragraphs"])
+    return given
 
 
-def _drawn(rng: random.Random, pool: list[str], count: int) -> list[str]:
+def drawn(rng: random.Random, pool: list[str], count: int) -> list[str]:
+    """`count` instructions of the pool that may stand together; fewer where those drawn leave room for no more."""
     ids: list[str] = []
     while pool and len(ids) < count:
         ids.append(rng.choice(pool))
@@ -181,7 +182,8 @@ def _repeats(name: str) -> bool:
     return any(argument.name == "prompt_to_repeat" for argument in find(name).arguments)
 
 
-def _row(request: Request, ids: list[str], given: list[Mapping[str, Any]], multi: bool) -> dict[str, Any]:
+def row(request: Request, ids: list[str], given: list[Mapping[str, Any]], multi: bool = False) -> dict[str, Any]:
+    """The request with its instructions behind it, or with `multi` its answer and the instructions to rewrite it by."""
     texts = [find(name).describe(**own) for name, own in zip(ids, given, strict=True)]
     if multi:
         messages = [("user", request.prompt), ("assistant", str(request.answer))]
