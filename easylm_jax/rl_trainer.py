@@ -309,6 +309,7 @@ class RolloutLoop(Loop):
             "kl": float(divergence.sum(axis=1).mean()),
             "kl_per_token": float(divergence.sum() / tokens),
             "entropy": float(made.entropy.sum() / tokens),
+            "token_probability": float(np.exp(columns["old_logprobs"][mask]).mean()),
             "sampler_gap": float(np.abs(gap).sum() / tokens),
             "sampler_gap_max": float(np.abs(gap).max()),
         }
