@@ -12,7 +12,7 @@ from easylm_jax.experiment import Experiment
 from easylm_jax.rewards import VERIFIERS
 from easylm_jax.rewards.instructions import REGISTRY, combine
 from models.errors import UserError
-from recipes.ifbench import data
+from recipes.ifbench import data, small_data
 
 LONG = "please write me a friendly letter to the harbour master about the missing rowing boat"
 
@@ -178,3 +178,34 @@ def test_a_stage_calls_the_function_with_its_arguments(requests, tmp_path):
         Experiment(Recipe("made", (wrong,)), tmp_path).run(wrong)
     with pytest.raises(UserError, match="d.arguments"):
         MakeData("d", function="a:b", arguments={"x": [1]})
+
+
+# The small recipe.
+
+
+@pytest.mark.parametrize("pool", [small_data.TRAINED, small_data.OTHERS, (*small_data.TRAINED, *small_data.OTHERS)])
+def test_answers_of_the_small_recipe_follow_the_instructions_that_they_are_given(pool):
+    rng = random.Random(0)
+    words = small_data.requests(rng, held_out=False)
+    for _ in range(200):
+        said = next(words)
+        given = small_data.instructed(rng, said, pool)
+        assert 1 <= len(given) <= 3 and set(given) <= set(pool)
+        answer, row = small_data.answer(said, given), small_data.prompt(said, given)
+        assert VERIFIERS["ifeval"](answer, row) == 1
+        for name in given:  # each one is what makes the answer follow it
+            rest = {other: own for other, own in given.items() if other != name}
+            assert VERIFIERS["ifeval"](small_data.answer(said, rest), row) == pytest.approx(1 - 1 / len(given))
+
+
+def test_the_small_recipes_prompts_are_held_out_by_their_words():
+    files = small_data.write(1)
+    assert {name: len(rows) for name, rows in files.items()} == {
+        "sft.jsonl": 12_000, "sft_held_out.jsonl": 300, "prompts.jsonl": 4_000, "prompts_held_out.jsonl": 400,
+        "prompts_others.jsonl": 200,
+    }  # fmt: skip
+    keys = {name: {row["key"] for row in rows} for name, rows in files.items() if name.startswith("prompts")}
+    assert not keys["prompts.jsonl"] & (keys["prompts_held_out.jsonl"] | keys["prompts_others.jsonl"])
+    asked = {name: {one for row in files[name] for one in truth_of(row)["instruction_id"]} for name in keys}
+    assert asked["prompts.jsonl"] == asked["prompts_held_out.jsonl"] == set(small_data.TRAINED)
+    assert asked["prompts_others.jsonl"] == set(small_data.OTHERS)

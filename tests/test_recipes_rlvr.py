@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import jax
@@ -12,12 +13,12 @@ from easylm_jax.config import DPO, GRPO, PPO, RL, Evaluate, Recipe, RewardModel,
 from easylm_jax.experiment import load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.optimizer import make_optimizer
-from easylm_jax.rewards import verifier
+from easylm_jax.rewards import VERIFIERS, verifier
 from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_heads, check_rows, parameter_shardings
 from recipes.__main__ import FOLDER, recipe_files
 from recipes.olmo2 import published as olmo2_published
-from recipes.tulu3 import base
+from recipes.tulu3 import base, small_data
 from recipes.tulu3 import published as tulu3_published
 
 FILES = [
@@ -203,3 +204,36 @@ def test_published_rows_stand_beside_ours(name):
         assert {"SFT", "DPO"} <= set(methods) & set(published)
         assert {task.name for task in stage.tasks} <= set(published["DPO"])
         assert all(task.sampling.temperature == 0 for task in stage.tasks)
+
+
+# The small recipe.
+
+
+def test_small_problems_are_in_the_published_form_and_their_right_answers_are_right():
+    for problem in itertools.islice(small_data.problems(1, held_out=False), 300):
+        assert set(problem.row) == {"messages", "dataset", "ground_truth"}
+        assert all(isinstance(value, str) for value in (problem.row["dataset"], problem.row["ground_truth"]))
+        if problem.dataset.lower() in VERIFIERS:
+            assert VERIFIERS["by_dataset"](problem.answer, problem.row) == 1
+            careless = VERIFIERS["by_dataset"](problem.careless, problem.row)
+            assert careless <= 1 if problem.dataset == "ifeval" else careless == 0
+
+
+def test_small_prompts_that_are_held_out_are_in_no_training_file():
+    files = small_data.write(1)
+    asked = {name: {row["messages"][0]["content"] for row in rows} for name, rows in files.items()}
+    held_out = [name for name in files if "held_out" in name]
+    assert len(held_out) == 4
+    for name in held_out:
+        assert not asked[name] & (asked["sft.jsonl"] | asked["prompts.jsonl"])
+    counts = {name: len(files[f"{name}_held_out.jsonl"]) for name in ("gsm8k", "math", "ifeval")}
+    assert counts == {"gsm8k": 300, "math": 80, "ifeval": 200}
+
+
+def test_the_small_recipe_has_the_papers_shapes():
+    recipe = load("tulu3/small.py")
+    ppo, grpo = recipe.stage("ppo-0"), recipe.stage("grpo-0")
+    assert ppo.value == "rm" and ppo.reward.model is None
+    assert (ppo.reward.gain, ppo.reward.missing_end) == (10, -10) and (ppo.rollout_epochs, ppo.updates) == (4, 4)
+    assert (grpo.reward.gain, grpo.reward.missing_end, grpo.updates, grpo.kl) == (10, 0, 2, 0.01)
+    assert 0.98e-4 < float(rate(ppo, 160)(160)) < 1e-4
