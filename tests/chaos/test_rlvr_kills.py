@@ -25,6 +25,7 @@ from easylm_jax.monitor.metrics import FILE_NAME, read_metrics
 pytestmark = pytest.mark.chaos
 
 STEPS, KILLS = 1000, 10
+PATIENCE = 1800  # seconds, on a busy machine
 CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
 
 
@@ -55,13 +56,13 @@ def test_a_thousand_steps_killed_ten_times_end_bit_identical(asynchronous, tmp_p
     rng = random.Random(seed)
     recipe = rl_kit.recipe_file(tmp_path, stages(asynchronous))
     quiet, out = (rl_kit.copy_of_run(tmp_path / name) for name in ("quiet", "killed"))
-    undisturbed = launcher().run("run", recipe, "--out", quiet)
+    undisturbed = launcher().start("run", recipe, "--out", quiet).wait(PATIENCE)
     assert undisturbed.status == 0, undisturbed.err
     root, expected = out / "rl", quiet / "rl"
     killed = []
     for moment in sorted(rng.uniform(0, 0.97) for _ in range(KILLS)):
         life = launcher().start("run", recipe, "--out", out)
-        assert life.until(lambda least=moment * STEPS: steps_of(root) >= least), life.err
+        assert life.until(lambda least=moment * STEPS: steps_of(root) >= least, PATIENCE), life.err
         time.sleep(rng.uniform(0, 0.3))
         life.signal(signal.SIGKILL)
         assert life.wait().status == -9, life.err
@@ -69,7 +70,7 @@ def test_a_thousand_steps_killed_ten_times_end_bit_identical(asynchronous, tmp_p
         for step in store.committed_steps(root / "grpo" / "checkpoints"):
             assert store.damage(root / "grpo" / "checkpoints" / str(step)) == [], step
     print("killed at steps", ", ".join(map(str, killed)))
-    ended = launcher().run("run", recipe, "--out", out)
+    ended = launcher().start("run", recipe, "--out", out).wait(PATIENCE)
     assert ended.status == 0, ended.err
     found = diff(root / "grpo", expected / "grpo")
     assert found.identical, found.differ
