@@ -13,6 +13,7 @@ import pytest
 import models
 from easylm_jax import fields
 from easylm_jax.config import DPO, GRPO, Evaluate, MakeData, Recipe
+from easylm_jax.evaluate import tasks
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.optimizer import make_optimizer
@@ -100,8 +101,13 @@ def test_the_reward_is_ten_times_the_share_that_is_followed():
     stage = stages.grpo(suites.POLICIES["tulu3-dpo"])
     record = {"ground_truth": json.dumps([{"instruction_id": ["punctuation:no_comma", "startend:quotation"],
                                            "kwargs": [None, None]}])}  # fmt: skip
-    scores = [stage.reward.gain * verifier(stage.reward.verifier)(text, record) for text in ("ebb", '"ebb"', "")]
-    assert scores == [5, 10, 0] and stage.data.keep == ("dataset", "ground_truth")
+    expression = Expression(stage.reward.verifier)
+    scores = [expression({"ifeval": verifier("ifeval")(text, record)}) for text in ("ebb", '"ebb"', "")]
+    assert (
+        scores == [5, 10, 0]
+        and (stage.reward.gain, stage.reward.bias) == (1, 0)
+        and stage.data.keep == ("dataset", "ground_truth")
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,7 @@ def test_every_table_asks_541_and_300_prompts_greedily_and_names_the_version():
             assert task.verifier == suites.HEADLINE and task.sampling.temperature == 0
             assert task.sampling.max_new_tokens in (2048, 10_240) and task.limit is None
             assert task.data.keep == ("instruction_id_list", "kwargs")
-            assert [name for name, _ in task.also][:2] == [f"{task.name}, strict", f"{task.name}, instructions"]
+            assert [name for name, _ in task.also][:2] == ["strict", "instructions"]
         assert {task.data.tokenizer for task in stage.tasks} == {stage.entries[0].stages[0]}
 
 
@@ -163,13 +169,13 @@ def test_shares_of_instructions_are_those_of_the_report(shared_data):
         pytest.skip(f"no {path}")
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     counts = Counter(name.partition(":")[0] for row in rows for name in row["instruction_id_list"])
-    prompts, instructions, groups = suites.IFBENCH
+    prompts, instructions, groups = tasks.IFBENCH
     assert (len(rows), counts.total()) == (prompts, instructions)
-    assert {group: counts[suites.GROUPS[group]] for group in groups} == groups
+    assert {group: counts[tasks.GROUPS[group]] for group in groups} == groups
     task = suites.ifbench(suites.POLICIES["tulu3-dpo"], categories=True)
     for name, text in task.also[1:]:
         (call,) = Expression(text).calls
-        group = suites.GROUPS.get(name.partition(", ")[2], "")
+        group = tasks.GROUPS.get(name, "")
         held = [
             sum(1 for one in row["instruction_id_list"] if not group or one.partition(":")[0] in group.split())
             for row in rows
@@ -181,14 +187,15 @@ def test_shares_of_instructions_are_those_of_the_report(shared_data):
 
 def test_groups_of_table_2_are_groups_of_instructions():
     known = {name.partition(":")[0] for name in REGISTRY}
-    assert {group for groups in suites.GROUPS.values() for group in groups.split()} <= known
-    prompts, instructions, groups = suites.IFEVAL
+    assert {group for groups in tasks.GROUPS.values() for group in groups.split()} <= known
+    prompts, instructions, groups = tasks.IFEVAL
     assert (prompts, instructions) == (541, 834) and sum(groups.values()) < instructions
 
 
 def test_published_rows_are_named_as_ours():
     for name, stage in all_stages(Evaluate).items():
-        columns = {task.name for task in stage.tasks} | {column for task in stage.tasks for column, _ in task.also}
+        columns = {task.name for task in stage.tasks}
+        columns |= {f"{task.name} {column}" for task in stage.tasks for column, _ in task.also}
         methods = {entry.method for entry in stage.entries}
         for entry in stage.entries[1:]:
             rows = [cell for cell in stage.published if cell.method == entry.method]

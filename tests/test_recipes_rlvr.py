@@ -6,14 +6,17 @@ import itertools
 import re
 
 import jax
+import numpy as np
 import pytest
 
 import models
-from easylm_jax.config import DPO, GRPO, PPO, RL, Evaluate, Recipe, RewardModel, Train
+from easylm_jax.config import DPO, GRPO, PPO, RL, Evaluate, Recipe, Reward, RewardModel, Train
 from easylm_jax.experiment import load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
+from easylm_jax.objectives import final_scores
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.rewards import VERIFIERS, verifier
+from easylm_jax.rewards.expression import Expression
 from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_heads, check_rows, parameter_shardings
 from recipes.__main__ import FOLDER, recipe_files
@@ -46,6 +49,17 @@ def one(name: str, stage: str) -> Train:
 
 def rate(stage: Train, updates: int) -> Schedule:
     return make_optimizer(stage.optimizer, updates).schedule
+
+
+def paid(reward: Reward) -> tuple[float, float]:
+    """What a right answer is worth, and one that is right but never ended."""
+    expression = Expression(reward.verifier)
+    score = expression(dict.fromkeys(expression.calls, 1.0))
+    final = final_scores(
+        np.array([score, score]), np.array([True, False]), missing_end=reward.missing_end, gain=reward.gain,
+        bias=reward.bias,
+    )  # fmt: skip
+    return tuple(np.asarray(final).tolist())
 
 
 def origin(recipe: Recipe, stage: Train) -> str:
@@ -128,7 +142,7 @@ def test_ppo_has_the_papers_settings(name, stage, peak, rows, episodes, kl):
     assert (it.kl, it.kl_kind, it.gamma, it.lam, it.clip, it.value_clip) == (kl, "k1", 1.0, 0.95, 0.2, 0.2)
     assert (it.value_coefficient, it.whiten, it.value_optimizer) == (0.1, "rollout", None)
     assert (it.sampling.temperature, it.sampling.max_new_tokens, it.data.sequence_length) == (1.0, 2048, 2048)
-    assert (it.reward.gain, it.reward.bias, it.reward.missing_end, it.reward.model) == (10, 0, -10, None)
+    assert paid(it.reward) == (10, -10) and it.reward.model is None
     assert it.value_init.endswith("-RM") and it.asynchronous == 1
     assert (it.optimizer.weight_decay, it.optimizer.decay_embeddings, it.optimizer.clip) == (0.01, True, 1.0)
     schedule = rate(it, it.steps * it.updates)
@@ -151,7 +165,7 @@ def test_grpo_has_the_released_settings(name, stage, prompts, steps):
     assert isinstance(it, GRPO)
     assert (it.batch, it.samples, it.updates, it.rollout_epochs, it.steps) == (prompts, 16, 2, 1, steps)
     assert (it.kl, it.kl_kind, it.advantages, it.clip_low, it.clip_high) == (0.01, "k3", "grpo", 0.2, 0.2)
-    assert (it.reward.gain, it.reward.missing_end, it.reward.model, it.drop_equal) == (10, 0, None, False)
+    assert paid(it.reward) == (10, 0) and it.reward.model is None and not it.drop_equal
     schedule = rate(it, steps * 2)
     assert (schedule.kind, schedule.peak, schedule.warmup) == ("constant", 5e-7, 0)
     assert it.optimizer.weight_decay == 0.01 and it.sampling.max_new_tokens == 2048
@@ -170,8 +184,9 @@ def test_stages_of_a_pipeline_start_from_each_other_and_value_models_from_the_re
 
 
 def test_rows_are_judged_by_the_verifier_that_they_name():
-    judge = verifier(base.VERIFIER)
-    assert base.PPO_REWARD.gain * judge("so it is 18", {"dataset": "gsm8k", "ground_truth": "18"}) == 10
+    (call,) = Expression(base.VERIFIER).calls
+    assert verifier(call)("so it is 18", {"dataset": "gsm8k", "ground_truth": "18"}) == 1
+    assert Expression(base.VERIFIER)({call: 1.0}) == 10
     stage = one("tulu3/rlvr_8b", "ppo")
     assert stage.data.keep == ("dataset", "ground_truth") and stage.reward == base.PPO_REWARD
 
@@ -234,6 +249,6 @@ def test_the_small_recipe_has_the_papers_shapes():
     recipe = load("tulu3/small.py")
     ppo, grpo = recipe.stage("ppo-0"), recipe.stage("grpo-0")
     assert ppo.value == "rm" and ppo.reward.model is None
-    assert (ppo.reward.gain, ppo.reward.missing_end) == (10, -10) and (ppo.rollout_epochs, ppo.updates) == (4, 4)
-    assert (grpo.reward.gain, grpo.reward.missing_end, grpo.updates, grpo.kl) == (10, 0, 2, 0.01)
+    assert paid(ppo.reward) == (10, -10) and (ppo.rollout_epochs, ppo.updates) == (4, 4)
+    assert paid(grpo.reward) == (10, 0) and (grpo.updates, grpo.kl) == (2, 0.01)
     assert 0.98e-4 < float(rate(ppo, 160)(160)) < 1e-4

@@ -29,8 +29,8 @@ _TABLE_1 = {
 }
 
 _TABLE_2_COLUMNS = (
-    *BOTH, "IFEval, case", "IFEval, detectable", "IFEval, keywords", "IFEval, length",
-    "IFBench, count", "IFBench, format", "IFBench, words", "IFBench, sentence",
+    *BOTH, "IFEval case", "IFEval detectable", "IFEval keywords", "IFEval length",
+    "IFBench count", "IFBench format", "IFBench words", "IFBench sentence",
 )  # fmt: skip
 _TABLE_2 = {
     "Tülu-3-8B-DPO": (81.1, 25.5, 82.9, 94.2, 79.3, 68.6, 45.3, 35.2, 7.0, 13.3),
@@ -118,7 +118,7 @@ def _rows(rows: dict[str, tuple[float, ...]], where: str, columns: tuple[str, ..
 TABLE_1 = _rows(_TABLE_1, "Table 1")
 TABLE_2 = _rows(_TABLE_2, "Table 2", _TABLE_2_COLUMNS)
 TABLE_3 = _rows(_TABLE_3, "Table 3", _TABLE_3_COLUMNS)
-TABLE_5 = _rows(_TABLE_5, "Table 5", ("IFEval, strict", "IFBench, strict"))
+TABLE_5 = _rows(_TABLE_5, "Table 5", ("IFEval strict", "IFBench strict"))
 TABLE_6 = _rows(_TABLE_6, "Table 6")
 OFF_THE_SHELF = _rows(FIGURE_1, "Figure 1")
 FIGURE_6 = (Published("without change_case or detectable_format, the best", "IFEval", 89.65, f"{PAPER}, Figure 6"),)

@@ -56,7 +56,7 @@ def followed(name: str, file: str) -> Task:
         prompts(file),
         "instructions('fixed', 'strict', 'prompt')",
         Sampling(ANSWER, temperature=0.0, slots=200),
-        also=((f"{name}, share", "ifeval"), (f"{name}, loose", "instructions('fixed', 'loose', 'prompt')")),
+        also=(("share", "ifeval"), ("loose", "instructions('fixed', 'loose', 'prompt')")),
     )
 
 
@@ -65,7 +65,7 @@ def grpo(seed: int) -> GRPO:
         f"grpo-{seed}",
         seed=seed,
         init="sft",
-        reward=Reward(verifier="ifeval", gain=10.0, missing_end=0.0),
+        reward=Reward(verifier="10 * ifeval", missing_end=0.0),
         data=prompts("prompts.jsonl"),
         batch=32,
         samples=8,

@@ -28,7 +28,7 @@ RECIPE = "ifbench"
 MESH = "fsdp=-1"  # v5p-64: 32 chips, an update's 384 responses in micro-batches of one or two a chip
 PROMPT = 2048  # tokens
 PUBLISHED_SET = Source("hf:allenai/IF_multi_constraints_upto5")  # 95,373 prompts with up to five instructions
-REWARD = Reward(verifier="ifeval", gain=10.0, missing_end=0.0)  # ten times the share that is followed
+REWARD = Reward(verifier="10 * ifeval", missing_end=0.0)  # ten times the share that is followed
 EVERY = 25  # steps between validations on IFEval
 STEPS = 2000
 # Torch's AdamW as the released code calls it.

@@ -9,17 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from easylm_jax.config import Compute, DataSpec, Entry, Evaluate, Published, Sampling, Source, Task
+from easylm_jax.config import Compute, Entry, Evaluate, Published, Source, Task
+from easylm_jax.evaluate import tasks
 
 HEADLINE = "instructions('r26', 'loose', 'prompt')"
-# Prompts and instructions of the two files, and instructions in the groups of Table 2.
-IFEVAL = (541, 834, {"case": 89, "detectable": 210, "keywords": 163, "length": 143})
-IFBENCH = (300, 344, {"count": 65, "format": 98, "words": 89, "sentence": 28})
-GROUPS = {
-    "case": "change_case", "detectable": "detectable_content detectable_format", "keywords": "keywords",
-    "length": "length_constraints", "count": "count", "format": "format", "words": "words", "sentence": "sentence",
-}  # fmt: skip
-PROMPT = 2048  # tokens; longer prompts would be left out, and there are none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,60 +54,37 @@ POLICIES = _policies(
 
 def ifeval(policy: Policy, *, categories: bool = False, version: str = "r26") -> Task:
     """IFEval: 541 prompts with 25 kinds of instructions, all of which are trained on."""
-    return _task("IFEval", Source("hf:google/IFEval"), policy, IFEVAL, categories, version)
+    return _asked(tasks.ifeval(policy.tokenizer, policy.template, categories=categories, version=version), policy)
 
 
 def ifbench(policy: Policy, *, categories: bool = False, version: str = "r26") -> Task:
     """IFBench: 300 prompts with 58 kinds of instructions, none of which is trained on."""
-    return _task("IFBench", Source("hf:allenai/IFBench_test"), policy, IFBENCH, categories, version)
+    return _asked(tasks.ifbench(policy.tokenizer, policy.template, categories=categories, version=version), policy)
 
 
 def multi_turn(policy: Policy) -> tuple[Task, ...]:
     """The same instructions in the second turn, where an answer is to be rewritten: 1,774 and 1,387 conversations."""
     return tuple(
-        _task(f"{name}, multi-turn", Source("hf:allenai/IFBench_multi-turn:test", subset=subset), policy, None)
+        _asked(
+            tasks.instructions(
+                f"{name}, multi-turn", Source("hf:allenai/IFBench_multi-turn:test", subset=subset), policy.tokenizer,
+                policy.template,
+            ),
+            policy,
+        )
         for name, subset in (("IFEval", "ifeval_constraints"), ("IFBench", "ifbench_constraints"))
-    )
+    )  # fmt: skip
 
 
 def gsm8k(policy: Policy) -> Task:
-    """Grade-school maths, to see what is lost: the problem alone, is the last number the right one?"""
-    data = DataSpec(
-        (Source("hf:openai/gsm8k:test", subset="main"),), policy.tokenizer, PROMPT, kind="prompts",
-        template=policy.template, keep=("answer",),
-    )  # fmt: skip
-    return Task("GSM8K", data=data, verifier="gsm8k", sampling=sampling(policy))
+    """Grade-school maths, to see what is lost."""
+    return _asked(tasks.gsm8k(policy.tokenizer, policy.template), policy)
 
 
-def sampling(policy: Policy) -> Sampling:
-    """Greedy. Chat models have 2,048 tokens; a model that reasons has as many as it was trained with."""
-    return Sampling(policy.response, temperature=0.0, stop_strings=("</answer>",) if policy.thinks else (), slots=384)
-
-
-def _task(
-    name: str, source: Source, policy: Policy, sizes: tuple[int, int, dict[str, int]] | None,
-    categories: bool = False, version: str = "r26",
-) -> Task:  # fmt: skip
-    """Prompts judged loose by prompt; beside it strict, by instruction, and (Table 2) by groups of instructions.
-
-    A share of instructions is the mean over prompts of those followed, times prompts over instructions.
-    """
-    data = DataSpec(
-        (source,), policy.tokenizer, PROMPT, kind="prompts", template=policy.template,
-        keep=("instruction_id_list", "kwargs"),
-    )  # fmt: skip
-    also = [(f"{name}, strict", f"instructions({version!r}, 'strict', 'prompt')")]
-    if sizes is not None:
-        prompts, instructions, groups = sizes
-        count = f"instructions({version!r}, 'loose', 'count')"
-        also.append((f"{name}, instructions", f"{prompts} / {instructions} * {count}"))
-        for group, size in groups.items() if categories else ():
-            call = f"instructions({version!r}, 'loose', 'count', {GROUPS[group]!r})"
-            also.append((f"{name}, {group}", f"{prompts} / {size} * {call}"))
-    return Task(
-        name, data=data, verifier=f"instructions({version!r}, 'loose', 'prompt')", sampling=sampling(policy),
-        also=tuple(also),
-    )  # fmt: skip
+def _asked(task: Task, policy: Policy) -> Task:
+    """Greedily. Chat models have 2,048 tokens; a model that reasons has as many as it was trained with."""
+    stops = ("</answer>",) if policy.thinks else ()
+    return tasks.asked(task, max_new_tokens=policy.response, stop_strings=stops, slots=384)
 
 
 def before(policy: Policy) -> Entry:
@@ -129,18 +99,18 @@ def table(
     entries: tuple[Entry, ...],
     published: tuple[Published, ...] = (),
     *,
-    tasks: tuple[Task, ...] = (),
+    further: tuple[Task, ...] = (),
     categories: bool = False,
     version: str = "r26",
 ) -> Evaluate:
-    """The policy before and `entries` after training, on IFEval, IFBench and `tasks`."""
+    """The policy before and `entries` after training, on IFEval, IFBench and `further` tasks."""
     both = (
         ifeval(policy, categories=categories, version=version), ifbench(policy, categories=categories, version=version)
     )  # fmt: skip
     return Evaluate(
         name,
         title=title,
-        tasks=(*both, *tasks),
+        tasks=(*both, *further),
         entries=(before(policy), *entries),
         published=published,
         compute=Compute(dtype="bfloat16"),

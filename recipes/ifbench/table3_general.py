@@ -28,7 +28,7 @@ tables = [
             *([Entry("with the reward model", (mixed.name,), over=policy.title)] if policy is TULU else []),
         ),
         published.TABLE_3,
-        tasks=(suites.gsm8k(policy),),
+        further=(suites.gsm8k(policy),),
     )
     for policy, run in runs.items()
 ]

@@ -21,7 +21,7 @@ for policy in (suites.POLICIES["qwen2.5"], suites.POLICIES["qwen2.5-instruct"]):
             policy,
             tuple(Entry(f"{turns}-turn", (run.name,), over=policy.title) for turns, run in runs.items()),
             published.table_7(policy.key),
-            tasks=suites.multi_turn(policy),
+            further=suites.multi_turn(policy),
         )
     )
 

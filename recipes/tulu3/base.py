@@ -6,6 +6,8 @@ they ran. The SFT mixture (Table 7) is published whole, 939 344 conversations wi
 drawn.
 """
 
+import dataclasses
+
 from easylm_jax.config import (
     DPO,
     GRPO,
@@ -25,6 +27,7 @@ from easylm_jax.config import (
     Task,
     Validation,
 )  # fmt: skip
+from easylm_jax.evaluate import tasks
 
 LENGTH = 4096  # Table 11
 SIDE = 2048  # tokens of one side of a pair: Tables 20 and 36
@@ -32,11 +35,11 @@ PROMPT, REPLY = 2048, 2048  # tokens: Table 21
 MIXED = "RLVR-GSM-MATH-IF-Mixed-Constraints"  # 29,946 prompts, Section 6
 HORIZON = 10_000_000  # episodes over which the released commands bring the rate to zero; the runs stop far earlier
 
-# A row names its verifier. The constraints are those of Section 6, older ones than IFEval's.
-VERIFIER = "by_dataset(ifeval='ifeval_old')"
-# The score, ten where all is right, and no reward model's. PPO's commands have a penalty for answers that do not end.
-PPO_REWARD = Reward(verifier=VERIFIER, gain=10.0, missing_end=-10.0)
-GRPO_REWARD = Reward(verifier=VERIFIER, gain=10.0, missing_end=0.0)
+# A row names its verifier, which is paid ten. The constraints are those of Section 6, older ones than IFEval's. No
+# reward model's score is in it. What takes the place of the score of an answer that does not end differs.
+VERIFIER = "10 * by_dataset(ifeval='ifeval_old')"
+PPO_REWARD = Reward(verifier=VERIFIER, missing_end=-10.0)
+GRPO_REWARD = Reward(verifier=VERIFIER, missing_end=0.0)
 
 
 def mixture(tokenizer: str) -> DataSpec:
@@ -216,28 +219,23 @@ def grpo(
 
 # Of the development suite (Table 24), what is asked here: greedily, 2,048 tokens, and the problem alone, where the
 # paper shows eight worked examples for GSM8K and four for MATH.
-
-
-def _task(name: str, source: Source, verifier: str, tokenizer: str, template: str, keep: tuple[str, ...]) -> Task:
-    data = DataSpec((source,), tokenizer, PROMPT, kind="prompts", template=template, keep=keep)
-    return Task(name, data=data, verifier=verifier, sampling=Sampling(2048, temperature=0.0, slots=256))
+_ASKED = {"max_new_tokens": 2048, "slots": 256}
 
 
 def gsm8k(tokenizer: str, template: str = "tulu") -> Task:
     """1,319 problems; is the last number the right one?"""
-    source = Source("hf:openai/gsm8k:test", subset="main")
-    return _task("GSM8K", source, "gsm8k", tokenizer, template, ("answer",))
+    return tasks.asked(tasks.gsm8k(tokenizer, template), **_ASKED)
 
 
 def math(tokenizer: str, template: str = "tulu") -> Task:
     """500 of MATH's 5,000 test problems."""
-    return _task("MATH", Source("hf:HuggingFaceH4/MATH-500:test"), "math", tokenizer, template, ("answer",))
+    data = dataclasses.replace(gsm8k(tokenizer, template).data, sources=(Source("hf:HuggingFaceH4/MATH-500:test"),))
+    return Task("MATH", data, "math", Sampling(temperature=0.0, **_ASKED))
 
 
 def ifeval(tokenizer: str, template: str = "tulu") -> Task:
     """541 prompts, all instructions followed, loose."""
-    verifier = "instructions('r26', 'loose', 'prompt')"
-    return _task("IFEval", Source("hf:google/IFEval"), verifier, tokenizer, template, ("instruction_id_list", "kwargs"))
+    return tasks.asked(tasks.ifeval(tokenizer, template), **_ASKED)
 
 
 def table(

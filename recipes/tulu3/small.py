@@ -33,7 +33,7 @@ from easylm_jax.config import (
 SEQUENCE = 128
 PROMPT, ANSWER = 84, 40  # tokens
 SEEDS = (0, 1)
-VERIFIER = "by_dataset"
+VERIFIER = "by_dataset"  # a row names its verifier
 
 MODEL = DecoderConfig(
     family="olmo2", layers=2, width=192, heads=4, ffn=512, vocab=512, context=SEQUENCE, qk_norm=True
@@ -81,7 +81,7 @@ def ppo(seed: int) -> PPO:
         seed=seed,
         init="sft",
         value="rm",
-        reward=Reward(verifier=VERIFIER, gain=10.0, missing_end=-10.0),
+        reward=Reward(verifier=f"10 * {VERIFIER}", missing_end=-10.0),
         data=prompts("prompts.jsonl"),
         batch=128,
         rollout_epochs=4,
@@ -100,7 +100,7 @@ def grpo(seed: int) -> GRPO:
         f"grpo-{seed}",
         seed=seed,
         init="sft",
-        reward=Reward(verifier=VERIFIER, gain=10.0, missing_end=0.0),
+        reward=Reward(verifier=f"10 * {VERIFIER}", missing_end=0.0),
         data=prompts("prompts.jsonl"),
         batch=32,
         samples=8,
