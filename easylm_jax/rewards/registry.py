@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from easylm_jax.rewards import code, length, maths, rows, spurious, text
+from easylm_jax.rewards import code, legacy_instructions, length, maths, rows, spurious, text
 from easylm_jax.rewards.expression import parse_call
 from easylm_jax.rewards.instructions import scoring
 from models.errors import UserError
@@ -37,6 +37,7 @@ VERIFIERS: dict[str, Verifier] = {
     "max_length": length.max_length,
     "up_to_max_length": length.up_to_max_length,
     "overlong": length.overlong,
+    "ifeval_old": legacy_instructions.ifeval_old,
     "code": code.code,
     "code_stdio": code.code_stdio,
     "instructions": scoring.instructions,
