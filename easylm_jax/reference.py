@@ -38,13 +38,7 @@ def reference_logprobs(
     cache: Cache, model: Decoder, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh
 ) -> dict[str, np.ndarray]:
     """Sums over the counted tokens of both sides of every pair, float32 [pairs]; one pass over the cache in order."""
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def score(params, batch):
-        sides = sequence_logprobs(model, params, batch)
-        return batch["pair_index"], sides.chosen, sides.rejected
-
+    score = score_program(model, mesh)
     # Pairs that no row holds keep 0: their values are never read, but must be finite.
     columns = {
         name: np.zeros(cache.manifest["pairs"], np.float32) for name in ("reference_chosen", "reference_rejected")
@@ -54,6 +48,18 @@ def reference_logprobs(
         for column, values in zip(columns.values(), sides, strict=True):
             column[index[index >= 0]] = values[index >= 0]
     return columns
+
+
+def score_program(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
+    """A jitted `score(params, batch)`: the numbers of a batch's pairs and the sums of both sides, on every device."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def score(params, batch):
+        sides = sequence_logprobs(model, params, batch)
+        return batch["pair_index"], sides.chosen, sides.rejected
+
+    return score
 
 
 def parameter_fingerprint(params: PyTree) -> str:

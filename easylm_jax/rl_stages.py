@@ -11,20 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import checkpoint_store, lora, sharding
+from easylm_jax import checkpoint_store, sharding
 from easylm_jax.config import PPO, RL, OnlineDPO, Reward
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.judge import Judge
 from easylm_jax.mesh import make_mesh
-from easylm_jax.objectives import value_regression
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.rewards.verify import Verify
+from easylm_jax.rl_programs import RLPrograms
 from easylm_jax.rl_trainer import REPLICATED, RLState, RolloutJob, reinforce
 from easylm_jax.stages import meta_of, steps_of
 from easylm_jax.start import Model, Start, model_from, stage_model
 from models.config import Compute
-from models.decoder import cast_kernels
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": policy.base()}
         reference = _reference(stage, experiment, mesh, source)
-    policy_of = _policy_of(stage, policy)
-    behind = jax.eval_shape(policy_of, policy.abstract().params, frozen)
+    programs = RLPrograms(stage, mesh, policy, value)
+    behind = jax.eval_shape(programs.policy_of, policy.abstract().params, frozen)
 
     return RolloutJob(
         name=stage.name,
@@ -83,7 +82,7 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
         mesh=mesh,
         abstract_state=_abstract(stage, policy, value, behind),
         layout=_layout(stage, policy, value, mesh),
-        fresh_state=lambda: _fresh(stage, policy, value, mesh, lambda params: policy_of(params, frozen)),
+        fresh_state=lambda: _fresh(stage, policy, value, mesh, lambda params: programs.policy_of(params, frozen)),
         fingerprint=loader.fingerprint,
         validates=held_out is not None,
         validate_every=stage.validation.every if stage.validation else None,
@@ -94,9 +93,7 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
         stage=stage,
         policy=policy,
         value=value,
-        policy_objective=policy.adapted(stage.objective(source.decoder, training=True), training=True),
-        value_objective=_value_objective(stage, value),
-        policy_of=policy_of,
+        programs=programs,
         writing_layout=source.layout(writes),
         frozen=frozen,
         reference=reference,
@@ -113,18 +110,6 @@ def _reference(stage: RL, experiment: Experiment, mesh: jax.sharding.Mesh, sourc
     if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
         raise UserError(f"stage {stage.name}: the reference is a model of another shape than the policy")
     return reference.frozen(mesh)
-
-
-def _policy_of(stage: RL, policy: Start) -> Callable[[PyTree, PyTree], PyTree]:
-    """(trained, frozen) → the policy as it writes: adapters merged, kernels in the type that is computed in."""
-
-    def policy_of(params: PyTree, frozen: PyTree) -> PyTree:
-        whole = params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
-        whole = cast_kernels(whole, stage.compute.dtype)
-        # A policy that is kept must not share memory with parameters that the next update overwrites.
-        return jax.tree.map(jnp.copy, whole) if stage.asynchronous else whole
-
-    return jax.jit(policy_of, out_shardings=policy.base_layout)
 
 
 def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
@@ -164,13 +149,6 @@ def _value_start(
     check_same_tokenizer(stage.name, "value model", stage.value_init, source, tokenizer)
     optimizer = make_optimizer(stage.value_optimizer or stage.optimizer, steps * stage.updates)
     return Start(dataclasses.replace(stage, lora=None), source, optimizer, mesh)
-
-
-def _value_objective(stage: RL, value: Start | None):
-    if value is None:
-        return None
-    assert isinstance(stage, PPO)
-    return value_regression(value.model, clip=stage.value_clip, coefficient=stage.value_coefficient)
 
 
 def _abstract(stage: RL, policy: Start, value: Start | None, behind: PyTree) -> RLState:

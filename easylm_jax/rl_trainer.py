@@ -28,12 +28,13 @@ from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine
 from easylm_jax.judge import Judge, verified
 from easylm_jax.loop import Job, Line, Loop, describe_mesh
-from easylm_jax.objectives import adaptive_kl, target_scores, token_values
+from easylm_jax.objectives import adaptive_kl
 from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_memory import memory_of
+from easylm_jax.rl_programs import RLPrograms
 from easylm_jax.rollout import Rollout
 from easylm_jax.start import Start
-from easylm_jax.steps import Objective, State, make_train_step
+from easylm_jax.steps import State
 from easylm_jax.writer import Ahead, Writer, Written
 from models.decoder import Decoder
 
@@ -71,16 +72,13 @@ REPLICATED = ("step", "rng", "updates", "kl", "drawn")
 class RolloutJob(Job):
     """A stage that writes its own data. `frozen` and the reference's parameters are on the devices already.
 
-    `policy_of(params, frozen)` makes the policy as it writes of what is trained (which may be an adapter): kernels in
-    the type that is computed in. `writing_layout` is where that lies for the devices that write.
+    `writing_layout` is where the policy as it writes lies for the devices that write.
     """
 
     stage: RL
     policy: Start
     value: Start | None
-    policy_objective: Objective
-    value_objective: Objective | None
-    policy_of: Callable[[PyTree, PyTree], PyTree]
+    programs: RLPrograms
     writing_layout: PyTree
     frozen: PyTree
     reference: PyTree
@@ -112,27 +110,10 @@ class RolloutLoop(Loop):
         super().__init__(job)
         stage, mesh = job.stage, job.mesh
         self.model: Decoder = job.policy.model
-        self.rows = stage.update_rows
         self.score_rows = stage.score_rows
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        batch = sharding.batch_sharding(mesh)
-        self.batch_layout = batch
-        step = functools.partial(make_train_step, accumulate=stage.accumulate)
-        self.policy_step = step(
-            job.policy_objective, job.policy.optimizer, shardings=(job.policy.layout, batch, everywhere)
-        )
+        self.token_scores, self.policy_of = job.programs.token_scores, job.programs.policy_of
         if job.value is not None:
-            assert job.value_objective is not None
-            self.value_step = step(
-                job.value_objective, job.value.optimizer, shardings=(job.value.layout, batch, everywhere)
-            )
-        # One program for the policy and the reference, which are of one type (`policy_of`), so that equal parameters
-        # give equal numbers to the last bit.
-        self.token_scores = jax.jit(functools.partial(_scores, self.model, stage.temperature), out_shardings=everywhere)
-        if job.value is not None:
-            values = functools.partial(token_values, job.value.model)
-            self.values = jax.jit(lambda params, rows: values(params, rows), out_shardings=everywhere)
-        self.policy_of = job.policy_of
+            self.values = job.programs.values
         writes = job.judge.mesh
         self.engine = Engine(
             rollout.writing(self.model, job.tokenizer), slots=min(stage.sampling.slots, stage.batch * stage.samples),
@@ -180,13 +161,10 @@ class RolloutLoop(Loop):
         """The compiled updates for batches of these shapes."""
         key = tuple(batch["tokens"].shape)
         if key not in self.programs:
-            job, abstract = self.job, self.abstract
-            rows = {
-                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_layout) for name, x in batch.items()
-            }
-            programs = {"policy": self.policy_step.lower(abstract.policy, rows, job.frozen).compile()}
-            if job.value is not None:
-                programs["value"] = self.value_step.lower(abstract.value, rows, {}).compile()
+            lowered = self.job.programs.updates(
+                self.abstract.policy, self.abstract.value, self.job.frozen, batch
+            )  # fmt: skip
+            programs = {name: program.compile() for name, program in lowered.items()}
             self.programs[key] = programs
         return self.programs[key]
 
@@ -374,11 +352,6 @@ class RolloutLoop(Loop):
                     "score": float(made.scores[row]), "ended": bool(made.ended[row]), "kl": float(divergence[row]),
                 }  # fmt: skip
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _scores(model: Decoder, temperature: float, params: PyTree, batch: dict[str, jax.Array]):
-    scores = target_scores(model, params, batch, temperature=temperature)
-    return scores.logprobs, scores.entropy
 
 
 _OPTIMIZER = (

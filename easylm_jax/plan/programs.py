@@ -1,0 +1,263 @@
+"""The programs of a stage, lowered from shapes for the devices of a pod, and what must be resident beside each.
+
+| stage | programs |
+|---|---|
+| pre-training, SFT, reward model, DPO | `train`; `reference` where DPO scores the starting model |
+| PPO, GRPO, online DPO | `policy`, `value` (updates), `score`, `reward`, `prefill`, `decode` |
+| best-of-N, Evaluate | `prefill`, `decode`, `reward` |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easylm_jax import reference, rollout, sharding, signals
+from easylm_jax.config import DPO, PPO, RL, BestOfN, Evaluate, Recipe, Stage, Train
+from easylm_jax.decode import Engine
+from easylm_jax.decode.loop import Rows
+from easylm_jax.decode.sampling import Mode, Settings
+from easylm_jax.monitor import model_flops_per_token
+from easylm_jax.objectives import score_responses
+from easylm_jax.optimizer import make_optimizer
+from easylm_jax.plan import shapes
+from easylm_jax.rl_memory import bytes_of
+from easylm_jax.rl_programs import RLPrograms
+from easylm_jax.start import Model, Start
+from easylm_jax.steps import make_train_step
+from models.config import Compute, DecoderConfig
+from models.decoder import cast_kernels
+
+PyTree = Any
+MANY = 10**6  # steps, for schedules whose length is not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One program. `lower()` traces it; `resident` bytes on a device by what is there beside its own arguments;
+    `flops` of the model on one device for one run (forward 1, training 3 passes); `runs` in one step of the stage."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    resident: dict[str, int]
+    flops: float
+    runs: float
+
+
+def of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Planned]:
+    """The programs of a stage on this mesh; none for a stage that has none (data, tokenizer)."""
+    if isinstance(stage, RL):
+        return list(_reinforcement(stage, recipe, mesh))
+    if isinstance(stage, Train):
+        return list(_training(stage, recipe, mesh))
+    if isinstance(stage, BestOfN):
+        config = shapes.config_of(stage.init, recipe)
+        source = shapes.model(config, _compute(stage.compute, mesh))
+        slots = min(stage.sampling.slots, stage.batch * stage.samples)
+        answers = stage.batch * stage.samples
+        return list(_writing(source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {}))
+    if isinstance(stage, Evaluate):
+        return list(_evaluation(stage, recipe, mesh))
+    return []
+
+
+def _compute(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
+    """How a stage computes, on the pod's devices in place of this machine's."""
+    return dataclasses.replace(
+        compute, platform="tpu", batch_axes=sharding.BATCH_AXES if mesh.size > 1 else None
+    )  # fmt: skip
+
+
+def _placed_params(source: Model, mesh: jax.sharding.Mesh) -> PyTree:
+    """A frozen model's parameters: kernels in the type that is computed in."""
+    cast = functools.partial(cast_kernels, dtype=source.decoder.compute.dtype)
+    return sharding.placed(jax.eval_shape(cast, source.decoder.abstract_params()), source.layout(mesh))
+
+
+def _flops(config: DecoderConfig, length: int, rows: float, mesh: jax.sharding.Mesh, passes: int) -> float:
+    """Model FLOPs on one device."""
+    return passes * model_flops_per_token(config, length) * length * rows / mesh.size
+
+
+def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
+    sharding.check_rows(stage.batch, stage.accumulate, mesh)
+    source = shapes.model(shapes.stage_config(stage, recipe), _compute(stage.compute, mesh), stage.dropout)
+    sharding.check_heads(source.config, mesh)
+    start = Start(stage, source, make_optimizer(stage.optimizer, MANY, stage.batch * stage.data.sequence_length), mesh)
+    state = sharding.placed(start.abstract(), start.layout)
+    frozen: dict[str, PyTree] = {}
+    base = sharding.placed(source.decoder.abstract_params(), start.base_layout)
+    if stage.lora is not None:
+        frozen["base"] = base
+    cached = isinstance(stage, DPO) and stage.needs_reference and stage.reference == "cached"
+    if isinstance(stage, DPO) and stage.needs_reference and not cached:
+        frozen["reference"] = frozen.get("base", base)
+    rows = shapes.batch(stage.data, stage.batch, reference=cached)
+    placed = _placed_batch(rows, mesh)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    objective = start.adapted(stage.objective(source.decoder, training=True), training=True)
+    step = make_train_step(
+        objective, start.optimizer, accumulate=stage.accumulate,
+        shardings=(start.layout, sharding.batch_sharding(mesh), everywhere),
+    )  # fmt: skip
+    length = stage.data.sequence_length
+    yield Planned(
+        "train", lambda: step.lower(state, placed, frozen), {},
+        _flops(source.config, length, stage.batch, mesh, 3), 1.0,
+    )  # fmt: skip
+    if cached:
+        score = reference.score_program(source.decoder, mesh)
+        micro = _placed_batch(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
+        yield Planned(
+            "reference", lambda: score.lower(base, micro), {},
+            _flops(source.config, length, stage.batch / stage.accumulate, mesh, 1), 0.0,
+        )  # fmt: skip
+
+
+def _placed_batch(rows: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    layout = sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout) for name, x in rows.items()}
+
+
+def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
+    sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
+    compute = _compute(stage.compute, mesh)
+    source = shapes.model(shapes.stage_config(stage, recipe), compute)
+    sharding.check_heads(source.config, mesh)
+    policy = Start(stage, source, make_optimizer(stage.optimizer, MANY), mesh)
+    value = None
+    if isinstance(stage, PPO):
+        config = shapes.config_of(stage.value_init, recipe).replace(scalar_head=True)
+        optimizer = make_optimizer(stage.value_optimizer or stage.optimizer, MANY)
+        value = Start(dataclasses.replace(stage, lora=None), shapes.model(config, compute), optimizer, mesh)
+    programs = RLPrograms(stage, mesh, policy, value)
+    policy_state = sharding.placed(policy.abstract(), policy.layout)
+    value_state = None if value is None else sharding.placed(value.abstract(), value.layout)
+    base = sharding.placed(source.decoder.abstract_params(), policy.base_layout)
+    frozen = {} if stage.lora is None else {"base": base}
+    scored = _placed_params(source, mesh)
+    models = {"policy": policy_state, "value": value_state, "frozen": frozen, "reference": scored}
+    judge = None
+    if stage.reward.model is not None:
+        judge = shapes.model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True), compute)
+        models["reward model"] = _placed_params(judge, mesh)
+    sizes = {name: bytes_of(tree) for name, tree in models.items() if tree is not None and jax.tree.leaves(tree)}
+
+    def beside(*own: str) -> dict[str, int]:
+        return {name: size for name, size in sizes.items() if name not in own}
+
+    width, answers = rollout.bucket(shapes.longest(stage)), stage.batch * stage.samples
+    rows = signals.of(stage, mesh).abstract(width)
+    updates = stage.updates
+
+    def flops(model: Model | Start, count: float, passes: int) -> float:
+        config = model.config if isinstance(model, Model) else model.source.config
+        return _flops(config, width, count, mesh, passes)
+
+    for name, model in (("policy", policy), ("value", value)):
+        if model is not None:
+            yield Planned(
+                name, functools.partial(_update, programs, name, policy_state, value_state, frozen, rows),
+                beside(name, *(("frozen",) if name == "policy" else ())), flops(model, stage.update_rows, 3), updates,
+            )  # fmt: skip
+    batch = _placed_batch({name: jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32)
+                           for name in rollout.FORWARD}, mesh)  # fmt: skip
+    chunks = answers / stage.score_rows
+    # The policy as it writes and the reference are of one type, and scored by one program.
+    yield Planned(
+        "score", lambda: programs.token_scores.lower(scored, batch), beside("reference"),
+        flops(policy, stage.score_rows, 1), 2 * chunks,
+    )  # fmt: skip
+    if value is not None:
+        values = value_state.params if value_state is not None else None
+        yield Planned(
+            "values", lambda: programs.values.lower(values, batch), beside("value"),
+            flops(value, stage.score_rows, 1), chunks,
+        )  # fmt: skip
+    if judge is not None:
+        tokens = {"tokens": jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32),
+                  "lengths": jax.ShapeDtypeStruct((stage.score_rows,), jnp.int32)}  # fmt: skip
+        tokens = _placed_batch(tokens, mesh)
+        score = jax.jit(functools.partial(score_responses, judge.decoder))
+        yield Planned(
+            "reward", lambda: score.lower(models["reward model"], tokens["tokens"], tokens["lengths"]),
+            beside("reward model"), flops(judge, stage.score_rows, 1), chunks,
+        )  # fmt: skip
+    slots = min(stage.sampling.slots, answers)
+    yield from _writing(
+        source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, sizes
+    )  # fmt: skip
+
+
+def _update(programs: RLPrograms, name: str, policy, value, frozen, rows) -> jax.stages.Lowered:
+    return programs.updates(policy, value, frozen, rows)[name]
+
+
+def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
+    """The first entry's model on the task with the longest answers; the others are of its kind."""
+    task = max(stage.tasks, key=lambda task: task.data.sequence_length + task.sampling.max_new_tokens)
+    source = shapes.model(shapes.config_of(stage.entries[0].stages[0], recipe), _compute(stage.compute, mesh))
+    longest = task.data.sequence_length + task.sampling.max_new_tokens
+    answers = task.sampling.slots
+    yield from _writing(source, mesh, task.sampling.slots, longest, answers, task.sampling.max_new_tokens, {})
+
+
+def _writing(
+    source: Model, mesh: jax.sharding.Mesh, slots: int, longest: int, answers: int, new: int, sizes: dict[str, int]
+) -> Iterator[Planned]:
+    """The engine's programs: a prefill of one bucket of prompts, and a step of decoding (its loop runs once)."""
+    engine = Engine(source.decoder, slots=slots, mesh=mesh if mesh.size > 1 else None, max_length=longest)
+    params = sharding.placed(
+        jax.eval_shape(functools.partial(cast_kernels, dtype=source.decoder.compute.dtype),
+                       source.decoder.abstract_params()), source.layout(mesh)
+    )  # fmt: skip
+    weights = _weights(engine, params, mesh)
+    columns = engine.bucket(longest)
+    cache = _cache(engine, engine.slots, columns)
+    held = {"engine's weights": bytes_of(weights), "cache": bytes_of(cache)}
+    prompt = engine.bucket(max(1, longest - new))
+    rows = max(engine.split, min(engine.slots, 65536 // prompt) // engine.split * engine.split)
+    everywhere = None if mesh.size == 1 else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def number(shape: tuple[int, ...] = (), dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+    yield Planned(
+        "prefill", lambda: engine._prefill.lower(weights, number((rows, prompt)), number((rows,))),
+        {**sizes, "cache": held["cache"]}, _flops(source.config, prompt, rows, mesh, 1), answers / rows,
+    )  # fmt: skip
+    state = Rows(*(number((engine.slots,), jnp.bool_ if name == "done" else jnp.int32) for name in Rows._fields))
+    settings = Settings(number(dtype=jnp.float32), number(), number(dtype=jnp.float32))
+    arguments = (
+        Mode(False, False, False, True), weights, cache, state, number(), number(), number(), number((1,)),
+        number(dtype=jnp.uint32), settings,
+    )  # fmt: skip
+    per_token = model_flops_per_token(source.config, columns) * engine.slots / mesh.size
+    yield Planned(
+        "decode", lambda: engine._decode.lower(*arguments), sizes, per_token, answers * new / engine.slots,
+    )  # fmt: skip
+
+
+def _weights(engine: Engine, params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """Shapes of the weights as the engine keeps them: whole on each group that splits the batch, split over `tp`."""
+    made = jax.eval_shape(engine._prepare, params)
+    if mesh.size == 1:
+        place = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), made)
+    with jax.set_mesh(mesh):
+        places = engine._prepare.lower(params).compile().output_shardings
+    return sharding.placed(made, places)
+
+
+def _cache(engine: Engine, rows: int, columns: int) -> PyTree:
+    config = engine.model.config
+    shape = (config.layers, rows, config.kv_heads, columns, config.head_dim)
+    place = engine.sharding(layer_axis=True)
+    one = jax.ShapeDtypeStruct(shape, np.dtype(engine.model.compute.dtype), sharding=place)
+    return one, one

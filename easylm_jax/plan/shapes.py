@@ -1,0 +1,101 @@
+"""What a recipe's stages look like without data and weights: model configurations and the shapes of batches."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+import models
+from easylm_jax import hub
+from easylm_jax.config import RL, BestOfN, DataSpec, Recipe, RewardModel, Train
+from easylm_jax.convert import model_of
+from easylm_jax.rollout import FORWARD
+from easylm_jax.start import Model
+from models.config import Compute, DecoderConfig
+from models.errors import UserError
+from models.hf import read_config
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+# Published models by their names on the hub, so that a plan needs no network: the preset of the same shape, and whether
+# the model ends in a scalar head.
+_RELEASED: tuple[tuple[str, str], ...] = (
+    (r"olmo-2-0425-1b", "olmo2-1b"), (r"olmo-2-1124-7b", "olmo2-7b"), (r"olmo-2-1124-13b", "olmo2-13b"),
+    (r"olmo-2-0325-32b", "olmo2-32b"), (r"olmo-3-1025-7b|olmo-3-7b", "olmo3-7b"), (r"olmo-3(-1125)?-32b", "olmo3-32b"),
+    (r"llama-2-7b|tulu-2-7b|tulu-2-dpo-7b", "llama2-7b"),
+    (r"llama-2-13b|tulu-2-13b|tulu-2-dpo-13b|tulu-v2\.5-.*?13b", "llama2-13b"),
+    (r"llama-2-70b|tulu-2-70b|tulu-2-dpo-70b|tulu-v2\.5-.*?70b", "llama2-70b"),
+    (r"llama-3\.1(-tulu-3(\.1)?)?-8b", "llama3.1-8b"), (r"llama-3\.1(-tulu-3)?-70b", "llama3.1-70b"),
+    (r"llama-3\.1(-tulu-3)?-405b", "llama3.1-405b"), (r"(meta-)?llama-3-8b", "llama3-8b"),
+    (r"(meta-)?llama-3-70b", "llama3-70b"), (r"llama-3\.2-1b", "llama3.2-1b"), (r"llama-3\.2-3b", "llama3.2-3b"),
+    (r"qwen2\.5-math-(1\.5b|7b|72b)", r"qwen2.5-math-\1"),
+    (r"qwen2\.5-(0\.5b|1\.5b|3b|7b|14b|32b|72b)", r"qwen2.5-\1"),
+)  # fmt: skip
+_REWARD = re.compile(r"(^|-)rm($|-)", re.IGNORECASE)
+
+
+def released(name: str) -> DecoderConfig | None:
+    """The configuration of a published model by its hub name (`owner/model`); None where it is not known."""
+    model = name.rpartition("/")[2].partition("@")[0].lower()
+    for pattern, preset in _RELEASED:
+        if found := re.match(pattern, model):
+            config = models.preset(found.expand(preset))
+            return config.replace(scalar_head=True) if _REWARD.search(model) else config
+    return None
+
+
+def config_of(init: str, recipe: Recipe) -> DecoderConfig:
+    """The configuration of the model that `init` names, as `start.model_from` would find it.
+
+    Raises:
+        UserError: a published model whose shape is not known and cannot be fetched.
+    """
+    if init.startswith("run:"):
+        return model_of(init.removeprefix("run:"))
+    if init.startswith("hf:"):
+        name = init.removeprefix("hf:")
+        if Path(name).expanduser().is_dir():
+            return read_config(Path(name).expanduser())
+        return released(name) or read_config(hub.resolve(name))
+    stage = recipe.stage(init)
+    if isinstance(stage, Train):
+        return stage_config(stage, recipe)
+    raise UserError(f"recipe {recipe.name}: {init} leaves no model")
+
+
+def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
+    """The configuration of the model that a stage trains."""
+    if stage.init is None:
+        assert stage.model is not None
+        config = models.preset(stage.model) if isinstance(stage.model, str) else stage.model
+    else:
+        config = config_of(stage.init, recipe)
+    return config.replace(scalar_head=True) if isinstance(stage, RewardModel) else config
+
+
+def model(config: DecoderConfig, compute: Compute, dropout: float = 0.0) -> Model:
+    """A model of which there are shapes alone."""
+    return Model(models.build(config.replace(dropout=dropout), compute), None)
+
+
+def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
+    """A batch of packed rows. How many pairs a row holds is known once the data are; here as many as halves of rows, or
+    one where rows are not packed."""
+    shape = (rows, data.sequence_length)
+    columns = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in FORWARD}
+    columns["loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    if data.kind == "preference":
+        side = data.max_side_length or data.sequence_length // 2
+        most = data.max_pairs_per_row or (1 if data.packing == "none" else max(1, data.sequence_length // side))
+        columns["pair_index"] = jax.ShapeDtypeStruct((rows, most), jnp.int32)
+        names = ("margins", *(("reference_chosen", "reference_rejected") if reference else ()))
+        columns |= {name: jax.ShapeDtypeStruct((rows, most), jnp.float32) for name in names}
+    return columns
+
+
+def longest(stage: RL | BestOfN) -> int:
+    """Tokens of the longest prompt and answer together."""
+    return stage.data.sequence_length + stage.sampling.max_new_tokens

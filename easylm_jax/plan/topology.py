@@ -1,0 +1,203 @@
+"""TPU topologies by name: chips, their memory and rates, and compile-only devices, with no TPU there.
+
+    v5p:4x4x4        64 chips as their torus lies; v5p-128 is the same, as Google Cloud names it (two cores a chip)
+    v5e:16x16*2      two slices joined by the data-centre network
+
+What the compiler allows and what its own figures mean was measured by compiling (jax 0.10, libtpu 0.0.42); peak rates,
+bandwidths and links are Google's published ones for each generation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from models.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device of a generation as JAX sees it (half a chip on v3 and tpu7x).
+
+    `memory` bytes that the compiler lets one program use, read from its own message when a program is too large;
+    `flops` peak bfloat16 FLOP/s; `bandwidth` bytes/s of HBM; `link` bytes/s one way over one link between chips;
+    `clock` Hz by which the compiler's cycles become seconds (peak FLOP/s over the width of the matrix units);
+    `torus` dimensions; `per_chip` devices of a chip; `cores` that Google Cloud counts for a chip in its names.
+    """
+
+    name: str
+    memory: int
+    flops: float
+    bandwidth: float
+    link: float
+    clock: float
+    torus: int
+    per_chip: int = 1
+    cores: int = 1
+    kernel_share: float = 0.5  # of peak that an attention kernel reaches; an assumption
+    options: tuple[tuple[str, str], ...] = ()  # for the description of the topology
+
+
+_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip as one device
+CHIPS: dict[str, Chip] = {
+    "v3": Chip("v3", int(15.48 * GIB), 61.5e12, 450e9, 70e9, 0.94e9, 2, per_chip=2, cores=2),
+    "v4": Chip(
+        "v4", int(30.75 * GIB), 275e12, 1228e9, 45e9, 1.05e9, 3, cores=2, options=(("chip_config_name", "megacore"),)
+    ),
+    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 45e9, 1.5e9, 2),
+    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 90e9, 1.75e9, 3, cores=2),
+    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 90e9, 1.75e9, 2, kernel_share=0.4),
+    "tpu7x": Chip("tpu7x", int(94.75 * GIB), 1153e12, 3690e9, 90e9, 2.2e9, 3, per_chip=2, kernel_share=0.4),
+}
+_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x",
+            "trillium": "v6e"}  # fmt: skip
+DCN = 6.25e9  # bytes/s of each chip between slices: 50 Gb/s, an assumption
+_SHAPES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`shape` of one slice in chips, `slices` of them."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}" + (f"*{self.slices}" if self.slices > 1 else "")
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def count(self) -> int:
+        """Devices."""
+        return self.chips * self.chip.per_chip
+
+    def devices(self) -> list[Any]:
+        """Compile-only devices of the pod, `count` of them.
+
+        Raises:
+            UserError: the TPU compiler is not there, is of another version, or knows no such shape.
+        """
+        from jax.experimental import topologies
+
+        # No slice is smaller than a host's 2x2 chips; a single chip is the first of those.
+        small = math.prod(self.shape) < 4
+        shape = (2, 2, *(1,) * (self.chip.torus - 2)) if small else self.shape
+        options: dict[str, Any] = {"num_slices": self.slices} if self.slices > 1 else {}
+        try:
+            described = topologies.get_topology_desc(
+                f"{self.chip.name}:{'x'.join(map(str, shape))}", "tpu", **options, **dict(self.chip.options)
+            )  # fmt: skip
+        except Exception as error:
+            raise _no_compiler(error, self.name) from error
+        return list(described.devices)[: self.count]
+
+
+def parse(text: str) -> Topology:
+    """A topology by its name.
+
+    Raises:
+        UserError: there is none such; with the nearest name.
+    """
+    wanted = text.strip().lower()
+    named, _, slices = wanted.partition("*")
+    if slices and not (slices.isdecimal() and int(slices) > 0):
+        raise UserError(f"topology {text!r}: behind * stands the number of slices, such as v5e:16x16*2")
+    found = re.fullmatch(r"([a-z0-9]+)(?:[:-])(.+)", named)
+    generation = _ALIASES.get(found[1], found[1]) if found else None
+    if generation not in CHIPS:
+        close = difflib.get_close_matches(wanted.split(":")[0].split("-")[0], [*CHIPS, *_ALIASES], n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the generations are {', '.join(CHIPS)}"
+        raise UserError(f"topology {text!r}: {hint} Write for example v5p:4x4x4, v5e:16x16 or v5p-128")
+    assert found is not None and generation is not None
+    chip = CHIPS[generation]
+    shape = _shape(text, chip, found[2])
+    return Topology(chip, shape, int(slices or 1))
+
+
+def _shape(text: str, chip: Chip, rest: str) -> tuple[int, ...]:
+    if rest.isdecimal():
+        chips, left = divmod(int(rest), chip.cores)
+        known = {math.prod(shape): shape for shape in sizes(chip)}
+        if left or chips not in known:
+            names = [f"{chip.name}-{count * chip.cores}" for count in known]
+            near = min(known, key=lambda count: abs(count * chip.cores - int(rest)))
+            raise UserError(
+                f"topology {text!r}: no slice of {rest} {'cores' if chip.cores > 1 else 'chips'}; the nearest is "
+                f"{chip.name}-{near * chip.cores} ({', '.join(names[:4])}, …, {names[-1]})"
+            )
+        return known[chips]
+    parts = _SHAPES.fullmatch(rest)
+    dims = tuple(int(part) for part in parts.groups() if part) if parts else ()
+    if len(dims) != chip.torus or not all(dims):
+        example = "4x4x4" if chip.torus == 3 else "16x16"
+        raise UserError(f"topology {text!r}: {chip.name} has a torus of {chip.torus} dimensions, such as {example}")
+    if math.prod(dims) > 1 and (dims[0] % 2 or dims[1] % 2):
+        raise UserError(f"topology {text!r}: a host has 2x2 chips, so the first two sizes are even")
+    return dims
+
+
+def sizes(chip: Chip) -> list[tuple[int, ...]]:
+    """The slices that a generation comes in, smallest first: each twice the one before, as square as can be."""
+    largest = {"v5e": 256, "v6e": 256, "v3": 1024, "v4": 4096, "v5p": 8192, "tpu7x": 8192}[chip.name]
+    shapes = []
+    count = 4
+    while count <= largest:
+        power = count.bit_length() - 1
+        if chip.torus == 2:
+            shapes.append((1 << power // 2, 1 << power - power // 2))
+        else:
+            low, more = divmod(power, 3)
+            # 4 chips are a host, 2x2x1; from 64 on the torus closes in every dimension.
+            cut = sorted(low + (i < more) for i in range(3))
+            shapes.append((2, 2, 1) if count == 4 else tuple(1 << part for part in cut))
+        count *= 2
+    return shapes
+
+
+def quiet() -> None:
+    """What the TPU compiler wants to be told before it is loaded: then it stays silent, finds no TPU to take, and two
+    plans can be made at once. A backend is never started: the platform is the CPU's."""
+    for name, value in (
+        ("TPU_ACCELERATOR_TYPE", "v5e-16"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_LOG_DIR", "disabled"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+    ):  # fmt: skip
+        os.environ.setdefault(name, value)
+
+
+def _no_compiler(error: Exception, name: str) -> UserError:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import jax
+
+    try:
+        found = version("libtpu")
+    except PackageNotFoundError:
+        return UserError(
+            "planning needs the TPU compiler, which is the package libtpu: pip install 'jax[tpu]' (no TPU is needed)"
+        )
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"libtpu {found} with jax {jax.__version__} gives no topology {name} ({reason}); pip install 'jax[tpu]' "
+        "installs the version that belongs to this jax"
+    )
+
+
+def fitting(chips: int) -> Sequence[str]:
+    """Names of slices with this many chips, of all generations."""
+    return [
+        f"{chip.name}:{'x'.join(map(str, shape))}"
+        for chip in CHIPS.values() for shape in sizes(chip) if math.prod(shape) == chips
+    ]  # fmt: skip
