@@ -24,6 +24,7 @@ from easylm_jax.data.spec import DataSpec, Source
 from easylm_jax.lora import LoraConfig
 from easylm_jax.optimizer import OptimizerConfig, SkipStep
 from easylm_jax.rewards.expression import Expression
+from easylm_jax.rewards.judge import TEMPLATES
 from easylm_jax.steps import Objective
 from models.config import Compute, DecoderConfig, RopeScaling
 from models.decoder import Decoder
@@ -41,6 +42,7 @@ __all__ = [
     "DecoderConfig",
     "Entry",
     "Evaluate",
+    "JudgeModel",
     "LoraConfig",
     "MajorityVote",
     "MakeData",
@@ -302,12 +304,33 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeModel:
+    """A language model that judges responses: it is asked about each, and its reply is read to a score from 0 to 1.
+
+    `model` is a stage, `hf:<name>` or `run:<folder>`. `template` is one of `easylm_jax.rewards.judge.TEMPLATES`, such
+    as "general-quality_ref"; left out, the record's `dataset` names it. `chat_template` and `tokenizer` are the judge's
+    own, where the model does not say them. `sampling` is greedy unless it has a temperature.
+    """
+
+    model: str
+    template: str | None = "general-quality"
+    chat_template: str | None = None
+    tokenizer: str | None = None
+    sampling: Sampling = Sampling(1024, temperature=0.0)
+
+    def __post_init__(self):
+        if self.template is not None and self.template not in TEMPLATES:
+            raise UserError(f"judge: no template {self.template!r}; there are {', '.join(TEMPLATES)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
     """What a response is worth: gain · score + bias.
 
     `model` is a reward model (a stage, `hf:<name>` or `run:<folder>`); alone, its score is the score. `verifier` is an
     expression of verifiers (`easylm_jax.rewards.expression`), from `"gsm8k"` to `"10 * math if r1_format else 0"`, in
-    which `model` stands for the reward model's score. A verifier is a name of `easylm_jax.rewards.VERIFIERS` or
+    which `model` stands for the reward model's score and `judge` for that of a language model that is asked about each
+    response. A verifier is a name of `easylm_jax.rewards.VERIFIERS` or
     `"module:function"`, called as `function(response, record)` with the columns of the prompt's record, in one of
     `workers` processes (left out, as many as there are cores to spare); a call that takes more than `seconds` is ended
     and gives 0. A response that never ended has `missing_end` in place of its score (−10 for PPO, 0 for GRPO; None
@@ -315,6 +338,7 @@ class Reward:
     """
 
     model: str | None = None
+    judge: JudgeModel | None = None
     verifier: str | None = None
     missing_end: float | None = -10.0
     gain: float = 1.0
@@ -327,6 +351,13 @@ class Reward:
             raise UserError("reward: give a model, a verifier, or both")
         if not self.seconds > 0 or (self.workers is not None and self.workers < 1):
             raise UserError("reward: seconds must be above 0 and workers at least 1")
+        uses_judge = self.verifier is not None and Expression(self.verifier).uses_judge
+        if uses_judge != (self.judge is not None):
+            raise UserError(
+                f"reward: {self.verifier!r} has a judge's score in it; say which model judges (reward.judge)"
+                if uses_judge
+                else "reward: a judge is given whose score nothing uses; write `judge` into reward.verifier"
+            )
         if self.verifier is None:
             return
         uses_model = Expression(self.verifier).uses_model
@@ -339,6 +370,11 @@ class Reward:
                 f"reward: {self.model} is a reward model whose score {self.verifier!r} does not use; write `model` "
                 "into it, or leave reward.model out (a value model can start from it all the same: value)"
             )
+
+    @property
+    def models(self) -> tuple[str | None, ...]:
+        """The models that score: a reward model, a judge."""
+        return (self.model, self.judge and self.judge.model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -429,7 +465,7 @@ class RL(Train):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*super().needs, *_models_of(self.reward.model, self.reference)]))
+        return tuple(dict.fromkeys([*super().needs, *_models_of(*self.reward.models, self.reference)]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -588,7 +624,7 @@ class BestOfN(Stage):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*_stages_of_data([self.data]), *_models_of(self.init, self.reward.model)]))
+        return tuple(dict.fromkeys([*_stages_of_data([self.data]), *_models_of(self.init, *self.reward.models)]))
 
 
 _VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-at-most-\d{1,3}")
