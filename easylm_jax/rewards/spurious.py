@@ -159,6 +159,13 @@ def answer_of(response: str) -> str:
     return extract_spurious(response)
 
 
+def r1_answer_of(response: str) -> str:
+    """The same behind the last `<answer>`, for base models that answer between tags."""
+    from easylm_jax.rewards.maths import extract_spurious
+
+    return extract_spurious(response, "spurious_r1")
+
+
 def votes(answers: Iterable[str]) -> list[tuple[str, int]]:
     """Answers with how often each stands there, most first; of equals the first seen. Empty ones are left out."""
     return Counter(answer for answer in answers if answer).most_common()

@@ -1,0 +1,188 @@
+"""What Spurious Rewards computes from its runs (arXiv 2506.10947, Sections 4 and 5; appendix on the clipping bias).
+
+    python -m recipes.spurious_rewards.analysis runs/spurious-rewards/figure1-qwen2.5-math-7b
+
+prints code reasoning and the strategy switch of every entry of an evaluation against its first, from what the stage
+left of each prompt: the score, and whether the answer has "python" in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from easylm_jax.evaluate.statistics import Estimate, mean
+from models.errors import UserError
+
+SUBSETS = ("code → code", "code → language", "language → code", "language → language")
+CODE = "python"  # the further column of an evaluation that says whether an answer has "python" in it
+
+
+class CodeReasoning(NamedTuple):
+    """Share of answers with code, and accuracy of those with and without; None where there are none."""
+
+    share: Estimate
+    with_code: Estimate | None
+    without_code: Estimate | None
+
+
+def code_reasoning(correct: np.ndarray, code: np.ndarray) -> CodeReasoning:
+    """From what each prompt's answer is worth and whether it has code, both [prompts]."""
+    correct, code = np.asarray(correct, float), np.asarray(code) > 0
+    parts = (correct[code], correct[~code])
+    return CodeReasoning(mean(code.astype(float)), *(mean(part) if len(part) else None for part in parts))
+
+
+class Subset(NamedTuple):
+    """Prompts of one switch: how many, and the percentage solved before and after (NaN for none)."""
+
+    count: int
+    before: float
+    after: float
+
+    @property
+    def gain(self) -> float:
+        """Prompts solved after and not before, less those solved before and not after."""
+        return self.count * (self.after - self.before) / 100 if self.count else 0.0
+
+
+def strategy_switch(
+    correct: np.ndarray, code: np.ndarray, correct_after: np.ndarray, code_after: np.ndarray
+) -> dict[str, Subset]:
+    """Prompts by (code before, code after), all arguments [prompts]; in the order of `SUBSETS` (Section 4.2)."""
+    before, after = (np.asarray(x) > 0 for x in (code, code_after))
+    masks = (before & after, before & ~after, ~before & after, ~before & ~after)
+    solved = [100 * np.asarray(x, float) for x in (correct, correct_after)]
+    return {
+        name: Subset(int(mask.sum()), *(float(x[mask].mean()) if mask.any() else math.nan for x in solved))
+        for name, mask in zip(SUBSETS, masks, strict=True)
+    }
+
+
+def contributions(subsets: Mapping[str, Subset]) -> dict[str, float]:
+    """C_d, the percentage of the whole gain that each subset brings; they add up to 100 (Section 4.2).
+
+    Raises:
+        UserError: nothing was gained in all, so that shares of it mean nothing.
+    """
+    total = sum(subset.gain for subset in subsets.values())
+    if total == 0:
+        raise UserError("strategy switch: as many prompts are solved after as before; there is no gain to part")
+    return {name: 100 * subset.gain / total for name, subset in subsets.items()}
+
+
+def mean_contributions(rewards: Sequence[Mapping[str, Subset]]) -> dict[str, float]:
+    """The mean over rewards of each subset's share of the gain, as the paper's table has it."""
+    each = [contributions(subsets) for subsets in rewards]
+    return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+
+
+def group_mu(samples: int, share: float) -> float:
+    """μ = E[max(A, 0)] of a random reward: each of a group's `samples` earns 1 with probability `share`.
+
+    Exact: with k of G rewarded, p = k / G, the advantage of those is (1 − p) / σ, σ² = p (1 − p) G / (G − 1), and a
+    group of equals has none. E[max(−A, 0)] is the same, as advantages of a group add up to 0.
+    """
+    total = 0.0
+    for k in range(1, samples):
+        p = k / samples
+        chance = math.comb(samples, k) * share**k * (1 - share) ** (samples - k)
+        total += chance * math.sqrt(p * (1 - p) * (samples - 1) / samples)
+    return total
+
+
+def clipping_bias(old: np.ndarray, logits: np.ndarray, mu: float, clip: float) -> np.ndarray:
+    """E[∂ objective / ∂ logits] of a softmax policy under a random reward, [actions] (spec spurious_rewards §8).
+
+    μ Σ_y π_old(y) ∇R(y) (1{R(y) < 1 − ε} − 1{R(y) > 1 + ε}), R = π / π_old, ∇R(y) = R(y) (e_y − π): what fell below
+    the band is pushed up again and what rose above it down. Without a clip (ε = ∞) it is 0.
+
+    Args:
+        old: logits of the policy that sampled, [actions].
+        logits: those of the policy that is updated.
+    """
+    policy, sampler = _softmax(logits), _softmax(old)
+    ratio = policy / sampler
+    push = sampler * ratio * ((ratio < 1 - clip).astype(float) - (ratio > 1 + clip))
+    return mu * (push - policy * push.sum())
+
+
+def token_probability(logprobs: np.ndarray, mask: np.ndarray) -> float:
+    """The mean probability of sampled tokens: exp of their log-probabilities [N, T] where the mask is set."""
+    return float(np.exp(np.asarray(logprobs, np.float64)[np.asarray(mask) > 0]).mean())
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return shifted / shifted.sum()
+
+
+# What an evaluation left.
+
+
+def read_evaluation(folder: Path, task: str) -> dict[str, dict[str, np.ndarray]]:
+    """Scores and code of a task's answers for each model of an `Evaluate` stage's folder: {model: {score, code}}."""
+    found = {}
+    for path in sorted((folder / "models").glob("*.json")):
+        given = json.loads(path.read_text(encoding="utf-8"))
+        tasks = given["tasks"]
+        if task not in tasks or CODE not in tasks[task].get("also", {}):
+            raise UserError(f"{path}: no task {task!r} with the column {CODE!r}")
+        found[given["model"]] = {
+            "score": np.array(tasks[task]["scores"]), "code": np.array(tasks[task]["also"][CODE])
+        }  # fmt: skip
+    if not found:
+        raise UserError(f"{folder} holds no evaluation (models/*.json); give the folder of an Evaluate stage")
+    return found
+
+
+def report(folder: Path, task: str = "MATH-500") -> str:
+    """Code reasoning and strategy switch of every entry of an evaluation against its first, as Markdown."""
+    table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    models = read_evaluation(folder, task)
+    base, *others = table["rows"]
+    start = models[base["stages"][0]]
+    lines = [f"{task}, from {base['method']}", "", "| | code % | accuracy with code | without |", "|---|---|---|---|"]
+    for row in (base, *others):
+        given = [models[name] for name in row["stages"]]
+        one = code_reasoning(*(np.concatenate([it[key] for it in given]) for key in ("score", "code")))
+        cells = (one.share, one.with_code, one.without_code)
+        lines.append(f"| {row['method']} | " + " | ".join(map(_percent, cells)) + " |")
+    lines += ["", "| | " + " | ".join(SUBSETS) + " |", "|---|" + "---|" * len(SUBSETS)]
+    switches = []
+    for row in others:
+        # A prompt of several seeds counts once for each.
+        after = {key: np.concatenate([models[name][key] for name in row["stages"]]) for key in ("score", "code")}
+        repeated = {key: np.tile(values, len(row["stages"])) for key, values in start.items()}
+        subsets = strategy_switch(repeated["score"], repeated["code"], after["score"], after["code"])
+        shares = {}
+        if sum(subset.gain for subset in subsets.values()) > 0:
+            shares = contributions(subsets)
+            switches.append(subsets)
+        cells = [f"{_switch(subset)}{f', C {shares[name]:.1f}' if shares else ''}" for name, subset in subsets.items()]
+        lines.append(f"| {row['method']} | " + " | ".join(cells) + " |")
+    if switches:
+        total = mean_contributions(switches)
+        lines.append(f"| mean C of {len(switches)} | " + " | ".join(f"{total[name]:.1f}" for name in SUBSETS) + " |")
+    return "\n".join(lines)
+
+
+def _switch(subset: Subset) -> str:
+    return f"{subset.count}, {subset.before:.1f} → {subset.after:.1f}" if subset.count else "0"
+
+
+def _percent(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{100 * estimate.value:.1f} ± {100 * estimate.stderr:.1f}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.stdout.write(report(*map(Path, sys.argv[1:2]), *sys.argv[2:3]) + "\n")
+    except (UserError, OSError, TypeError) as error:
+        sys.exit(f"{error}\nusage: python -m recipes.spurious_rewards.analysis EVALUATE_FOLDER [TASK]")

@@ -1,0 +1,167 @@
+"""Models and problems of Spurious Rewards (arXiv 2506.10947, Section 2 and appendix on data and prompts).
+
+Training problems are DeepScaleR's, 40,308 with short answers; the first 100 of each set of labels are held out. Nothing
+is put behind a problem: what asks for a box is the chat template's own system line, or the preamble of a base model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from easylm_jax.config import DataSpec, MakeData, Source
+from easylm_jax.data.sources import BadRecord, read_records
+from models.errors import UserError
+
+DEEPSCALER = "hf:agentica-org/DeepScaleR-Preview-Dataset"
+MATH500 = "hf:HuggingFaceH4/MATH-500:test"
+HELD_OUT = 100
+PROMPT, ANSWER = 1024, 3072  # tokens; longer problems are left out, the paper's code cuts them
+STOP = "</answer>"  # where base models end; it stays in the answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A model that is trained, and how it is talked to. `template` "r1" is the preamble for base models."""
+
+    key: str
+    title: str
+    init: str
+    template: str
+
+    @property
+    def r1(self) -> bool:
+        """Whether it is a base model that answers between tags."""
+        return self.template == "r1"
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end its answers, beside the end token."""
+        return (STOP,) if self.r1 else ()
+
+
+_ALL = (
+    Policy("qwen2.5-math-7b", "Qwen2.5-Math-7B", "hf:Qwen/Qwen2.5-Math-7B", "qwen_math"),
+    Policy("qwen2.5-math-1.5b", "Qwen2.5-Math-1.5B", "hf:Qwen/Qwen2.5-Math-1.5B", "qwen_math"),
+    Policy("qwen2.5-7b", "Qwen2.5-7B", "hf:Qwen/Qwen2.5-7B", "qwen"),
+    Policy("qwen2.5-1.5b", "Qwen2.5-1.5B", "hf:Qwen/Qwen2.5-1.5B", "qwen"),
+    Policy("olmo2-7b", "OLMo2-7B", "hf:allenai/OLMo-2-1124-7B", "r1"),
+    Policy("olmo2-7b-sft", "OLMo2-7B-SFT", "hf:allenai/OLMo-2-1124-7B-SFT", "olmo"),
+    Policy("llama3.1-8b", "Llama3.1-8B", "hf:meta-llama/Llama-3.1-8B", "r1"),
+    Policy("llama3.1-8b-instruct", "Llama3.1-8B-Instruct", "hf:meta-llama/Llama-3.1-8B-Instruct", "llama31"),
+    Policy("llama3.2-3b", "Llama3.2-3B", "hf:meta-llama/Llama-3.2-3B", "r1"),
+    Policy("llama3.2-3b-instruct", "Llama3.2-3B-Instruct", "hf:meta-llama/Llama-3.2-3B-Instruct", "llama31"),
+    Policy("qwen2.5-math-7b-instruct", "Qwen2.5-Math-7B-Instruct", "hf:Qwen/Qwen2.5-Math-7B-Instruct", "qwen_math"),
+    Policy("qwen2.5-7b-instruct", "Qwen2.5-7B-Instruct", "hf:Qwen/Qwen2.5-7B-Instruct", "qwen"),
+    Policy("tulu3-8b", "Llama-3.1-Tulu-3-8B", "hf:allenai/Llama-3.1-Tulu-3-8B", "tulu"),
+)
+POLICIES = {policy.key: policy for policy in _ALL}
+MAIN = ("qwen2.5-math-7b", "qwen2.5-7b", "llama3.1-8b-instruct", "olmo2-7b")  # Figure 1
+FURTHER = ("qwen2.5-math-1.5b", "qwen2.5-1.5b", "olmo2-7b-sft", "llama3.1-8b", "llama3.2-3b", "llama3.2-3b-instruct")
+TEN = (*MAIN, *FURTHER)  # Figures 2 and 3
+TRAINED = ("qwen2.5-math-7b-instruct", "qwen2.5-7b-instruct", "tulu3-8b")  # by reinforcement learning, Figure 19
+# Whose majority votes a model learns from. Base models of Llama have none of their own; the instruct models' are taken.
+LABELLERS = {"llama3.1-8b": "llama3.1-8b-instruct", "llama3.2-3b": "llama3.2-3b-instruct"}
+
+
+def problems(policy: Policy, source: Source, *, template: str | None = None) -> DataSpec:
+    """One problem a row, as the policy reads it, with its label."""
+    return DataSpec(
+        (source,), policy.init, PROMPT, kind="prompts", template=template or policy.template, keep=("answer",)
+    )  # fmt: skip
+
+
+def deepscaler(policy: Policy, path: str = DEEPSCALER) -> DataSpec:
+    """The training problems with their own labels; `path` is a file in place of the hub's."""
+    return problems(policy, Source(path, skip=HELD_OUT))
+
+
+def all_problems(policy: Policy, path: str = DEEPSCALER) -> DataSpec:
+    """Every problem bare, without chat template, as the labelling script gives them (Section 2)."""
+    return problems(policy, Source(path), template="plain")
+
+
+def labelled(policy: Policy, stage: str, file: str) -> DataSpec:
+    """The training problems with the labels that a stage of votes gave them."""
+    return problems(policy, Source(f"stage:{stage}/{file}.jsonl", skip=HELD_OUT))
+
+
+def math500(policy: Policy) -> DataSpec:
+    """The test's problems."""
+    return problems(policy, Source(MATH500))
+
+
+# One problem, and the prompts of the appendix: rows that are written before training.
+
+ONE = MakeData("one-problem", function="recipes.spurious_rewards.data:one_problem")
+
+
+def one_problem(seed: int, path: str = DEEPSCALER) -> dict[str, list[dict[str, Any]]]:
+    """The one problem of one-shot training (Wang et al. 2025, arXiv 2504.20571: wind on a sail, 12.8), a rollout's
+    worth of it."""
+    for record in _records(path):
+        text = record.get("problem", record.get("prompt", ""))
+        if str(record.get("answer")).strip() == "12.8" and "sail" in text and "wind" in text:
+            row = {"messages": [{"role": "user", "content": text}], "answer": "12.8"}
+            return {"problem.jsonl": [row] * 64}
+    raise UserError(f"one-shot: {path} has no problem of wind on a sail with the answer 12.8")
+
+
+_FILLER = (
+    "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore et dolore "
+    "magna aliqua. Ut enim ad minim veniam, quis nostrud exercitation ullamco laboris nisi ut aliquip ex ea commodo "
+    "consequat."
+)
+_HELPER = "You are a helpful assistant."
+# Section on prompts of the appendix: system line (None: the template's own), what stands before and behind a problem.
+# Only what the paper says of them is known here, not their exact words.
+PROMPTS: dict[str, tuple[str | None, str, str]] = {
+    "default": (None, "", ""),
+    "Math Problem": (_HELPER, "Math Problem: ", ""),
+    "SimpleRL-Zoo": (
+        _HELPER, "", "\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    ),
+    "Sober": (
+        None, "Solve this mathematics problem step by step. The last line of the response must read 'Therefore, the "
+        "final answer is: $\\boxed{ANSWER}$. I hope it is correct', without the quotes, where ANSWER is the final "
+        "number or expression alone.\n\n", "",
+    ),
+    "lorem ipsum": (_FILLER, f"{_FILLER}\n\n", ""),
+}  # fmt: skip
+
+
+def with_prompt(seed: int, prompt: str, path: str = MATH500, skip: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """`problems.jsonl`: problems as one of `PROMPTS` asks them, with a system turn where it has one."""
+    if prompt not in PROMPTS:
+        raise UserError(f"no prompt {prompt!r}; there are {', '.join(PROMPTS)}")
+    system, before, behind = PROMPTS[prompt]
+    rows = []
+    for number, record in enumerate(_records(path)):
+        if number >= skip:
+            text = record.get("problem", record.get("prompt"))
+            turns = [] if system is None else [{"role": "system", "content": system}]
+            messages = [*turns, {"role": "user", "content": f"{before}{text}{behind}"}]
+            rows.append({"messages": messages, "answer": str(record["answer"])})
+    return {"problems.jsonl": rows}
+
+
+def asked(prompt: str, which: str) -> MakeData:
+    """The stage that writes the problems of "train" (DeepScaleR) or "test" (MATH-500) for a prompt."""
+    path, skip = {"train": (DEEPSCALER, HELD_OUT), "test": (MATH500, 0)}[which]
+    return MakeData(
+        f"{slug(prompt)}-{which}", function="recipes.spurious_rewards.data:with_prompt",
+        arguments={"prompt": prompt, "path": path, "skip": skip},
+    )  # fmt: skip
+
+
+def slug(name: str) -> str:
+    """A name as it can be a folder's."""
+    return name.lower().replace(", ", "-").replace(" ", "-")
+
+
+def _records(path: str) -> Iterator[dict[str, Any]]:
+    for record, where in read_records(Source(path)):
+        if isinstance(record, BadRecord):
+            raise UserError(f"{where}: {record}")
+        yield dict(record)

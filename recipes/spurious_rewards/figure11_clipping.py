@@ -1,0 +1,43 @@
+"""Spurious Rewards, Figures 11 to 13: random rewards with the clip, and with its three ways off (arXiv 2506.10947).
+
+650 steps of Qwen2.5-Math-7B, three seeds each. The clip is off where the ratio is not bounded, and where a rollout has
+a single update, so that the ratio is 1: with all 1,024 responses in one mini-batch, or with 8 problems a rollout. Both
+of the latter make an eighth of the updates. Without the bound the weight is the plain ratio; the released code's flag
+for "no old log-probabilities" trains another objective. `token_probability` in `metrics.jsonl` is Figure 12.
+"""
+
+import math
+
+from easylm_jax.config import Recipe
+from recipes.spurious_rewards import data, published, stages, suites
+
+POLICY = data.POLICIES["qwen2.5-math-7b"]
+SEEDS = (42, 43, 44)
+STEPS = 650
+WAYS = {
+    "clip": {},
+    "no clip": {"clip_low": math.inf, "clip_high": math.inf},
+    "one mini-batch": {"mini_batch": 1024, "accumulate": 16},
+    "small rollout": {"batch": 8},
+}
+
+runs = {
+    way: [
+        stages.run(POLICY, "random 0.5", steps=STEPS, name_of_run=f"clipping-{data.slug(way)}-{seed}", seed=seed, **how)
+        for seed in SEEDS
+    ]
+    for way, how in WAYS.items()
+}
+recipe = Recipe(
+    stages.RECIPE,
+    mesh=stages.MESH,
+    stages=(
+        *(run for seeds in runs.values() for run in seeds),
+        suites.table(
+            "figure11",
+            POLICY,
+            tuple(suites.entry(f"random 0.5, {way}", *seeds) for way, seeds in runs.items()),
+            published.clipping(),
+        ),
+    ),
+)

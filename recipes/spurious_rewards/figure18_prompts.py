@@ -1,0 +1,67 @@
+"""Spurious Rewards, Figure 18: five prompts before and after training Qwen2.5-Math-7B (arXiv 2506.10947, Figure 18).
+
+Each prompt with three rewards, 150 steps; a prompt is used in training and in the test. The table `figure18-prompts`
+asks the untrained model under all five, which is what every base score should stand beside.
+"""
+
+import dataclasses
+
+from easylm_jax.config import Compute, Entry, Evaluate, Recipe, Source, Stage, Task, Validation
+from easylm_jax.evaluate import tasks
+from recipes.spurious_rewards import data, published, stages, suites
+
+POLICY = data.POLICIES["qwen2.5-math-7b"]
+REWARDS = ("ground truth", "format", "random 0.5")
+
+
+def problems(prompt: str, which: str):
+    return data.problems(POLICY, Source(f"stage:{data.asked(prompt, which).name}/problems.jsonl"))
+
+
+def task(prompt: str) -> Task:
+    """MATH-500 under a prompt; how many answers have something in a box stands beside."""
+    one = tasks.asked(tasks.math500(POLICY.init, POLICY.template), slots=512)
+    return dataclasses.replace(
+        one, name=f"{published.MATH}, {prompt}", data=problems(prompt, "test"),
+        also=(*one.also, ("parsable", "boxed_format")),
+    )  # fmt: skip
+
+
+def run(prompt: str, reward: str) -> Stage:
+    return stages.run(
+        POLICY,
+        reward,
+        steps=150,
+        name_of_run=f"{POLICY.key}-{data.slug(prompt)}-{data.slug(reward)}",
+        data=problems(prompt, "train"),
+        validation=Validation(problems(prompt, "test"), every=stages.EVERY),
+    )
+
+
+written = [data.asked(prompt, which) for prompt in data.PROMPTS for which in ("train", "test")]
+trained = {prompt: {reward: run(prompt, reward) for reward in REWARDS} for prompt in data.PROMPTS}
+recipe = Recipe(
+    stages.RECIPE,
+    mesh=stages.MESH,
+    stages=(
+        *written,
+        Evaluate(
+            "figure18-prompts",
+            title=f"Spurious Rewards, Figure 18: {POLICY.title} before training, five prompts",
+            tasks=tuple(task(prompt) for prompt in data.PROMPTS),
+            entries=(Entry(published.BASE, (POLICY.init,)),),
+            published=published.prompts(),
+            compute=Compute(dtype="bfloat16"),
+        ),
+        *(stage for runs in trained.values() for stage in runs.values()),
+        *(
+            suites.table(
+                f"figure18-{data.slug(prompt)}",
+                POLICY,
+                tuple(suites.entry(reward, stage) for reward, stage in runs.items()),
+                judged=(task(prompt),),
+            )
+            for prompt, runs in trained.items()
+        ),
+    ),
+)

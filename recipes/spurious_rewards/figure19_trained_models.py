@@ -1,0 +1,6 @@
+"""Spurious Rewards, Figure 19: models that reinforcement learning has already trained (arXiv 2506.10947, Figure 19)."""
+
+from recipes.spurious_rewards import arms, suites
+from recipes.spurious_rewards.data import TRAINED
+
+recipe = suites.grid("figure19", TRAINED, arms.MAIN)

@@ -1,0 +1,20 @@
+"""Spurious Rewards, Figures 6 and 7: code or language before and after 150 steps (arXiv 2506.10947, Section 4.2).
+
+    python -m recipes.spurious_rewards.analysis runs/spurious-rewards/figure7-qwen2.5-math-7b
+
+prints how accuracy changed on the problems that were solved with code or language before and after, and the share of
+the whole gain that each of the four parts brings. As the rate is constant, these runs are the first half of Figure 1's.
+"""
+
+from easylm_jax.config import Recipe
+from recipes.spurious_rewards import arms, published, stages, suites
+
+FEWER = ("ground truth", "majority vote", "incorrect")  # for Qwen2.5-7B
+FIGURES = {
+    key: (*published.before(key), *(published.at_150() if key == "qwen2.5-math-7b" else ()))
+    for key in ("qwen2.5-math-7b", "qwen2.5-math-1.5b", "qwen2.5-7b", "olmo2-7b-sft")
+}
+
+math = suites.grid("figure7", ("qwen2.5-math-7b", "qwen2.5-math-1.5b"), arms.MAIN, steps=150, figures=FIGURES)
+bad_code = suites.grid("figure7", ("qwen2.5-7b", "olmo2-7b-sft"), FEWER, steps=150, figures=FIGURES)
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*math.stages, *bad_code.stages))

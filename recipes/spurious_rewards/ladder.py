@@ -1,0 +1,97 @@
+"""Spurious Rewards (arXiv 2506.10947, Figure 1, Section 5) at a size for one CPU: five rewards, and one without clip.
+
+    easylm run recipes/spurious_rewards/ladder.py
+    python -m recipes.spurious_rewards.sharpness runs/spurious-ladder
+
+The quickstart's small SFT model, whose conversations were uneven: it knows how to work a problem out and to end with
+"#### answer", and often leaves both away. Each arm is GRPO from this model on the same problems, in three seeds; they
+differ in the reward alone. Labels of "majority vote" and "incorrect" are the model's own. Nothing was ever trained on
+a held-out problem, in any wording, so no reward can call up what the model has seen: a random one should do nothing.
+
+The shape of a rollout is the paper's, 8 updates each, with the clip from the second of them on (spec
+spurious_rewards §8); sizes and rates are this project's own.
+"""
+
+import dataclasses
+import math
+
+from easylm_jax.config import GRPO, Entry, Evaluate, MajorityVote, Recipe, Reward, Sampling, Source, Task
+from recipes import quickstart
+from recipes.quickstart import ANSWER, CHECK, SEEDS, held_out, prompts, rate
+
+HERE = "recipes.spurious_rewards.ladder_checks"
+FORMAT = f"{HERE}:answer_line"
+SAMPLING = Sampling(ANSWER, temperature=1.0, slots=128)
+STEPS = 40
+
+
+def labelled(file: str):
+    """Problems with the labels of the stage `votes`."""
+    return dataclasses.replace(prompts("prompts.jsonl"), sources=(Source(f"stage:votes/{file}"),))
+
+
+PROBLEMS = prompts("prompts.jsonl", limit=1_500)
+ARMS = {  # name: reward, problems, bound of the ratio
+    "ground truth": (CHECK, PROBLEMS, 0.2),
+    "majority vote": (CHECK, labelled("labelled.jsonl"), 0.2),
+    "format": (FORMAT, PROBLEMS, 0.2),
+    "incorrect": (CHECK, labelled("incorrect.jsonl"), 0.2),
+    "random": ("random(0.5)", PROBLEMS, 0.2),
+    "random, no clip": ("random(0.5)", PROBLEMS, math.inf),
+}
+BASE = tuple(quickstart.recipe.stage(name) for name in ("data", "tokenizer", "pretrain", "sft"))
+
+
+def arm(name: str, seed: int) -> GRPO:
+    """One run: 16 problems a rollout, 8 answers to each, 8 updates of 16 answers."""
+    reward, data, clip = ARMS[name]
+    return GRPO(
+        f"{name.replace(', ', '-').replace(' ', '-')}-{seed}",
+        seed=seed,
+        init="sft",
+        reward=Reward(verifier=reward, missing_end=0.0),
+        data=data,
+        batch=16,
+        samples=8,
+        mini_batch=16,
+        steps=STEPS,
+        sampling=SAMPLING,
+        clip_low=clip,
+        clip_high=clip,
+        whiten="rollout",
+        validation=dataclasses.replace(held_out, every=20),
+        check=CHECK,
+        optimizer=dataclasses.replace(rate(3e-5, "constant"), b2=0.95),
+    )
+
+
+def table(name: str, title: str, runs: dict[str, tuple[str, ...]]) -> Evaluate:
+    """The SFT model and the runs of each arm on all held-out problems, greedily."""
+    return Evaluate(
+        name,
+        title=title,
+        tasks=(
+            Task(
+                "problems", prompts("prompts_held_out.jsonl"), CHECK, Sampling(ANSWER, temperature=0.0, slots=256),
+                also=(("answer line", FORMAT),),
+            ),
+        ),
+        reference="sft",
+        entries=(Entry("SFT", ("sft",)), *(Entry(arm, stages, over="SFT") for arm, stages in runs.items())),
+    )  # fmt: skip
+
+
+recipe = Recipe(
+    "spurious-ladder",
+    stages=(
+        *BASE,
+        MajorityVote(
+            "votes", init="sft", data=PROBLEMS, samples=64, batch=64, sampling=SAMPLING, check=CHECK,
+            extract=f"{HERE}:answer_of",
+        ),
+        *(arm(name, seed) for name in ARMS for seed in SEEDS),
+        table("table", "Spurious rewards, small: held-out problems", {
+            name: tuple(arm(name, seed).name for seed in SEEDS) for name in ARMS
+        }),
+    ),
+)  # fmt: skip

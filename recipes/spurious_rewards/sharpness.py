@@ -1,0 +1,157 @@
+"""How much more a policy prefers what it already preferred: the small ladder's runs against their SFT model.
+
+    python -m recipes.spurious_rewards.sharpness runs/spurious-ladder
+
+For every held-out problem the SFT model's greedy answer is its mode. Printed for each arm, with 95 % intervals over
+problems and seeds: the probability of that whole answer, how it changed against the SFT model, the share of sampled
+answers that are it, and the mean probability of a sampled token (arXiv 2506.10947, Figure 12).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from easylm_jax import rollout
+from easylm_jax.config import Compute, Evaluate
+from easylm_jax.data import load_tokenizer
+from easylm_jax.decode import Engine
+from easylm_jax.evaluate.statistics import Estimate, difference, mean
+from easylm_jax.experiment import Experiment, load_recipe
+from easylm_jax.mesh import make_mesh
+from easylm_jax.objectives import target_scores
+from easylm_jax.start import model_from
+from models.errors import UserError
+from recipes.spurious_rewards.analysis import token_probability
+
+RECIPE = "recipes/spurious_rewards/ladder.py"
+PROBLEMS, SAMPLES, ROWS = 600, 2, 200
+
+
+class Sharpness(NamedTuple):
+    """Of one model, [problems]: probability of the SFT model's mode, share of samples equal to it, mean probability of
+    a sampled token."""
+
+    mode: np.ndarray
+    agreement: np.ndarray
+    token: np.ndarray
+
+
+class _Meter:
+    """Measures models of one shape on the problems of an evaluation's first task."""
+
+    def __init__(self, experiment: Experiment, stage: Evaluate):
+        self.experiment, self.mesh = experiment, make_mesh(experiment.recipe.mesh)
+        task = stage.tasks[0]
+        self.sampling, self.cache = task.sampling, experiment.cache(task.data)
+        self.tokenizer = load_tokenizer(experiment.data(task.data).tokenizer)
+        self.batch = self.cache.read(np.arange(min(PROBLEMS, self.cache.rows)))
+        source = self._model(str(stage.reference))
+        self.engine = Engine(
+            rollout.writing(source.decoder, self.tokenizer), slots=task.sampling.slots,
+            mesh=self.mesh if self.mesh.size > 1 else None,
+        )  # fmt: skip
+        everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        self.scores = jax.jit(
+            lambda params, rows: target_scores(source.decoder, params, rows).logprobs, out_shardings=everywhere
+        )
+        with jax.set_mesh(self.mesh):
+            self.mode = self._written(source.frozen(self.mesh), samples=1, greedy=True)
+        self.texts = [rollout.text_of(self.mode, row, self.tokenizer) for row in range(self.mode.rows)]
+
+    def __call__(self, name: str) -> Sharpness:
+        """The model that is the stage `name`."""
+        with jax.set_mesh(self.mesh):
+            params = self._model(name).frozen(self.mesh)
+            logprobs, mask = self._scored(params, self.mode)
+            drawn = self._written(params, samples=SAMPLES, greedy=False)
+            own, own_mask = self._scored(params, drawn)
+        same = [rollout.text_of(drawn, row, self.tokenizer) == self.texts[row // SAMPLES] for row in range(drawn.rows)]
+        token = [token_probability(own[row], own_mask[row]) for row in range(drawn.rows)]
+        return Sharpness(
+            np.exp((logprobs * mask).sum(axis=1, dtype=np.float64)),
+            np.reshape(same, (-1, SAMPLES)).mean(axis=1),
+            np.reshape(token, (-1, SAMPLES)).mean(axis=1),
+        )
+
+    def _model(self, name: str):
+        return model_from(name, self.experiment, self.mesh, compute=Compute())
+
+    def _written(self, params, *, samples: int, greedy: bool) -> rollout.Rollout:
+        sampling = self.sampling if greedy else self.sampling.__class__(self.sampling.max_new_tokens)
+        return rollout.sample(
+            self.engine, params, self.batch, sampling, samples=samples, seed=0, tokenizer=self.tokenizer,
+            end_ids=rollout.end_ids(self.cache, self.tokenizer), greedy=greedy,
+        )  # fmt: skip
+
+    def _scored(self, params, made: rollout.Rollout) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the answers' tokens, and where they are."""
+        columns = rollout.columns_of(made)
+        forward = {name: columns[name] for name in rollout.FORWARD}
+        return rollout.in_chunks(self.scores, [params], forward, ROWS, self.mesh), columns["mask"]
+
+
+def measure(folder: Path, recipe: str = RECIPE) -> dict[str, list[Sharpness]]:
+    """What each entry of the recipe's evaluation is, seed by seed; runs are read in `folder`."""
+    experiment = Experiment(load_recipe(recipe), folder.parent)
+    if experiment.root.resolve() != folder.resolve():
+        raise UserError(f"{folder} is no folder of the recipe {experiment.recipe.name}")
+    (stage,) = (stage for stage in experiment.recipe.stages if isinstance(stage, Evaluate))
+    meter = functools.cache(_Meter(experiment, stage))
+    return {entry.method: [meter(name) for name in entry.stages] for entry in stage.entries}
+
+
+def table(found: dict[str, list[Sharpness]]) -> str:
+    """A line for each method, with its change against the first, problem by problem; the last is what the clip does."""
+    names = list(found)
+    columns = {name: [np.array([getattr(one, what) for one in found[name]]) for what in Sharpness._fields]
+               for name in names}  # fmt: skip
+    lines = [
+        "| | P(mode) % | change, points | samples that are the mode % | P(token) % | change, points |",
+        "|---|---|---|---|---|---|",
+    ]
+    base = columns[names[0]]
+    for name in names:
+        mode, agreement, token = columns[name]
+        changes = ("–", "–") if name == names[0] else (_points(difference(x, b)) for x, b in
+                                                       ((mode, base[0]), (token, base[2])))  # fmt: skip
+        first, second = changes
+        lines.append(f"| {name} | {_percent(mean(mode))} | {first} | {_percent(mean(agreement))} | "
+                     f"{_percent(mean(token))} | {second} |")  # fmt: skip
+    # Runs of one seed have the same problems and the same coins, so they are compared seed by seed.
+    for name in (name for name in names if f"{name}, no clip" in names):
+        with_clip, without = columns[name], columns[f"{name}, no clip"]
+        apart = [mean(np.array(with_clip[part]) - np.array(without[part])) for part in (0, 2)]
+        lines.append(f"| {name}: clip less no clip | | {_points(apart[0])} | | | {_points(apart[1])} |")
+    return "\n".join(lines)
+
+
+def _percent(one: Estimate) -> str:
+    return f"{100 * one.value:.1f}"
+
+
+def _points(one: Estimate) -> str:
+    low, high = one.interval
+    return f"{100 * one.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def main(folder: Path, recipe: str = RECIPE) -> None:
+    """Measures, prints, and leaves `sharpness.json` in the folder."""
+    found = measure(folder, recipe)
+    kept = {name: [{what: values.tolist() for what, values in one._asdict().items()} for one in seeds]
+            for name, seeds in found.items()}  # fmt: skip
+    (folder / "sharpness.json").write_text(json.dumps(kept), encoding="utf-8")
+    sys.stdout.write(table(found) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), *sys.argv[2:3])
+    except (UserError, IndexError) as error:
+        sys.exit(f"{error}\nusage: python -m recipes.spurious_rewards.sharpness runs/spurious-ladder [RECIPE]")

@@ -1,0 +1,100 @@
+"""The stages of Spurious Rewards (arXiv 2506.10947) with its hyper-parameters (Section 2, appendix on training details;
+ruixin31/Spurious_Rewards).
+
+Every figure is a recipe called "spurious-rewards", and a run that two of them need has one name and one set of
+settings: it is trained once, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from easylm_jax.config import (
+    GRPO,
+    Checkpoints,
+    Compute,
+    MajorityVote,
+    OptimizerConfig,
+    Reward,
+    Sampling,
+    Source,
+    Stage,
+    Validation,
+)  # fmt: skip
+from recipes.spurious_rewards import arms, data
+from recipes.spurious_rewards.data import LABELLERS, POLICIES, Policy
+
+RECIPE = "spurious-rewards"
+MESH = "fsdp=-1"  # v5p-32: 16 chips, 8 responses of an update each, 4 at a time
+STEPS = 300  # of the main runs
+SEED = 42
+EVERY = 10  # steps between two looks at MATH-500; the paper looks at every step and smooths over ten
+OPTIMIZER = OptimizerConfig("5e-7 constant", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
+SAMPLING = Sampling(data.ANSWER, temperature=1.0, top_p=1.0, slots=512)
+
+
+def votes(policy: Policy) -> MajorityVote:
+    """Every problem answered 64 times by the untrained labeller of a policy, without chat template (Section 2)."""
+    labeller = POLICIES[LABELLERS.get(policy.key, policy.key)]
+    return MajorityVote(
+        f"votes-{labeller.key}",
+        init=labeller.init,
+        data=data.all_problems(labeller),
+        samples=64,
+        batch=64,
+        sampling=SAMPLING,
+        check="math(style='spurious')",
+        seed=SEED,
+        compute=Compute(dtype="bfloat16"),
+    )
+
+
+def run(policy: Policy, name: str, *, steps: int = STEPS, name_of_run: str | None = None, **changes: Any) -> GRPO:
+    """GRPO of a policy with the reward called `name`: 64 problems, 16 answers each, 8 updates of 128 answers.
+
+    No divergence is priced and no entropy is added. Advantages are divided by the group's deviation and then, as the
+    code does, standardised over all tokens of the rollout. `changes` are fields of the stage; a run that differs in
+    something else than reward and steps has a name of its own, `name_of_run`.
+    """
+    arm = arms.arm(name)
+    stage = GRPO(
+        name_of_run or f"{policy.key}-{data.slug(name)}" + ("" if steps == STEPS else f"-{steps}"),
+        init=policy.init,
+        reward=Reward(verifier=arms.reward(arm, policy), missing_end=None),
+        data=_problems(policy, arm.labels),
+        validation=Validation(data.math500(policy), every=EVERY),
+        check=arms.math_of(policy),
+        batch=64,
+        samples=16,
+        mini_batch=128,
+        accumulate=2,
+        steps=steps,
+        seed=SEED,
+        sampling=dataclasses.replace(SAMPLING, stop_strings=policy.stops),
+        kl=0.0,
+        advantages="grpo",
+        whiten="rollout",
+        clip_low=0.2,
+        clip_high=0.2,
+        aggregation="token",
+        optimizer=OPTIMIZER,
+        compute=Compute(dtype="bfloat16", remat="attention"),
+        checkpoints=Checkpoints(every=10, latest=1, when_busy="skip"),
+    )
+    return dataclasses.replace(stage, **changes)
+
+
+def _problems(policy: Policy, labels: str):
+    if labels == "truth":
+        return data.deepscaler(policy)
+    if labels == "one":
+        return data.problems(policy, Source(f"stage:{data.ONE.name}/problem.jsonl"))
+    return data.math500(policy) if labels == "test" else data.labelled(policy, votes(policy).name, labels)
+
+
+def before(policy: Policy, names: tuple[str, ...]) -> tuple[Stage, ...]:
+    """What has to be made before a policy can be trained with these rewards: votes, the one problem."""
+    needed = {arms.arm(name).labels for name in names}
+    made: list[Stage] = [votes(policy)] if needed & {"labelled", "incorrect"} else []
+    return (*made, data.ONE) if "one" in needed else tuple(made)

@@ -1,0 +1,64 @@
+"""What the policies of Spurious Rewards are judged by (arXiv 2506.10947, Section 2): MATH-500, AMC, AIME.
+
+MATH-500 greedily, the others by the mean of 8 answers at temperature 0.6. Beside each stands the share of answers with
+"python" in them. Answers are read by the plain rules, not by a base model's tags, as the paper's stand-alone evaluation
+does. Greedy scores move with hardware and batch; the standard error on 500 problems is about 2 points, on 30 about 6.
+"""
+
+from __future__ import annotations
+
+from easylm_jax.config import Compute, Entry, Evaluate, Published, Recipe, Stage, Task
+from easylm_jax.evaluate import tasks
+from recipes.spurious_rewards import published, stages
+from recipes.spurious_rewards.data import POLICIES, Policy
+
+ALL = (tasks.math500, tasks.amc, tasks.aime2024, tasks.aime2025)
+
+
+def asked(policy: Policy, benchmarks=ALL) -> tuple[Task, ...]:
+    """The benchmarks as a policy reads them."""
+    return tuple(
+        tasks.asked(task(policy.init, policy.template), stop_strings=policy.stops, slots=512) for task in benchmarks
+    )
+
+
+def table(
+    name: str,
+    policy: Policy,
+    entries: tuple[Entry, ...],
+    figures: tuple[Published, ...] = (),
+    judged: tuple[Task, ...] | None = None,
+) -> Evaluate:
+    """The policy before training and `entries` after."""
+    base = Entry(published.BASE, (policy.init,))
+    return Evaluate(
+        f"{name}-{policy.key}",
+        title=f"Spurious Rewards, {name.replace('-', ' ')}: {policy.title}",
+        tasks=asked(policy) if judged is None else judged,
+        entries=(base, *entries),
+        published=figures,
+        compute=Compute(dtype="bfloat16"),
+    )
+
+
+def entry(name: str, *runs: Stage) -> Entry:
+    """A row: one reward, a run for each seed, against the untrained policy."""
+    return Entry(name, tuple(run.name for run in runs), over=published.BASE)
+
+
+def grid(
+    name: str,
+    keys: tuple[str, ...],
+    rewards: tuple[str, ...],
+    *,
+    steps: int = stages.STEPS,
+    figures: dict[str, tuple[Published, ...]] | None = None,
+) -> Recipe:
+    """Every policy with every reward, a table for each policy."""
+    made: dict[str, Stage] = {}
+    for policy in (POLICIES[key] for key in keys):
+        runs = {reward: stages.run(policy, reward, steps=steps) for reward in rewards}
+        rows = tuple(entry(reward, run) for reward, run in runs.items())
+        one = table(name, policy, rows, (figures or {}).get(policy.key, ()))
+        made |= {stage.name: stage for stage in (*stages.before(policy, rewards), *runs.values(), one)}
+    return Recipe(stages.RECIPE, mesh=stages.MESH, stages=tuple(made.values()))

@@ -1,0 +1,94 @@
+"""The clipping bias where it can be computed: random rewards on a policy of one softmax (arXiv 2506.10947, Section 5).
+
+    python -m recipes.spurious_rewards.tabular
+
+One action is an answer of one token. A rollout is cut into 8 mini-batches, and the ratio is 1 in the first of them
+alone. Without the clip the expected gradient is 0 whatever the ratios, so that every logit is a martingale under plain
+gradient steps: the clip is the only thing that can move one on average.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easylm_jax.evaluate.statistics import Estimate, mean
+from easylm_jax.objectives import group_advantages, grpo_loss
+
+LOGITS = (0.0, -2.4, -2.8, -3.2, -3.6)  # the first action has probability 0.80
+SAMPLES, GROUPS, UPDATES = 16, 16, 8
+RATE = 1.0  # so that some ratios leave 1 ± 0.2 within a rollout, as a model's do
+
+
+def gradient(logits: jax.Array, old: jax.Array, actions: jax.Array, advantages: jax.Array, clip: float) -> jax.Array:
+    """∂ (GRPO's objective) / ∂ logits, the mean over answers: actions int [N], advantages [N]."""
+
+    def loss(logits):
+        logprobs = jax.nn.log_softmax(logits)[actions][:, None]
+        before = jax.nn.log_softmax(old)[actions][:, None]
+        total, count, _ = grpo_loss(
+            logprobs, before, advantages, jnp.ones_like(logprobs), clip_low=clip, clip_high=clip
+        )  # fmt: skip
+        return -total / count
+
+    return jax.grad(loss)(logits)
+
+
+def coins(key: jax.Array, groups: int, share: float = 0.5) -> jax.Array:
+    """Advantages [groups · SAMPLES] of rewards that are 1 with probability `share`."""
+    rewards = jax.random.bernoulli(key, share, (groups, SAMPLES)).astype(jnp.float32)
+    return group_advantages(rewards, "grpo").reshape(-1)
+
+
+def train(key: jax.Array, rollouts: int, updates: int = UPDATES, clip: float = 0.2) -> jax.Array:
+    """Logits [actions] after so many rollouts of GROUPS prompts with random rewards, each of `updates` plain steps."""
+
+    def rollout(logits, key):
+        draw, reward = jax.random.split(key)
+        rows = GROUPS * SAMPLES
+        actions = jax.random.categorical(draw, logits, shape=(rows,)).reshape(updates, -1)
+        advantages = coins(reward, GROUPS).reshape(SAMPLES * GROUPS // updates, updates).T  # groups spread over updates
+
+        def step(new, part):
+            return new + RATE * gradient(new, logits, *part, clip), None
+
+        return jax.lax.scan(step, logits, (actions, advantages))[0], None
+
+    return jax.lax.scan(rollout, jnp.array(LOGITS), jax.random.split(key, rollouts))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("rollouts", "updates"))
+def _runs(keys: jax.Array, clip: float, rollouts: int, updates: int) -> jax.Array:
+    return jax.vmap(lambda key: train(key, rollouts, updates, clip))(keys)
+
+
+def drift(runs: int, rollouts: int, *, updates: int = UPDATES, clip: float = 0.2, seed: int = 0) -> Estimate:
+    """How far the likeliest action's logit moved against the mean of the others, over independent runs."""
+    keys = jax.random.split(jax.random.key(seed), runs)
+    after = np.asarray(_runs(keys, clip, rollouts, updates), np.float64)
+    margin = after[:, 0] - after[:, 1:].mean(axis=1)
+    return mean(margin - (LOGITS[0] - np.mean(LOGITS[1:])))
+
+
+def table(runs: int = 2_000, rollouts: int = 20) -> str:
+    """The drift with the clip, and with its three ways off, with 95 % intervals."""
+    ways = {
+        "clip 0.2, 8 updates": {},
+        "no clip, 8 updates": {"clip": math.inf},
+        "clip 0.2, one update (the ratio is 1)": {"updates": 1},
+    }
+    lines = ["| | drift of the likeliest action's logit | 95 % |", "|---|---|---|"]
+    for name, how in ways.items():
+        found = drift(runs, rollouts, **how)
+        low, high = found.interval
+        lines.append(f"| {name} | {found.value:+.4f} | {low:+.4f} to {high:+.4f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table() + "\n")
