@@ -1,6 +1,8 @@
 """Rewards that say little about the answer: each gives what its rule says, on any text."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +129,22 @@ def test_votes_drop_empty_answers_and_keep_the_order_of_first_sight():
     assert spurious.majority(["", ""]) is None
 
 
+def test_ttrl_counts_answers_as_the_paper_extracts_them():
+    group = [r"\boxed{\tfrac{1}{2}}", r"so \boxed{\frac12}", r"\boxed{0.5}", "no box, 7"]
+    assert [spurious.ttrl(text, {"_group": group}) for text in group] == [1, 1, 0, 0]  # votes are exact strings
+    tags = ["<answer>7</answer>", "<answer> 7 </answer>", "8"]
+    read = "easylm_jax.rewards.spurious:r1_answer_of"
+    assert [spurious.ttrl(text, {"_group": tags}, extract=read) for text in tags] == [1, 1, 0]
+    assert verifier("ttrl").reads_group and verifier(f"ttrl('{read}')").reads_group
+
+
+def test_dense_gives_the_score_of_the_first_equal_answer():
+    record = {"answer": '{"1/2": 0.9, "0.5": 0.1, "7": 0.3}'}
+    found = [spurious.dense(rf"\boxed{{{answer}}}", record) for answer in ("0.5", "7.0", "8")]
+    assert found == [0.9, 0.3, 0.0]
+    assert spurious.dense(r"\boxed{7}", {"ground_truth": {"7": 0.3}}) == 0.3
+
+
 @pytest.mark.parametrize("label", ("no json", "[1]", '{"4": "much"}', "3"))
 def test_a_dense_label_that_is_no_object_of_scores_is_told(label):
     with pytest.raises(UserError, match="dense: the label of record 3 of set.jsonl must be a JSON object"):
@@ -136,6 +154,17 @@ def test_a_dense_label_that_is_no_object_of_scores_is_told(label):
 def test_a_record_without_a_label_is_told():
     with pytest.raises(UserError, match="neither ground_truth nor answer"):
         spurious.dense("4", {})
+
+
+LABELS = sorted((Path(__file__).parents[2] / "shared/data/spurious_rewards").glob("*.json"))
+
+
+@pytest.mark.skipif(not LABELS, reason="needs ../shared/data/spurious_rewards")
+def test_published_pseudo_labels_are_what_the_extraction_makes_of_them():
+    """A label was normalised once; an answer that is the label must vote for it."""
+    labels = [row["answer"] for path in LABELS for row in json.loads(path.read_text(encoding="utf-8"))]
+    assert len(labels) == 300
+    assert [spurious.answer_of(f"so \\boxed{{{label}}}.") for label in labels] == labels
 
 
 def test_compound_rewards_are_products():
