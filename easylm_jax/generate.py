@@ -193,8 +193,8 @@ class Source:
     add_bos: bool
 
 
-def load(model: str, *, tokenizer: str | None = None) -> Source:
-    """The model in a stage's or checkpoint's folder, or `hf:<folder or hub name>`, on all devices there are.
+def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Source:
+    """The model in a stage's or checkpoint's folder, or `hf:<folder or hub name>`, on `mesh` or all devices there are.
 
     It computes in the type that its stage did; one of Hugging Face's in float32 on a CPU and bfloat16 elsewhere.
     Raises `UserError` where there is none, for a reward model, and where its vocabulary is not known or too large.
@@ -209,7 +209,7 @@ def load(model: str, *, tokenizer: str | None = None) -> Source:
     init, meta, vocabulary = find(model)
     stage = meta.get("config") or {}
     dtype = (stage.get("compute") or {}).get("dtype") or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    mesh = make_mesh("fsdp=-1")
+    mesh = make_mesh("fsdp=-1") if mesh is None else mesh
     found = start.model_from(init, None, mesh, compute=Compute(dtype=dtype))  # type: ignore[arg-type]
     if found.config.scalar_head:
         raise UserError(f"{model} is a reward model (scalar head), which cannot write; give the policy's folder")

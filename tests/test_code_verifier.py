@@ -347,7 +347,7 @@ HOSTILE = {
 def test_hostile_programs_are_fails_and_nothing_more():
     before = processes()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:  # most of them wait for their end
-        found = list(pool.map(lambda program: passed(program, TESTS[0], seconds=0.4), HOSTILE.values()))
+        found = list(pool.map(lambda program: passed(program, TESTS[0], seconds=0.2), HOSTILE.values()))
     assert [name for name, verdict in zip(HOSTILE, found, strict=True) if verdict != [False]] == []
     assert processes() == before
 
@@ -358,7 +358,7 @@ def test_hostile_input_programs_are_fails_too():
     closed = "import os\nprint(1, flush=True)\nos.close(1)\nwhile True: pass"
     odd = (endless, silent, closed, "import os\nprint(1)\nos._exit(0)", "import os\nprint(1)\nos.abort()")
     with concurrent.futures.ThreadPoolExecutor(5) as pool:
-        assert list(pool.map(lambda program: stdio(program, ("", "1"), seconds=0.4), odd)) == [0.0] * 5
+        assert list(pool.map(lambda program: stdio(program, ("", "1"), seconds=0.2), odd)) == [0.0] * 5
     assert processes() == {}
 
 
