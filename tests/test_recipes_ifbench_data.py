@@ -189,7 +189,7 @@ def test_answers_of_the_small_recipe_follow_the_instructions_that_they_are_given
     words = small_data.requests(rng, held_out=False)
     for _ in range(200):
         said = next(words)
-        given = small_data.instructed(rng, said, pool)
+        given = small_data.instructed(rng, pool)
         assert 1 <= len(given) <= 3 and set(given) <= set(pool)
         answer, row = small_data.answer(said, given), small_data.prompt(said, given)
         assert VERIFIERS["ifeval"](answer, row) == 1
@@ -201,8 +201,8 @@ def test_answers_of_the_small_recipe_follow_the_instructions_that_they_are_given
 def test_the_small_recipes_prompts_are_held_out_by_their_words():
     files = small_data.write(1)
     assert {name: len(rows) for name, rows in files.items()} == {
-        "sft.jsonl": 12_000, "sft_held_out.jsonl": 300, "prompts.jsonl": 4_000, "prompts_held_out.jsonl": 400,
-        "prompts_others.jsonl": 200,
+        "pages.jsonl": 12_000, "sft.jsonl": 4_000, "sft_held_out.jsonl": 300, "prompts.jsonl": 4_000,
+        "prompts_held_out.jsonl": 400, "prompts_others.jsonl": 200,
     }  # fmt: skip
     keys = {name: {row["key"] for row in rows} for name, rows in files.items() if name.startswith("prompts")}
     assert not keys["prompts.jsonl"] & (keys["prompts_held_out.jsonl"] | keys["prompts_others.jsonl"])

@@ -2,9 +2,10 @@
 
     easylm run recipes/ifbench/small.py
 
-A small OLMo 2 learns to say words from careless annotators, who overlook every other instruction; then GRPO is paid the
-share of instructions that an answer follows, as in the paper. The table asks held-out requests with the instructions of
-the training, and with two kinds that it never had. Sizes and rates are this project's own.
+A small OLMo 2 reads pages on which instructions are followed, and is fine-tuned on careless annotators, who overlook
+every other one; then GRPO is paid the share of instructions that an answer follows, as in the paper. The table asks
+held-out requests with the instructions of the training, and with two kinds that it never had. Sizes and rates are this
+project's own.
 """
 
 from easylm_jax.config import (
@@ -17,6 +18,7 @@ from easylm_jax.config import (
     Evaluate,
     MakeData,
     OptimizerConfig,
+    Pretrain,
     Recipe,
     Reward,
     Sampling,
@@ -75,7 +77,7 @@ def grpo(seed: int) -> GRPO:
         drop_equal=True,
         validation=Validation(prompts("prompts_held_out.jsonl", limit=200), every=10),
         check="ifeval",
-        optimizer=OptimizerConfig("2e-4 constant", weight_decay=0.0),
+        optimizer=OptimizerConfig("1e-4 constant", weight_decay=0.0),
     )
 
 
@@ -83,16 +85,26 @@ recipe = Recipe(
     "ifbench-small",
     stages=(
         MakeData("data", function="recipes.ifbench.small_data:write", seed=1),
-        Tokenizer("tokenizer", sources=(Source("stage:data/sft.jsonl", limit=3_000),), vocab_size=512),
+        Tokenizer("tokenizer", sources=(Source("stage:data/pages.jsonl", limit=2_000),), vocab_size=512),
+        Pretrain(
+            "pretrain",
+            model=MODEL,
+            data=DataSpec((Source("stage:data/pages.jsonl"),), "stage:tokenizer", SEQUENCE),
+            batch=16,
+            steps=1_500,
+            z_loss=1e-4,
+            optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 20 steps"),
+            checkpoints=Checkpoints(every=20),
+        ),
         SFT(
             "sft",
-            model=MODEL,
+            init="pretrain",
             data=conversations("sft.jsonl"),
-            validation=Validation(conversations("sft_held_out.jsonl"), every=200),
+            validation=Validation(conversations("sft_held_out.jsonl")),
             batch=16,
-            epochs=4,
-            optimizer=OptimizerConfig("2e-3 linear to 0 warmup 3%", weight_decay=0.0),
-            checkpoints=Checkpoints(every=50),
+            epochs=2,
+            optimizer=OptimizerConfig("1e-3 linear to 0 warmup 3%", weight_decay=0.0),
+            checkpoints=Checkpoints(every=20),
         ),
         *map(grpo, SEEDS),
         Evaluate(
@@ -103,6 +115,7 @@ recipe = Recipe(
                 followed("others", "prompts_others.jsonl"),
             ),
             entries=(
+                Entry("pretrained", ("pretrain",)),
                 Entry("SFT", ("sft",)),
                 Entry("GRPO", tuple(f"grpo-{seed}" for seed in SEEDS), over="SFT"),
             ),

@@ -1,12 +1,14 @@
 """Requests and instructions that a tiny model can follow, for `recipes/ifbench/small.py`.
 
-A request asks to say a few words; instructions of IFEval and IFTrain say how. The conversations for fine-tuning are
-those of careless annotators, who overlook every other instruction: what rewards can mend. Two of the instructions are
-never asked for in the prompts of the rewards. A request belongs to the held-out part by a hash of its words.
+A request asks to say a few words; instructions of IFEval and IFTrain say how. The pages for pre-training follow them.
+The conversations for fine-tuning are those of careless annotators, who overlook every other instruction: what rewards
+can mend. Two of the instructions are never asked for in the prompts of the rewards. A request belongs to the held-out
+part by a hash of its words.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,8 @@ TRAINED = (
     "last_word:last_word_answer",
 )
 OTHERS = ("keywords:existence", "detectable_format:title")  # not in the prompts of the rewards
+NAMED = ("oak", "river", "sun", "tree")  # words that instructions name; the others are those of requests
+SAID = [word for word in WORDS if word not in NAMED]
 OVERLOOKED = 0.5  # share of instructions that an annotator does not follow
 HELD_OUT = 0.08
 
@@ -32,19 +36,19 @@ Given = Mapping[str, Mapping[str, Any]]
 def requests(rng: random.Random, *, held_out: bool) -> Iterator[list[str]]:
     """Two to four words to say, of one part."""
     while True:
-        words = rng.sample(WORDS, rng.randint(2, 4))
+        words = rng.sample(SAID, rng.randint(2, 4))
         if (zlib.crc32(" ".join(words).encode()) % 10_000 < HELD_OUT * 10_000) == held_out:
             yield words
 
 
-def instructed(rng: random.Random, words: list[str], pool: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """One to three instructions of the pool with their arguments, words that are not asked for anyway."""
+def instructed(rng: random.Random, pool: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """One to three instructions of the pool with their arguments, words that no request has."""
     ids = drawn(rng, list(pool), rng.randint(1, 3))
-    others = rng.sample([word for word in WORDS if word not in words], 4)
+    first, last, *keywords = rng.sample(NAMED, 4)
     arguments = {
-        "first_word:first_word_answer": {"first_word": others[0]},
-        "last_word:last_word_answer": {"last_word": others[1]},
-        "keywords:existence": {"keywords": others[2:]},
+        "first_word:first_word_answer": {"first_word": first},
+        "last_word:last_word_answer": {"last_word": last},
+        "keywords:existence": {"keywords": keywords},
     }
     return {name: arguments.get(name, {}) for name in ids}
 
@@ -71,10 +75,20 @@ def prompt(words: list[str], given: Given) -> dict[str, Any]:
 
 def conversation(rng: random.Random, words: list[str]) -> dict[str, Any]:
     """A prompt and what a careless annotator answers."""
-    given = instructed(rng, words, (*TRAINED, *OTHERS))
+    given = instructed(rng, (*TRAINED, *OTHERS))
     followed = {name: own for name, own in given.items() if rng.random() >= OVERLOOKED}
     (message,) = prompt(words, given)["messages"]
     return {"messages": [message, {"role": "assistant", "content": answer(words, followed)}]}
+
+
+def page(rng: random.Random, words: Iterator[list[str]]) -> dict[str, str]:
+    """Four exchanges in which every instruction is followed."""
+    lines = []
+    for said in itertools.islice(words, 4):
+        given = instructed(rng, (*TRAINED, *OTHERS))
+        (message,) = prompt(said, given)["messages"]
+        lines.append(f"<|user|>\n{message['content']}\n<|assistant|>\n{answer(said, given)}")
+    return {"text": "\n".join(lines)}
 
 
 def prompts(rng: random.Random, words: Iterator[list[str]], pool: tuple[str, ...], count: int) -> list[dict[str, Any]]:
@@ -82,18 +96,18 @@ def prompts(rng: random.Random, words: Iterator[list[str]], pool: tuple[str, ...
     found: dict[str, dict[str, Any]] = {}
     while len(found) < count:
         said = next(words)
-        made = prompt(said, instructed(rng, said, pool))
+        made = prompt(said, instructed(rng, pool))
         found.setdefault(made["messages"][0]["content"], made)
     return list(found.values())
 
 
 def write(seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Conversations, prompts, and held-out prompts with the instructions of the rewards and with others."""
+    """Pages, conversations, prompts, and held-out prompts with the instructions of the rewards and with others."""
     rng = random.Random(seed)
     train, test = requests(rng, held_out=False), requests(rng, held_out=True)
-    conversations = [conversation(rng, next(train)) for _ in range(12_000)]
     return {
-        "sft.jsonl": conversations,
+        "pages.jsonl": [page(rng, train) for _ in range(12_000)],
+        "sft.jsonl": [conversation(rng, next(train)) for _ in range(4_000)],
         "sft_held_out.jsonl": [conversation(rng, next(test)) for _ in range(300)],
         "prompts.jsonl": prompts(rng, train, TRAINED, 4_000),
         "prompts_held_out.jsonl": prompts(rng, test, TRAINED, 400),

@@ -2,10 +2,11 @@
 
     easylm run recipes/tulu3/small.py
 
-A small OLMo 2 is fine-tuned on careless answers to word problems, LaTeX problems and instructions, in the form of the
-published rows (`recipes/tulu3/small_data.py`). A reward model is trained on pairs of its own answers. PPO starts its
-value model from it and is paid ten by the verifier that a row names, minus ten where an answer does not end, and no
-reward model's score. GRPO has the same rows (Tülu 3.1). Shapes are the paper's; sizes and rates this project's own.
+A small OLMo 2 reads answers to word problems, LaTeX problems and instructions, and is fine-tuned on careless ones; the
+prompts are in the form of the published rows (`recipes/tulu3/small_data.py`). A reward model is trained on pairs of its
+own answers. PPO starts its value model from it and is paid ten by the verifier that a row names, minus ten where an
+answer does not end, and no reward model's score. GRPO has the same rows (Tülu 3.1). Shapes are the paper's; sizes and
+rates this project's own.
 """
 
 from easylm_jax.config import (
@@ -20,6 +21,7 @@ from easylm_jax.config import (
     Evaluate,
     MakeData,
     OptimizerConfig,
+    Pretrain,
     Recipe,
     Reward,
     RewardModel,
@@ -110,7 +112,7 @@ def grpo(seed: int) -> GRPO:
         kl=0.01,
         validation=held_out,
         check=VERIFIER,
-        optimizer=tuned("2e-4 constant"),
+        optimizer=tuned("1e-4 constant"),
     )
 
 
@@ -118,16 +120,26 @@ recipe = Recipe(
     "tulu3-small",
     stages=(
         MakeData("data", function="recipes.tulu3.small_data:write", seed=1),
-        Tokenizer("tokenizer", sources=(Source("stage:data/sft.jsonl", limit=3_000),), vocab_size=512),
+        Tokenizer("tokenizer", sources=(Source("stage:data/pages.jsonl", limit=2_000),), vocab_size=512),
+        Pretrain(
+            "pretrain",
+            model=MODEL,
+            data=DataSpec((Source("stage:data/pages.jsonl"),), "stage:tokenizer", SEQUENCE),
+            batch=16,
+            steps=1_500,
+            z_loss=1e-4,
+            optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 20 steps"),
+            checkpoints=Checkpoints(every=20),
+        ),
         SFT(
             "sft",
-            model=MODEL,
+            init="pretrain",
             data=conversations("sft.jsonl"),
-            validation=Validation(conversations("sft_held_out.jsonl"), every=200),
+            validation=Validation(conversations("sft_held_out.jsonl")),
             batch=16,
-            epochs=4,
-            optimizer=tuned("2e-3 linear to 0 warmup 3%"),
-            checkpoints=Checkpoints(every=50),
+            epochs=2,
+            optimizer=tuned("1e-3 linear to 0 warmup 3%"),
+            checkpoints=Checkpoints(every=20),
         ),
         BestOfN(
             "answers",
@@ -158,6 +170,7 @@ recipe = Recipe(
                 task("IF-like", "ifeval_held_out.jsonl", "instructions('fixed', 'strict', 'prompt')"),
             ),
             entries=(
+                Entry("pretrained", ("pretrain",)),
                 Entry("SFT", ("sft",)),
                 *(
                     Entry(method, tuple(f"{method.lower()}-{seed}" for seed in SEEDS), over="SFT")

@@ -1,12 +1,13 @@
 """Problems for `recipes/tulu3/small.py` in the form of Tülu 3's rows: word problems, LaTeX problems, instructions.
 
-A row names its verifier in `dataset` (gsm8k, MATH, ifeval) and has its label in `ground_truth`. The conversations for
-fine-tuning are those of careless annotators, who miscount or overlook an instruction. A problem belongs to the held-out
-part by a hash of its numbers or words.
+A row names its verifier in `dataset` (gsm8k, MATH, ifeval) and has its label in `ground_truth`. The pages for
+pre-training are right; the conversations for fine-tuning are those of careless annotators, who miscount or overlook an
+instruction. A problem belongs to the held-out part by a hash of its numbers or words.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import zlib
@@ -80,7 +81,7 @@ def _math(rng: random.Random, held_out: bool) -> Problem:
 
 def _ifeval(rng: random.Random, held_out: bool) -> Problem:
     said = next(words.requests(rng, held_out=held_out))
-    given = words.instructed(rng, said, words.TRAINED)
+    given = words.instructed(rng, words.TRAINED)
     made = words.prompt(said, given)
     followed = {name: own for name, own in given.items() if rng.random() >= words.OVERLOOKED}
     (message,) = made["messages"]
@@ -105,6 +106,12 @@ def _conversation(problem: Problem, rng: random.Random) -> dict[str, Any]:
     return {"messages": [*problem.row["messages"], {"role": "assistant", "content": answer}]}
 
 
+def _page(stream: Iterator[Problem]) -> dict[str, str]:
+    """Three exchanges, one of each kind, answered rightly."""
+    asked = itertools.islice(stream, 3)
+    return {"text": "\n".join(f"<|user|>\n{it.question}\n<|assistant|>\n{it.answer}" for it in asked)}
+
+
 def _distinct(stream: Iterator[Problem], counts: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
     """So many different prompts of each kind."""
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in counts}
@@ -116,11 +123,12 @@ def _distinct(stream: Iterator[Problem], counts: dict[str, int]) -> dict[str, li
 
 
 def write(seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Conversations, mixed prompts, and held-out prompts of each kind."""
+    """Pages, conversations, mixed prompts, and held-out prompts of each kind."""
     train, test = problems(seed, held_out=False), problems(seed, held_out=True)
     rng = random.Random(seed)
     files = {
-        "sft.jsonl": [_conversation(next(train), rng) for _ in range(12_000)],
+        "pages.jsonl": [_page(train) for _ in range(15_000)],
+        "sft.jsonl": [_conversation(next(train), rng) for _ in range(4_000)],
         "sft_held_out.jsonl": [_conversation(next(test), rng) for _ in range(300)],
         "prompts.jsonl": [next(train).row for _ in range(8_000)],
     }
