@@ -133,7 +133,10 @@ def _in_words(error: Exception) -> str:
 
 def _override(recipe: Recipe, text: str) -> Recipe:
     path, _, value = text.partition("=")
-    name, _, rest = path.partition(".")
+    # A stage's name may have a dot in it ("qwen2.5-7b").
+    named = [stage.name for stage in recipe.stages if path == stage.name or path.startswith(f"{stage.name}.")]
+    name = max(named, key=len, default=path.partition(".")[0])
+    rest = path[len(name) + 1 :]
     if not rest:
         if name == "stages" or name in (stage.name for stage in recipe.stages):
             raise UserError(f"{text!r}: name a field of the stage, such as {name}.seed=1")

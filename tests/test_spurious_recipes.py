@@ -19,7 +19,7 @@ from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.rewards.verify import Verify
 from easylm_jax.sharding import check_rows, parameter_shardings
 from models.errors import UserError
-from recipes.__main__ import recipe_files
+from recipes.__main__ import FOLDER, recipe_files
 from recipes.spurious_rewards import arms, data, ladder, published, sharpness, stages
 from recipes.spurious_rewards.data import POLICIES
 from recipes.spurious_rewards.ladder_checks import answer_line, answer_of
@@ -132,6 +132,16 @@ def test_published_gains_stand_as_accuracies():
         for table in (s for s in recipe.stages if isinstance(s, Evaluate)):
             methods = {entry.method for entry in table.entries}
             assert {p.method for p in table.published} <= methods, table.name
+
+
+def test_a_field_of_a_stage_with_a_dot_in_its_name_is_changed_from_the_command_line():
+    file, name = str(FOLDER / "spurious_rewards/figure10_coins.py"), "qwen2.5-math-7b-random-0.5"
+    changed = load_recipe(file, [f"{name}.steps=7", f"{name}.sampling.max_new_tokens=5", "mesh=fsdp=2"])
+    assert (changed.stage(name).steps, changed.stage(name).sampling.max_new_tokens, changed.mesh) == (7, 5, "fsdp=2")
+    with pytest.raises(UserError, match="name a field of the stage"):
+        load_recipe(file, [f"{name}=7"])
+    with pytest.raises(UserError, match="has no stage 'qwen2'"):
+        load_recipe(file, ["qwen2.5.steps=7"])
 
 
 # Rows that are written before training.
