@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -214,3 +215,14 @@ def test_published_tables_are_whole():
     assert [len(published.table_7(key)) for key in ("qwen2.5", "qwen2.5-instruct")] == [12, 12]
     assert [len(published.figure_4(key)) for key in ("tulu3-dpo", "qwen2.5")] == [10, 10]
     assert published.TABLE_4["Tülu-3-70B"] == (15, 35)
+
+
+def test_commands_in_the_documentation_name_recipes_stages_and_fields_that_exist():
+    text = (FOLDER.parent / "docs/if_rlvr.md").read_text(encoding="utf-8")
+    commands = [line for line in text.splitlines() if line.startswith("    easylm run ")]
+    assert len(commands) >= 6
+    for command in commands:
+        path, *rest = shlex.split(command, comments=True)[2:]
+        recipe = load_recipe(str(FOLDER.parent / path), [word for word in rest if "=" in word])
+        if "--only" in rest:
+            assert recipe.stage(rest[rest.index("--only") + 1])

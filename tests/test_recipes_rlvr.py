@@ -236,11 +236,13 @@ def test_small_problems_are_in_the_published_form_and_their_right_answers_are_ri
 
 def test_small_prompts_that_are_held_out_are_in_no_training_file():
     files = small_data.write(1)
+    pages = "\n".join(page["text"] for page in files.pop("pages.jsonl"))
     asked = {name: {row["messages"][0]["content"] for row in rows} for name, rows in files.items()}
     held_out = [name for name in files if "held_out" in name]
     assert len(held_out) == 4
     for name in held_out:
         assert not asked[name] & (asked["sft.jsonl"] | asked["prompts.jsonl"])
+        assert not any(f"\n{question}\n" in pages for question in itertools.islice(asked[name], 50))
     counts = {name: len(files[f"{name}_held_out.jsonl"]) for name in ("gsm8k", "math", "ifeval")}
     assert counts == {"gsm8k": 300, "math": 80, "ifeval": 200}
 
