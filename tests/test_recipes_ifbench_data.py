@@ -209,3 +209,13 @@ def test_the_small_recipes_prompts_are_held_out_by_their_words():
     asked = {name: {one for row in files[name] for one in truth_of(row)["instruction_id"]} for name in keys}
     assert asked["prompts.jsonl"] == asked["prompts_held_out.jsonl"] == set(small_data.TRAINED)
     assert asked["prompts_others.jsonl"] == set(small_data.OTHERS)
+
+
+def test_requests_are_also_questions_and_what_is_no_request_is_passed_over(tmp_path):
+    rows = [{"question": "how many?", "answer": "two"}, {"messages": []}, {"messages": [assistant("no user")]},
+            {"prompt": "name one"}, {"text": "a page"}, {"prompt": "  "}]  # fmt: skip
+    path = str(write_jsonl(tmp_path / "mixed.jsonl", rows))
+    made = data.write(1, count=2, source=path, exclude=None)["prompts.jsonl"]
+    assert {row["messages"][0]["content"].split("? ")[0].split(" one")[0] for row in made} == {"how many", "name"}
+    with pytest.raises(UserError, match="has 2 usable requests, not 3"):
+        data.write(1, count=3, source=path, exclude=None)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from easylm_jax.config import Source
+from easylm_jax.data.prompts import prompt_of
 from easylm_jax.data.sources import BadRecord, read_records
 from easylm_jax.rewards.instructions import REGISTRY, find
 from easylm_jax.rewards.instructions.combine import conflict
@@ -220,16 +221,19 @@ def hash_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
-def _records(path: str) -> Iterator[dict[str, Any]]:
-    for record, _ in read_records(Source(path)):
+def _records(path: str) -> Iterator[tuple[dict[str, Any], str]]:
+    for record, where in read_records(Source(path)):
         if not isinstance(record, BadRecord):
-            yield record
+            yield record, where
 
 
 def _requests(path: str, answered: bool) -> Iterator[Request]:
-    """First turns of users, with the answers to them where one is asked for."""
-    for number, record in enumerate(_records(path)):
-        messages = record.get("messages") or [{"role": "user", "content": record.get("prompt")}]
+    """First turns of users, with the answers to them where one is asked for. Records without one are passed over."""
+    for number, (record, where) in enumerate(_records(path)):
+        try:
+            messages = record["messages"] if "messages" in record else prompt_of(record, Source(path), where)
+        except BadRecord:
+            continue
         turns = [turn for turn in messages if turn.get("role") != "system"]
         if not turns or turns[0].get("role") != "user" or not isinstance(turns[0]["content"], str):
             continue
@@ -239,7 +243,7 @@ def _requests(path: str, answered: bool) -> Iterator[Request]:
 
 
 def _prompts(path: str) -> Iterator[str]:
-    return (str(record["prompt"]) for record in _records(path))
+    return (str(record["prompt"]) for record, _ in _records(path))
 
 
 class Overlap:
