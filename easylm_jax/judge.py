@@ -13,6 +13,7 @@ from easylm_jax import rollout
 from easylm_jax.config import Reward
 from easylm_jax.data import Cache
 from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.lm_judge import LMJudge
 from easylm_jax.objectives import score_responses
 from easylm_jax.rewards.verify import Verified, Verify
 from easylm_jax.rollout import Rollout
@@ -30,17 +31,18 @@ class Judge:
         seed: of the stage; random rewards are drawn from it.
         model: the reward model (with a scalar head) and its parameters on the mesh; None where there is none.
         rows: responses that the reward model is given at once.
+        lm: the language model whose opinion stands in the expression as `judge`.
     """
 
     def __init__(
         self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
-        model: Decoder | None, params: PyTree, rows: int, seed: int = 0,
+        model: Decoder | None, params: PyTree, rows: int, seed: int = 0, lm: LMJudge | None = None,
     ):  # fmt: skip
         self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
-        self.params, self.rows, self.seed = params, rows, seed
+        self.params, self.rows, self.seed, self.lm = params, rows, seed, lm
         self.verify = None
         if reward.verifier is not None:
-            self.verify = Verify(reward.verifier, seconds=reward.seconds, workers=reward.workers)
+            self.verify = Verify(reward.verifier, seconds=reward.seconds, workers=reward.workers, scored=True)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._score = None
         if model is not None:
@@ -56,14 +58,20 @@ class Judge:
         scores = None if self._score is None else self._model_scores(made)
         if self.verify is not None:
             began = time.perf_counter()
-            verified = self._verified(made, number, part, scores)
+            opinion = None
+            if self.lm is not None:
+                opinion, told = self._opinion(made, number)
+                line |= told
+            verified = self._verified(made, number, part, scores, opinion)
             line |= {"verify_seconds": time.perf_counter() - began, "verify_busy_seconds": verified.busy_seconds,
                      "verifier_timeouts": verified.timed_out}  # fmt: skip
             made.parts = dict(verified.parts)
-            if len(made.parts) + (scores is not None) > 1:
+            if len(made.parts) + (scores is not None) + (opinion is not None) > 1:
                 line |= {f"verdict/{name}": float(values.mean()) for name, values in made.parts.items()}
                 if scores is not None:
                     line["model_score"] = float(scores.mean())
+                if opinion is not None:
+                    line["judge_score"] = float(opinion.mean())
             scores = verified.scores
         assert scores is not None
         made.scores = scores.astype(np.float32)
@@ -87,16 +95,25 @@ class Judge:
             )
         return scores
 
-    def _verified(self, made: Rollout, number: int, part: int, model: np.ndarray | None) -> Verified:
+    def _opinion(self, made: Rollout, number: int) -> tuple[np.ndarray, dict[str, int]]:
+        """What the language model thinks of each response, float [B], on every process."""
+        assert self.lm is not None
+        texts, records = rollout.answers(made, self.cache, self.tokenizer, seed=self.seed, number=number)
+        return self.lm([record["_messages"] for record in records], texts, records, number)
+
+    def _verified(
+        self, made: Rollout, number: int, part: int, model: np.ndarray | None, judge: np.ndarray | None
+    ) -> Verified:  # fmt: skip
         assert self.verify is not None
         return verified(
-            self.verify, made, self.cache, self.tokenizer, seed=self.seed, number=number, part=part, model=model
-        )
+            self.verify, made, self.cache, self.tokenizer, seed=self.seed, number=number, part=part, model=model,
+            judge=judge,
+        )  # fmt: skip
 
 
 def verified(
     verify: Verify, made: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0,
-    part: int = 0, model: np.ndarray | None = None,
+    part: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
 ) -> Verified:  # fmt: skip
     """The verdicts on a rollout. One process's pool gives them, and the others take them from it."""
     found = None
@@ -104,7 +121,7 @@ def verified(
         texts, records = rollout.answers(
             made, cache, tokenizer, seed=seed, number=number, part=part, group=verify.reads_group
         )
-        found = verify(texts, records, model=model)
+        found = verify(texts, records, model=model, judge=judge)
     if jax.process_count() == 1:
         assert found is not None
         return found

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import checkpoint_store, sharding
+from easylm_jax import checkpoint_store, lm_judge, sharding
 from easylm_jax.config import PPO, RL, OnlineDPO, Reward
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
@@ -49,8 +49,10 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
     mesh, writes = _meshes(stage, experiment.recipe.mesh)
     # What needs no data and no weights is looked at first.
     _check_rows(stage, mesh)
-    for text in filter(None, (stage.reward.verifier, stage.check)):
-        Verify(text)
+    if stage.reward.verifier is not None:
+        Verify(stage.reward.verifier, scored=True)
+    if stage.check is not None:
+        Verify(stage.check)
     source = stage_model(stage, experiment, mesh)
     check_can_speak(stage.name, source)
     sharding.check_heads(source.config, mesh)
@@ -191,16 +193,18 @@ def judge_of(
     compute: Compute, rows: int, seed: int,
 ) -> Judge:  # fmt: skip
     """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in."""
+    lm = None if reward.judge is None else lm_judge.load(reward.judge, experiment, mesh, seed)
     if reward.model is None:
-        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed)
+        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
     source = model_from(reward.model, experiment, mesh, compute=compute)
     if not source.config.scalar_head:
         raise UserError(f"stage {name}: {reward.model} has no scalar head, so it is no reward model")
     check_same_tokenizer(name, "reward model", reward.model, source, tokenizer)
     with jax.set_mesh(mesh):
         return Judge(
-            reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed
-        )
+            reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,
+            lm=lm,
+        )  # fmt: skip
 
 
 def check_can_speak(name: str, source: Model) -> None:

@@ -129,8 +129,8 @@ class Compute:
     `remat` names what a block keeps for its backward pass: "none" keeps everything, "full" only the block's input,
     "attention" also the inputs and output of attention, "dots" the results of all weight products.
     `attention` is "auto" or the name of a kernel in `models/attention.py`. `unroll` is how many layers one iteration of
-    the layer scan holds. `logits_chunk` bounds the tokens whose vocabulary logits exist at once. `batch_axes` names the
-    mesh axes that the batch is split over, when there is a mesh.
+    the layer scan holds. `logits_chunk` bounds the tokens of a device whose vocabulary logits exist at once.
+    `batch_axes` names the mesh axes that the batch is split over, when there is a mesh.
     """
 
     dtype: str = "float32"

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
 from models.config import Compute, DecoderConfig
+from models.heads import TokenScores, token_scores
 from models.layers import (
     Linear,
     RMSNorm,
@@ -183,6 +184,15 @@ class Decoder:
         """Shapes and types of the parameters, nothing allocated."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
+
+    def target_scores(
+        self, params: Params, hidden: jax.Array, targets: jax.Array, temperature: float = 1.0
+    ) -> TokenScores:
+        """What the vocabulary head says about targets [B, S] behind hidden states [B, S, d]; see `token_scores`."""
+        return token_scores(
+            hidden, self.head_kernel(params), targets, chunk=self.compute.logits_chunk, temperature=temperature,
+            batch_axes=self.compute.batch_axes,
+        )  # fmt: skip
 
     def head_kernel(self, params: Params) -> jax.Array:
         """The vocabulary head [d, V]; the embedding's transpose where they are tied."""

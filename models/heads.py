@@ -40,24 +40,38 @@ def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def token_scores(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 1024, temperature: float = 1.0
-) -> TokenScores:
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 1024, temperature: float = 1.0,
+    batch_axes: tuple[str, ...] | None = None,
+) -> TokenScores:  # fmt: skip
     """Scores of `targets` under softmax(hidden · kernel / temperature).
 
     Args:
         hidden: [B, S, d] in the activation type.
         kernel: [d, V], the vocabulary head; padding rows of the vocabulary take part in the softmax (spec olmo §6).
         targets: int32 [B, S]. Positions without a target may hold any valid id; mask the result.
-        chunk: tokens (over all rows) whose logits may exist at once.
+        chunk: tokens (over all rows of a device) whose logits may exist at once.
         temperature: divides the logits.
+        batch_axes: mesh axes that the rows are split over, where there is a mesh. Each device then walks its own rows
+            (and, over `tp`, its own part of the vocabulary) with the head gathered once, and the head's gradient is
+            summed over devices once; left to the compiler, both would happen in every chunk.
     """
+    if batch_axes is None:
+        return _local_scores(hidden, kernel, targets, chunk, temperature, None)
+    rows, columns = jax.sharding.PartitionSpec(batch_axes), jax.sharding.PartitionSpec(None, "tp")
+    own = functools.partial(_local_scores, chunk=chunk, temperature=temperature, axis="tp")
+    mapped = jax.shard_map(own, in_specs=(rows, columns, rows), out_specs=rows, check_vma=False)
+    return mapped(hidden, kernel, targets)
+
+
+def _local_scores(hidden, kernel, targets, chunk: int, temperature: float, axis: str | None) -> TokenScores:
+    """`token_scores` of one device's rows; its part of the vocabulary is one of those along `axis`."""
     rows, length = targets.shape
     width = _chunk_length(rows, length, chunk)
     padding = -length % width
     if padding:  # a ragged last chunk is filled up; its scores are cut off below
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    scores = _scores(hidden, kernel, targets, width, temperature)
+    scores = _scores(hidden, kernel, targets, width, temperature, axis)
     return TokenScores(*(field[:, :length] for field in scores))
 
 
@@ -77,21 +91,34 @@ def _unchunk(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _scores(hidden, kernel, targets, width, temperature):
-    return _scores_forward(hidden, kernel, targets, width, temperature)[0]
+def _own_targets(y: jax.Array, kernel: jax.Array, axis: str | None) -> jax.Array:
+    """Targets as numbers of this part of the vocabulary; those of other parts lie outside it."""
+    return y if axis is None else y - jax.lax.axis_index(axis) * kernel.shape[1]
 
 
-def _scores_forward(hidden, kernel, targets, width, temperature):
+def _sum(x: jax.Array, axis: str | None) -> jax.Array:
+    return x if axis is None else jax.lax.psum(x, axis)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _scores(hidden, kernel, targets, width, temperature, axis):
+    return _scores_forward(hidden, kernel, targets, width, temperature, axis)[0]
+
+
+def _scores_forward(hidden, kernel, targets, width, temperature, axis):
     def one(_, chunk):
         h, y = chunk
         logits = head_logits(h, kernel) / temperature
         largest = logits.max(axis=-1)
+        if axis is not None:
+            largest = jax.lax.pmax(largest, axis)
         exp = jnp.exp(logits - largest[..., None])
-        total = exp.sum(axis=-1)
+        total = _sum(exp.sum(axis=-1), axis)
         logsumexp = largest + jnp.log(total)
-        target = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
-        entropy = logsumexp - (exp * logits).sum(axis=-1) / total
+        own = _own_targets(y, kernel, axis)
+        here = jnp.take_along_axis(logits, jnp.clip(own, 0, logits.shape[-1] - 1)[..., None], axis=-1)[..., 0]
+        target = here if axis is None else _sum(jnp.where((own >= 0) & (own < logits.shape[-1]), here, 0.0), axis)
+        entropy = logsumexp - _sum((exp * logits).sum(axis=-1), axis) / total
         return None, (target - logsumexp, logsumexp, entropy, (target >= largest).astype(jnp.float32))
 
     _, fields = jax.lax.scan(one, None, (_chunks(hidden, width), _chunks(targets, width)))
@@ -99,16 +126,21 @@ def _scores_forward(hidden, kernel, targets, width, temperature):
     return scores, (hidden, kernel, targets, scores.logsumexp, scores.entropy)
 
 
-def _scores_backward(width, temperature, saved, cotangents):
-    """d logits = g_logprob (onehot − p) + g_logsumexp p − g_entropy p (log p + H); `correct` has no gradient."""
+def _scores_backward(width, temperature, axis, saved, cotangents):
+    """d logits = g_logprob (onehot − p) + g_logsumexp p − g_entropy p (log p + H); `correct` has no gradient.
+
+    Over an axis, each device has an equal share of the cotangents (its scores are those of all), of which the sum is
+    taken. What it returns for `hidden` is its own part of the vocabulary's, and is summed by who mapped it.
+    """
     hidden, kernel, targets, logsumexp, entropy = saved
+    cotangents = jax.tree.map(lambda g: _sum(g, axis), cotangents)
     fields = (hidden, targets, logsumexp, entropy, cotangents.logprobs, cotangents.logsumexp, cotangents.entropy)
 
     def one(d_kernel, chunk):
         h, y, lse, ent, g_logprob, g_lse, g_entropy = (x[..., None] if x.ndim == 2 else x for x in chunk)
         logp = head_logits(h, kernel) / temperature - lse
         p = jnp.exp(logp)
-        hit = jax.lax.broadcasted_iota(jnp.int32, p.shape, p.ndim - 1) == y
+        hit = jax.lax.broadcasted_iota(jnp.int32, p.shape, p.ndim - 1) == _own_targets(y, kernel, axis)
         d_logits = p * (g_lse - g_logprob - g_entropy * (logp + ent)) + jnp.where(hit, g_logprob, 0.0)
         d_logits = (d_logits / temperature).astype(h.dtype)
         d_hidden = d_logits @ kernel.astype(h.dtype).T

@@ -58,7 +58,8 @@ def main(arguments: argparse.Namespace) -> int:
     dtype = (trained.get("compute") or {}).get("dtype") or _usual_type()
     stage = Evaluate(
         "table", title=f"{arguments.model} on {', '.join(task.name for task in tasks)}", seed=arguments.seed,
-        tasks=tasks, entries=(Entry(Path(arguments.model).name or arguments.model, (init,)),), compute=Compute(dtype=dtype),
+        tasks=tasks, entries=(Entry(Path(arguments.model).name or arguments.model, (init,)),),
+        compute=Compute(dtype=dtype),
     )  # fmt: skip
     experiment = Experiment(Recipe(f"eval-{fields.digest(fields.encode(stage))[:8]}", (stage,)), Path(arguments.out))
     experiment.run(stage)

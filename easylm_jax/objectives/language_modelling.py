@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from easylm_jax.steps import Batch, Loss, Objective
 from models.decoder import Decoder, Params
-from models.heads import token_scores
 
 Reduction = Literal["token", "sequence_sum"]
 
@@ -40,9 +39,7 @@ def language_modelling(
             segment_ids=batch["segment_ids"],
             dropout_key=key if dropout else None,
         )
-        scores = token_scores(
-            output.hidden, model.head_kernel(params), batch["targets"], chunk=model.compute.logits_chunk
-        )
+        scores = model.target_scores(params, output.hidden, batch["targets"])
         weights = batch["loss_weights"].astype(jnp.float32)
         count = weights.sum()
         nll = -(weights * scores.logprobs).sum()

@@ -17,7 +17,6 @@ from easylm_jax.objectives.pairs import batch_counts, pair_sums, sum_sides, vali
 from easylm_jax.steps import Batch, Loss, Objective, Sums
 from models.decoder import Decoder, Params
 from models.errors import UserError
-from models.heads import token_scores
 
 PairKind = Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo"]
 KINDS = ("dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto")
@@ -191,7 +190,7 @@ def sequence_logprobs(model: Decoder, params: Params, batch: Batch) -> SequenceL
     starts from; it comes back as the columns `reference_chosen` and `reference_rejected`.
     """
     hidden = model(params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]).hidden
-    scores = token_scores(hidden, model.head_kernel(params), batch["targets"], chunk=model.compute.logits_chunk)
+    scores = model.target_scores(params, hidden, batch["targets"])
     weights = batch["loss_weights"].astype(jnp.float32)
     pairs = batch["pair_index"].shape[1]
     chosen, rejected = sum_sides(weights * scores.logprobs, batch["segment_ids"], pairs)

@@ -17,7 +17,7 @@ from easylm_jax.objectives.estimators import KLKind
 from easylm_jax.objectives.policy_gradient import Aggregation, grpo_loss, value_loss
 from easylm_jax.steps import Batch, Loss, Objective
 from models.decoder import Decoder, Params
-from models.heads import TokenScores, scalar_head, token_scores
+from models.heads import TokenScores, scalar_head
 
 
 def _hidden(model: Decoder, params: Params, batch: Batch) -> jax.Array:
@@ -26,8 +26,7 @@ def _hidden(model: Decoder, params: Params, batch: Batch) -> jax.Array:
 
 def target_scores(model: Decoder, params: Params, batch: Batch, *, temperature: float = 1.0) -> TokenScores:
     """Log-probabilities and entropy of every target of a batch, each float32 [B, S]."""
-    hidden, head = _hidden(model, params, batch), model.head_kernel(params)
-    return token_scores(hidden, head, batch["targets"], chunk=model.compute.logits_chunk, temperature=temperature)
+    return model.target_scores(params, _hidden(model, params, batch), batch["targets"], temperature)
 
 
 def token_values(model: Decoder, params: Params, batch: Batch) -> jax.Array:

@@ -41,10 +41,18 @@ class Verify:
             the attribute `reads_group` is given the texts of a prompt's other answers too (`_group`).
         seconds: what one call may take.
         workers: processes; left out, as many as the machine has cores to spare.
+        scored: whether scores of models will be given (`model`, `judge`); elsewhere they cannot stand in the text.
+
+    Raises:
+        UserError: the text is no expression, or needs what is not there.
     """
 
-    def __init__(self, text: str, *, seconds: float = SECONDS, workers: int | None = None):
+    def __init__(
+        self, text: str, *, seconds: float = SECONDS, workers: int | None = None, scored: bool = False
+    ):  # fmt: skip
         self.expression = Expression(text)
+        if (self.expression.uses_model or self.expression.uses_judge) and not scored:
+            raise UserError(f"{text!r} has a model's score in it, which only a reward has; name verifiers here")
         self.seconds, self.workers = seconds, workers
         found = [verifier(call) for call in self.expression.calls]
         self.reads_group = any(getattr(one, "reads_group", False) for one in found)
