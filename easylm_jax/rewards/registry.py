@@ -17,6 +17,8 @@ from models.errors import UserError
 Verifier = Callable[..., float]  # (response, record, options)
 
 VERIFIERS: dict[str, Verifier] = {
+    "math": maths.math,
+    "strict_math": maths.strict_math,
     "gsm8k": maths.gsm8k,
     "ifeval": scoring.ifeval,
     "ifbench": scoring.ifbench,
