@@ -118,6 +118,7 @@ Row = collections.namedtuple("Row", "a b")
         "assert add(1, 2, k=3, z=4) == 10",
         "assert sum(1, 2) == 12",
         "assert sum([half(2), half(4)]) == 3",
+        "for n in range(3):\n    assert sum(n, 1) == 10 * n + 1",
         "g = naturals()\nassert [next(g), next(g)] == [0, 1]\nfrom itertools import islice\n"
         "assert list(islice(naturals(), 4)) == [0, 1, 2, 3]",
         "xs = [3, 1]\nin_place(xs)\nassert xs == [1, 2, 3]",
@@ -139,6 +140,19 @@ Row = collections.namedtuple("Row", "a b")
 )  # fmt: skip
 def test_tests_of_all_sorts_work_through_the_channel(test):
     assert passed(ALL_SORTS, test) == [True]
+
+
+def test_a_program_that_redefines_built_ins_does_not_judge_its_own_results():
+    program = "def abs(x): return 0\ndef all(x): return True\ndef len(x): return 3\ndef f(x): return None\n"
+    tests = (
+        "assert abs(f(2) - 4) < 1e-6",
+        "x = f(2)\nassert abs(x - 4) < 1e-6",
+        "assert all([f(2) == 4, f(3) == 6])",
+        "def check(g):\n    y = g(2)\n    assert len(y) == 3\ncheck(f)",
+        "xs = [1]\nf(xs)\nassert len(xs) == 3",
+        "assert [len(y) for y in [f(1)]] == [3]",
+    )
+    assert passed(program, *tests, "assert len([]) == 3") == [False] * 6 + [True]
 
 
 def test_tests_do_not_see_each_other():
@@ -328,7 +342,7 @@ HOSTILE = {
     "def f(x): return Yes(0)",
     "patches the built-ins": "import builtins\nbuiltins.AssertionError = type('E', (BaseException,), {})\n"
     "builtins.abs = builtins.bool = lambda *a: True\ndef f(x): return None",
-    "changes modules": "import sys\nsys.modules['operator'] = sys.modules['json'] = sys.modules['calls'] = None\n"
+    "changes modules": "import sys\nsys.modules['operator'] = sys.modules['json'] = sys.modules['easylm_jax'] = None\n"
     "def f(x): return None",
     "looks for its tests": "import gc, re, sys\ndef f(x):\n"
     "    is_test = re.compile(r'assert f\\S+ == \\d').search\n"

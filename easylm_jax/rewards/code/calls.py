@@ -18,7 +18,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import plain
+from easylm_jax.rewards.code import plain, shadows
 
 PROGRAM = "program"
 _MOST = 16 << 20  # bytes of one message
@@ -203,8 +203,8 @@ class Tests:
         tree = ast.parse(test)
         read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         names = read.intersection(name for name in what[0] if type(name) is str)
-        defined = _defined(source)
-        tree = _Shadowed({name for name in defined if hasattr(builtins, name)}, names).visit(tree)
+        defined = shadows.defined(source)
+        tree = shadows.renamed(tree, names, defined)
         space: dict[str, Any] = {"__name__": "test"}
         for name in sorted(names):
             if name in sys.stdlib_module_names and name not in defined:
@@ -212,7 +212,7 @@ class Tests:
             elif not hasattr(builtins, name):
                 space[name] = self._value("name", name)
             elif name in defined:
-                space[_Shadowed.PREFIX + name] = self._value("name", name)
+                space[shadows.PREFIX + name] = self._value("name", name)
         exec(compile(ast.fix_missing_locations(tree), "<test>", "exec", dont_inherit=True), space)
 
     def _value(self, *question: Any) -> Any:
@@ -276,30 +276,6 @@ def _become(ours: Any, theirs: Any) -> None:
     elif isinstance(ours, (dict, set)):
         ours.clear()
         ours.update(theirs)
-
-
-def _defined(source: str) -> set[str]:
-    """Functions and classes that the program's text defines at its top."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return {node.name for node in ast.parse(source).body if isinstance(node, kinds)}
-
-
-class _Shadowed(ast.NodeTransformer):
-    """Calls of a built-in name that the program defines anew (`sum`) become calls of the program's, but not around its
-    own results: `abs(f(2) - 3)` is not the program's to decide."""
-
-    PREFIX = "_program_"
-
-    def __init__(self, shadowed: set[str], names: set[str]):
-        self._shadowed, self._names = shadowed, names
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Name) and node.func.id in self._shadowed:
-            inner = [one for part in (*node.args, *node.keywords) for one in ast.walk(part)]
-            if not any(isinstance(one, ast.Name) and one.id in self._names for one in inner):
-                node.func = ast.copy_location(ast.Name(self.PREFIX + node.func.id, ast.Load()), node.func)
-        self.generic_visit(node)
-        return node
 
 
 class Proxy:

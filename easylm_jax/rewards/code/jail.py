@@ -5,7 +5,7 @@
 
 It is told what to do by a file in memory: JSON with the program and the limits; and reads tests from another one of
 which only checkers see the contents. It answers in lines of JSON on its standard output. Run as a script, in Python's
-isolated mode; it imports nothing of the project.
+isolated mode; it imports nothing of the project but its two neighbours.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import types
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import calls  # noqa: E402
-import kernel  # noqa: E402
+if __name__ == "__main__":  # run as a script: the package is this folder, without what its own start would import
+    for _name in ("easylm_jax", "easylm_jax.rewards", "easylm_jax.rewards.code"):
+        sys.modules[_name] = types.ModuleType(_name)
+        sys.modules[_name].__path__ = [os.path.dirname(os.path.abspath(__file__))]
 
-sys.path.pop(0)
+from easylm_jax.rewards.code import calls, kernel  # noqa: E402
 
 _FILES = {"order": -1, "tests": -1, "null": -1, "answers": -1}  # descriptors, moved out of the way of small numbers
 _FIRST = 3  # the first descriptor that a test's process is given
@@ -206,8 +207,8 @@ def _moved(files: Sequence[int]) -> list[int]:
 
 def _forget() -> None:
     """Takes from the program's process what it has no use for."""
-    for name in ("calls", "kernel", "plain"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.startswith("easylm_jax")]:
+        del sys.modules[name]
     gc.collect()
 
 
