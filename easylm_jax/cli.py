@@ -184,6 +184,12 @@ COMMANDS: dict[str, Command] = {
         "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",
         *_from_module("easylm_jax.evaluate.command"),
     ),
+    "plan": Command(
+        "whether a recipe fits a TPU pod, and how long it should take; no TPU needed",
+        "easylm plan recipes/olmo2/sft_1b.py --topology v5p-32",
+        *_from_module("easylm_jax.plan.command"),
+        intermixed=True,
+    ),
     "report": Command(
         "the tables and figures of a run, on the screen and as one HTML page",
         "easylm report runs/quickstart",

@@ -1,0 +1,98 @@
+"""One program compiled for a pod: what it needs and what it costs, kept on disk under a hash of all that decides it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from easylm_jax import files
+from easylm_jax.plan import estimate, hlo
+from easylm_jax.plan.programs import Planned
+from easylm_jax.plan.topology import GIB, Topology
+
+VERSION = 1  # of what is kept; goes up with the parser and the method
+_NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """`peak` bytes on one device while the program runs, its arguments among them (of one that does not fit, what the
+    compiler says it would need; None where it does not say); `fits` alone on the device. The rest is of one run on one
+    device, and zero where it does not fit: `flops` that it does, `seconds`, bytes on the wire, the hottest places."""
+
+    fits: bool
+    peak: int | None
+    flops: float = 0.0
+    compute: float = 0.0
+    kernels: float = 0.0
+    exposed: float = 0.0
+    hidden: float = 0.0
+    copies: float = 0.0
+    hottest: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def seconds(self) -> estimate.Seconds:
+        return estimate.Seconds(self.compute, self.kernels, self.exposed, self.hidden)
+
+
+def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, folder: Path) -> Compiled:
+    """Compiles a program for the devices of `mesh`, which are the pod's, or reads what that gave the last time."""
+    with jax.set_mesh(mesh):
+        lowered = planned.lower()
+    key = _key(lowered, topology)
+    path = folder / f"{key}.json"
+    if path.is_file():
+        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    found = _compiled(lowered, topology, mesh)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, dataclasses.asdict(found))
+    return found
+
+
+def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
+    """Of the program's text (shapes, shardings and donations are in it), the pod and the compiler."""
+    from importlib.metadata import version
+
+    hashed = hashlib.sha256()
+    for part in (VERSION, topology.name, jax.__version__, version("libtpu")):
+        hashed.update(f"{part}\n".encode())
+    hashed.update(lowered.as_text().encode())
+    return hashed.hexdigest()[:24]
+
+
+def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding.Mesh) -> Compiled:
+    try:
+        with jax.set_mesh(mesh):
+            program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Compiled(False, _told(str(error)))
+    peak = int(program.memory_analysis().peak_memory_in_bytes)
+    costs = hlo.Program(program.as_text()).costs()
+    spent = estimate.seconds(costs, topology)
+    clock = topology.chip.clock
+    return Compiled(
+        True, peak, costs.matmul_flops + costs.kernel_flops, spent.compute, spent.kernels, spent.exposed, spent.hidden,
+        costs.copy_cycles / clock, tuple((name, cycles / clock) for name, cycles in costs.hottest),
+    )  # fmt: skip
+
+
+def _told(message: str) -> int | None:
+    """The bytes that a program would need, from what the compiler says when it gives up."""
+    found = _NEEDED.search(message)
+    if found is None:
+        return None
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return int(float(number) * _UNITS[unit])
+
+
+def _from_json(kept: dict[str, Any]) -> Compiled:
+    return Compiled(**{**kept, "hottest": tuple((name, spent) for name, spent in kept["hottest"])})

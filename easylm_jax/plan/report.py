@@ -1,0 +1,169 @@
+"""A recipe on a pod: every program of every stage, whether all that must be resident fits, how long a step takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from easylm_jax.config import RL, Recipe, Stage, Train
+from easylm_jax.mesh import batch_split, make_mesh
+from easylm_jax.plan import estimate, programs
+from easylm_jax.plan.compiling import Compiled, compile_for
+from easylm_jax.plan.programs import Planned
+from easylm_jax.plan.topology import GIB, Topology
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A program with what was compiled. `need` bytes of one device: its peak and what is resident beside it."""
+
+    stage: str
+    planned: Planned
+    compiled: Compiled
+    topology: Topology
+
+    @property
+    def need(self) -> int | None:
+        return None if self.compiled.peak is None else self.compiled.peak + sum(self.planned.resident.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.compiled.fits and self.need is not None and self.need <= self.topology.chip.memory
+
+    @property
+    def step(self) -> tuple[float, float]:
+        """Seconds of a step that its runs take: everything hidden that can be, and nothing."""
+        seconds = self.compiled.seconds
+        return seconds.low * self.planned.runs, seconds.high * self.planned.runs
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOPs over peak, by the slower end of the projection."""
+        return estimate.utilisation(self.planned.flops, self.compiled.seconds.high, self.topology)
+
+    def as_json(self) -> dict[str, Any]:
+        per_chip = self.topology.chip.per_chip
+        return {
+            "stage": self.stage, "program": self.planned.name, "fits": self.fits,
+            "bytes_per_chip": None if self.need is None else self.need * per_chip,
+            "peak_bytes_per_device": self.compiled.peak, "resident_bytes_per_device": self.planned.resident,
+            "flops": self.planned.flops * per_chip, "runs_per_step": self.planned.runs,
+            "step_seconds": list(self.step), "mfu": self.mfu, "compiled_flops_ratio": self.ratio,
+            "seconds": {"compute": self.compiled.compute, "kernels": self.compiled.kernels,
+                        "exposed_collectives": self.compiled.exposed, "hidden_collectives": self.compiled.hidden,
+                        "copies": self.compiled.copies},
+            "hottest": [list(one) for one in self.compiled.hottest],
+        }  # fmt: skip
+
+    @property
+    def ratio(self) -> float | None:
+        """FLOPs of the compiled program over the model's: 1 for a forward pass, 1.33 where all is computed again."""
+        return self.compiled.flops / self.planned.flops if self.planned.flops and self.compiled.flops else None
+
+
+def plan(stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], folder: Path, say: Say) -> list[Row]:
+    """Every program of a stage, compiled; stops at the first that does not fit alone."""
+    mesh = make_mesh(recipe.mesh, devices)
+    rows = []
+    for planned in programs.of(stage, recipe, mesh):
+        say(f"{stage.name}: compiling {planned.name} for {topology.name} ({recipe.mesh})")
+        rows.append(Row(stage.name, planned, compile_for(planned, topology, mesh, folder), topology))
+        if not rows[-1].compiled.fits:
+            break
+    return rows
+
+
+def steps_of(stage: Stage) -> int | None:
+    """The steps of a stage where it says so itself; epochs are as long as the data."""
+    return stage.steps if isinstance(stage, Train) else None
+
+
+def nearest(
+    stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], folder: Path, say: Say
+) -> tuple[str, ...]:
+    """Overrides with which a stage that does not fit does, or () where none of these is enough: more is computed again
+    in the backward pass, then smaller micro-batches, as far as every device has a row."""
+    if not isinstance(stage, Train):
+        return ()
+    mesh = make_mesh(recipe.mesh, devices)
+    rows = stage.update_rows if isinstance(stage, RL) else stage.batch
+    for remat, accumulate in _candidates(stage, rows // batch_split(mesh)):
+        changed = dataclasses.replace(
+            stage, accumulate=accumulate, compute=dataclasses.replace(stage.compute, remat=remat)
+        )
+        stages = tuple(changed if other.name == stage.name else other for other in recipe.stages)
+        found = plan(changed, dataclasses.replace(recipe, stages=stages), topology, devices, folder, say)
+        if found and all(row.fits for row in found):
+            texts = {"compute.remat": (remat, stage.compute.remat), "accumulate": (accumulate, stage.accumulate)}
+            return tuple(f"{stage.name}.{name}={new}" for name, (new, old) in texts.items() if new != old)
+    return ()
+
+
+def _candidates(stage: Train, rows: int) -> list[tuple[str, int]]:
+    """(remat, accumulate): what costs least first."""
+    remat = stage.compute.remat
+    cuts = [stage.accumulate * 2**i for i in range(1, 12) if rows % (stage.accumulate * 2**i) == 0]
+    return ([("full", stage.accumulate)] if remat != "full" else []) + [("full", cut) for cut in cuts]
+
+
+def text(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> str:
+    """The table that a person reads."""
+    head = ("stage", "program", "GiB/device", "runs", "step, s", "MFU", "compute", "kernels", "network", "hidden")
+    lines = [head]
+    for row in rows:
+        c = row.compiled
+        if not c.fits:
+            need = "more" if row.need is None else f"{row.need / GIB:.2f}"
+            lines.append((row.stage, row.planned.name, f"{need} !", f"{row.planned.runs:g}", *["–"] * 6))
+            continue
+        low, high = row.step
+        mark = "" if row.fits else " !"
+        lines.append((
+            row.stage, row.planned.name, f"{row.need / GIB:.2f}{mark}", f"{row.planned.runs:g}",
+            f"{low:.3g}–{high:.3g}", f"{100 * row.mfu:.0f} %", f"{c.compute:.3g}", f"{c.kernels:.3g}",
+            f"{c.exposed:.3g}", f"{c.hidden:.3g}",
+        ))  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    chip = topology.chip
+    title = f"{recipe.name} on {topology.name}: {topology.chips} chips, {chip.memory / GIB:.2f} GiB a device"
+    return "\n".join([title, "", *shown, "", *_totals(rows, recipe, topology)])
+
+
+def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> list[str]:
+    told = []
+    for name in dict.fromkeys(row.stage for row in rows):
+        own = [row for row in rows if row.stage == name]
+        if not all(row.fits for row in own):
+            worst = max(own, key=lambda row: row.need or 2**62)
+            told.append(f"{name}: does not fit ({worst.planned.name})")
+            continue
+        low, high = (sum(row.step[i] for row in own) for i in (0, 1))
+        steps = steps_of(recipe.stage(name))
+        length = ""
+        if steps and high:
+            hours = [steps * x / 3600 for x in (low, high)]
+            chips = [topology.chips * x for x in hours]
+            length = (
+                f"; {steps:,} steps in {hours[0]:.3g} to {hours[1]:.3g} hours, {chips[0]:,.3g} to {chips[1]:,.3g} "
+                "chip-hours"
+            )
+        told.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
+    told.append(
+        "Seconds are projected from the compiler's cycles, assumed rates of kernels and the links' bandwidth; nothing "
+        "was measured."
+    )
+    return told
+
+
+def as_json(rows: Sequence[Row], topology: Topology) -> dict[str, Any]:
+    """The same for a program; `flops` are per chip and run, `step_seconds` [low, high] of all runs of a step."""
+    return {
+        "fits": bool(rows) and all(row.fits for row in rows), "topology": topology.name, "chips": topology.chips,
+        "hbm_bytes_per_chip": topology.chip.memory * topology.chip.per_chip,
+        "programs": [row.as_json() for row in rows],
+    }  # fmt: skip

@@ -1,0 +1,166 @@
+"""Planning: topologies by name, compiled text read with its loops, programs from shapes, verdicts in one table."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+import models
+from easylm_jax.config import GRPO, SFT, DataSpec, OptimizerConfig, Recipe, Reward, Sampling, Source
+from easylm_jax.mesh import make_mesh
+from easylm_jax.plan import compiling, estimate, hlo, programs, shapes, topology
+from models.config import DecoderConfig
+from models.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LOOP = """
+HloModule step
+
+%inner (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %e = f32[8]{0} exponential(%p)
+}
+
+%cond (c: (u32[], f32[8], f32[16])) -> pred[] {
+  %c = (u32[], f32[8], f32[16]) parameter(0)
+  %limit = u32[] constant(12)
+  %i = u32[] get-tuple-element(%c), index=0
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (b: (u32[], f32[8], f32[16])) -> (u32[], f32[8], f32[16]) {
+  %b = (u32[], f32[8], f32[16]) parameter(0)
+  %j = u32[] get-tuple-element(%b), index=0
+  %x = f32[8]{0} get-tuple-element(%b), index=1
+  %w = f32[16]{0} get-tuple-element(%b), index=2
+  %two = u32[] constant(2)
+  %next = u32[] add(%j, %two)
+  %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%inner, metadata={op_name="jit(step)/while/body/mlp/exp"}, backend_config={"estimated_cycles":"100"}
+  %splash_mha_fwd.1 = bf16[2,64,128]{2,1,0} custom-call(%f), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,8]{1,0}, bf16[2,64,128]{2,1,0}}, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{}"
+}}
+  %g = f32[16]{0} all-gather(%x), replica_groups={{0,1},{2,3}}, dimensions={0}
+  ROOT %t = (u32[], f32[8], f32[16]) tuple(%next, %f, %g)
+}
+
+ENTRY %main (a: f32[4,8], k: f32[8,16]) -> f32[4,16] {
+  %a = f32[4,8]{1,0} parameter(0)
+  %k = f32[8,16]{1,0} parameter(1)
+  %zero = (u32[], f32[8], f32[16]) tuple()
+  %loop = (u32[], f32[8], f32[16]) while(%zero), condition=%cond, body=%body
+  %c = f32[4,8]{0,1} copy(%a), backend_config={"estimated_cycles":"7"}
+  %s = (f32[16]{0}, f32[16]{0}) all-reduce-start(%k), replica_groups=[2,4]<=[8], to_apply=%inner
+  ROOT %d = f32[4,16]{1,0} dot(%c, %k), lhs_contracting_dims={1}, rhs_contracting_dims={0}, backend_config={"estimated_cycles":"50"}
+}
+"""  # noqa: E501 - as the compiler writes it
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+    """Twelve by steps of two: six rounds, each with a fusion, a kernel and a collective that is waited for."""
+    costs = hlo.Program(LOOP).costs()
+    assert costs.cycles == 6 * 100 + 7 + 50 and costs.copy_cycles == 7
+    assert costs.kernel_flops == 6 * 2 * 2 * 64 * 64 * 128
+    assert costs.matmul_flops == 2 * 4 * 16 * 8
+    gather, reduce = sorted(costs.collectives, key=lambda it: it.kind)
+    assert (gather.kind, gather.bytes, gather.group, gather.times, gather.overlapped) == ("all-gather", 64, 2, 6, False)
+    assert (reduce.kind, reduce.bytes, reduce.group, reduce.overlapped) == ("all-reduce", 64, 4, True)
+    assert costs.wire(overlapped=False) == 6 * 32 and costs.wire(overlapped=True) == 2 * 3 / 4 * 64
+    assert costs.hottest[0] == ("jit(step)/mlp/exp", 600)
+
+
+def test_seconds_are_an_interval_of_what_can_and_cannot_be_hidden():
+    pod = topology.parse("v5e:2x2")
+    spent = estimate.seconds(hlo.Program(LOOP).costs(), pod)
+    assert spent.compute == pytest.approx(657 / 1.5e9)
+    assert spent.exposed == pytest.approx(192 / (45e9 * 2 * 2)) and spent.low < spent.high
+    assert spent.high == pytest.approx(spent.compute + spent.kernels + spent.exposed + spent.hidden)
+
+
+@pytest.mark.parametrize(
+    "text, name, chips, devices",
+    [("v5p:4x4x4", "v5p:4x4x4", 64, 64), ("v5p-128", "v5p:4x4x4", 64, 64), ("v5e:16x16*2", "v5e:16x16*2", 512, 512),
+     ("v3-256", "v3:8x16", 128, 256), ("v5litepod-16", "v5e:4x4", 16, 16), ("tpu7x:2x2x1", "tpu7x:2x2x1", 4, 8),
+     ("v4-8", "v4:2x2x1", 4, 4)],
+)  # fmt: skip
+def test_topologies_have_two_names(text, name, chips, devices):
+    found = topology.parse(text)
+    assert (found.name, found.chips, found.count) == (name, chips, devices)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("v5x:4x4", "did you mean"), ("v5p:4x4", "torus of 3 dimensions"), ("v5p-100", "the nearest is v5p-128"),
+     ("v5e:3x5", "a host has 2x2 chips"), ("v5e:4x4*x", "the number of slices"), ("", "the generations are")],
+)  # fmt: skip
+def test_unknown_topologies_are_told_with_the_nearest(text, message):
+    with pytest.raises(UserError, match=message) as told:
+        topology.parse(text)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "name, layers, width, head",
+    [("allenai/OLMo-2-1124-7B-SFT", 32, 4096, False), ("allenai/Llama-3.1-Tulu-3-8B-RM", 32, 4096, True),
+     ("allenai/tulu-v2.5-13b-uf-rm", 40, 5120, True), ("Qwen/Qwen2.5-Math-1.5B", 28, 1536, False)],
+)  # fmt: skip
+def test_published_models_have_shapes_without_a_network(name, layers, width, head):
+    config = shapes.released(name)
+    assert (config.layers, config.width, config.scalar_head) == (layers, width, head)
+    assert shapes.released("someone/unheard-of") is None
+
+
+def test_the_compilers_refusal_says_how_much_it_would_need():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (38.37G) exceeds "
+        "available HBM (15.75G)."
+    )
+    assert compiling._told(message) == int(38.37 * 2**30)
+    assert compiling._told("RESOURCE_EXHAUSTED: something else") is None
+
+
+MODEL = DecoderConfig("olmo2", layers=2, width=256, heads=2, ffn=512, vocab=512, context=256, qk_norm=True)
+CHATS = DataSpec((Source("none.jsonl"),), "hf:none", 128, kind="chat", template="tulu", packing="best_fit")
+PROMPTS = DataSpec((Source("none.jsonl"),), "hf:none", 64, kind="prompts", template="tulu")
+RATE = OptimizerConfig("1e-4", weight_decay=0.0)
+RECIPE = Recipe("tiny", (
+    SFT("sft", model=MODEL, data=CHATS, batch=8, steps=10, optimizer=RATE),
+    GRPO("grpo", init="sft", data=PROMPTS, batch=4, samples=4, steps=10, optimizer=RATE, mini_batch=8,
+         sampling=Sampling(64, slots=16), reward=Reward(verifier="gsm8k")),
+))  # fmt: skip
+
+
+def test_programs_come_from_shapes_alone_and_say_what_is_resident_beside_them():
+    mesh = make_mesh("fsdp=4", jax.devices()[:4])
+    (train,) = programs.of(RECIPE.stage("sft"), RECIPE, mesh)
+    assert (train.name, train.runs, train.resident) == ("train", 1.0, {})
+    found = {one.name: one for one in programs.of(RECIPE.stage("grpo"), RECIPE, mesh)}
+    assert list(found) == ["policy", "score", "prefill", "decode"]
+    assert found["policy"].runs == 2 and found["score"].runs == 2 * 2  # policy and reference, two chunks of 8
+    assert set(found["policy"].resident) == {"reference"}
+    assert set(found["decode"].resident) == {"policy", "reference"}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(models.build(MODEL).abstract_params()))
+    assert parameters <= found["decode"].resident["reference"] < 1.1 * parameters  # four bytes each, on four devices
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no TPU compiler: pip install 'jax[tpu]'")
+@pytest.mark.parametrize("pod", ["v5e:2x2", "v5p:2x2x1"])
+def test_a_tiny_recipe_is_compiled_for_a_pod(pod, tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text("import test_plan\nrecipe = test_plan.RECIPE\n")
+    code = "import sys; from easylm_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--topology", pod, "--out", str(tmp_path), "--json", str(tmp_path / "plan.json")]
+    command = [sys.executable, "-c", code, "plan", str(recipe), *options]
+    path = ":".join([str(REPOSITORY), str(REPOSITORY / "tests"), *sys.path])
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] and found["chips"] == 4
+    assert [row["program"] for row in found["programs"]] == ["train", "policy", "score", "prefill", "decode"]
+    train = found["programs"][0]
+    assert 0.9 < train["compiled_flops_ratio"] < 1.5 and 0 < train["step_seconds"][0] <= train["step_seconds"][1]
