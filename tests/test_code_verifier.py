@@ -66,6 +66,22 @@ def test_the_share_of_passed_tests_is_the_score():
     assert verifier("code(threshold=0.9, seconds=2)")(block("f = lambda x: 2 * x"), {"ground_truth": TESTS}) == 1.0
 
 
+def test_odd_programs_fail_and_nothing_more():
+    odd = [
+        "x = '\ud800'",
+        "\x00",
+        "(" * 100_000,
+        "x = " + "-" * 100_000 + "1",
+        "9" * 100_000,
+        "x" * (2 << 20),
+        "\r",
+        "é = (",
+    ]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda one: code(one, TESTS[:1]), odd)) == [0.0] * len(odd)
+        assert list(pool.map(lambda one: stdio(one, ("", "1")), odd)) == [0.0] * len(odd)
+
+
 def test_the_last_block_is_the_program():
     assert verifiers.last_block("a ```python\nx = 1\n``` b ```\ny = 2\n``` c") == "y = 2"
     assert verifiers.last_block("```py\nx = 1\n``` and ```python\ncut of") == "x = 1"
