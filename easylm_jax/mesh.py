@@ -64,7 +64,10 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
         if shape[0] > 1:
             grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (shape[0], 1, 1, 1, 1), devices=devices)
         else:
-            grid = mesh_utils.create_device_mesh(shape, devices=devices)
+            try:
+                grid = mesh_utils.create_device_mesh(shape, devices=devices)
+            except NotImplementedError:  # an axis that is no product of the torus's own sides has to cut one
+                grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     else:
         grid = np.asarray(devices).reshape(shape)
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
