@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-_LARGE = 100_000
+_LARGE = 30_000
 
 
 def _repeated() -> list[str]:

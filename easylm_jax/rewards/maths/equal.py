@@ -22,6 +22,7 @@ _LONE_CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
 _PREFIX = re.compile(r"(?:the )?(?:final |correct )?(?:answer|choice|option)(?: is)?\s*[:=]?\s*", re.IGNORECASE)
 WORDS = "words"  # the name of what is named in words: the area = 25
 _INFINITY: Node = ("const", "inf")
+_ZERO: Node = ("num", Fraction(0))
 _LESS, _MORE = {"<", "<="}, {">", ">="}
 
 
@@ -175,7 +176,9 @@ def _same_relation(a: Node, b: Node) -> bool:
             return _same_equation(a, b)
         return a[2] == b[2] and _in_order(a[1], b[1])
     if a[0] == "rel":
-        return first is not None and same(first[1], b)
+        if first is None or (not first[0] and first[1] == _ZERO):  # x² − 4 = 0 says nothing of 0
+            return False
+        return same(first[1], b)
     return second is not None and bool(second[0] or b[2] != ("=",)) and same(a, second[1])
 
 

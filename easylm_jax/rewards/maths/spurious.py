@@ -56,7 +56,7 @@ _PLURALS = {"foot": "feet", "inch": "inches", "box": "boxes", "bus": "buses", "c
             "sandwich": "sandwiches", "tomato": "tomatoes", "potato": "potatoes", "vertex": "vertices"}  # fmt: skip
 _THINGS = COUNTED_THINGS.split()
 _ALL_UNITS = sorted({*_THINGS, *(_PLURALS.get(word, f"{word}s") for word in _THINGS)}, key=len, reverse=True)
-_UNIT = re.compile(rf"(^|[\W_])(?:{'|'.join(_ALL_UNITS)})($|[\W_])")
+_UNIT = re.compile(rf"(?<![\w\\])(?:{'|'.join(_ALL_UNITS)})(?!\w)")
 _COUNT = re.compile(rf"(?<![A-Za-z\\])(?:{'|'.join(sorted(COUNTS, key=len, reverse=True))})(?![A-Za-z])")
 
 
@@ -70,7 +70,7 @@ def normalise(text: str) -> str:
     text = text.replace("\\left", "").replace("\\right", "").replace("\\{", "{").replace("\\}", "}")
     text = re.sub(r"\\text\{[^{}]*\}$", "", text).strip() or text
     for _ in range(2):
-        text = _UNIT.sub(r"\1\2", text) or text
+        text = _UNIT.sub("", text) or text
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("$", "")
     text = text.replace("\\(", "").replace("\\)", "")
     text = _COUNT.sub(lambda word: COUNTS[word[0]], text)

@@ -30,6 +30,7 @@ _SUBSTITUTIONS = [(re.compile(pattern), by) for pattern, by in (
     (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
     (r"\\(?:quad|qquad|enspace|thinspace|hfill|newline)(?![A-Za-z])|(?<!\\)\\[,;: ]|~|[\t\r\n]", " "),
     (r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degrees?(?![A-Za-z])", " DEGREES "),
+    (r"(?<=[\d)}])\s*\bpercent(?![A-Za-z])", r"\\%"),
     (r"(?<=\d)\s?degrees?(?![A-Za-z])", " DEGREES "),
     (r"\\(?:leq|leqslant|lte)(?![A-Za-z])", r"\\le"),
     (r"\\(?:geq|geqslant|gte)(?![A-Za-z])", r"\\ge"),
