@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a Python file that holds `recipe = Recipe(...)`")
     parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.accumulate=2")
     parser.add_argument("--stage", metavar="STAGE", help="this stage alone (default: all that run on devices)")
-    parser.add_argument("--topology", metavar="NAME", required=True, help="such as v5p:4x4x4, v5p-128, v5e:16x16*2")
+    parser.add_argument(
+        "--topology", metavar="NAME", help="such as v5p:4x4x4, v5p-128, v5e:16x16*2 (default: the recipe's pod)"
+    )
     parser.add_argument("--mesh", metavar="TEXT", help="in place of the recipe's, such as fsdp=32,tp=2")
     parser.add_argument("--json", metavar="FILE", help="also write the plan to FILE")
     parser.add_argument("--out", metavar="DIR", default="runs", help="where compiled plans are kept (default: runs)")
@@ -33,7 +35,8 @@ def main(arguments: argparse.Namespace) -> int:
     from easylm_jax.plan import topology as topologies
 
     topologies.quiet()
-    topology = topologies.parse(arguments.topology)
+    if arguments.topology is not None:
+        topologies.parse(arguments.topology)  # what is misspelt is told before anything is loaded
 
     import jax
 
@@ -44,6 +47,10 @@ def main(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.mesh is not None:
         recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
+    name = arguments.topology or recipe.pod
+    if name is None:
+        raise UserError(f"recipe {recipe.name} names no pod; give one with --topology, such as v5p-64")
+    topology = topologies.parse(name)
     stages = recipe.stages if arguments.stage is None else (recipe.stage(arguments.stage),)
     devices = topology.devices()
     folder = Path(arguments.out) / "plans"
