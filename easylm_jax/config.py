@@ -749,8 +749,8 @@ class Evaluate(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stages that are run in the order of their needs. `mesh` lays out the devices (`easylm_jax.mesh`); `pod` is the TPU
-    slice that sizes and mesh are meant for, such as "v5p-64", which `easylm plan` compiles for."""
+    """Stages that are run in the order of their needs. `mesh` lays out the devices (`easylm_jax.mesh`); `pod` is the
+    TPU slice that sizes and mesh are meant for, such as "v5p-64", which `easylm plan` compiles for."""
 
     name: str
     stages: tuple[Stage, ...]
