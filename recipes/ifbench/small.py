@@ -115,7 +115,6 @@ recipe = Recipe(
                 followed("others", "prompts_others.jsonl"),
             ),
             entries=(
-                Entry("pretrained", ("pretrain",)),
                 Entry("SFT", ("sft",)),
                 Entry("GRPO", tuple(f"grpo-{seed}" for seed in SEEDS), over="SFT"),
             ),

@@ -170,7 +170,6 @@ recipe = Recipe(
                 task("IF-like", "ifeval_held_out.jsonl", "instructions('fixed', 'strict', 'prompt')"),
             ),
             entries=(
-                Entry("pretrained", ("pretrain",)),
                 Entry("SFT", ("sft",)),
                 *(
                     Entry(method, tuple(f"{method.lower()}-{seed}" for seed in SEEDS), over="SFT")
