@@ -19,7 +19,7 @@ from typing import Any
 from easylm_jax.rewards.maths import spurious, symbolic
 from easylm_jax.rewards.maths.equal import equal, readable
 from easylm_jax.rewards.maths.extract import candidates, last_boxed, last_number, minerva, without_commas
-from easylm_jax.rewards.maths.parse import LONGEST
+from easylm_jax.rewards.maths.tokens import LONGEST
 from models.errors import UserError
 
 __all__ = ["STYLES", "check_math", "extract_spurious", "gsm8k", "last_number", "math", "strict_math"]

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from easylm_jax.rewards.maths.parse import LONGEST, Node, Unreadable, parse
+from easylm_jax.rewards.maths.parse import Node, parse
 from easylm_jax.rewards.maths.tidy import counted, numbers_joined, squeezed, tidy, without_unit
+from easylm_jax.rewards.maths.tokens import LONGEST, Unreadable
 from easylm_jax.rewards.maths.values import parts, proportional, rational, same_value
 
 _MOST_ITEMS = 24

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from easylm_jax.rewards.maths.parse import LONGEST
+from easylm_jax.rewards.maths.tokens import LONGEST
 
 NUMBER = re.compile(r"[-+]?(?:\d*\.\d+|\d+)")  # Tülu 3's; spec tulu3 §6.1
 _COMMA = re.compile(r"(?<=\d),(?=\d)")

@@ -15,33 +15,15 @@ Length, number of tokens, depth and digits are bounded before anything is comput
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any
 
+from easylm_jax.rewards.maths.tokens import FUNCTIONS, LONGEST, Unreadable, tokens_of
 from easylm_jax.rewards.maths.words import GREEK
 
 Node = tuple[Any, ...]
 
-LONGEST = 1000  # characters of an answer that is read
-_MOST_TOKENS = 400
 _DEEPEST = 40
-_MOST_DIGITS = 300
-
-
-class Unreadable(Exception):
-    """The text is no answer that is read here."""
-
-
-_TOKEN = re.compile(
-    r"(?P<num>\d+(?:\.\d+)?(?:[eE][+-]?\d{1,3}(?![\w.]))?|\.\d+)|(?P<cmd>\\(?:[A-Za-z]+|[{}|%\\]))|(?P<name>[A-Za-z]+)"
-    r"|(?P<sym>\*\*|<=|>=|!=|[-+*/^_(){}\[\]|,;=<>!%&'])|(?P<blank>\s+)"
-)
-_FUNCTIONS = {
-    name: name for name in
-    ("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "exp")
-}  # fmt: skip
-_FUNCTIONS |= {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _RELATIONS = {
     "=": "=", "<": "<", ">": ">", "\\le": "<=", "\\ge": ">=", "<=": "<=", ">=": ">=", "\\ne": "!=", "!=": "!=",
     "\\in": "in", "\\approx": "~", "\\sim": "~", "\\equiv": "==",
@@ -61,42 +43,11 @@ def parse(text: str) -> Node:
     """
     if len(text) > LONGEST:
         raise Unreadable("too long")
-    reader = _Reader(_tokens(text))
+    reader = _Reader(tokens_of(text))
     node = reader.listing(None)
     if reader.peek() is not None:
         raise Unreadable(f"{reader.peek()!r} is left")
     return node
-
-
-def _tokens(text: str) -> list[str]:
-    tokens, at = [], 0
-    while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None:
-            raise Unreadable(f"{text[at]!r}")
-        at = found.end()
-        if found.lastgroup == "blank":
-            continue
-        token = found[0]
-        if found.lastgroup == "num" and len(token) > _MOST_DIGITS:
-            raise Unreadable("too many digits")
-        tokens += _letters(token) if found.lastgroup == "name" else [token]
-    if not 0 < len(tokens) <= _MOST_TOKENS:
-        raise Unreadable("nothing, or too much")
-    return tokens
-
-
-def _letters(name: str) -> list[str]:
-    """A run of letters: a function, a constant, a product of at most three small variables, or else a word."""
-    if len(name) == 1 or name in _FUNCTIONS or name in ("sqrt", "log", "abs", "pi", "or", "and", "infty"):
-        return [name if len(name) == 1 else f"\\{name}"]
-    if name.lower() in ("inf", "infinity", "oo"):
-        return ["\\infty"]
-    if name.startswith("pi") and len(name) == 3:
-        return ["\\pi", name[2]]
-    if len(name) <= 3 and name.islower():
-        return list(name)
-    return [f"'{name}"]
 
 
 class _Reader:
@@ -190,7 +141,7 @@ class _Reader:
         if token is None or token in ("|", "\\|", "\\lvert"):
             return token == "\\lvert" or (token is not None and self.bars == 0)
         return token[0].isalnum() or token[0] == "." or token in ("(", "[", "{", "\\{") or token[0] == "'" or (
-            token in _ATOMS or token[1:] in _FUNCTIONS or token[1:] in GREEK or token in _WRAPPERS
+            token in _ATOMS or token[1:] in FUNCTIONS or token[1:] in GREEK or token in _WRAPPERS
         )  # fmt: skip
 
     def power(self) -> Node:
@@ -343,8 +294,8 @@ class _Reader:
             inner = self.sum()
             self.expect(f"\\r{name[1:]}")
             return ("call", name[1:], inner)
-        if token in ("\\log", "\\lg", "\\abs") or name in _FUNCTIONS:
-            return self.function(_FUNCTIONS.get(name, name))
+        if token in ("\\log", "\\lg", "\\abs") or name in FUNCTIONS:
+            return self.function(FUNCTIONS.get(name, name))
         if token in _WRAPPERS:
             return ("var", f"{name}:{_name_of(self.argument())}")
         if name in GREEK:
@@ -372,7 +323,7 @@ class _Reader:
             inner = self.bracketed(self.peek() or "")
         else:
             inner = self.power()
-            while self.begins_factor() and (self.peek() or "")[1:] not in (*_FUNCTIONS, "log", "lg"):
+            while self.begins_factor() and (self.peek() or "")[1:] not in (*FUNCTIONS, "log", "lg"):
                 inner = ("mul", (inner, self.power()))
         if name in ("log", "lg"):
             node: Node = ("log", inner, ("num", Fraction(10)) if name == "lg" else base or ("const", "e"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import re
 
-from easylm_jax.rewards.maths.parse import LONGEST, Unreadable, parse
+from easylm_jax.rewards.maths.parse import parse
+from easylm_jax.rewards.maths.tokens import LONGEST, Unreadable
 from easylm_jax.rewards.maths.values import same_value
 from easylm_jax.rewards.maths.words import COUNTED_THINGS, COUNTS
 

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from easylm_jax.rewards.maths.parse import Node, Unreadable
+from easylm_jax.rewards.maths.parse import Node
+from easylm_jax.rewards.maths.tokens import Unreadable
 
 _MOST_BITS = 30_000  # of an exact number
 _MOST_DIGITS = 400  # of a number computed to so many digits, and of the range between the largest and the smallest
