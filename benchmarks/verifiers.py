@@ -42,7 +42,7 @@ def peer_command() -> list[str]:
     own = ROOT / ".peers" / "math_verify" / "bin" / "python"
     python = str(own) if own.is_file() else sys.executable
     if subprocess.run([python, "-c", "import math_verify"], capture_output=True).returncode:
-        raise BenchmarkError("no library math-verify; pip install 'math-verify[antlr4-13-2]'")
+        raise BenchmarkError("no library math-verify; build its environment with benchmarks/setup_peers.sh math_verify")
     return [python, str(ROOT / "benchmarks" / "peers" / "math_verify_verdicts.py")]
 
 

@@ -198,7 +198,8 @@ if sys.argv[2] == "fork":
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     print(int(pool.verdicts(["pool_verifiers:length"], ["ab"], [{}]).values[0, 0]), flush=True)
 else:
-    pool.verdicts(["pool_verifiers:obey"], ["sleep"] * 2, [{}] * 2)
+    pool.seconds = 2.0 if sys.argv[2] == "hang in C" else 600.0
+    pool.verdicts(["pool_verifiers:obey"], [sys.argv[2]] * 2, [{}] * 2)
 """
 
 
@@ -221,11 +222,21 @@ def script(tmp_path, what):
 @needs_proc
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_process_that_started_them(tmp_path, end):
-    with script(tmp_path, "hang") as (process, pids):
+    with script(tmp_path, "sleep") as (process, pids):
         assert pids and all(map(alive, pids))
         process.send_signal(end)
         assert process.wait(20) != 0
         assert gone(pids)
+
+
+@needs_proc
+@pytest.mark.slow
+def test_a_worker_that_holds_its_interpreter_ends_too_when_the_pool_is_gone(tmp_path):
+    with script(tmp_path, "hang in C") as (process, pids):
+        time.sleep(0.5)  # into the calls, which the pool would end after 2 s
+        process.kill()
+        assert all(map(alive, pids))  # no end of input reaches them
+        assert gone(pids, seconds=200)
 
 
 @needs_proc

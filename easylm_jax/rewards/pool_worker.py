@@ -144,6 +144,6 @@ def _limit_cpu(seconds: float) -> None:
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        limit = math.ceil(time.process_time() + 4 * seconds + 5)
+        limit = math.ceil(time.process_time() + 2 * seconds + 2)
         if hard == resource.RLIM_INFINITY or limit < hard:
             resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
