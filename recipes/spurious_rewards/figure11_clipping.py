@@ -31,6 +31,7 @@ runs = {
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *(run for seeds in runs.values() for run in seeds),
         suites.table(

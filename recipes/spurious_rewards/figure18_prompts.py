@@ -43,6 +43,7 @@ trained = {prompt: {reward: run(prompt, reward) for reward in REWARDS} for promp
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *written,
         Evaluate(

@@ -17,4 +17,4 @@ FIGURES = {
 
 math = suites.grid("figure7", ("qwen2.5-math-7b", "qwen2.5-math-1.5b"), arms.MAIN, steps=150, figures=FIGURES)
 bad_code = suites.grid("figure7", ("qwen2.5-7b", "olmo2-7b-sft"), FEWER, steps=150, figures=FIGURES)
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*math.stages, *bad_code.stages))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*math.stages, *bad_code.stages))

@@ -26,6 +26,7 @@ from recipes.spurious_rewards import arms, data
 from recipes.spurious_rewards.data import LABELLERS, POLICIES, Policy
 
 RECIPE = "spurious-rewards"
+POD = "v5p-32"
 MESH = "fsdp=-1"  # v5p-32: 16 chips, 8 responses of an update each, 4 at a time
 STEPS = 300  # of the main runs
 SEED = 42
