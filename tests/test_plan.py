@@ -10,11 +10,13 @@ import jax
 import pytest
 
 import models
-from easylm_jax.config import GRPO, SFT, DataSpec, OptimizerConfig, Recipe, Reward, Sampling, Source
-from easylm_jax.mesh import make_mesh
+from easylm_jax.config import GRPO, RL, SFT, DataSpec, OptimizerConfig, Recipe, Reward, Sampling, Source, Train
+from easylm_jax.experiment import load_recipe
+from easylm_jax.mesh import make_mesh, parse_mesh
 from easylm_jax.plan import compiling, estimate, hlo, programs, shapes, topology
 from models.config import DecoderConfig
 from models.errors import UserError
+from recipes.__main__ import recipe_files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOOP = """
@@ -164,3 +166,21 @@ def test_a_tiny_recipe_is_compiled_for_a_pod(pod, tmp_path):
     assert [row["program"] for row in found["programs"]] == ["train", "policy", "score", "prefill", "decode"]
     train = found["programs"][0]
     assert 0.9 < train["compiled_flops_ratio"] < 1.5 and 0 < train["step_seconds"][0] <= train["step_seconds"][1]
+
+
+SMALL = ("quickstart", "real_text", "small", "ladder", "ladder_clipping")  # of one CPU
+
+
+@pytest.mark.parametrize("path", recipe_files(), ids=lambda path: path.stem)
+def test_every_recipe_of_a_papers_size_names_a_pod_over_which_its_batches_divide(path):
+    recipe = load_recipe(str(path))
+    if path.stem in SMALL:
+        assert recipe.pod is None
+        return
+    pod = topology.parse(recipe.pod)
+    sizes = parse_mesh(recipe.mesh, pod.count)
+    split = sizes["slice"] * sizes["dp"] * sizes["fsdp"]
+    for stage in recipe.stages:
+        if isinstance(stage, Train):
+            rows = stage.update_rows if isinstance(stage, RL) else stage.batch
+            assert rows % (stage.accumulate * split) == 0, (stage.name, rows, stage.accumulate, split)

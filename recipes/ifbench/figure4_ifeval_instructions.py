@@ -22,4 +22,4 @@ for policy in (suites.POLICIES["tulu3-dpo"], suites.POLICIES["qwen2.5"]):
         )
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*prompts.values(), *trained, *tables))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*prompts.values(), *trained, *tables))

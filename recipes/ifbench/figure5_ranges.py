@@ -15,6 +15,7 @@ entries = tuple(Entry(f"{ranges} ranges", (run.name,), over=POLICY.title) for ra
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *prompts.values(),
         *runs.values(),

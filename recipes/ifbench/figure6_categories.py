@@ -17,6 +17,7 @@ entries = tuple(Entry(f"without {group}", (run.name,), over=POLICY.title) for gr
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *prompts.values(),
         *runs.values(),

@@ -17,4 +17,4 @@ for policy in POLICIES:
         suites.table(f"table-{policy.key}", f"IF-RLVR of {policy.title}", policy, (entry,), published.TABLE_6)
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*trained, *tables))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*trained, *tables))

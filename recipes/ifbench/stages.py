@@ -25,7 +25,8 @@ from recipes.ifbench import suites
 from recipes.ifbench.suites import Policy
 
 RECIPE = "ifbench"
-MESH = "fsdp=-1"  # v5p-64: 32 chips, an update's 384 responses in micro-batches of one or two a chip
+MESH = "fsdp=-1"
+POD = "v5p-64"  # 32 chips, an update's 384 responses in micro-batches of one or two a chip
 PROMPT = 2048  # tokens
 PUBLISHED_SET = Source("hf:allenai/IF_multi_constraints_upto5")  # 95,373 prompts with up to five instructions
 REWARD = Reward(verifier="10 * ifeval", missing_end=0.0)  # ten times the share that is followed

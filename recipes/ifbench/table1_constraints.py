@@ -17,6 +17,7 @@ entries = tuple(Entry(title, (run.name,), over=POLICY.title) for title, run in t
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *runs.values(),
         *trained.values(),

@@ -15,4 +15,4 @@ for policy in (suites.POLICIES["tulu3-dpo"], suites.POLICIES["qwen2.5"]):
         )
     )  # fmt: skip
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*trained, *tables))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*trained, *tables))

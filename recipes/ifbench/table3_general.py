@@ -33,4 +33,4 @@ tables = [
     for policy, run in runs.items()
 ]
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*runs.values(), mixed, *tables))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*runs.values(), mixed, *tables))

@@ -60,6 +60,7 @@ tables = [
 
 recipe = Recipe(
     stages.RECIPE,
-    mesh="fsdp=16,tp=2",  # v5p-64: 32 chips, a pair of DPO on two
+    mesh="fsdp=16,tp=2",
+    pod="v5p-64",  # 32 chips, a pair of DPO on two
     stages=(prompts, answers, *pairs.values(), *runs.values(), *tables),
 )

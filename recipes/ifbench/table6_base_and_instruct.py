@@ -6,4 +6,4 @@ The six runs of `instruct.py` and `base.py`, each with a table of its own, since
 from easylm_jax.config import Recipe
 from recipes.ifbench import base, instruct, stages
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*instruct.recipe.stages, *base.recipe.stages))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*instruct.recipe.stages, *base.recipe.stages))

@@ -25,4 +25,4 @@ for policy in (suites.POLICIES["qwen2.5"], suites.POLICIES["qwen2.5-instruct"]):
         )
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, stages=(*prompts.values(), *trained, *tables))
+recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*prompts.values(), *trained, *tables))

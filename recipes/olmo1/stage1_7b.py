@@ -9,7 +9,8 @@ from recipes.olmo1.base import stage1
 
 recipe = Recipe(
     "olmo1-7b",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 16 rows each, 8 at a time
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 16 rows each, 8 at a time
     stages=(
         stage1(
             "olmo-7b",

@@ -11,7 +11,8 @@ SFT = "hf:allenai/OLMo-2-1124-13B-SFT"
 
 recipe = Recipe(
     "olmo2-13b-dpo",
-    mesh="fsdp=-1",  # v5p-128: 64 chips, 2 pairs each
+    mesh="fsdp=-1",
+    pod="v5p-128",  # 64 chips, 2 pairs each
     stages=(
         dpo(
             init=SFT,

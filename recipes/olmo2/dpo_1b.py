@@ -11,7 +11,8 @@ SFT = "hf:allenai/OLMo-2-0425-1B-SFT"
 
 recipe = Recipe(
     "olmo2-1b-dpo",
-    mesh="fsdp=-1",  # v5p-32: 16 chips, 8 pairs each
+    mesh="fsdp=-1",
+    pod="v5p-32",  # 16 chips, 8 pairs each
     stages=(
         dpo(
             init=SFT,

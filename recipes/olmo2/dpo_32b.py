@@ -11,7 +11,8 @@ SFT = "hf:allenai/OLMo-2-0325-32B-SFT"
 
 recipe = Recipe(
     "olmo2-32b-dpo",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 1 pair each
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 1 pair each
     stages=(
         dpo(
             init=SFT,

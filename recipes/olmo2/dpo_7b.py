@@ -11,7 +11,8 @@ SFT = "hf:allenai/OLMo-2-1124-7B-SFT"
 
 recipe = Recipe(
     "olmo2-7b-dpo",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 4 pairs each
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 4 pairs each
     stages=(
         dpo(
             init=SFT,

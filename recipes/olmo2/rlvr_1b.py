@@ -13,7 +13,8 @@ STEPS = 2_000_000 // (48 * 16)
 
 recipe = Recipe(
     "olmo2-1b-rlvr",
-    mesh="fsdp=-1",  # v5p-32: 16 chips, 24 responses of an update each, 6 at a time
+    mesh="fsdp=-1",
+    pod="v5p-32",  # 16 chips, 24 responses of an update each, 6 at a time
     stages=(
         grpo(
             "mixed",

@@ -8,7 +8,8 @@ SFT, DPO = "hf:allenai/OLMo-2-0325-32B-SFT", "hf:allenai/OLMo-2-0325-32B-DPO"
 
 recipe = Recipe(
     "olmo2-32b-rlvr",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 7 responses of an update each, 1 at a time
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 7 responses of an update each, 1 at a time
     stages=(
         grpo(
             "grpo",

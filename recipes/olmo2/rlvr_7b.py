@@ -8,7 +8,8 @@ SFT, DPO = "hf:allenai/OLMo-2-1124-7B-SFT", "hf:allenai/OLMo-2-1124-7B-DPO"
 
 recipe = Recipe(
     "olmo2-7b-rlvr",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 7 responses each
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 7 responses each
     stages=(
         ppo(
             "ppo",

@@ -10,7 +10,8 @@ SFT = "hf:allenai/OLMo-2-1124-13B-SFT"
 
 recipe = Recipe(
     "olmo2-13b-rm",
-    mesh="fsdp=-1",  # v5p-128: 64 chips, 4 pairs each, 2 at a time
+    mesh="fsdp=-1",
+    pod="v5p-128",  # 64 chips, 4 pairs each, 2 at a time
     stages=(
         reward_model(
             init=SFT,

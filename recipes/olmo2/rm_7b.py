@@ -10,7 +10,8 @@ SFT = "hf:allenai/OLMo-2-1124-7B-SFT"
 
 recipe = Recipe(
     "olmo2-7b-rm",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 8 pairs each, 4 at a time
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 8 pairs each, 4 at a time
     stages=(
         reward_model(
             init=SFT,

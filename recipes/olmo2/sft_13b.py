@@ -9,7 +9,8 @@ from recipes.tulu3.base import sft
 
 recipe = Recipe(
     "olmo2-13b-sft",
-    mesh="fsdp=-1",  # v5p-128: 64 chips, 2 rows each
+    mesh="fsdp=-1",
+    pod="v5p-128",  # 64 chips, 2 rows each
     stages=(
         sft(
             init="hf:allenai/OLMo-2-1124-13B",

@@ -9,7 +9,8 @@ from recipes.tulu3.base import sft
 
 recipe = Recipe(
     "olmo2-1b-sft",
-    mesh="fsdp=-1",  # v5p-32: 16 chips, 8 rows each
+    mesh="fsdp=-1",
+    pod="v5p-32",  # 16 chips, 8 rows each
     stages=(
         sft(
             init="hf:allenai/OLMo-2-0425-1B",

@@ -9,7 +9,8 @@ from recipes.tulu3.base import sft
 
 recipe = Recipe(
     "olmo2-32b-sft",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 2 rows each
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 2 rows each
     stages=(
         sft(
             init="hf:allenai/OLMo-2-0325-32B",

@@ -9,7 +9,8 @@ from recipes.tulu3.base import sft
 
 recipe = Recipe(
     "olmo2-7b-sft",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 4 rows each
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 4 rows each
     stages=(
         sft(
             init="hf:allenai/OLMo-2-1124-7B",

@@ -5,6 +5,7 @@ from recipes.olmo2.sizes import stage1
 
 recipe = Recipe(
     "olmo2-13b",
-    mesh="fsdp=-1",  # v5p-512: 256 chips, 8 rows each, 4 at a time
+    mesh="fsdp=-1",
+    pod="v5p-512",  # 256 chips, 8 rows each, 4 at a time
     stages=(stage1("13b", accumulate=2, remat="attention"),),
 )

@@ -5,6 +5,7 @@ from recipes.olmo2.sizes import stage1
 
 recipe = Recipe(
     "olmo2-1b",
-    mesh="fsdp=-1",  # v5p-128: 64 chips, 8 rows each
+    mesh="fsdp=-1",
+    pod="v5p-128",  # 64 chips, 8 rows each
     stages=(stage1("1b", accumulate=1, remat="attention"),),
 )

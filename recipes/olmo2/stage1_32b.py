@@ -5,6 +5,7 @@ from recipes.olmo2.sizes import stage1
 
 recipe = Recipe(
     "olmo2-32b",
-    mesh="fsdp=-1",  # v5p-1024: 512 chips, 4 rows each
+    mesh="fsdp=-1",
+    pod="v5p-1024",  # 512 chips, 4 rows each
     stages=(stage1("32b", accumulate=1, remat="full"),),
 )

@@ -5,6 +5,7 @@ from recipes.olmo2.sizes import stage1
 
 recipe = Recipe(
     "olmo2-7b",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 8 rows each, 4 at a time
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 8 rows each, 4 at a time
     stages=(stage1("7b", accumulate=2, remat="attention"),),
 )

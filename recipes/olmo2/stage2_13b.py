@@ -13,6 +13,7 @@ from recipes.olmo2.stage1_13b import recipe as base
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
+    pod=base.pod,
     stages=(
         stage1,
         *(stage2(stage1, "13b", "100B", seed) for seed in (1110, 2662, 6209)),

@@ -11,5 +11,6 @@ from recipes.olmo2.stage1_1b import recipe as base
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
+    pod=base.pod,
     stages=(stage1, *(stage2(stage1, "1b", "50B", seed) for seed in (42, 42069, 666))),
 )

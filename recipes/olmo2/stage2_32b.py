@@ -14,6 +14,7 @@ from recipes.olmo2.stage1_32b import recipe as base
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
+    pod=base.pod,
     stages=(
         stage1,
         *(stage2(stage1, "32b", "100B", seed) for seed in (1110, 2662)),

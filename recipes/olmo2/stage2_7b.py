@@ -13,5 +13,6 @@ from recipes.olmo2.stage1_7b import recipe as base
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
+    pod=base.pod,
     stages=(stage1, *(stage2(stage1, "7b", "50B", seed) for seed in (42, 42069, 666))),
 )

@@ -7,7 +7,8 @@ from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, P
 
 recipe = Recipe(
     "olmo3-7b",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 4 rows each, 2 at a time
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 4 rows each, 2 at a time
     stages=(
         Pretrain(
             "stage1",

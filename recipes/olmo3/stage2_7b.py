@@ -25,4 +25,4 @@ stage2 = dataclasses.replace(
     optimizer=dataclasses.replace(stage1.optimizer, lr="2.0712352850360292e-4 linear to 0"),
 )
 
-recipe = Recipe(base.name, mesh=base.mesh, stages=(stage1, stage2))
+recipe = Recipe(base.name, mesh=base.mesh, pod=base.pod, stages=(stage1, stage2))

@@ -8,6 +8,7 @@ from recipes.tulu2.base import sft
 
 recipe = Recipe(
     "tulu2-13b-sft",
-    mesh="fsdp=-1",  # v5p-128: 64 chips, 2 rows each
+    mesh="fsdp=-1",
+    pod="v5p-128",  # 64 chips, 2 rows each
     stages=(sft(init="hf:meta-llama/Llama-2-13b-hf", lr=2e-5, accumulate=1, remat="attention"),),
 )

@@ -21,6 +21,7 @@ dpo = dataclasses.replace(dpo, name=f"{dpo.name}-compat", data=dataclasses.repla
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         reward,
         ppo,

@@ -13,6 +13,7 @@ cells = grid.trained_on(rewards, ("uf", "math", "gsm8k"))
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *rewards,
         *(ppo for _, _, ppo in cells),

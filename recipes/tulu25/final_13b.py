@@ -15,6 +15,7 @@ dpo = stages.dpo(UF)
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         suites.table(
             "released",

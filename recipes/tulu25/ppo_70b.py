@@ -26,7 +26,8 @@ ppo = dataclasses.replace(
 
 recipe = Recipe(
     stages.RECIPE,
-    mesh="fsdp=32,tp=4",  # v5p-256: 128 chips
+    mesh="fsdp=32,tp=4",
+    pod="v5p-256",  # 128 chips
     stages=(
         reward,
         ppo,

@@ -20,7 +20,8 @@ from recipes.tulu25.data import Preferences, Prompts
 
 RECIPE = "tulu25"
 SFT = {"13b": "hf:allenai/tulu-2-13b", "70b": "hf:allenai/tulu-2-70b"}
-MESH = "fsdp=32,tp=2"  # v5p-128: 64 chips, a row of DPO on 2
+MESH = "fsdp=32,tp=2"
+POD = "v5p-128"  # 64 chips, a row of DPO on 2
 REPLY = 1024  # tokens of a response
 REMAT = {"13b": "attention", "70b": "full"}
 KL = {"13b": 0.05, "70b": 0.0325}  # by the size of the reward model

@@ -8,6 +8,7 @@ runs = {one.title: stages.dpo(one) for one in data.TABLE_1}
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *runs.values(),
         suites.table(

@@ -21,6 +21,7 @@ for key in ("stack-exchange-60k", "chatbot-arena-2023", "hh-rlhf-60k", "nectar-6
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *trained,
         suites.table("table2", "Tülu 2.5, Table 2: PPO against DPO", tuple(entries), published.TABLE_2),

@@ -14,6 +14,7 @@ policies = trained_on(rewards, ("uf",))
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *rewards,
         *(policy for _, _, policy in policies),

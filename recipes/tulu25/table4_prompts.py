@@ -12,6 +12,7 @@ cells = grid.trained_on(rewards, ("uf", "mixed"))
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *rewards,
         *(ppo for _, _, ppo in cells),

@@ -11,6 +11,7 @@ runs = {one.title: stages.dpo(one) for one in data.UF_PARTS}
 recipe = Recipe(
     stages.RECIPE,
     mesh=stages.MESH,
+    pod=stages.POD,
     stages=(
         *runs.values(),
         suites.table(

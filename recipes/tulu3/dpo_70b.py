@@ -11,7 +11,8 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT"
 
 recipe = Recipe(
     "tulu3-70b-dpo",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 1 pair each
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 1 pair each
     stages=(
         dpo(
             init=SFT,

@@ -11,7 +11,8 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT"
 
 recipe = Recipe(
     "tulu3-8b-dpo",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 4 pairs each
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 4 pairs each
     stages=(
         dpo(
             init=SFT,

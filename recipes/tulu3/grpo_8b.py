@@ -12,7 +12,8 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT", "hf:allenai/Llama-3.1-Tulu-3-8B
 
 recipe = Recipe(
     "tulu3-8b-grpo",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 12 responses of an update each, 3 at a time
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 12 responses of an update each, 3 at a time
     stages=(
         grpo(
             "grpo",

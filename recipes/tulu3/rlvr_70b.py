@@ -8,7 +8,8 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT", "hf:allenai/Llama-3.1-Tulu-3-7
 
 recipe = Recipe(
     "tulu3-70b-rlvr",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 5 responses each, 1 at a time
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 5 responses each, 1 at a time
     stages=(
         ppo(
             "ppo",

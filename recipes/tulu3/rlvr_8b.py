@@ -11,7 +11,8 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT", "hf:allenai/Llama-3.1-Tulu-3-8B
 
 recipe = Recipe(
     "tulu3-8b-rlvr",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 7 responses each
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 7 responses each
     stages=(
         ppo(
             "ppo",

@@ -10,7 +10,8 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT"
 
 recipe = Recipe(
     "tulu3-8b-rm",
-    mesh="fsdp=-1",  # v5p-64: 32 chips, 8 pairs each, 4 at a time
+    mesh="fsdp=-1",
+    pod="v5p-64",  # 32 chips, 8 pairs each, 4 at a time
     stages=(
         reward_model(
             init=SFT,

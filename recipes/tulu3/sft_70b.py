@@ -7,7 +7,8 @@ BASE = "hf:meta-llama/Llama-3.1-70B"
 
 recipe = Recipe(
     "tulu3-70b-sft",
-    mesh="fsdp=-1",  # v5p-256: 128 chips, 1 row each
+    mesh="fsdp=-1",
+    pod="v5p-256",  # 128 chips, 1 row each
     stages=(
         sft(
             init=BASE,
