@@ -41,7 +41,9 @@ EQUAL = [
     (r"\begin{bmatrix} -1 & 0 \\ 0 & -1 \end{bmatrix}", r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}"),
     ("(b+2)(a+5)", "(a+5)(b+2)"), ("ab+2a+5b+10", "(a+5)(b+2)"), (r"e^{i\pi}", "-1"), (r"\log_2 8", "3"),
     (r"\sin^2 x + \cos^2 x", "1"), (r"\frac{\sqrt{3}}{3}", r"1/\sqrt{3}"), (r"\sqrt[3]{-8}", "-2"), ("4 : 13", "4:13"),
-    (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"), (r"\boxed{\boxed{5}}", "5"), ("5!", "120"), (r"\binom{5}{2}", "10"),
+    (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}"), (r"\boxed{\boxed{5}}", "5"), ("5!", "120"),
+    (r"0.1\overline{6}", "1/6"), (r"\sin(60^\circ)", r"\frac{\sqrt3}{2}"), (r"\sin 60^\circ", r"\sqrt3/2"),
+    ("x^2+2x+1=0", "(x+1)^2=0"), (r"\frac{x^2-1}{x-1}", "x+1"), (r"\binom{5}{2}", "10"),
     ("2π", r"2\pi"), ("−3", "-3"), ("½", "0.5"), (r"\left|-3\right|", "3"), ("3", r"so that \boxed{3} it is"),
 ]  # fmt: skip
 DIFFERENT = [
@@ -52,6 +54,8 @@ DIFFERENT = [
     ("52", "52_8"),
     ("52_9", "52_8"), ("4:6", "2:3"), ("X", "x"), ("", "0"), (r"\boxed{}", "0"), ("0", ""), (r"\text{}", "1"),
     (r"2^{1000}\sqrt{2}+1", r"2^{1000}\sqrt{2}"), ("10^{100}+1", "10^{100}"), ("x^{2}", "x^{3}"), ("-x", "x"),
+    (r"|x|", "x"),
+    (r"0.\overline{3}", "0.3"), (r"\sin 60", r"\sin 60^\circ"),
     (r"\sum_{k=1}^{n} k", r"\frac{n(n-1)}{2}"), (r"\infty", r"-\infty"), ("1/0", "0"), ("10^{10^{10}}", "1"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}"), ("5 million", "5"),
     ("1/2", "2"), ("2 thousand", "2"), (r"\frac{1}{2", "1"), ("10^{-100}", "2 \\cdot 10^{-100}"),

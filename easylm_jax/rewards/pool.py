@@ -118,7 +118,7 @@ class Pool:
             yield taken
         finally:
             for worker in taken:
-                if worker.phase not in ("idle", "starting"):  # interrupted in the middle: what it would say next is nobody's
+                if worker.phase not in ("idle", "starting"):  # interrupted: what it would say next is nobody's
                     worker.kill()
             with self._changed:
                 self._free += taken

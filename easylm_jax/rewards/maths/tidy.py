@@ -50,6 +50,11 @@ _TEXT = re.compile(
     r"|emph|boldsymbol|bm)\s*\{([^{}]*)\}"
 )
 _BOX = re.compile(r"\\f?boxed\s*\{(.*)\}$|\\fbox\s*\{(.*)\}$", re.DOTALL)
+_REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\(?:overline|bar)\s*\{(\d{1,12})\}")
+_ANGLE = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s?\^\s?\{?\d\}?)?)\s*"
+    r"(?:\(\s*(\d{1,9}(?:\.\d{1,9})?) DEGREES \s*\)|(\d{1,9}(?:\.\d{1,9})?) DEGREES )"
+)
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:,\s?\d{3})+)(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?: \d{3})+)(?![\d,])")
 _DIGIT_SPACE = re.compile(r"(?<=\d)\s+(?=\d)")
@@ -72,10 +77,23 @@ def tidy(text: str) -> str:
         text = text.replace("\\\\", "\\")  # a command that was escaped once too often
     for pattern, by in _SUBSTITUTIONS:
         text = pattern.sub(by, text)
+    text = _REPEATING.sub(_repeating, text)
+    text = _ANGLE.sub(_in_radians, text)
     for _ in range(3):
         text = _TEXT.sub(_words_of, text)
     text = re.sub(r"\s+", " ", text).strip()
     return text.rstrip(" .,;:").removesuffix("\\").strip() if not text.endswith("\\}") else text
+
+
+def _repeating(found: re.Match[str]) -> str:
+    """0.1\\overline{6} as 1/6."""
+    whole, fixed, again = found.groups()
+    top = int(f"0{whole}{fixed}{again}") - int(f"0{whole}{fixed}")
+    return f"\\frac{{{top}}}{{{10 ** len(fixed) * (10 ** len(again) - 1)}}}"
+
+
+def _in_radians(found: re.Match[str]) -> str:
+    return f"{found[1]}({found[2] or found[3]}\\pi/180)"
 
 
 def _words_of(found: re.Match[str]) -> str:
