@@ -374,7 +374,7 @@ class Reward:
     @property
     def models(self) -> tuple[str | None, ...]:
         """The models that score: a reward model, a judge."""
-        return (self.model, self.judge and self.judge.model)
+        return self.model, None if self.judge is None else self.judge.model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
