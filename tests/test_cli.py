@@ -111,7 +111,8 @@ def test_run_passes_what_was_asked(capsys, experiment):
         (["rum"], "no command 'rum'; did you mean 'run'? (see easylm --help)"),
         (
             ["zzz"],
-            "no command 'zzz'; known: run, data, checkpoints, convert, generate, eval, plan, report, check (see easylm --help)",
+            "no command 'zzz'; known: run, data, checkpoints, convert, generate, eval, plan, report, check "
+            "(see easylm --help)",
         ),
         (
             ["run", "recipes/quickstart.py", "--overwite"],
