@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from easylm_jax.evaluate import tasks
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.optimizer import make_optimizer
+from easylm_jax.plan import topology
 from easylm_jax.rewards import verifier
 from easylm_jax.rewards.expression import Expression
 from easylm_jax.rewards.instructions import REGISTRY
@@ -48,8 +48,7 @@ def all_stages(kind: type) -> dict[str, object]:
 @pytest.mark.parametrize("name", FILES)
 def test_recipe_divides_over_the_pod_it_names(name):
     recipe = load(name)
-    texts = [(FOLDER / f"ifbench/{file}.py").read_text(encoding="utf-8") for file in (name, "stages")]
-    chips = int(re.search(r'(?:mesh=|MESH = )".*# .*?: (\d+) chips', "\n".join(texts)).group(1))
+    chips = topology.parse(recipe.pod).count
     mesh = jax.sharding.AbstractMesh(tuple(parse_mesh(recipe.mesh, chips).values()), AXES)
     for stage in recipe.stages:
         if isinstance(stage, (GRPO, DPO)):

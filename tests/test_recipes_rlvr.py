@@ -15,6 +15,7 @@ from easylm_jax.experiment import load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.objectives import final_scores
 from easylm_jax.optimizer import make_optimizer
+from easylm_jax.plan import topology
 from easylm_jax.rewards import VERIFIERS, verifier
 from easylm_jax.rewards.expression import Expression
 from easylm_jax.schedules import Schedule
@@ -81,7 +82,7 @@ def test_every_recipe_of_the_pipeline_is_here():
 @pytest.mark.parametrize("name", FILES)
 def test_recipe_divides_over_the_pod_it_names_and_its_answers_fit_the_context(name):
     recipe = load(name)
-    chips = int(re.search(r'mesh=".*# .*?: (\d+) chips', (FOLDER / name).read_text(encoding="utf-8")).group(1))
+    chips = topology.parse(recipe.pod).count
     mesh = jax.sharding.AbstractMesh(tuple(parse_mesh(recipe.mesh, chips).values()), AXES)
     for stage in (s for s in recipe.stages if isinstance(s, Train)):
         model = models.build(PRESET[re.sub("-(SFT|DPO)$", "", origin(recipe, stage))], stage.compute)
