@@ -15,6 +15,7 @@ from easylm_jax.config import Pretrain, Recipe, Train
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.fields import digest
 from easylm_jax.optimizer import make_optimizer
+from easylm_jax.plan import topology
 from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_rows, parameter_shardings
 from recipes.__main__ import FOLDER, recipe_files, summary, table
@@ -84,12 +85,6 @@ def preset_of(recipe: Recipe, stage: Train) -> str:
     return preset_of(recipe, recipe.stage(stage.init))
 
 
-def chips_of(name: str) -> int:
-    """The chips of the pod that a recipe names beside its mesh; stage 2 is run on the pod of stage 1."""
-    text = (ROOT / name.replace("stage2_", "stage1_")).read_text(encoding="utf-8")
-    return int(re.search(r"mesh=.*# .*?: (\d+) chips", text).group(1))
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_recipe_loads_and_its_stages_have_an_order(name):
     recipe = load(name)
@@ -110,7 +105,8 @@ def test_recipe_names_its_paper_and_table(name):
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_recipe_fits_the_pod_it_names(name):
-    recipe, chips = load(name), chips_of(name)
+    recipe = load(name)
+    chips = topology.parse(recipe.pod).count
     mesh = jax.sharding.AbstractMesh((1, 1, chips, 1, 1), ("slice", "dp", "fsdp", "ep", "tp"))
     for stage in recipe.stages:
         preset = preset_of(recipe, stage)

@@ -7,7 +7,6 @@ import gzip
 import itertools
 import json
 import math
-import re
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ from easylm_jax.data import build_cache, load_tokenizer
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.mesh import AXES, parse_mesh
 from easylm_jax.optimizer import make_optimizer
+from easylm_jax.plan import topology
 from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_heads, check_rows, parameter_shardings
 from models.errors import UserError
@@ -67,8 +67,7 @@ def test_recipe_loads_and_its_stages_have_an_order(path):
 @pytest.mark.parametrize("path", PAPER, ids=ids(PAPER))
 def test_recipe_divides_over_the_pod_it_names(path):
     recipe = load(path.stem)
-    text = path.read_text(encoding="utf-8") + (FOLDER / "tulu25/stages.py").read_text(encoding="utf-8")
-    chips = int(re.search(r'(?:mesh=|MESH = )".*# .*?: (\d+) chips', text).group(1))
+    chips = topology.parse(recipe.pod).count
     mesh = jax.sharding.AbstractMesh(tuple(parse_mesh(recipe.mesh, chips).values()), AXES)
     for stage in (s for s in recipe.stages if isinstance(s, Train)):
         model = models.build(PRESET[stage.init], stage.compute)
