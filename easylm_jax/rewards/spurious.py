@@ -21,12 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from easylm_jax.rewards.maths.spurious import cleaned, last_boxed
 from models.errors import UserError
 
 SHORTEST, LONGEST, TIMES = 10, 256, 10  # characters of what repeats, and how often it does
 EXTRACT = "easylm_jax.rewards.spurious:answer_of"
 
-_LINE_BREAK = re.compile(r"\n\s*")
 _FENCE = re.compile(r"```[ \t]*python", re.IGNORECASE)
 
 
@@ -48,27 +48,6 @@ def boxed_format(response: str, record: Mapping[str, Any], style: str = "plain",
     if compat is None and not (opened and "</answer>" in inside):
         return 0.0
     return float(bool(cleaned(inside.partition("</answer>")[0]).strip()))
-
-
-def last_boxed(text: str) -> str | None:
-    """What follows the last "boxed": inside its braces (to the end where they never close), or up to the next "$".
-    None without a box."""
-    _, found, rest = text.rpartition("boxed")
-    if not found:
-        return None
-    if not rest.startswith("{"):
-        return rest.partition("$")[0].strip()
-    depth = 0
-    for brace in re.finditer(r"[{}]", rest):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            return rest[1 : brace.start()]
-    return rest[1:]
-
-
-def cleaned(answer: str) -> str:
-    """Without line breaks and the blanks behind them, one ":" in front, one "." and then one "/" at the end."""
-    return _LINE_BREAK.sub("", answer).removeprefix(":").removesuffix(".").removesuffix("/")
 
 
 def random(response: str, record: Mapping[str, Any], share: float) -> float:

@@ -25,7 +25,7 @@ def extract(response: str, r1: bool = False) -> str:
     if "final answer is $" in response and "$. I hope" in response:
         answer = response.split("final answer is $", 1)[1].split("$. I hope", 1)[0].strip()
     elif "boxed" in response:
-        answer = _boxed(response.rpartition("boxed")[2])
+        answer = last_boxed(response) or ""
     else:
         for phrase in ("he answer is", "final answer is", "答案是"):
             if phrase in response:
@@ -34,12 +34,16 @@ def extract(response: str, r1: bool = False) -> str:
         else:
             numbers = _NUMBER.findall(response[-_TAIL:].replace(",", ""))
             answer = numbers[-1] if numbers else ""
-    answer = re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/")
+    answer = cleaned(answer)
     return normalise(answer) if len(answer) <= LONGEST else answer[:LONGEST]
 
 
-def _boxed(rest: str) -> str:
-    """What stands in braces at the start, to the end where they are not closed; else all up to a dollar sign."""
+def last_boxed(text: str) -> str | None:
+    """What follows the last "boxed": inside its braces (to the end where they never close), or up to the next "$".
+    None without a box."""
+    _, found, rest = text.rpartition("boxed")
+    if not found:
+        return None
     if not rest.startswith("{"):
         return rest[:_REACH].partition("$")[0].strip()
     depth = 0
@@ -48,6 +52,11 @@ def _boxed(rest: str) -> str:
         if depth == 0:
             return rest[1 : brace.start()]
     return rest[1:_REACH]
+
+
+def cleaned(answer: str) -> str:
+    """Without line breaks and the blanks behind them, one ":" in front, one "." and then one "/" at the end."""
+    return re.sub(r"\n\s*", "", answer).removeprefix(":").removesuffix(".").removesuffix("/")
 
 
 # The normaliser of extracted answers
