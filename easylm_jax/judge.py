@@ -55,7 +55,7 @@ class Judge:
             UserError: a score is no finite number.
         """
         line: dict[str, float] = {}
-        scores = None if self._score is None else self._model_scores(made)
+        scores = None if self._score is None else self._finite(self._model_scores(made), made)
         if self.verify is not None:
             began = time.perf_counter()
             opinion = None
@@ -85,7 +85,9 @@ class Judge:
             assert self._score is not None
             return self._score(params, rows["tokens"], rows["lengths"])
 
-        scores = rollout.in_chunks(score, [self.params], {"tokens": tokens, "lengths": lengths}, self.rows, self.mesh)
+        return rollout.in_chunks(score, [self.params], {"tokens": tokens, "lengths": lengths}, self.rows, self.mesh)
+
+    def _finite(self, scores: np.ndarray, made: Rollout) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(scores))
         if len(bad):
             record = self.cache.record(int(made.prompt_index[bad[0]]))

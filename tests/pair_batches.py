@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import Compute, DecoderConfig
-from models.decoder import Output
+from models.decoder import Decoder, Output
 
 CONFIG = DecoderConfig(family="olmo2", layers=2, width=32, heads=4, ffn=48, vocab=64, context=64, qk_norm=True)
 PAIRS, LENGTH = 5, 56
@@ -27,6 +27,8 @@ class Bigram:
         shapes = (CONFIG.vocab, self.width), (LENGTH, self.width), (self.width, CONFIG.vocab)
         table, place, head = (jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True))
         return {"table": table, "place": place, "head": head, "score": {"kernel": head[:, :1]}}
+
+    target_scores = Decoder.target_scores
 
     def head_kernel(self, params: dict) -> jax.Array:
         return params["head"]

@@ -12,7 +12,7 @@ from easylm_jax.experiment import Experiment, load_recipe
 SMOOTH = 'OptimizerConfig("1.0", weight_decay=0.0, eps=1.0)'  # an update is about proportional to its gradient
 STAGES = f"""
     ppo("ppo", batch=8, mini_batch=4, whiten="mini_batch", sampler_correction=2.0, kl_target=0.1, optimizer={SMOOTH},
-        reward=Reward(model="reward", verifier="rl_kit:of_prompt", missing_end=-2.0)),
+        reward=Reward(model="reward", verifier="model + 'rl_kit:of_prompt'", missing_end=-2.0)),
     BestOfN("best", init="sft", data=prompts(HOME), reward=Reward(model="reward", missing_end=None), samples=2,
             batch=4, limit=8, sampling=Sampling(8, slots=8)),
 """

@@ -27,7 +27,7 @@ STEPS = 30
 STAGES = f"""
     ppo("ppo", steps={STEPS}, rollout_epochs=2, kl_target=0.05, checkpoints=Checkpoints(latest=3),
         validation=Validation(prompts(HOME), every=10), check="rl_kit:share_of_e",
-        reward=Reward(model="reward", verifier="rl_kit:share_of_e", missing_end=-1.0)),
+        reward=Reward(model="reward", verifier="model + 'rl_kit:share_of_e'", missing_end=-1.0)),
     BestOfN("best", init="ppo", data=prompts(HOME), reward=Reward(model="reward", missing_end=None), batch=2,
             sampling=Sampling(8, slots=8)),
     Evaluate("table", title="t", reference="sft", entries=(Entry("sft", ("sft",)), Entry("ppo", ("ppo",), over="sft")),
