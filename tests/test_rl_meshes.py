@@ -34,7 +34,7 @@ def trained(folder, text, name, devices):
 
     def keep(self, *arguments):
         found = original(self, *arguments)
-        made.append(found[0])
+        made.append(found[0].made)
         return found
 
     with pytest.MonkeyPatch.context() as patch, rl_kit.devices(devices):
