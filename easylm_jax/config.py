@@ -393,7 +393,8 @@ class RL(Train):
     `asynchronous` is how many steps old the policy is that writes: 0 writes, then updates; with 1 the next rollout is
     written and judged while the updates of this one go on, by the policy from before them (Tülu 3 §6; spec tulu3
     §5.5), and so on. The correction for the sampler is then on, bounded at 2 unless said otherwise. With several
-    devices the last `rollout_devices` of them write and the others train.
+    devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
+    nothing overlaps.
     """
 
     reward: Reward

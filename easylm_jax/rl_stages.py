@@ -116,20 +116,13 @@ def _reference(stage: RL, experiment: Experiment, mesh: jax.sharding.Mesh, sourc
 
 def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
     """The devices that train and those that write, which are the same unless a stage sets some apart."""
-    if not stage.asynchronous:
+    apart = stage.rollout_devices
+    if apart is None:
         mesh = make_mesh(text)
         return mesh, mesh
     if jax.process_count() > 1:
-        raise UserError(f"stage {stage.name}: asynchronous rollouts are for one process; set asynchronous to 0")
-    devices, apart = list(make_mesh("fsdp=-1").devices.flat), stage.rollout_devices
-    if apart is None:
-        if len(devices) > 1:
-            raise UserError(
-                f"stage {stage.name}: asynchronous rollouts on {len(devices)} devices need rollout_devices, the number "
-                "of them that write while the others train"
-            )
-        mesh = make_mesh(text)
-        return mesh, mesh
+        raise UserError(f"stage {stage.name}: rollout_devices are for one process; leave them out")
+    devices = list(make_mesh("fsdp=-1").devices.flat)
     if apart >= len(devices):
         raise UserError(f"stage {stage.name}: rollout_devices is {apart}, but there are {len(devices)} devices in all")
     return make_mesh(text, devices[:-apart]), make_mesh("fsdp=-1", devices[-apart:])

@@ -143,7 +143,9 @@ class RolloutLoop(Loop):
     def prepare_rollouts(self, state: RLState, start: int) -> None:
         """Has the rollouts behind step `start` written that older policies write."""
         if self.job.stage.asynchronous:
-            self.ahead = Ahead(self.writer, int(state.drawn))
+            apart = self.job.stage.rollout_devices is not None
+            alone = self.job.mesh.size == 1 and jax.process_count() == 1
+            self.ahead = Ahead(self.writer, int(state.drawn), overlapping=apart or alone)
             for number, policy in enumerate(state.behind, start + 1):
                 self._ask(policy, number)
 

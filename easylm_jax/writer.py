@@ -11,8 +11,10 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -102,26 +104,37 @@ def _add(line: dict[str, Any], more: dict[str, float]) -> None:
 
 
 class Ahead:
-    """A thread that writes rollouts in order while the updates of earlier ones go on."""
+    """Rollouts that are asked for before they are needed, written in order.
 
-    def __init__(self, writer: Writer, drawn: int):
+    With `overlapping` a thread writes them while the updates of earlier ones go on. Without, each is written when it is
+    taken, by the policy that was asked: the same rollouts, but no time is won. Two threads must not start programs of
+    several devices, or of several processes, on the same devices: their collectives could wait for each other.
+    """
+
+    def __init__(self, writer: Writer, drawn: int, overlapping: bool = True):
         self.writer, self.drawn = writer, drawn
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        self._coming: dict[int, concurrent.futures.Future[Written]] = {}
+        self._thread = None
+        if overlapping:
+            self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollouts")
+        self._coming: dict[int, Callable[[], Written]] = {}
 
     def submit(self, policy: PyTree, number: int) -> None:
         """Asks for rollout `number`, the one after the last that was asked for."""
-        self._coming[number] = self._thread.submit(self._write, policy, number)
+        if self._thread is None:
+            self._coming[number] = functools.partial(self._write, policy, number)
+        else:
+            self._coming[number] = self._thread.submit(self._write, policy, number).result
 
     def take(self, number: int) -> Written:
-        """Waits for rollout `number`; raises what its making raised."""
-        return self._coming.pop(number).result()
+        """Waits for rollout `number`, or writes it; raises what its making raised."""
+        return self._coming.pop(number)()
 
     def close(self) -> None:
         """Ends the thread; what it was writing is thrown away."""
-        self.writer.stopping.set()
-        self._thread.shutdown(cancel_futures=True)
-        self.writer.stopping.clear()
+        if self._thread is not None:
+            self.writer.stopping.set()
+            self._thread.shutdown(cancel_futures=True)
+            self.writer.stopping.clear()
 
     def _write(self, policy: PyTree, number: int) -> Written:
         mesh = self.writer.mesh

@@ -129,7 +129,7 @@ def test_what_a_verifier_finds_wrong_ends_the_run_with_its_words(tmp_path):
         ready.run(ready.recipe.stage("bad"))
 
 
-def test_some_devices_write_while_the_others_train(tmp_path):
+def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_path):
     settings = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2}
     stages = {"split": rl_kit.grpo("split", **settings)}
     stages["alone"] = dataclasses.replace(stages["split"], name="alone", rollout_devices=None)
@@ -139,16 +139,18 @@ def test_some_devices_write_while_the_others_train(tmp_path):
         assert loop.job.mesh.size == loop.writer.mesh.size == 2
         assert not set(loop.job.mesh.devices.flat) & set(loop.writer.mesh.devices.flat)
         ready.run(ready.recipe.stage("split"))
-        with pytest.raises(UserError, match="on 4 devices need rollout_devices"):
-            rl_kit.loop_of(rl_kit.experiment(tmp_path / "none", stages["alone"]), "alone")
+        together = rl_kit.experiment(tmp_path / "together", stages["alone"], mesh="fsdp=4")
+        together.run(together.recipe.stage("alone"))
         many = dataclasses.replace(stages["split"], rollout_devices=4)
         with pytest.raises(UserError, match="rollout_devices is 4, but there are 4 devices"):
             rl_kit.loop_of(rl_kit.experiment(tmp_path / "all", many), "split")
     one = rl_kit.experiment(tmp_path / "one", stages["alone"])
     one.run(one.recipe.stage("alone"))
-    theirs, mine = rl_kit.params_of(ready, "split"), rl_kit.params_of(one, "alone")
-    for name in mine:
-        np.testing.assert_allclose(theirs[name], mine[name], atol=1e-5)
+    mine = rl_kit.params_of(one, "alone")
+    for theirs in (rl_kit.params_of(ready, "split"), rl_kit.params_of(together, "alone")):
+        for name in mine:
+            np.testing.assert_allclose(theirs[name], mine[name], atol=1e-5)
+    assert [line["staleness"] for line in read_metrics(together.folder("alone"))] == [0, 1]
 
 
 def test_refill_replaces_groups_that_teach_nothing(tmp_path):
