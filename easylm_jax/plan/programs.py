@@ -143,6 +143,8 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
     frozen = {} if stage.lora is None else {"base": base}
     scored = _placed_params(source, mesh)
     models = {"policy": policy_state, "value": value_state, "frozen": frozen, "reference": scored}
+    if stage.asynchronous:
+        models["older policies"] = [scored] * stage.asynchronous
     judge = None
     if stage.reward.model is not None:
         judge = shapes.model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True), compute)
