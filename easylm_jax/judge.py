@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -107,27 +108,28 @@ class Judge:
         self, made: Rollout, number: int, part: int, model: np.ndarray | None, judge: np.ndarray | None
     ) -> Verified:  # fmt: skip
         assert self.verify is not None
-        return verified(
-            self.verify, made, self.cache, self.tokenizer, seed=self.seed, number=number, part=part, model=model,
+        (found,) = verified(
+            [self.verify], made, self.cache, self.tokenizer, seed=self.seed, number=number, part=part, model=model,
             judge=judge,
         )  # fmt: skip
+        return found
 
 
 def verified(
-    verify: Verify, made: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0,
+    verifies: Sequence[Verify], made: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0,
     part: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
-) -> Verified:  # fmt: skip
-    """The verdicts on a rollout. One process's pool gives them, and the others take them from it."""
-    found = None
+) -> list[Verified]:  # fmt: skip
+    """What each of these expressions says of a rollout. One process's pool gives the verdicts, and the others take them
+    from it."""
+    found: list[Verified] = []
     if jax.process_index() == 0:
-        texts, records = rollout.answers(
-            made, cache, tokenizer, seed=seed, number=number, part=part, group=verify.reads_group
-        )
-        found = verify(texts, records, model=model, judge=judge)
+        group = any(verify.reads_group for verify in verifies)
+        texts, records = rollout.answers(made, cache, tokenizer, seed=seed, number=number, part=part, group=group)
+        found = [verify(texts, records, model=model, judge=judge) for verify in verifies]
     if jax.process_count() == 1:
-        assert found is not None
         return found
-    return _broadcast(verify, found, made.rows)
+    own = found or [None] * len(verifies)
+    return [_broadcast(verify, one, made.rows) for verify, one in zip(verifies, own, strict=True)]
 
 
 def _broadcast(verify: Verify, found: Verified | None, rows: int) -> Verified:

@@ -33,12 +33,13 @@ class RLPrograms:
 
     def __init__(self, stage: RL, mesh: jax.sharding.Mesh, policy: Start, value: Start | None):
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.batch_layout = sharding.batch_sharding(mesh)
+        self.mesh = mesh
+        batch = sharding.batch_sharding(mesh)
         self.policy_of = _policy_of(stage, policy)
         step = functools.partial(make_train_step, accumulate=stage.accumulate)
         objective = policy.adapted(stage.objective(policy.model, training=True), training=True)
         self.policy_step = step(
-            objective, policy.optimizer, shardings=(policy.layout, self.batch_layout, everywhere)
+            objective, policy.optimizer, shardings=(policy.layout, batch, everywhere)
         )  # fmt: skip
         # One program for the policy and the reference, which are of one type (`policy_of`), so that equal parameters
         # give equal numbers to the last bit.
@@ -48,18 +49,18 @@ class RLPrograms:
             assert isinstance(stage, PPO)
             regression = value_regression(value.model, clip=stage.value_clip, coefficient=stage.value_coefficient)
             self.value_step = step(
-                regression, value.optimizer, shardings=(value.layout, self.batch_layout, everywhere)
+                regression, value.optimizer, shardings=(value.layout, batch, everywhere)
             )  # fmt: skip
             values = functools.partial(token_values, value.model)
             self.values = jax.jit(lambda params, rows: values(params, rows), out_shardings=everywhere)
 
-    def updates(self, policy: State, value: State | None, frozen: PyTree, batch: Shapes) -> dict[str, Any]:
-        """The updates for batches of these shapes, lowered, by what they update. States may be shapes."""
-        rows = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_layout) for name, x in batch.items()}
-        lowered = {"policy": self.policy_step.lower(policy, rows, frozen)}
-        if value is not None:
-            lowered["value"] = self.value_step.lower(value, rows, {})
-        return lowered
+    def update(self, name: str, state: State, frozen: PyTree, batch: Shapes) -> jax.stages.Lowered:
+        """The update of the "policy" (beside what is frozen) or the "value" model for batches of these shapes, lowered.
+        States may be shapes."""
+        rows = sharding.placed_batch(batch, self.mesh)
+        if name == "value":
+            return self.value_step.lower(state, rows, {})
+        return self.policy_step.lower(state, rows, frozen)
 
 
 def _policy_of(stage: RL, policy: Start) -> Callable[[PyTree, PyTree], PyTree]:

@@ -163,11 +163,11 @@ class RolloutLoop(Loop):
         """The compiled updates for batches of these shapes."""
         key = tuple(batch["tokens"].shape)
         if key not in self.programs:
-            lowered = self.job.programs.updates(
-                self.abstract.policy, self.abstract.value, self.job.frozen, batch
-            )  # fmt: skip
-            programs = {name: program.compile() for name, program in lowered.items()}
-            self.programs[key] = programs
+            states = {"policy": self.abstract.policy, "value": self.abstract.value}
+            self.programs[key] = {
+                name: self.job.programs.update(name, state, self.job.frozen, batch).compile()
+                for name, state in states.items() if state is not None
+            }  # fmt: skip
         return self.programs[key]
 
     # A step
@@ -332,7 +332,8 @@ class RolloutLoop(Loop):
             self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer,
             end_ids=rollout.end_ids(job.held_out, job.tokenizer), greedy=True,
         )  # fmt: skip
-        scores = verified(self.check_verifier, made, job.held_out, job.tokenizer, seed=stage.seed).scores
+        (found,) = verified([self.check_verifier], made, job.held_out, job.tokenizer, seed=stage.seed)
+        scores = found.scores
         error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
         means = {"score": float(scores.mean()), "stderr": error, "prompts": float(len(scores))}
         return means, f"score {means['score']:.3f} ± {error:.3f} (standard error, {len(scores)} prompts)"

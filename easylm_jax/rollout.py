@@ -153,6 +153,12 @@ def answers(
     return texts, records
 
 
+def differ(groups: np.ndarray) -> np.ndarray:
+    """Which prompts have answers of unequal worth, bool [prompts], from final scores [prompts, samples]; the others
+    teach nothing."""
+    return groups.max(axis=1) > groups.min(axis=1)
+
+
 def joined(parts: Sequence[Rollout]) -> Rollout:
     """Several rollouts for the same number of samples and longest answer as one."""
 

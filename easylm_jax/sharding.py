@@ -95,6 +95,11 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def placed_batch(batch: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch's columns with rows over the batch axes."""
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)) for name, x in batch.items()}
+
+
 def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
     """A batch of `rows` must divide into micro-batches, and those over the batch axes of the mesh."""
     if rows % (accumulate * batch_split(mesh)):

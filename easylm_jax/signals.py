@@ -155,7 +155,7 @@ class _GRPO(Signals):
         rewards = made.final(self.stage.reward)
         groups = rewards.reshape(-1, stage.samples)
         advantages = np.asarray(group_advantages(groups, stage.advantages), np.float32).reshape(-1)
-        equal = groups.max(axis=1) == groups.min(axis=1)
+        equal = ~rollout.differ(groups)
         kept = np.ones(made.rows, bool)
         if stage.drop_equal:
             kept &= ~np.repeat(equal, stage.samples)
@@ -197,7 +197,7 @@ class _Pairs(Signals):
         groups = rewards.reshape(-1, self.stage.samples)
         first = np.arange(len(groups)) * self.stage.samples
         best, worst = first + groups.argmax(axis=1), first + groups.argmin(axis=1)
-        differ = groups.max(axis=1) > groups.min(axis=1)
+        differ = rollout.differ(groups)
         reference = (columns["reference_logprobs"] * columns["mask"]).sum(axis=1)
 
         def both(name: str, scale: int = 1) -> np.ndarray:

@@ -87,8 +87,7 @@ class Writer:
 
     def _teaches(self, made: Rollout) -> np.ndarray:
         """Which groups have answers of unequal worth, bool [prompts]."""
-        groups = made.final(self.stage.reward).reshape(-1, self.stage.samples)
-        return groups.max(axis=1) > groups.min(axis=1)
+        return rollout.differ(made.final(self.stage.reward).reshape(-1, self.stage.samples))
 
     def _chosen(self, parts: list[Rollout]) -> Rollout:
         """As many groups as a rollout has, in the order drawn: those that teach first, then, if need be, others."""

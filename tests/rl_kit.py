@@ -45,6 +45,7 @@ from easylm_jax.config import (
 )
 from easylm_jax.data import load_tokenizer, train_sentencepiece
 from easylm_jax.experiment import Experiment
+from easylm_jax.monitor.metrics import read_metrics
 from easylm_jax.rl_trainer import RLState, RolloutLoop
 from easylm_jax.rollout import Rollout
 
@@ -248,6 +249,26 @@ def grpo(name: str = "grpo", **more: Any) -> GRPO:
 
 def online_dpo(name: str = "online", **more: Any) -> OnlineDPO:
     return OnlineDPO(name, **common(**{"batch": 4, "samples": 3, **more}))
+
+
+CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")  # what of a metrics line differs from run to run
+
+
+def without_clocks(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """A stage's metrics by step, without clocks."""
+    return [without_clocks(line) for line in read_metrics(folder)]
+
+
+def finished(ready: Experiment, name: str) -> Path:
+    """The folder of a stage, which is run first if it is not done."""
+    stage = ready.recipe.stage(name)
+    if ready.done(stage) is None:
+        ready.run(stage)
+    return ready.folder(name)
 
 
 def loop_of(ready: Experiment, name: str) -> RolloutLoop:

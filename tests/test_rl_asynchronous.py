@@ -6,6 +6,8 @@ import threading
 import numpy as np
 import pytest
 import rl_kit
+from rl_kit import finished as run
+from rl_kit import lines
 
 from easylm_jax import rollout
 from easylm_jax.checkpoint_tools import diff
@@ -25,7 +27,6 @@ STAGES = {
     "far": rl_kit.grpo("far", **{**COMMON, "asynchronous": 2}, lora=LoraConfig(rank=2, alpha=4.0)),
     "ppo": rl_kit.ppo("ppo", **COMMON),
 }
-CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,20 +38,6 @@ def few_programs():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return rl_kit.experiment(tmp_path_factory.mktemp("undisturbed"), *STAGES.values())
-
-
-def run(ready, name):
-    stage = ready.recipe.stage(name)
-    if ready.done(stage) is None:
-        ready.run(stage)
-    return ready.folder(name)
-
-
-def lines(folder):
-    return [
-        {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
-        for line in read_metrics(folder)
-    ]
 
 
 @pytest.mark.parametrize("lag", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -6,6 +6,8 @@ import signal
 
 import pytest
 import rl_kit
+from rl_kit import finished as run
+from rl_kit import lines, without_clocks
 
 from easylm_jax import checkpoint_store as store
 from easylm_jax.checkpoint_tools import diff
@@ -16,7 +18,6 @@ from easylm_jax.rl_trainer import RolloutLoop
 
 STEPS = 5
 DEFAULT = ("ppo", "adapter")  # the others are much the same and are run with -m slow
-CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
 COMMON = {
     "steps": STEPS, "rollout_epochs": 2, "checkpoints": Checkpoints(latest=3),
     "validation": Validation(rl_kit.prompts(rl_kit.home(), seed=1), every=2), "check": rl_kit.VERIFIER,
@@ -39,21 +40,6 @@ def few_programs():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return rl_kit.experiment(tmp_path_factory.mktemp("undisturbed"), *STAGES.values())
-
-
-def run(ready, name):
-    stage = ready.recipe.stage(name)
-    if ready.done(stage) is None:
-        ready.run(stage)
-    return ready.folder(name)
-
-
-def lines(folder):
-    """The metrics by step, without clocks."""
-    return [
-        {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
-        for line in read_metrics(folder)
-    ]
 
 
 class Broken(Exception):
@@ -95,9 +81,7 @@ def test_a_stage_that_broke_off_after_some_updates_ends_bit_identical(name, undi
     assert found.identical, found.differ
     assert lines(folder) == lines(expected) and len(lines(folder)) == STEPS
     mine, theirs = (it.done(stage)["metrics"] for it in (ready, undisturbed))
-    assert {n: v for n, v in mine.items() if not any(c in n for c in CLOCKS)} == {
-        n: v for n, v in theirs.items() if not any(c in n for c in CLOCKS)
-    }
+    assert without_clocks(mine) == without_clocks(theirs)
     for step in store.committed_steps(folder / "checkpoints"):
         assert store.damage(folder / "checkpoints" / str(step)) == []
     if name == "adapter":

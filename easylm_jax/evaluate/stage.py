@@ -117,10 +117,9 @@ def _judged(
             engine, params, it.batch, task.sampling, samples=task.samples, seed=stage.seed, tokenizer=it.tokenizer,
             end_ids=rollout.end_ids(it.cache, it.tokenizer), greedy=greedy,
         )  # fmt: skip
-        given = {
-            text: verified(judges[text], made, it.cache, it.tokenizer, seed=stage.seed).scores.reshape(-1, task.samples)
-            for text in dict.fromkeys((task.verifier, *dict(task.also).values()))
-        }
+        named = list(dict.fromkeys((task.verifier, *dict(task.also).values())))
+        verdicts = verified([judges[text] for text in named], made, it.cache, it.tokenizer, seed=stage.seed)
+        given = {text: one.scores.reshape(-1, task.samples) for text, one in zip(named, verdicts, strict=True)}
         scores = given[task.verifier]
         texts = [rollout.text_of(made, row, it.tokenizer) for row in range(made.rows)]
         shown = np.zeros(it.count, np.int64)  # which of a prompt's answers

@@ -190,7 +190,7 @@ class Program:
         return max([int(step[1]) for step in steps if step], default=1) or 1
 
     def _collective(self, it: _Instruction, kind: str, times: int, fused: bool) -> Collective:
-        sizes = [_bytes(kind_of, dims) for kind_of, dims in _SHAPE.findall(_result(it))]
+        sizes = [_bytes(kind_of, dims) for kind_of, dims in _SHAPE.findall(_result(it.text))]
         # A start's result holds operands and result side by side; the result is the larger of them.
         size = max(sizes, default=0) if it.opcode.endswith("-start") else sum(sizes)
         overlapped = fused or it.opcode.endswith("-start")
@@ -200,9 +200,9 @@ class Program:
         """FLOPs of a dot or convolution: twice the result's elements times the contracted ones."""
         if it.opcode not in ("dot", "convolution"):
             return 0.0
-        result = _dims(_result(it))
+        result = _dims(_result(it.text))
         operands = _operands(it.text)[:2]
-        shapes = [_dims(_result_of(self.shapes.get(name, ""))) for name in operands]
+        shapes = [_dims(_result(self.shapes.get(name, ""))) for name in operands]
         if len(shapes) < 2 or not all(shapes):
             return 0.0
         if it.opcode == "dot":
@@ -231,11 +231,8 @@ def _operands(text: str) -> list[str]:
     return re.findall(r"%([\w.\-]+)", f" {text}"[found.end() :].split(")", 1)[0]) if found else []
 
 
-def _result(it: _Instruction) -> str:
-    return it.text.split(f" {it.opcode}(", 1)[0]
-
-
-def _result_of(text: str) -> str:
+def _result(text: str) -> str:
+    """The type of what an instruction gives: what stands before its name."""
     found = _OPCODE.search(f" {text}")
     return text[: found.start() - 1] if found else text
 

@@ -99,7 +99,7 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
     if isinstance(stage, DPO) and stage.needs_reference and not cached:
         frozen["reference"] = frozen.get("base", base)
     rows = shapes.batch(stage.data, stage.batch, reference=cached)
-    placed = _placed_batch(rows, mesh)
+    placed = sharding.placed_batch(rows, mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     objective = start.adapted(stage.objective(source.decoder, training=True), training=True)
     step = make_train_step(
@@ -113,16 +113,11 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
     )  # fmt: skip
     if cached:
         score = reference.score_program(source.decoder, mesh)
-        micro = _placed_batch(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
+        micro = sharding.placed_batch(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
         yield Planned(
             "reference", lambda: score.lower(base, micro), {},
             _flops(source.config, length, stage.batch / stage.accumulate, mesh, 1), 0.0,
         )  # fmt: skip
-
-
-def _placed_batch(rows: dict[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    layout = sharding.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout) for name, x in rows.items()}
 
 
 def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
@@ -156,19 +151,19 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
 
     width, answers = rollout.bucket(shapes.longest(stage)), stage.batch * stage.samples
     rows = signals.of(stage, mesh).abstract(width)
-    updates = stage.updates
 
     def flops(model: Model | Start, count: float, passes: int) -> float:
         config = model.config if isinstance(model, Model) else model.source.config
         return _flops(config, width, count, mesh, passes)
 
-    for name, model in (("policy", policy), ("value", value)):
-        if model is not None:
+    for name, model, state in (("policy", policy, policy_state), ("value", value, value_state)):
+        if model is not None and state is not None:
             yield Planned(
-                name, functools.partial(_update, programs, name, policy_state, value_state, frozen, rows),
-                beside(name, *(("frozen",) if name == "policy" else ())), flops(model, stage.update_rows, 3), updates,
+                name, functools.partial(programs.update, name, state, frozen, rows),
+                beside(name, *(("frozen",) if name == "policy" else ())), flops(model, stage.update_rows, 3),
+                stage.updates,
             )  # fmt: skip
-    batch = _placed_batch({name: jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32)
+    batch = sharding.placed_batch({name: jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32)
                            for name in rollout.FORWARD}, mesh)  # fmt: skip
     chunks = answers / stage.score_rows
     # The policy as it writes and the reference are of one type, and scored by one program.
@@ -176,16 +171,15 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
         "score", lambda: programs.token_scores.lower(scored, batch), beside("reference"),
         flops(policy, stage.score_rows, 1), 2 * chunks,
     )  # fmt: skip
-    if value is not None:
-        values = value_state.params if value_state is not None else None
+    if value is not None and value_state is not None:
         yield Planned(
-            "values", lambda: programs.values.lower(values, batch), beside("value"),
+            "values", lambda: programs.values.lower(value_state.params, batch), beside("value"),
             flops(value, stage.score_rows, 1), chunks,
         )  # fmt: skip
     if judge is not None:
         tokens = {"tokens": jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32),
                   "lengths": jax.ShapeDtypeStruct((stage.score_rows,), jnp.int32)}  # fmt: skip
-        tokens = _placed_batch(tokens, mesh)
+        tokens = sharding.placed_batch(tokens, mesh)
         score = jax.jit(functools.partial(score_responses, judge.decoder))
         yield Planned(
             "reward", lambda: score.lower(models["reward model"], tokens["tokens"], tokens["lengths"]),
@@ -195,10 +189,6 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
     yield from _writing(
         source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, sizes
     )  # fmt: skip
-
-
-def _update(programs: RLPrograms, name: str, policy, value, frozen, rows) -> jax.stages.Lowered:
-    return programs.updates(policy, value, frozen, rows)[name]
 
 
 def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
@@ -215,14 +205,9 @@ def _writing(
 ) -> Iterator[Planned]:
     """The engine's programs: a prefill of one bucket of prompts, and a step of decoding (its loop runs once)."""
     engine = Engine(source.decoder, slots=slots, mesh=mesh if mesh.size > 1 else None, max_length=longest)
-    params = sharding.placed(
-        jax.eval_shape(functools.partial(cast_kernels, dtype=source.decoder.compute.dtype),
-                       source.decoder.abstract_params()), source.layout(mesh)
-    )  # fmt: skip
-    weights = _weights(engine, params, mesh)
+    weights = _weights(engine, _placed_params(source, mesh), mesh)
     columns = engine.bucket(longest)
     cache = _cache(engine, engine.slots, columns)
-    held = {"engine's weights": bytes_of(weights), "cache": bytes_of(cache)}
     prompt = engine.bucket(max(1, longest - new))
     rows = max(engine.split, min(engine.slots, 65536 // prompt) // engine.split * engine.split)
     everywhere = None if mesh.size == 1 else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -232,7 +217,7 @@ def _writing(
 
     yield Planned(
         "prefill", lambda: engine._prefill.lower(weights, number((rows, prompt)), number((rows,))),
-        {**sizes, "cache": held["cache"]}, _flops(source.config, prompt, rows, mesh, 1), answers / rows,
+        {**sizes, "cache": bytes_of(cache)}, _flops(source.config, prompt, rows, mesh, 1), answers / rows,
     )  # fmt: skip
     state = Rows(*(number((engine.slots,), jnp.bool_ if name == "done" else jnp.int32) for name in Rows._fields))
     settings = Settings(number(dtype=jnp.float32), number(), number(dtype=jnp.float32))

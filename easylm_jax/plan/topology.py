@@ -14,7 +14,6 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from models.errors import UserError
@@ -193,11 +192,3 @@ def _no_compiler(error: Exception, name: str) -> UserError:
         f"libtpu {found} with jax {jax.__version__} gives no topology {name} ({reason}); pip install 'jax[tpu]' "
         "installs the version that belongs to this jax"
     )
-
-
-def fitting(chips: int) -> Sequence[str]:
-    """Names of slices with this many chips, of all generations."""
-    return [
-        f"{chip.name}:{'x'.join(map(str, shape))}"
-        for chip in CHIPS.values() for shape in sizes(chip) if math.prod(shape) == chips
-    ]  # fmt: skip

@@ -16,7 +16,6 @@ from easylm_jax.config import (
     BestOfN,
     Checkpoints,
     DataSpec,
-    DecoderConfig,
     Entry,
     Evaluate,
     MakeData,
@@ -31,21 +30,11 @@ from easylm_jax.config import (
     Tokenizer,
     Validation,
 )  # fmt: skip
+from recipes.quickstart import MODEL, SEQUENCE, conversations, pages
 
-SEQUENCE = 128
 PROMPT, ANSWER = 84, 40  # tokens
 SEEDS = (0, 1)
 VERIFIER = "by_dataset"  # a row names its verifier
-
-MODEL = DecoderConfig(
-    family="olmo2", layers=2, width=192, heads=4, ffn=512, vocab=512, context=SEQUENCE, qk_norm=True
-)  # fmt: skip
-
-
-def conversations(name: str) -> DataSpec:
-    return DataSpec(
-        (Source(f"stage:data/{name}"),), "stage:tokenizer", SEQUENCE, kind="chat", template="tulu", packing="best_fit"
-    )
 
 
 def prompts(name: str, limit: int | None = None) -> DataSpec:
@@ -124,7 +113,7 @@ recipe = Recipe(
         Pretrain(
             "pretrain",
             model=MODEL,
-            data=DataSpec((Source("stage:data/pages.jsonl"),), "stage:tokenizer", SEQUENCE),
+            data=pages("pages.jsonl"),
             batch=16,
             steps=1_500,
             z_loss=1e-4,

@@ -15,11 +15,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rl_kit
+from rl_kit import lines
 from support import launcher
 
 from easylm_jax import checkpoint_store as store
 from easylm_jax.checkpoint_tools import diff
-from easylm_jax.monitor.metrics import FILE_NAME, read_metrics
+from easylm_jax.monitor.metrics import FILE_NAME
 
 pytestmark = pytest.mark.chaos
 
@@ -33,7 +34,6 @@ STAGES = f"""
     Evaluate("table", title="t", reference="sft", entries=(Entry("sft", ("sft",)), Entry("ppo", ("ppo",), over="sft")),
              tasks=(Task("e", prompts(HOME), "rl_kit:share_of_e", Sampling(8, slots=8)),)),
 """
-CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
 
 
 def rollouts_of(root: Path) -> int:
@@ -61,13 +61,6 @@ def moments(root: Path, rng: random.Random) -> list:
         ("later rollouts", at(rng.uniform(0.6, 0.9))),
         ("best-of-N", lambda: len(list((root / "best").glob("parts/*.jsonl"))) >= rng.randint(1, 6)),
         ("the evaluation", lambda: any((root / "table" / "models").glob("*.json"))),
-    ]
-
-
-def lines(folder: Path) -> list:
-    return [
-        {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
-        for line in read_metrics(folder)
     ]
 
 

@@ -16,17 +16,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rl_kit
+from rl_kit import lines
 from support import launcher
 
 from easylm_jax import checkpoint_store as store
 from easylm_jax.checkpoint_tools import diff
-from easylm_jax.monitor.metrics import FILE_NAME, read_metrics
+from easylm_jax.monitor.metrics import FILE_NAME
 
 pytestmark = pytest.mark.chaos
 
 STEPS, KILLS = 1000, 10
 PATIENCE = 1800  # seconds, on a busy machine
-CLOCKS = ("seconds", "per_second", "goodput", "mfu", "time")
 
 
 def stages(asynchronous: int) -> str:
@@ -40,13 +40,6 @@ def stages(asynchronous: int) -> str:
 def steps_of(root: Path) -> int:
     path = root / "grpo" / FILE_NAME
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def lines(folder: Path) -> list:
-    return [
-        {name: value for name, value in line.items() if not any(clock in name for clock in CLOCKS)}
-        for line in read_metrics(folder)
-    ]
 
 
 @pytest.mark.parametrize("asynchronous", [0, 1])
