@@ -4,7 +4,7 @@
 |---|---|
 | pre-training, SFT, reward model, DPO | `train`; `reference` where DPO scores the starting model |
 | PPO, GRPO, online DPO | `policy`, `value` (updates), `score`, `reward`, `prefill`, `decode` |
-| best-of-N, Evaluate | `prefill`, `decode`, `reward` |
+| best-of-N, MajorityVote, Evaluate | `prefill`, `decode` |
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easylm_jax import reference, rollout, sharding, signals
-from easylm_jax.config import DPO, PPO, RL, BestOfN, Evaluate, Recipe, Stage, Train
+from easylm_jax.config import DPO, PPO, RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
 from easylm_jax.decode import Engine
 from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
@@ -56,7 +56,7 @@ def of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Planned]:
         return list(_reinforcement(stage, recipe, mesh))
     if isinstance(stage, Train):
         return list(_training(stage, recipe, mesh))
-    if isinstance(stage, BestOfN):
+    if isinstance(stage, (BestOfN, MajorityVote)):
         config = shapes.config_of(stage.init, recipe)
         source = shapes.model(config, _compute(stage.compute, mesh))
         slots = min(stage.sampling.slots, stage.batch * stage.samples)
@@ -144,6 +144,10 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
     if stage.reward.model is not None:
         judge = shapes.model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True), compute)
         models["reward model"] = _placed_params(judge, mesh)
+    asked = stage.reward.judge
+    replying = None if asked is None else shapes.model(shapes.config_of(asked.model, recipe), compute)
+    if replying is not None:
+        models["judge"] = _placed_params(replying, mesh)
     sizes = {name: bytes_of(tree) for name, tree in models.items() if tree is not None and jax.tree.leaves(tree)}
 
     def beside(*own: str) -> dict[str, int]:
@@ -189,6 +193,10 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
     yield from _writing(
         source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, sizes
     )  # fmt: skip
+    if asked is not None and replying is not None:  # one question a response, as long as its context lets it be
+        slots, new = min(asked.sampling.slots, answers), asked.sampling.max_new_tokens
+        for planned in _writing(replying, mesh, slots, replying.config.context, answers, new, sizes):
+            yield dataclasses.replace(planned, name=f"judge's {planned.name}")
 
 
 def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:

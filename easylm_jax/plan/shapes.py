@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import models
 from easylm_jax import hub
-from easylm_jax.config import RL, BestOfN, DataSpec, Recipe, RewardModel, Train
+from easylm_jax.config import RL, BestOfN, DataSpec, MajorityVote, Recipe, RewardModel, Train
 from easylm_jax.convert import model_of
 from easylm_jax.rollout import FORWARD
 from easylm_jax.start import Model
@@ -76,6 +76,13 @@ def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
     return config.replace(scalar_head=True) if isinstance(stage, RewardModel) else config
 
 
+def named(config: DecoderConfig) -> str:
+    """The preset of this shape, or the family and width where there is none."""
+    bare = config.replace(scalar_head=False, dropout=0.0)
+    known = (name for name, preset in models.presets().items() if preset == bare)
+    return next(known, f"{config.family} of width {config.width}")
+
+
 def model(config: DecoderConfig, compute: Compute, dropout: float = 0.0) -> Model:
     """A model of which there are shapes alone."""
     return Model(models.build(config.replace(dropout=dropout), compute), None)
@@ -96,6 +103,6 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
     return columns
 
 
-def longest(stage: RL | BestOfN) -> int:
+def longest(stage: RL | BestOfN | MajorityVote) -> int:
     """Tokens of the longest prompt and answer together."""
     return stage.data.sequence_length + stage.sampling.max_new_tokens
