@@ -74,6 +74,25 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert costs.hottest[0] == ("jit(step)/mlp/exp", 600)
 
 
+def test_a_collective_that_another_core_runs_is_overlapped_and_what_follows_it_is_still_read():
+    """A computation of the sparse cores ends in a line of its own kind; the program goes on behind it."""
+    aside = """
+%gathered (g: f32[8]) -> f32[32] {
+  %g = f32[8]{0} parameter(0)
+  ROOT %wide = f32[32]{0} all-gather(%g), replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[8]) -> f32[32] {
+  %a = f32[8]{0} parameter(0)
+  %s = ((f32[8], token[]), f32[32]) call-start(%a), async_execution_thread="sparsecore", to_apply=%gathered
+  ROOT %done = f32[32]{0} call-done(%s), backend_config={"estimated_cycles":"5"}
+}
+"""
+    costs = hlo.Program(aside).costs()
+    assert [(it.kind, it.bytes, it.overlapped) for it in costs.collectives] == [("all-gather", 128, True)]
+    assert costs.cycles == 5
+
+
 def test_seconds_are_an_interval_of_what_can_and_cannot_be_hidden():
     pod = topology.parse("v5e:2x2")
     spent = estimate.seconds(hlo.Program(LOOP).costs(), pod)

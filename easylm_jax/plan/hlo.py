@@ -86,16 +86,19 @@ class Program:
 
     def __init__(self, text: str):
         self.computations: dict[str, list[_Instruction]] = {}
-        self.entry = ""
+        self.threads: dict[str, str] = {}  # the core that runs a computation, "" for the one that runs the program
+        self.entry = name = ""
         current: list[_Instruction] | None = None
         for line in text.splitlines():
             if current is None:
                 found = _COMPUTATION.match(line)
                 if found and "->" in line:
-                    current = self.computations.setdefault(found[1], [])
+                    name = found[1]
+                    current = self.computations.setdefault(name, [])
                     if line.startswith("ENTRY"):
-                        self.entry = found[1]
-            elif line.rstrip() == "}":
+                        self.entry = name
+            elif line.rstrip() == "}" or line.startswith("}, execution_thread="):  # of another core, which it names
+                self.threads[name] = line.partition("execution_thread=")[2].strip(' "\n')
                 current = None
             elif (found := _INSTRUCTION.match(line)) and (opcode := _OPCODE.search(f" {found[2]}")):
                 current.append(_Instruction(found[1], opcode[1], found[2]))
@@ -120,7 +123,8 @@ class Program:
                     kernel += count * _attention_flops(it)
                 kind = it.opcode.removesuffix("-start")
                 if kind in _COLLECTIVES:
-                    collectives.append(self._collective(it, kind, count, name in fused))
+                    aside = name in fused or bool(self.threads.get(name))
+                    collectives.append(self._collective(it, kind, count, aside))
                 if name in fused:  # the fusion itself tells the cycles of what is in it
                     continue
                 found = _CYCLES.search(it.text)
@@ -166,14 +170,15 @@ class Program:
                     self._count(called, times, total)
 
     def _trips(self, condition: str, body: str) -> int:
-        """How often a loop runs: the largest constant that its condition compares with (1 where there is none), over
-        what its counter goes up by (a loop that the compiler unrolled counts by 2)."""
+        """How often a loop runs: the largest constant that its condition compares with, over what its counter goes up
+        by (a loop that the compiler unrolled counts by 2). Once where there is none: the loop over a block's tokens
+        ends with an argument, and its costs are one token's. Zeros that a sum in the condition begins with are none."""
         own = self.computations.get(condition, [])
         texts = [it.text for it in own]
         for it in own:
             texts += [inner.text for called in _CALLS.findall(it.text) for inner in self.computations.get(called, ())]
         found = [int(number) for text in texts for number in _CONSTANT.findall(text)]
-        return -(-max(found, default=1) // self._stride(own, body))
+        return -(-max(1, *found, 1) // self._stride(own, body))
 
     def _stride(self, condition: list[_Instruction], body: str) -> int:
         """What the loop's counter goes up by in each round."""
@@ -189,11 +194,11 @@ class Program:
         steps = [_CONSTANT.search(named[name].text) for name in _operands(after.text) if name in named]
         return max([int(step[1]) for step in steps if step], default=1) or 1
 
-    def _collective(self, it: _Instruction, kind: str, times: int, fused: bool) -> Collective:
+    def _collective(self, it: _Instruction, kind: str, times: int, aside: bool) -> Collective:
         sizes = [_bytes(kind_of, dims) for kind_of, dims in _SHAPE.findall(_result(it.text))]
         # A start's result holds operands and result side by side; the result is the larger of them.
         size = max(sizes, default=0) if it.opcode.endswith("-start") else sum(sizes)
-        overlapped = fused or it.opcode.endswith("-start")
+        overlapped = aside or it.opcode.endswith("-start")
         return Collective(kind, size, _group(it.text), times, overlapped, _place(it))
 
     def _products(self, it: _Instruction) -> float:
