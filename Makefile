@@ -1,4 +1,4 @@
-# make setup | test | parity | lint | quickstart | clean
+# make setup | test | parity | lint | plan-all | quickstart | clean
 #
 # Every target sets up what it needs in .venv first; nothing has to be activated. The set-up runs again when
 # requirements.txt, pyproject.toml or the named Python change.
@@ -7,10 +7,12 @@
 #   make test PYTHON=python3.12 VENV=.venv-3.12    leaves .venv alone
 #   make test PIP_FLAGS="--no-index --find-links wheels"
 #   make test PYTEST_FLAGS="-x tests/test_cli.py"
+#   make plan-all PLAN_FLAGS="--only train"
 
 VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+PLAN_FLAGS ?=
 
 # Without PYTHON, an environment that is there already keeps its Python; a new one gets 3.11 where that runs (a
 # version manager's shim can be on the path and still not run), else whatever python3 is.
@@ -23,7 +25,7 @@ endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --compile $(PIP_FLAGS)
 
-.PHONY: setup test parity lint quickstart clean FORCE
+.PHONY: setup test parity lint plan-all quickstart clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.setup
@@ -55,6 +57,14 @@ lint: $(VENV)/.setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.plan: $(VENV)/.setup
+	$(PIP) --editable '.[dev,plan]'
+	@touch $@
+
+# Every recipe of a paper's size on its pod, into docs/pods.md: an hour on two cores, seconds once nothing has changed.
+plan-all: $(VENV)/.plan
+	nice $(BIN)/python -m recipes.pods $(PLAN_FLAGS)
 
 quickstart: $(VENV)/.setup
 	$(BIN)/easylm run recipes/quickstart.py

@@ -115,7 +115,7 @@ class Stage:
         return ()
 
     # Fields that change how a stage runs but not what comes out: they may differ when a run goes on.
-    FREE = ("checkpoints", "monitoring")
+    FREE = ("checkpoints", "monitoring", "examples")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,8 @@ class Train(Stage):
 
     `batch` counts rows of the packed cache for one update, `accumulate` the micro-batches it is cut into. It ends after
     `steps` or `epochs`, whichever is given, or comes first. `lora` trains an adapter and leaves the parameters as they
-    were.
+    were. `examples` is how many an epoch has as the data's authors count them: a plan is made without data and tells
+    the stage's length by it.
     """
 
     scalar_head: ClassVar[bool] = False
@@ -192,6 +193,7 @@ class Train(Stage):
     accumulate: int = 1
     steps: int | None = None
     epochs: float | None = None
+    examples: int | None = None
     optimizer: OptimizerConfig
     dropout: float = 0.0
     lora: LoraConfig | None = None
@@ -207,7 +209,7 @@ class Train(Stage):
             raise UserError(f"stage {self.name}: give steps or epochs (or both: it ends with the first)")
         if self.keep_moments and self.lora:
             raise UserError(f"stage {self.name}: keep_moments needs the same trained parameters, which lora changes")
-        for name in ("batch", "accumulate", "steps", "epochs"):
+        for name in ("batch", "accumulate", "steps", "epochs", "examples"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"stage {self.name}: {name} must be above 0, not {value}")
@@ -216,6 +218,11 @@ class Train(Stage):
     def needs(self) -> tuple[str, ...]:
         data = [self.data] + ([self.validation.data] if self.validation else [])
         return tuple(dict.fromkeys([*_stages_of_data(data), *_models_of(self.init)]))
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether every example has a row of its own."""
+        return self.data.packing == "none" or (self.data.kind == "prompts" and self.data.packing is None)
 
     def objective(self, model: Decoder, *, training: bool) -> Objective:
         """What the stage minimises; `training` is False on held-out data (no dropout)."""

@@ -168,6 +168,9 @@ def steps_of(stage: Train, loader: Loader) -> int:
             f"stage {stage.name}: {stage.epochs} epochs of {loader.cache.rows} rows give no whole batch of "
             f"{stage.batch}"
         )
+    told, found = stage.examples, loader.cache.rows
+    if told is not None and stage.whole_rows and abs(found - told) > 0.02 * told:
+        say(f"{stage.name}: {found:,} rows of data, where the recipe was planned with examples={told:,}")
     return steps
 
 

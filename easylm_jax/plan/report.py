@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.config import RL, Recipe, Stage, Train
+from easylm_jax.config import PPO, RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
 from easylm_jax.mesh import batch_split, make_mesh
-from easylm_jax.plan import estimate, programs
+from easylm_jax.plan import estimate, programs, shapes
 from easylm_jax.plan.compiling import Compiled, compile_for
 from easylm_jax.plan.programs import Planned
 from easylm_jax.plan.topology import GIB, Topology
@@ -78,8 +78,39 @@ def plan(stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any
 
 
 def steps_of(stage: Stage) -> int | None:
-    """The steps of a stage where it says so itself; epochs are as long as the data."""
-    return stage.steps if isinstance(stage, Train) else None
+    """The steps of a stage, where it gives them or says how many examples an epoch has; rows that hold several each
+    are known once the data are."""
+    if not isinstance(stage, Train):
+        return None
+    if stage.epochs is None or stage.examples is None or not stage.whole_rows:
+        return stage.steps
+    epochs = int(stage.epochs * (stage.examples // stage.batch))
+    return epochs if stage.steps is None else min(epochs, stage.steps)
+
+
+def described(stage: Stage, recipe: Recipe) -> str:
+    """What a stage trains or runs, in a few words: its kind, its models, the size of its batch."""
+    kind = type(stage).__name__
+    if isinstance(stage, RL):
+        names = [shapes.named(shapes.stage_config(stage, recipe))]
+        if isinstance(stage, PPO):
+            names.append(f"value {shapes.named(shapes.config_of(stage.value_init, recipe))}")
+        if stage.reward.model is not None:
+            names.append(f"reward {shapes.named(shapes.config_of(stage.reward.model, recipe))}")
+        answers = f"{stage.batch} × {stage.samples} answers"
+        lengths = f"{stage.data.sequence_length:,} + {stage.sampling.max_new_tokens:,} tokens"
+        return f"{kind}, {', '.join(names)}; {answers} of {lengths}"
+    if isinstance(stage, Train):
+        rows = f"{stage.batch:,} × {stage.data.sequence_length:,} tokens"
+        return f"{kind}, {shapes.named(shapes.stage_config(stage, recipe))}; {rows}"
+    if isinstance(stage, (BestOfN, MajorityVote)):
+        lengths = f"{stage.data.sequence_length:,} + {stage.sampling.max_new_tokens:,} tokens"
+        name = shapes.named(shapes.config_of(stage.init, recipe))
+        return f"{kind}, {name}; {stage.batch} × {stage.samples} answers of {lengths}"
+    if isinstance(stage, Evaluate):
+        name = shapes.named(shapes.config_of(stage.entries[0].stages[0], recipe))
+        return f"{kind}, {name}; {', '.join(task.name for task in stage.tasks)}"
+    return kind
 
 
 def nearest(

@@ -17,6 +17,7 @@ recipe = Recipe(
         dpo(
             init=SFT,
             data=pairs("olmo-2-1124-13b-preference-mix", SFT, overlong="truncate", template="olmo"),
+            examples=377_700,  # pairs, about
             lr=8e-7,  # Section 5; an older configuration says 5e-7
             batch=128,
             remat="attention",

@@ -16,6 +16,7 @@ recipe = Recipe(
         reward_model(
             init=SFT,
             data=pairs("olmo-2-1124-7b-preference-mix", SFT, overlong="drop", template="olmo"),
+            examples=366_700,  # pairs, about
             accumulate=2,
             remat="attention",
         ),

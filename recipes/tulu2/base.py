@@ -25,6 +25,7 @@ def sft(*, init: str, lr: float, accumulate: int, remat: str) -> SFT:
         batch=128,
         accumulate=accumulate,
         epochs=2,
+        examples=326_154,
         # Betas and clip: EasyLM's optimiser, which trained Tülu 2 and 2.5.
         optimizer=OptimizerConfig(f"{lr:g} linear to 0 warmup 3%", b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0),
         compute=Compute(dtype="bfloat16", remat=remat),

@@ -56,7 +56,10 @@ def mixture(tokenizer: str) -> DataSpec:
     )
 
 
-def sft(*, init: str, data: DataSpec, lr: float, batch: int, remat: str, accumulate: int = 1, seed: int = 0) -> SFT:
+def sft(
+    *, init: str, data: DataSpec, lr: float, batch: int, remat: str, accumulate: int = 1, seed: int = 0,
+    examples: int | None = None,
+) -> SFT:  # fmt: skip
     """Two epochs; the loss is summed over tokens and divided by the number of conversations (Section 4)."""
     return SFT(
         "sft",
@@ -65,6 +68,7 @@ def sft(*, init: str, data: DataSpec, lr: float, batch: int, remat: str, accumul
         batch=batch,
         accumulate=accumulate,
         epochs=2,
+        examples=examples,
         seed=seed,
         reduction="sequence_sum",
         # Torch's own betas. The commands switch clipping off, but the libraries that ran them put 1.0 in its place.
@@ -92,8 +96,9 @@ def pairs(mixture: str, tokenizer: str, *, overlong: str, template: str = "tulu"
 
 
 def dpo(
-    *, init: str, data: DataSpec, lr: float, remat: str, batch: int = 128, accumulate: int = 1, seed: int = 0
-) -> DPO:
+    *, init: str, data: DataSpec, lr: float, remat: str, batch: int = 128, accumulate: int = 1, seed: int = 0,
+    examples: int | None = None,
+) -> DPO:  # fmt: skip
     """Length-normalised DPO with beta 5, one epoch, linearly to zero after a tenth (Table 20)."""
     return DPO(
         "dpo",
@@ -102,6 +107,7 @@ def dpo(
         batch=batch,
         accumulate=accumulate,
         epochs=1,
+        examples=examples,
         seed=seed,
         loss="dpo_norm",
         beta=5.0,
@@ -112,8 +118,9 @@ def dpo(
 
 
 def reward_model(
-    *, init: str, data: DataSpec, remat: str, held_out: DataSpec | None = None, accumulate: int = 1
-) -> RewardModel:
+    *, init: str, data: DataSpec, remat: str, held_out: DataSpec | None = None, accumulate: int = 1,
+    examples: int | None = None,
+) -> RewardModel:  # fmt: skip
     """From the SFT model on the pairs of DPO, one epoch (Table 36). It serves to start value models from."""
     return RewardModel(
         "rm",
@@ -123,6 +130,7 @@ def reward_model(
         batch=256,
         accumulate=accumulate,
         epochs=1,
+        examples=examples,
         optimizer=adamw("3e-6 linear to 0", eps=1e-5),
         compute=Compute(dtype="bfloat16", remat=remat),
         checkpoints=Checkpoints(when_busy="skip"),

@@ -16,7 +16,8 @@ recipe = Recipe(
     stages=(
         dpo(
             init=SFT,
-            data=pairs("llama-3.1-tulu-3-70b-preference-mixture", SFT, overlong="truncate"),  # 334,302 pairs
+            data=pairs("llama-3.1-tulu-3-70b-preference-mixture", SFT, overlong="truncate"),
+            examples=334_302,
             lr=2e-7,  # Table 20
             batch=128,  # Table 20
             remat="full",

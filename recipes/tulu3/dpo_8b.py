@@ -16,7 +16,8 @@ recipe = Recipe(
     stages=(
         dpo(
             init=SFT,
-            data=pairs("llama-3.1-tulu-3-8b-preference-mixture", SFT, overlong="truncate"),  # 271,409 pairs
+            data=pairs("llama-3.1-tulu-3-8b-preference-mixture", SFT, overlong="truncate"),
+            examples=271_409,
             lr=5e-7,  # Table 20
             batch=128,  # Table 20; the card says 32, a script multiplies to 512
             remat="attention",

@@ -20,6 +20,7 @@ recipe = Recipe(
                 (Source("hf:allenai/ultrafeedback_binarized_cleaned:test_prefs"),), SFT, 2 * SIDE, kind="preference",
                 template="tulu", packing="none", overlong="drop", train_on="assistant", on_bad="skip",
             ),
+            examples=271_409,  # pairs, those of DPO
             accumulate=2,
             remat="attention",
         ),

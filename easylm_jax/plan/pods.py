@@ -1,0 +1,213 @@
+"""Many recipes planned at once, each on the pod it names, and the page that says what came out.
+
+    recipes → stages → those alike together → one plan for each, kept on disk → one table
+
+What is kept is valid for the source, the compiler and JAX that made it; a run that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from easylm_jax import files
+from easylm_jax.config import RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
+from easylm_jax.plan import alike, report, topology
+from easylm_jax.plan.topology import GIB, Topology
+from models.errors import UserError
+
+Say = Callable[[str], None]
+KINDS = {
+    "train": lambda stage: isinstance(stage, Train) and not isinstance(stage, RL),
+    "rl": lambda stage: isinstance(stage, RL),
+    "write": lambda stage: isinstance(stage, (BestOfN, MajorityVote, Evaluate)),
+}
+
+
+@dataclasses.dataclass
+class Group:
+    """Stages that are alike: `members` are (the recipe's name on the page, stage); the first stands for all of them.
+
+    `programs` as `report.Row.as_json` gives them, once planned; `error` in one line where that could not be done.
+    """
+
+    key: str
+    recipe: Recipe
+    topology: Topology
+    members: list[tuple[str, Stage]]
+    programs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.members[0][1]
+
+    @property
+    def fits(self) -> bool:
+        return self.error is None and bool(self.programs) and all(one["fits"] for one in self.programs)
+
+
+def groups(recipes: Iterable[tuple[str, Recipe]], kinds: Sequence[str]) -> list[Group]:
+    """The stages of these kinds (of `KINDS`) of recipes that name a pod, those alike together, in order."""
+    found: dict[str, Group] = {}
+    for name, recipe in recipes:
+        if recipe.pod is None:
+            continue
+        pod = topology.parse(recipe.pod)
+        for stage in recipe.stages:
+            if not any(KINDS[kind](stage) for kind in kinds):
+                continue
+            try:
+                key, error = alike.key(stage, recipe, pod), None
+            except UserError as problem:
+                key, error = f"{name}/{stage.name}", str(problem)
+            group = found.setdefault(key, Group(key, recipe, pod, [], error=error))
+            group.members.append((name, stage))
+    return list(found.values())
+
+
+def plan(found: Sequence[Group], folder: Path, say: Say) -> None:
+    """Plans every group that is not kept in `folder` yet; what fails is told in its group and the rest goes on."""
+    kept = folder / "stages" / alike.versions()
+    waiting = [group for group in found if group.error is None and not _read(group, kept)]
+    say(f"{len(found)} different stages, {len(found) - len(waiting)} of them planned already")
+    for number, group in enumerate(waiting):
+        name, stage = group.members[0]
+        say(f"{number + 1} of {len(waiting)}: {name}, {stage.name} on {group.topology.name}")
+        try:
+            rows = report.plan(stage, group.recipe, group.topology, group.topology.devices(), folder, say)
+        except Exception as error:  # whatever it is, the other recipes are planned all the same
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            group.error = kind + " ".join(str(error).split())
+            say(f"{name}, {stage.name}: {group.error[:300]}")
+            continue
+        finally:
+            gc.collect()
+        group.programs = [row.as_json() for row in rows]
+        kept.mkdir(parents=True, exist_ok=True)
+        files.write_json(kept / f"{group.key}.json", group.programs)
+
+
+def _read(group: Group, kept: Path) -> bool:
+    path = kept / f"{group.key}.json"
+    if path.is_file():
+        group.programs = json.loads(path.read_text(encoding="utf-8"))
+    return bool(group.programs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Took:
+    """What a paper says a stage took: `recipe` and `stage` name it, `text` such as "6 h on 32 H100"; `source`."""
+
+    recipe: str
+    stage: str
+    text: str
+    source: str
+
+
+HEAD = (
+    "trains", "pod", "mesh", "fits", "GiB of a device", "a step, s", "MFU", "steps", "hours", "chip-hours",
+    "the paper's own", "stages",
+)  # fmt: skip
+
+
+def page(found: Sequence[Group], took: Sequence[Took], command: str) -> str:
+    """The page in Markdown: one table for each folder of recipes, a row for each group."""
+    stages = sum(len(group.members) for group in found)
+    bad = [group for group in found if not group.fits]
+    verdict = "All fit." if not bad else f"{len(bad)} of the different ones do not fit or could not be planned."
+    lines = [
+        "# Every recipe on its pod",
+        "",
+        f"Written by `{command}`, with {_versions()}; do not edit. {stages} stages, {len(found)} different ones. "
+        f"{verdict}",
+        "",
+        "GiB: the program that needs most, of what the compiler allows on a device. Seconds and hours are projections "
+        "([Planning](plan.md)), lowest and highest; nothing was measured. A step of reinforcement learning writes, "
+        "scores and trains one rollout; of best-of-N, votes and evaluations it answers one batch, an evaluation as its "
+        "first entry's model on the task with the longest answers. MFU is that of training. Where the length of a "
+        "stage depends on data of unknown size, hours are those of 1,000 steps.",
+    ]
+    folders = dict.fromkeys(_folder(group) for group in found)
+    for folder in folders:
+        lines += ["", f"## {folder}", "", _line(HEAD), _line(["---"] * len(HEAD))]
+        lines += [_line(_cells(group, took)) for group in found if _folder(group) == folder]
+    cited = [one for one in took if any(_is_of(one, *member) for group in found for member in group.members)]
+    sources = dict.fromkeys(f"{one.recipe}, {one.stage}: {one.source}" for one in cited)
+    if sources:
+        lines += ["", "## Sources of the papers' own times", "", *(f"- {source}" for source in sources)]
+    return "\n".join(lines) + "\n"
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return f"jax {version('jax')} and libtpu {version('libtpu')}"
+
+
+def _folder(group: Group) -> str:
+    return group.members[0][0].partition("/")[0]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cells(group: Group, took: Sequence[Took]) -> list[str]:
+    head = [report.described(group.stage, group.recipe), group.topology.name, group.recipe.mesh]
+    known = dict.fromkeys(one.text for one in took for member in group.members if _is_of(one, *member))
+    tail = ["; ".join(known), _names(group.members)]
+    if group.error is not None:
+        return [*head, f"not planned: {group.error[:160]}", *["–"] * 6, *tail]
+    per_chip, limit = group.topology.chip.per_chip, group.topology.chip.memory
+    needs = [one["bytes_per_chip"] for one in group.programs]
+    most = None if None in needs else max(needs) / per_chip / GIB
+    memory = f"{'more' if most is None else f'{most:.1f}'} of {limit / GIB:.1f}"
+    if not group.fits:
+        return [*head, "**no**", memory, *["–"] * 5, *tail]
+    step = [sum(one["step_seconds"][end] for one in group.programs) for end in (0, 1)]
+    trained = group.programs[0]["mfu"] if isinstance(group.stage, Train) else None
+    return [
+        *head, "yes", memory, span(*step), "–" if trained is None else f"{100 * trained:.0f} %",
+        *_length(group, step), *tail,
+    ]  # fmt: skip
+
+
+def _length(group: Group, step: Sequence[float]) -> list[str]:
+    """Steps, hours and chip-hours of the shortest to the longest of the stages."""
+    if not isinstance(group.stage, Train):
+        return ["–"] * 3
+    known = {report.steps_of(stage) for _, stage in group.members if isinstance(stage, Train)}
+    told = sorted(steps for steps in known if steps is not None)
+    if not told:
+        told = [1000]
+    hours = [told[0] * step[0] / 3600, told[-1] * step[1] / 3600]
+    steps = f"{told[0]:,}" if told[0] == told[-1] else f"{told[0]:,}–{told[-1]:,}"
+    if None in known:
+        steps = f"{steps}, unknown" if len(known) > 1 else "per 1,000"
+    return [steps, span(*hours), span(*(group.topology.chips * one for one in hours))]
+
+
+def span(low: float, high: float) -> str:
+    """An interval in three digits; one number where they are the same."""
+    texts = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (low, high)]
+    return texts[0] if texts[0] == texts[1] else "–".join(texts)
+
+
+def _is_of(one: Took, recipe: str, stage: Stage) -> bool:
+    return recipe == one.recipe and stage.name == one.stage
+
+
+def _names(members: Sequence[tuple[str, Stage]]) -> str:
+    """The recipes with the names of their stages, or how many where there are many."""
+    by_recipe: dict[str, list[str]] = {}
+    for recipe, stage in members:
+        by_recipe.setdefault(recipe, []).append(stage.name)
+    return "; ".join(
+        f"{recipe.rpartition('/')[2]}: {', '.join(names) if len(names) < 3 else f'{len(names)} stages'}"
+        for recipe, names in by_recipe.items()
+    )

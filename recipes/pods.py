@@ -1,0 +1,62 @@
+"""Plans every recipe of a paper's size for the pod it names and writes the page: `python -m recipes.pods`.
+
+What was planned is kept, so that a run that was cut short, and one after a change elsewhere, begins where it can.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.errors import UserError
+from recipes.__main__ import FOLDER, recipe_files
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; exit status 1 where something does not fit or could not be planned, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.pods", description=__doc__)
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="these files alone (default: all)")
+    parser.add_argument(
+        "--only", choices=("train", "rl", "write", "all"), default="all",
+        help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
+    )  # fmt: skip
+    parser.add_argument("--out", default="runs", help="where compiled plans are kept (default: runs)")
+    parser.add_argument("--write", default="docs/pods.md", help="the page (default: docs/pods.md)")
+    try:
+        return _planned(parser.parse_args(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _planned(arguments: argparse.Namespace) -> int:
+    from easylm_jax.plan import topology
+
+    topology.quiet()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    from easylm_jax.experiment import load_recipe
+    from easylm_jax.plan import pods
+    from recipes.durations import DURATIONS
+
+    paths = [Path(one).resolve() for one in arguments.recipes] or recipe_files()
+    for path in paths:
+        if not path.is_relative_to(FOLDER):
+            raise UserError(f"{path} is no recipe of {FOLDER}; plan another with easylm plan")
+    recipes = [(path.relative_to(FOLDER).with_suffix("").as_posix(), load_recipe(str(path))) for path in paths]
+    kinds = list(pods.KINDS) if arguments.only == "all" else [arguments.only]
+    groups = pods.groups(recipes, kinds)
+    if not groups:
+        raise UserError("none of these recipes names a pod and has such a stage")
+    pods.plan(groups, Path(arguments.out) / "plans", lambda text: print(text, file=sys.stderr, flush=True))
+    page = pods.page(groups, DURATIONS, "make plan-all")
+    Path(arguments.write).write_text(page, encoding="utf-8")
+    print(f"{arguments.write}: {len(groups)} different stages, {sum(group.fits for group in groups)} fit")
+    return 0 if all(group.fits for group in groups) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
