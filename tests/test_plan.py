@@ -93,6 +93,24 @@ ENTRY %main (a: f32[8]) -> f32[32] {
     assert costs.cycles == 5
 
 
+def test_a_collective_spread_over_fusions_counts_once():
+    """It stands in the fusion that begins it, in those that compute meanwhile and in the one that waits for it."""
+    part = "%part{n} (g: f32[8]) -> f32[32] {{\n  %g{n} = f32[8]{{0}} parameter(0)\n  {rest}\n}}\n"
+    gather = (
+        '%w{n} = f32[32]{{0}} all-gather(%g{n}), replica_groups={{{{0,1,2,3}}}}, frontend_attributes={{chain_id="3"}}'
+    )
+    mark = 'ROOT %c{n} = f32[32]{{0}} custom-call(%w{n}), custom_call_target="{target}"'
+    targets = ("AsyncCollectiveStart", "Compute", "AsyncCollectiveDone")
+    parts = [
+        part.format(n=n, rest=gather.format(n=n) + "\n  " + mark.format(n=n, target=target))
+        for n, target in enumerate(targets)
+    ]
+    calls = [f"  %f{n} = f32[32]{{0}} fusion(%a), kind=kLoop, calls=%part{n}" for n in range(3)]
+    entry = ["ENTRY %main (a: f32[8]) -> f32[32] {", "  %a = f32[8]{0} parameter(0)", *calls, "}"]
+    found = hlo.Program("\n".join([*parts, *entry])).costs().collectives
+    assert [(it.bytes, it.times, it.overlapped) for it in found] == [(128, 1, True)]
+
+
 def test_seconds_are_an_interval_of_what_can_and_cannot_be_hidden():
     pod = topology.parse("v5e:2x2")
     spent = estimate.seconds(hlo.Program(LOOP).costs(), pod)

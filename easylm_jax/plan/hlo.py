@@ -122,8 +122,8 @@ class Program:
                 if it.opcode in ("custom-call",) and "tpu_custom_call" in it.text:
                     kernel += count * _attention_flops(it)
                 kind = it.opcode.removesuffix("-start")
-                if kind in _COLLECTIVES:
-                    aside = name in fused or bool(self.threads.get(name))
+                if kind in _COLLECTIVES and not self._goes_on(it, name):
+                    aside = "chain_id=" in it.text or bool(self.threads.get(name))
                     collectives.append(self._collective(it, kind, count, aside))
                 if name in fused:  # the fusion itself tells the cycles of what is in it
                     continue
@@ -134,6 +134,12 @@ class Program:
                     copies += spent if it.opcode == "copy" else 0
                     hottest[_place(it)] += spent
         return Costs(cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)))
+
+    def _goes_on(self, it: _Instruction, name: str) -> bool:
+        """Whether this is a later part of a collective that was begun in another fusion. One that is spread over
+        fusions which compute meanwhile stands in each of them under the number of its chain."""
+        begins = any("AsyncCollectiveStart" in other.text for other in self.computations[name])
+        return "chain_id=" in it.text and not begins
 
     @functools.cached_property
     def _fused(self) -> set[str]:
