@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
         if arguments.stage is not None and not own:
             raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
         if own and not all(row.fits for row in own) and not arguments.no_suggestion:
-            _suggest(report, stage, recipe, topology, devices, folder)
+            _suggest(stage, recipe, topology, folder)
     print(report.text(rows, recipe, topology))
     found = report.as_json(rows, topology)
     if arguments.json:
@@ -69,12 +68,15 @@ def main(arguments: argparse.Namespace) -> int:
     return 0 if found["fits"] else NOT_FITTING
 
 
-def _suggest(report: Any, stage: Any, recipe: Any, topology: Any, devices: Sequence[Any], folder: Path) -> None:
-    settings = report.nearest(stage, recipe, topology, devices, folder, _say)
-    if settings:
-        _say(f"{stage.name}: does not fit; it does with {' '.join(settings)}")
+def _suggest(stage: Any, recipe: Any, topology: Any, folder: Path) -> None:
+    from easylm_jax.plan.nearest import nearest
+
+    _say(f"{stage.name}: does not fit; looking for the nearest settings that do")
+    settings = nearest(stage, recipe, topology, folder, _say)
+    if settings is None:
+        _say(f"{stage.name}: does not fit {topology.chip.name}, however it is cut and however many chips there are")
     else:
-        _say(f"{stage.name}: does not fit, however it is cut; take more chips, or split the model over tp")
+        _say(f"{stage.name}: it does fit with {' '.join(settings)}")
 
 
 def _say(text: str) -> None:

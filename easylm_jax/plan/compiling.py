@@ -44,8 +44,11 @@ class Compiled:
 
 def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, folder: Path) -> Compiled:
     """Compiles a program for the devices of `mesh`, which are the pod's, or reads what that gave the last time."""
-    with jax.set_mesh(mesh):
-        lowered = planned.lower()
+    try:
+        with jax.set_mesh(mesh):
+            lowered = planned.lower()
+    except jax.errors.JaxRuntimeError as error:
+        return _too_large(error)
     key = _key(lowered, topology)
     path = folder / f"{key}.json"
     if path.is_file():
@@ -72,9 +75,7 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
         with jax.set_mesh(mesh):
             program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return Compiled(False, _told(str(error)))
+        return _too_large(error)
     peak = int(program.memory_analysis().peak_memory_in_bytes)
     costs = hlo.Program(program.as_text()).costs()
     spent = estimate.seconds(costs, topology)
@@ -83,6 +84,12 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
         True, peak, costs.matmul_flops + costs.kernel_flops, spent.compute, spent.kernels, spent.exposed, spent.hidden,
         costs.copy_cycles / clock, tuple((name, cycles / clock) for name, cycles in costs.hottest),
     )  # fmt: skip
+
+
+def _too_large(error: Exception) -> Compiled:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return Compiled(False, _told(str(error)))
 
 
 def _told(message: str) -> int | None:

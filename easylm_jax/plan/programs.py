@@ -52,26 +52,39 @@ class Planned:
 
 def of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Planned]:
     """The programs of a stage on this mesh; none for a stage that has none (data, tokenizer)."""
+    found = []
+    try:
+        for planned in _of(stage, recipe, mesh):
+            found.append(planned)
+    except jax.errors.JaxRuntimeError as error:  # whole copies of the weights, which decoding wants, are too large
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found.append(Planned("weights", functools.partial(_raise, error), {}, 0.0, 1.0))
+    return found
+
+
+def _raise(error: Exception) -> jax.stages.Lowered:
+    raise error
+
+
+def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
     if isinstance(stage, RL):
-        return list(_reinforcement(stage, recipe, mesh))
-    if isinstance(stage, Train):
-        return list(_training(stage, recipe, mesh))
-    if isinstance(stage, (BestOfN, MajorityVote)):
+        yield from _reinforcement(stage, recipe, mesh)
+    elif isinstance(stage, Train):
+        yield from _training(stage, recipe, mesh)
+    elif isinstance(stage, (BestOfN, MajorityVote)):
         config = shapes.config_of(stage.init, recipe)
         source = shapes.model(config, _compute(stage.compute, mesh))
         slots = min(stage.sampling.slots, stage.batch * stage.samples)
         answers = stage.batch * stage.samples
-        return list(_writing(source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {}))
-    if isinstance(stage, Evaluate):
-        return list(_evaluation(stage, recipe, mesh))
-    return []
+        yield from _writing(source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {})
+    elif isinstance(stage, Evaluate):
+        yield from _evaluation(stage, recipe, mesh)
 
 
 def _compute(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
     """How a stage computes, on the pod's devices in place of this machine's."""
-    return dataclasses.replace(
-        compute, platform="tpu", batch_axes=sharding.BATCH_AXES if mesh.size > 1 else None
-    )  # fmt: skip
+    return dataclasses.replace(sharding.computed_on(compute, mesh), platform="tpu")
 
 
 def _placed_params(source: Model, mesh: jax.sharding.Mesh) -> PyTree:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from easylm_jax.config import PPO, RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
-from easylm_jax.mesh import batch_split, make_mesh
+from easylm_jax.mesh import make_mesh
 from easylm_jax.plan import estimate, programs, shapes
 from easylm_jax.plan.compiling import Compiled, compile_for
 from easylm_jax.plan.programs import Planned
@@ -65,16 +65,27 @@ class Row:
         return self.compiled.flops / self.planned.flops if self.planned.flops and self.compiled.flops else None
 
 
-def plan(stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], folder: Path, say: Say) -> list[Row]:
-    """Every program of a stage, compiled; stops at the first that does not fit alone."""
+def plan(
+    stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], folder: Path, say: Say, *,
+    until_over: bool = False,
+) -> list[Row]:  # fmt: skip
+    """Every program of a stage, compiled; stops at the first that does not fit alone, or with `until_over` at the first
+    that does not fit beside what is resident."""
     mesh = make_mesh(recipe.mesh, devices)
     rows = []
     for planned in programs.of(stage, recipe, mesh):
         say(f"{stage.name}: compiling {planned.name} for {topology.name} ({recipe.mesh})")
         rows.append(Row(stage.name, planned, compile_for(planned, topology, mesh, folder), topology))
-        if not rows[-1].compiled.fits:
+        if not rows[-1].compiled.fits or (until_over and not rows[-1].fits):
             break
     return rows
+
+
+def least_over(stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any]) -> str | None:
+    """ "resident" where what stays on the devices beside some program is too much already: told without compiling."""
+    most = max((sum(one.resident.values()) for one in programs.of(stage, recipe, make_mesh(recipe.mesh, devices))),
+               default=0)  # fmt: skip
+    return "resident" if most > topology.chip.memory else None
 
 
 def steps_of(stage: Stage) -> int | None:
@@ -111,34 +122,6 @@ def described(stage: Stage, recipe: Recipe) -> str:
         name = shapes.named(shapes.config_of(stage.entries[0].stages[0], recipe))
         return f"{kind}, {name}; {', '.join(task.name for task in stage.tasks)}"
     return kind
-
-
-def nearest(
-    stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], folder: Path, say: Say
-) -> tuple[str, ...]:
-    """Overrides with which a stage that does not fit does, or () where none of these is enough: more is computed again
-    in the backward pass, then smaller micro-batches, as far as every device has a row."""
-    if not isinstance(stage, Train):
-        return ()
-    mesh = make_mesh(recipe.mesh, devices)
-    rows = stage.update_rows if isinstance(stage, RL) else stage.batch
-    for remat, accumulate in _candidates(stage, rows // batch_split(mesh)):
-        changed = dataclasses.replace(
-            stage, accumulate=accumulate, compute=dataclasses.replace(stage.compute, remat=remat)
-        )
-        stages = tuple(changed if other.name == stage.name else other for other in recipe.stages)
-        found = plan(changed, dataclasses.replace(recipe, stages=stages), topology, devices, folder, say)
-        if found and all(row.fits for row in found):
-            texts = {"compute.remat": (remat, stage.compute.remat), "accumulate": (accumulate, stage.accumulate)}
-            return tuple(f"{stage.name}.{name}={new}" for name, (new, old) in texts.items() if new != old)
-    return ()
-
-
-def _candidates(stage: Train, rows: int) -> list[tuple[str, int]]:
-    """(remat, accumulate): what costs least first."""
-    remat = stage.compute.remat
-    cuts = [stage.accumulate * 2**i for i in range(1, 12) if rows % (stage.accumulate * 2**i) == 0]
-    return ([("full", stage.accumulate)] if remat != "full" else []) + [("full", cut) for cut in cuts]
 
 
 def text(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> str:

@@ -1,0 +1,137 @@
+"""Where a stage does not fit its pod: the nearest settings with which it does, found by compiling.
+
+On the pod and the mesh that were asked for first: more computed again in the backward pass, smaller micro-batches,
+fewer rows decoded at once, moments in bfloat16, whichever the program that does not fit can use. Then other meshes on
+the same pod, then larger pods, each with the same means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from easylm_jax import fields
+from easylm_jax.config import PPO, RL, BestOfN, MajorityVote, Recipe, Stage, Train
+from easylm_jax.mesh import batch_split, make_mesh, parse_mesh
+from easylm_jax.plan import report, topology
+from easylm_jax.plan.topology import Topology
+from models.errors import UserError
+
+Say = Callable[[str], None]
+_WRITING = ("prefill", "decode")
+_SPLITS = ("fsdp=-1", "fsdp=-1,tp=2", "fsdp=-1,tp=4", "fsdp=-1,tp=8")
+
+
+def nearest(stage: Stage, recipe: Recipe, pod: Topology, folder: Path, say: Say) -> tuple[str, ...] | None:
+    """Arguments of `easylm plan` with which a stage fits (`--topology`, `mesh=…`, `<stage>.<field>=…`), as near as can
+    be to what it has; None where nothing that is tried does."""
+    for place, mesh in _places(recipe, pod):
+        moved = dataclasses.replace(recipe, mesh=mesh)
+        try:
+            changed = _on(stage, moved, place, folder, say)
+        except UserError as error:  # rows or heads do not divide over this mesh
+            say(f"{stage.name}: {error}")
+            continue
+        if changed is not None:
+            told = [] if place == pod else [f"--topology {place.name}"]
+            return (*told, *settings(stage, moved, changed)[mesh == recipe.mesh :])
+    return None
+
+
+def settings(stage: Stage, recipe: Recipe, changed: dict[str, Any]) -> list[str]:
+    """As they are written behind the recipe: the mesh and fields of a stage."""
+    return [f"mesh={recipe.mesh}", *(f"{stage.name}.{name}={value}" for name, value in changed.items())]
+
+
+def _places(recipe: Recipe, pod: Topology) -> Iterator[tuple[Topology, str]]:
+    """Where to try: the pod with its mesh, with other meshes, then larger pods of the generation."""
+    tried = {_same(recipe.mesh, pod)}
+    yield pod, recipe.mesh
+    larger = [
+        Topology(pod.chip, shape, pod.slices) for shape in topology.sizes(pod.chip) if math.prod(shape) > pod.chips
+    ]
+    for place in (pod, *larger):
+        for mesh in (recipe.mesh, *_SPLITS):
+            try:
+                sizes = _same(mesh, place)
+            except UserError:  # its sizes are those of the pod that was asked for
+                continue
+            if sizes not in tried:
+                tried.add(sizes)
+                yield place, mesh
+
+
+def _same(mesh: str, pod: Topology) -> tuple[Any, ...]:
+    return pod.name, *parse_mesh(mesh, pod.count).values()
+
+
+def _on(stage: Stage, recipe: Recipe, pod: Topology, folder: Path, say: Say) -> dict[str, Any] | None:
+    """The changes of fields with which a stage fits this pod and mesh; None where they do not help."""
+    devices = pod.devices()
+    split = batch_split(make_mesh(recipe.mesh, devices))
+    changed: dict[str, Any] = {}
+    while True:
+        say(f"{stage.name}: trying {' '.join([pod.name, *settings(stage, recipe, changed)])}")
+        now = with_fields(stage, changed)
+        inside = dataclasses.replace(
+            recipe, stages=tuple(now if other.name == stage.name else other for other in recipe.stages)
+        )
+        over = report.least_over(now, inside, pod, devices)
+        if over is None:
+            rows = report.plan(now, inside, pod, devices, folder, say, until_over=True)
+            if rows and rows[-1].fits:
+                return changed
+            over = rows[-1].planned.name if rows else None
+        more = None if over is None else _next(now, split, over)
+        if more is None:
+            return None
+        changed |= more
+
+
+def with_fields(stage: Stage, changed: dict[str, Any]) -> Stage:
+    """A stage with fields at dotted paths set."""
+    for name, value in changed.items():
+        stage = fields.override(stage, name, str(value))
+    return stage
+
+
+def _next(stage: Stage, split: int, over: str) -> dict[str, Any] | None:
+    """The next change that could help a program that does not fit, or "resident", what stays on the devices."""
+    if over == "weights":  # whole on every part of the batch: only more of tp, or another pod, makes them smaller
+        return None
+    if over.endswith(_WRITING):
+        return _fewer_rows(stage, split) or _smaller_moments(stage)
+    if over != "resident" and isinstance(stage, Train):
+        if stage.compute.remat != "full":
+            return {"compute.remat": "full"}
+        rows = (stage.update_rows if isinstance(stage, RL) else stage.batch) // split
+        cut = next((n for n in range(stage.accumulate + 1, rows + 1) if rows % n == 0), None)
+        if cut is not None:
+            return {"accumulate": cut}
+    return _smaller_moments(stage)
+
+
+def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:
+    if not isinstance(stage, (RL, BestOfN, MajorityVote)):
+        return None
+    slots = min(stage.sampling.slots, stage.batch * stage.samples)
+    half = slots // 2 // split * split
+    return {"sampling.slots": half} if 0 < half < slots else None
+
+
+def _smaller_moments(stage: Stage) -> dict[str, Any] | None:
+    """Moments in bfloat16, the second too where its decay lets it; of the value model as well."""
+    if not isinstance(stage, Train):
+        return None
+    changed: dict[str, Any] = {}
+    optimizers = {"optimizer": stage.optimizer}
+    if isinstance(stage, PPO) and stage.value_optimizer is not None:
+        optimizers["value_optimizer"] = stage.value_optimizer
+    for name, optimizer in optimizers.items():
+        for moment in ("moment_dtype", *(["second_moment_dtype"] if optimizer.b2 <= 0.99 else [])):
+            if getattr(optimizer, moment) != "bfloat16":
+                changed[f"{name}.{moment}"] = "bfloat16"
+    return changed or None
