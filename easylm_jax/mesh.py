@@ -5,6 +5,7 @@
 | `slice` | the batch, over TPU slices joined by the data-centre network |
 | `dp` | the batch; parameters are whole on each |
 | `fsdp` | the batch, and every parameter along its width |
+| `cp` | the sequence, and every parameter along its width as `fsdp` does |
 | `ep` | experts |
 | `tp` | heads, feed-forward and vocabulary |
 """
@@ -24,7 +25,7 @@ import numpy as np
 
 from models.errors import UserError
 
-AXES = ("slice", "dp", "fsdp", "ep", "tp")
+AXES = ("slice", "dp", "fsdp", "cp", "ep", "tp")
 BATCH_AXES = ("slice", "dp", "fsdp")
 
 
@@ -62,7 +63,9 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
         from jax.experimental import mesh_utils
 
         if shape[0] > 1:
-            grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (shape[0], 1, 1, 1, 1), devices=devices)
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (1, *shape[1:]), (shape[0], *(1,) * (len(shape) - 1)), devices=devices
+            )
         else:
             try:
                 grid = mesh_utils.create_device_mesh(shape, devices=devices)
@@ -71,6 +74,12 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
     else:
         grid = np.asarray(devices).reshape(shape)
     return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def reshaped(mesh: jax.sharding.Mesh, text: str) -> jax.sharding.Mesh:
+    """The devices of a mesh in the same order as another one: what moves between the two moves inside one program."""
+    shape = tuple(parse_mesh(text, mesh.size).values())
+    return jax.sharding.Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
 
 
 def batch_split(mesh: jax.sharding.Mesh) -> int:

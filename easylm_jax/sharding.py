@@ -7,6 +7,8 @@ at start-up, never a silent copy on every device.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,13 +19,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from easylm_jax.mesh import BATCH_AXES, batch_split
 from easylm_jax.trees import leaf_names, named_map
-from models.config import DecoderConfig
+from models.config import Compute, DecoderConfig
 from models.errors import UserError
 
 PyTree = Any
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
-LOGICAL_AXES: Mapping[str, str] = {"width": "fsdp", "heads": "tp", "ffn": "tp", "vocab": "tp", "experts": "ep"}
+LOGICAL_AXES: Mapping[str, str | tuple[str, ...]] = {
+    "width": ("fsdp", "cp"), "heads": "tp", "ffn": "tp", "vocab": "tp", "experts": "ep"
+}  # fmt: skip
 
 
 def logical_axes(name: str, rules: Rules) -> tuple[str | None, ...]:
@@ -46,11 +50,13 @@ def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: jax.shardin
     if len(axes) != len(shape):
         raise UserError(f"sharding: {name} has shape {shape}, but its rule names {len(axes)} axes")
     split = [LOGICAL_AXES[axis] if axis is not None else None for axis in axes]
-    for axis, size in zip(split, shape, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
+    for axes, size in zip(split, shape, strict=True):
+        ways = {axis: mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())}
+        if size % math.prod(ways.values()):
+            named = " x ".join(axis for axis, count in ways.items() if count > 1)
             raise UserError(
-                f"mesh: {name} of shape {shape} cannot be split {mesh.shape[axis]} ways along {axis}; "
-                f"choose a size of {axis} that divides {size}"
+                f"mesh: {name} of shape {shape} cannot be split {math.prod(ways.values())} ways along {named}; "
+                f"choose a size of {named} that divides {size}"
             )
     return NamedSharding(mesh, PartitionSpec(*split))
 
@@ -107,6 +113,20 @@ def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
             f"a batch of {rows} rows cannot be split over {batch_split(mesh)} parts of the mesh "
             f"in {accumulate} micro-batches; make it a multiple of {accumulate * batch_split(mesh)}"
         )
+
+
+def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
+    """Sequences of `length` tokens must divide over `cp`."""
+    size = mesh.shape["cp"]
+    if length % size:
+        raise UserError(f"mesh: cp={size} cannot split sequences of {length} tokens; choose a size that divides them")
+
+
+def computed_on(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
+    """How a model is computed on this mesh: the axes that split rows and sequences, where there are any."""
+    return dataclasses.replace(
+        compute, batch_axes=BATCH_AXES if mesh.size > 1 else None, sequence_axis="cp" if mesh.shape["cp"] > 1 else None
+    )
 
 
 def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:

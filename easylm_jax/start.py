@@ -19,7 +19,6 @@ from easylm_jax.checkpoint import Checkpointer, restore_params
 from easylm_jax.config import Compute, Train
 from easylm_jax.convert import model_of
 from easylm_jax.data import load_tokenizer
-from easylm_jax.mesh import BATCH_AXES
 from easylm_jax.optimizer import Optimizer, OptState
 from easylm_jax.steps import REPLICATED_STATE, Objective, State, new_state
 from models.config import DecoderConfig
@@ -74,7 +73,7 @@ def model_from(
 
     With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed`.
     """
-    compute = dataclasses.replace(compute, batch_axes=BATCH_AXES if mesh.size > 1 else None)
+    compute = sharding.computed_on(compute, mesh)
     load: Load | None = None
     folder: Path | None = None
     if init is None:

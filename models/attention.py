@@ -9,6 +9,10 @@ What a query may see is decided by `segment_ids` alone: keys of the same segment
 | `splash` | TPU | JAX's splash kernel, batch and heads mapped over the mesh by `shard_map` |
 | `cudnn` | GPU, 16-bit | fused cuDNN kernel through `jax.nn.dot_product_attention` |
 | `dense` | reference | the whole score matrix at once; what the others are tested against |
+
+Where a mesh axis splits the sequence, each device gathers the keys and values of whole rows and attends with its own
+queries (context parallelism by all-gather, as in Llama 3, arXiv 2407.21783 section 3.3.2). Nothing else changes: which
+keys a query sees is worked out from its place in the row.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ def attention(
     kernel: str = "auto",
     platform: str = "cpu",
     batch_axes: tuple[str, ...] | None = None,
+    sequence_axis: str | None = None,
 ) -> jax.Array:
     """softmax(q kᵀ / √hd) v under the packed causal mask.
 
@@ -45,13 +50,19 @@ def attention(
         kernel: a name of the table above, or "auto".
         platform: where the program will run.
         batch_axes: mesh axes over which the batch is split, for kernels that must be mapped by hand.
+        sequence_axis: the mesh axis over which sequences are split, if one does.
 
     Returns:
         [B, S, H, hd] in q's type; the softmax is in float32.
     """
-    name = choose_kernel(kernel, platform, q.shape[1], q.shape[3], q.dtype)
-    run = {"blocked": _blocked, "dense": _dense, "splash": _splash, "cudnn": _cudnn}[name]
-    return run(q, k, v, segment_ids, window, batch_axes)
+    parts = 1 if sequence_axis is None else jax.sharding.get_abstract_mesh().shape[sequence_axis]
+    name = choose_kernel(kernel, platform, q.shape[1] // parts, q.shape[3], q.dtype)
+    if name == "splash":
+        return _splash(q, k, v, segment_ids, window, batch_axes, sequence_axis)
+    run = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}[name]
+    if sequence_axis is None:
+        return run(q, k, v, segment_ids, window)
+    return _over_sequence(run, q, k, v, segment_ids, window, batch_axes, sequence_axis)
 
 
 def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype) -> str:
@@ -68,13 +79,40 @@ def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype)
     return "blocked"
 
 
-def visible(segment_ids: jax.Array, queries: tuple[int, int], keys: tuple[int, int], window: int | None) -> jax.Array:
-    """Boolean [B, queries, keys]: may the query in this span of the row see the key in that span?"""
+def visible(
+    segment_ids: jax.Array, queries: tuple[int, int], keys: tuple[int, int], window: int | None,
+    first: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+    """Boolean [B, queries, keys]: may the query in this span of the row see the key in that span?
+
+    The span of queries is counted from the row's token number `first` (int32 scalar), where that is given.
+    """
     i = jnp.arange(*queries)[:, None]
+    own = segment_ids[:, slice(*queries)]
+    if first is not None:
+        i = first + i
+        own = jax.lax.dynamic_slice_in_dim(segment_ids, first + queries[0], queries[1] - queries[0], axis=1)
     j = jnp.arange(*keys)[None, :]
     order = j <= i if window is None else (j <= i) & (i - j < window)
-    same = segment_ids[:, slice(*queries), None] == segment_ids[:, None, slice(*keys)]
-    return order & same
+    return order & (own[:, :, None] == segment_ids[:, None, slice(*keys)])
+
+
+def _over_sequence(run, q, k, v, segment_ids, window, batch_axes, axis):
+    """`run` on each device's part of the sequence, against the keys and values of all parts."""
+
+    def local(q, k, v, segment_ids):
+        first = jax.lax.axis_index(axis) * q.shape[1]
+        return run(q, *_gathered(axis, k, v), segment_ids, window, first)
+
+    spec = jax.sharding.PartitionSpec(batch_axes, axis, "tp", None)
+    rows = jax.sharding.PartitionSpec(batch_axes, None)
+    mapped = jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)
+    return mapped(q, k, v, segment_ids)
+
+
+def _gathered(axis: str, *arrays: jax.Array) -> list[jax.Array]:
+    """The parts [B, S / parts, …] of all devices along an axis, side by side: [B, S, …]."""
+    return [jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in arrays]
 
 
 def _grouped_scores(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -115,70 +153,128 @@ def _token_major(out: jax.Array) -> jax.Array:
     return out.transpose(0, 3, 1, 2, 4).reshape(b, s, kv * g, hd)
 
 
-def _dense(q, k, v, segment_ids, window, batch_axes):
-    length = q.shape[1]
-    mask = visible(segment_ids, (0, length), (0, length), window)
+def _dense(q, k, v, segment_ids, window, first=None):
+    mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first)
     return _token_major(_attend(*_head_major(q, k, v), mask))
 
 
-def _blocked(q, k, v, segment_ids, window, batch_axes):
+def _blocked(q, k, v, segment_ids, window, first=None):
     """Queries in blocks against the keys from the start of their window to their own end: half the work of `dense`.
 
-    Long rows recompute each block's scores in the backward pass, so that memory grows with S · block, not S².
+    Long rows recompute each block's scores in the backward pass, so that memory grows with S · block, not S². A part
+    of a sequence begins where only the device knows (`first`), so its blocks see all keys, most of them masked.
     """
-    length = q.shape[1]
+    length, keys = q.shape[1], k.shape[1]
     block = max(64, -(-length // 16))
     q, k, v = _head_major(q, k, v)
 
-    def one(q, k, v, segment_ids, start, stop, first):
-        mask = visible(segment_ids, (start, stop), (first, stop), window)
-        return _attend(q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], mask)
+    def one(q, k, v, segment_ids, first, queries, seen):
+        mask = visible(segment_ids, queries, seen, window, first)
+        return _attend(q[:, :, :, slice(*queries)], k[:, :, slice(*seen)], v[:, :, slice(*seen)], mask)
 
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        first = 0 if window is None else max(0, start - window + 1)
-        span = functools.partial(one, start=start, stop=stop, first=first)
-        outputs.append((jax.checkpoint(span) if length > 1024 else span)(q, k, v, segment_ids))
+        seen = (0 if window is None else max(0, start - window + 1), stop) if first is None else (0, keys)
+        span = functools.partial(one, queries=(start, stop), seen=seen)
+        outputs.append((jax.checkpoint(span) if keys > 1024 else span)(q, k, v, segment_ids, first))
     return _token_major(jnp.concatenate(outputs, axis=3))
 
 
-def _cudnn(q, k, v, segment_ids, window, batch_axes):
-    length = q.shape[1]
-    mask = visible(segment_ids, (0, length), (0, length), window)[:, None]
+def _cudnn(q, k, v, segment_ids, window, first=None):
+    mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
 
-def _splash_kernel(heads: int, length: int, window: int | None, interpret: bool):
+def _splash_kernel(
+    heads: int, length: int, window: int | None, interpret: bool, order: np.ndarray | None = None, parts: int = 1
+):
+    """The kernel for rows of `length` tokens; with `parts`, for that many devices with a part of the queries each, of
+    which `order` says where in the row they stand."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (length, length)
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
-    # The largest tile of 128·2ⁿ up to 512 that divides the row.
-    block = math.gcd(length, 512)
+    if order is not None:
+        mask.q_sequence = order
+    # The largest tile of 128·2ⁿ up to 512 that divides the row, and the runs of queries that lie together.
+    block, own = math.gcd(length, 512), math.gcd(length // (parts if order is None else 2 * parts), 512)
     sizes = splash.BlockSizes(
-        **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
-        **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
+        **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), own),
+        **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), block),
     )
     return splash.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret
     )
 
 
-def _splash(q, k, v, segment_ids, window, batch_axes, interpret=False):
+def _run_splash(kernel, q, k, v, own_segments, segment_ids):
+    """A kernel on the rows and heads of one device."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
+    head_major = (x.transpose(0, 2, 1, 3) for x in (q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+    segments = splash.SegmentIds(q=own_segments, kv=segment_ids)
+    return jax.vmap(kernel)(*head_major, segments).transpose(0, 2, 1, 3)
+
+
+def _splash(q, k, v, segment_ids, window, batch_axes, sequence_axis=None, interpret=False):
     def local(q, k, v, segment_ids):
         kernel = _splash_kernel(q.shape[2], q.shape[1], window, interpret)
-        head_major = (x.transpose(0, 2, 1, 3) for x in (q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
-        segments = splash.SegmentIds(q=segment_ids, kv=segment_ids)
-        return jax.vmap(kernel)(*head_major, segments).transpose(0, 2, 1, 3)
+        return _run_splash(kernel, q, k, v, segment_ids, segment_ids)
 
     if batch_axes is None:
         return local(q, k, v, segment_ids)
+    if sequence_axis is not None:
+        return _splash_over_sequence(q, k, v, segment_ids, window, batch_axes, sequence_axis, interpret)
     spec = jax.sharding.PartitionSpec(batch_axes, None, "tp", None)
     rows = jax.sharding.PartitionSpec(batch_axes, None)
     return jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)(
         q, k, v, segment_ids
     )
+
+
+def _splash_over_sequence(q, k, v, segment_ids, window, batch_axes, axis, interpret):
+    """Each device has queries from both ends of the row, so that under a causal mask all have the same work.
+
+    The row is cut into twice as many chunks as there are devices, and device d attends for chunk d and the one as far
+    from the end. Queries are sent there, and what they found back. With a window all queries cost the same, and stay.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    length, parts = q.shape[1], mesh.shape[axis]
+    balanced = window is None and length % (2 * parts * 128) == 0
+    order = balanced_order(length, parts) if balanced else None
+    kernel = _splash_kernel(q.shape[2] // mesh.shape["tp"], length, window, interpret, order, parts)
+    own_segments = segment_ids if order is None else segment_ids[:, order]
+
+    def local(kernel, q, k, v, own_segments, segment_ids):
+        q = _exchanged(q, axis, parts) if balanced else q
+        out = _run_splash(kernel, q, *_gathered(axis, k, v), own_segments, segment_ids)
+        return _exchanged(out, axis, parts, back=True) if balanced else out
+
+    partition = jax.sharding.PartitionSpec
+    spec, rows = partition(batch_axes, axis, "tp", None), partition(batch_axes, None)
+    of_kernel = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, partition(None, axis)))
+    return jax.shard_map(
+        local, in_specs=(of_kernel, spec, spec, spec, partition(batch_axes, axis), rows), out_specs=spec,
+        check_vma=False,
+    )(kernel, q, k, v, own_segments, segment_ids)  # fmt: skip
+
+
+def balanced_order(length: int, parts: int) -> np.ndarray:
+    """int32 [length]: where in the row the queries stand that device 0, device 1, … attend for.
+
+    Of a device's two chunks the one with the even number comes first, which spares choosing between them: chunks are
+    sent in two streams, the even and the odd ones, and each device receives one of either.
+    """
+    pairs = [sorted((d, 2 * parts - 1 - d), key=lambda chunk: chunk % 2) for d in range(parts)]
+    return np.arange(length, dtype=np.int32).reshape(2 * parts, -1)[np.array(pairs).reshape(-1)].reshape(-1)
+
+
+def _exchanged(x: jax.Array, axis: str, parts: int, back: bool = False) -> jax.Array:
+    """This device's two chunks [B, S / parts, …] for those that it attends for; `back` undoes it."""
+    chunks = []
+    for odd, chunk in enumerate(jnp.split(x, 2, axis=1)):
+        ways = [(d, min(2 * d + odd, 2 * parts - 1 - 2 * d - odd)) for d in range(parts)]
+        chunks.append(jax.lax.ppermute(chunk, axis, [way[::-1] for way in ways] if back else ways))
+    return jnp.concatenate(chunks, axis=1)

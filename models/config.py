@@ -130,7 +130,8 @@ class Compute:
     "attention" also the inputs and output of attention, "dots" the results of all weight products.
     `attention` is "auto" or the name of a kernel in `models/attention.py`. `unroll` is how many layers one iteration of
     the layer scan holds. `logits_chunk` bounds the tokens of a device whose vocabulary logits exist at once.
-    `batch_axes` names the mesh axes that the batch is split over, when there is a mesh.
+    `batch_axes` names the mesh axes that the batch is split over, when there is a mesh, and `sequence_axis` the one
+    that sequences are split over, when one does.
     """
 
     dtype: str = "float32"
@@ -140,3 +141,4 @@ class Compute:
     unroll: int = 1
     logits_chunk: int = 1024
     batch_axes: tuple[str, ...] | None = None
+    sequence_axis: str | None = None

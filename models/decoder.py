@@ -191,7 +191,7 @@ class Decoder:
         """What the vocabulary head says about targets [B, S] behind hidden states [B, S, d]; see `token_scores`."""
         return token_scores(
             hidden, self.head_kernel(params), targets, chunk=self.compute.logits_chunk, temperature=temperature,
-            batch_axes=self.compute.batch_axes,
+            batch_axes=self.compute.batch_axes, sequence_axis=self.compute.sequence_axis,
         )  # fmt: skip
 
     def head_kernel(self, params: Params) -> jax.Array:
@@ -226,7 +226,7 @@ class Decoder:
         x = params["embed"]["table"].astype(dtype)[tokens]
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
-        x, aux = self._layers(params["layers"], self._split(x), positions, segment_ids, dropout_key)
+        x, aux = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
         return Output(residual_norm(c).apply({"params": params.get("final_norm", {})}, x), aux)
 
     def ropes(self, positions: jax.Array) -> dict[int | None, tuple[jax.Array, jax.Array]]:
@@ -249,7 +249,7 @@ class Decoder:
         def run_block(layer, x, key, window):
             attend = functools.partial(
                 attention, segment_ids=segment_ids, window=window, kernel=compute.attention,
-                platform=self.platform, batch_axes=compute.batch_axes,
+                platform=self.platform, batch_axes=compute.batch_axes, sequence_axis=compute.sequence_axis,
             )  # fmt: skip
             with jax.named_scope("block"):
                 x, aux = self._block.apply({"params": layer}, x, ropes[window], attend, key)
@@ -270,11 +270,23 @@ class Decoder:
         x, aux = jax.lax.scan(iteration, x, groups, unroll=min(compute.unroll, c.layers // period))
         return x, jax.tree.map(lambda leaf: leaf.reshape(c.layers, *leaf.shape[2:]), aux)
 
-    def _split(self, x: jax.Array) -> jax.Array:
-        """Keep the residual stream split over the batch axes of the mesh, and whole along length and width."""
-        if self.compute.batch_axes is None:
+    def _rows(self, x: jax.Array) -> jax.Array:
+        """Embeddings, which come split in width as their table is, on the way to be split along their length.
+
+        First rows go to their devices, then parts of the sequence; in one step the compiler would gather everything.
+        """
+        if self.compute.sequence_axis is None:
             return x
-        return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(self.compute.batch_axes, None, None))
+        spec = jax.sharding.PartitionSpec(self.compute.batch_axes, None, self.compute.sequence_axis)
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    def _split(self, x: jax.Array) -> jax.Array:
+        """Keep the residual stream split over the batch axes of the mesh and along its length over `cp`."""
+        compute = self.compute
+        if compute.batch_axes is None:
+            return x
+        spec = jax.sharding.PartitionSpec(compute.batch_axes, compute.sequence_axis, None)
+        return jax.lax.with_sharding_constraint(x, spec)
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:

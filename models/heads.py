@@ -41,7 +41,7 @@ def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def token_scores(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 1024, temperature: float = 1.0,
-    batch_axes: tuple[str, ...] | None = None,
+    batch_axes: tuple[str, ...] | None = None, sequence_axis: str | None = None,
 ) -> TokenScores:  # fmt: skip
     """Scores of `targets` under softmax(hidden · kernel / temperature).
 
@@ -54,10 +54,12 @@ def token_scores(
         batch_axes: mesh axes that the rows are split over, where there is a mesh. Each device then walks its own rows
             (and, over `tp`, its own part of the vocabulary) with the head gathered once, and the head's gradient is
             summed over devices once; left to the compiler, both would happen in every chunk.
+        sequence_axis: the mesh axis that sequences are split over, if one does; a device then walks its own part.
     """
     if batch_axes is None:
         return _local_scores(hidden, kernel, targets, chunk, temperature, None)
-    rows, columns = jax.sharding.PartitionSpec(batch_axes), jax.sharding.PartitionSpec(None, "tp")
+    rows = jax.sharding.PartitionSpec(batch_axes, sequence_axis)
+    columns = jax.sharding.PartitionSpec(None, "tp")
     own = functools.partial(_local_scores, chunk=chunk, temperature=temperature, axis="tp")
     mapped = jax.shard_map(own, in_specs=(rows, columns, rows), out_specs=rows, check_vma=False)
     return mapped(hidden, kernel, targets)

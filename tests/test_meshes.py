@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import models
 from easylm_jax import sharding
 from easylm_jax.data import packing
-from easylm_jax.mesh import AXES, BATCH_AXES, batch_split, make_mesh, parse_mesh
+from easylm_jax.mesh import AXES, batch_split, make_mesh, parse_mesh
 from easylm_jax.objectives import language_modelling
 from easylm_jax.optimizer import OptimizerConfig, make_optimizer
 from easylm_jax.steps import REPLICATED_STATE, gradients, make_score_step, make_train_step, new_state
@@ -84,8 +84,7 @@ class Program:
 
     def __init__(self, text: str, shape: str = "olmo2"):
         self.mesh = mesh_of(text)
-        axes = BATCH_AXES if self.mesh.size > 1 else None
-        self.model = models.build(SHAPES[shape], Compute(batch_axes=axes))
+        self.model = models.build(SHAPES[shape], sharding.computed_on(Compute(), self.mesh))
         self.optimizer = make_optimizer(OptimizerConfig("1e-3 cosine to 10% warmup 2 steps"), STEPS)
         abstract = jax.eval_shape(self.fresh, self.model.abstract_params())
         self.layout = sharding.state_shardings(abstract, self.model.sharding_rules, self.mesh, REPLICATED_STATE)
@@ -286,7 +285,7 @@ def test_held_out_rows_are_summed_before_they_are_divided_on_a_mesh():
         ("dp=3,fsdp=-1", "needs a multiple of 3 devices, but there are 8"),
         ("fsdp=-1,tp=-1", "only one axis may be -1"),
         ("fspd=-1", "unknown axis 'fspd'; did you mean 'fsdp'"),
-        ("width=8", "unknown axis 'width'; the axes are slice, dp, fsdp, ep, tp"),
+        ("width=8", "unknown axis 'width'; the axes are slice, dp, fsdp, cp, ep, tp"),
         ("fsdp=0", "must be a positive whole number or -1, not '0'"),
         ("fsdp", "must be a positive whole number or -1, not ''"),
         ("fsdp=eight", "not 'eight'"),
@@ -299,7 +298,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_told_in_one_line(text, says):
 
 
 def test_one_free_axis_takes_what_is_left():
-    assert parse_mesh("dp=2,fsdp=-1,tp=2", 8) == {"slice": 1, "dp": 2, "fsdp": 2, "ep": 1, "tp": 2}
+    assert parse_mesh("dp=2,fsdp=-1,tp=2", 8) == {"slice": 1, "dp": 2, "fsdp": 2, "cp": 1, "ep": 1, "tp": 2}
     assert parse_mesh("", 1) == dict.fromkeys(AXES, 1)
 
 
