@@ -172,7 +172,7 @@ def _cells(group: Group, took: Sequence[Took]) -> list[str]:
     step = [sum(one["step_seconds"][end] for one in group.programs) for end in (0, 1)]
     trained = group.programs[0]["mfu"] if isinstance(group.stage, Train) else None
     return [
-        *head, "yes", memory, span(*step), "–" if trained is None else f"{100 * trained:.0f} %",
+        *head, "yes", memory, report.span(*step), "–" if trained is None else f"{100 * trained:.0f} %",
         *_length(group, step), *tail,
     ]  # fmt: skip
 
@@ -189,13 +189,7 @@ def _length(group: Group, step: Sequence[float]) -> list[str]:
     steps = f"{told[0]:,}" if told[0] == told[-1] else f"{told[0]:,}–{told[-1]:,}"
     if None in known:
         steps = f"{steps}, unknown" if len(known) > 1 else "per 1,000"
-    return [steps, span(*hours), span(*(group.topology.chips * one for one in hours))]
-
-
-def span(low: float, high: float) -> str:
-    """An interval in three digits; one number where they are the same."""
-    texts = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (low, high)]
-    return texts[0] if texts[0] == texts[1] else "–".join(texts)
+    return [steps, report.span(*hours), report.span(*(group.topology.chips * one for one in hours))]
 
 
 def _is_of(one: Took, recipe: str, stage: Stage) -> bool:

@@ -181,3 +181,9 @@ def as_json(rows: Sequence[Row], topology: Topology) -> dict[str, Any]:
         "hbm_bytes_per_chip": topology.chip.memory * topology.chip.per_chip,
         "programs": [row.as_json() for row in rows],
     }  # fmt: skip
+
+
+def span(low: float, high: float) -> str:
+    """An interval in three digits; one number where they are the same."""
+    texts = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (low, high)]
+    return texts[0] if texts[0] == texts[1] else "–".join(texts)
