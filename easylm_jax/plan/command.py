@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology", metavar="NAME", help="such as v5p:4x4x4, v5p-128, v5e:16x16*2 (default: the recipe's pod)"
     )
     parser.add_argument("--mesh", metavar="TEXT", help="in place of the recipe's, such as fsdp=32,tp=2")
+    parser.add_argument(
+        "--sweep", metavar="AXIS=VALUES", action="append",
+        help="over pods, meshes, remat and batches, such as chips=8..4096x8 or 'remat=attention full'; repeat for more",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scaling", choices=("strong", "weak"), default="strong",
+        help="in a sweep over pods of several sizes: keep the batch (strong) or the rows a chip (weak)",
+    )  # fmt: skip
+    parser.add_argument("--write", metavar="FILE", help="put a sweep's table and figure into a Markdown page")
     parser.add_argument("--json", metavar="FILE", help="also write the plan to FILE")
     parser.add_argument("--out", metavar="DIR", default="runs", help="where compiled plans are kept (default: runs)")
     parser.add_argument(
@@ -43,6 +53,8 @@ def main(arguments: argparse.Namespace) -> int:
     from easylm_jax.experiment import load_recipe
     from easylm_jax.plan import report
 
+    if arguments.write and not arguments.sweep:
+        raise UserError("--write is for the page of a sweep; give --sweep too, or --json for a plan")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.mesh is not None:
         recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
@@ -50,6 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
     if name is None:
         raise UserError(f"recipe {recipe.name} names no pod; give one with --topology, such as v5p-64")
     topology = topologies.parse(name)
+    if arguments.sweep:
+        return _sweep(recipe, topology, arguments)
     stages = recipe.stages if arguments.stage is None else (recipe.stage(arguments.stage),)
     devices = topology.devices()
     folder = Path(arguments.out) / "plans"
@@ -66,6 +80,39 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write(Path(arguments.json), found)
     return 0 if found["fits"] else NOT_FITTING
+
+
+def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
+    from easylm_jax.plan import programs, report, scale, sweep
+
+    axes = sweep.parse(arguments.sweep)
+    if arguments.stage is None:
+        raise UserError(f"a sweep is over one stage; give --stage, one of {', '.join(s.name for s in recipe.stages)}")
+    stage = recipe.stage(arguments.stage)
+    if not isinstance(stage, programs.PLANNED):
+        raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
+    points = sweep.points(stage, recipe, topology, axes, arguments.scaling)
+    sweep.run(points, recipe, Path(arguments.out) / "plans", _say)
+    print(f"{scale.title(recipe, points[0], arguments.scaling)}\n\n{report.aligned(sweep.table(points))}")
+    if arguments.json:
+        _write(Path(arguments.json), {"scaling": arguments.scaling, "points": [point.as_json() for point in points]})
+    if arguments.write:
+        try:
+            scale.write(Path(arguments.write), points, recipe, arguments.scaling, _command(arguments))
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.write}: {error.strerror}; give another with --write") from error
+    return 0 if any(point.fits for point in points) else NOT_FITTING
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was typed, without where things are kept."""
+    words = ["easylm", "plan", arguments.recipe, *arguments.overrides, "--stage", arguments.stage]
+    for option in ("topology", "mesh"):
+        if getattr(arguments, option):
+            words += [f"--{option}", getattr(arguments, option)]
+    for one in arguments.sweep:
+        words += ["--sweep", one]
+    return shlex.join([*words, "--scaling", arguments.scaling, "--write", arguments.write])
 
 
 def _suggest(stage: Any, recipe: Any, topology: Any, folder: Path) -> None:

@@ -123,7 +123,7 @@ def page(found: Sequence[Group], took: Sequence[Took], command: str) -> str:
     lines = [
         "# Every recipe on its pod",
         "",
-        f"Written by `{command}`, with {_versions()}; do not edit. {stages} stages, {len(found)} different ones. "
+        f"Written by `{command}`, with {report.versions()}; do not edit. {stages} stages, {len(found)} different ones. "
         f"{verdict}",
         "",
         "GiB: the program that needs most, of what the compiler allows on a device. Seconds and hours are projections "
@@ -141,12 +141,6 @@ def page(found: Sequence[Group], took: Sequence[Took], command: str) -> str:
     if sources:
         lines += ["", "## Sources of the papers' own times", "", *(f"- {source}" for source in sources)]
     return "\n".join(lines) + "\n"
-
-
-def _versions() -> str:
-    from importlib.metadata import version
-
-    return f"jax {version('jax')} and libtpu {version('libtpu')}"
 
 
 def _folder(group: Group) -> str:

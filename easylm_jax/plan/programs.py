@@ -35,6 +35,7 @@ from models.config import Compute, DecoderConfig
 from models.decoder import cast_kernels
 
 PyTree = Any
+PLANNED = (Train, BestOfN, MajorityVote, Evaluate)  # the kinds of stages that run programs on devices
 MANY = 10**6  # steps, for schedules whose length is not known
 
 

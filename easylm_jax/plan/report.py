@@ -141,11 +141,17 @@ def text(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> str:
             f"{low:.3g}–{high:.3g}", f"{100 * row.mfu:.0f} %", f"{c.compute:.3g}", f"{c.kernels:.3g}",
             f"{c.exposed:.3g}", f"{c.hidden:.3g}",
         ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     chip = topology.chip
     title = f"{recipe.name} on {topology.name}: {topology.chips} chips, {chip.memory / GIB:.2f} GiB a device"
-    return "\n".join([title, "", *shown, "", *_totals(rows, recipe, topology)])
+    return "\n".join([title, "", aligned(lines), "", *_totals(rows, recipe, topology)])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text, each as wide as its widest cell."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> list[str]:
@@ -187,3 +193,10 @@ def span(low: float, high: float) -> str:
     """An interval in three digits; one number where they are the same."""
     texts = [f"{x:,.0f}" if x >= 100 else f"{x:.3g}" for x in (low, high)]
     return texts[0] if texts[0] == texts[1] else "–".join(texts)
+
+
+def versions() -> str:
+    """Of what compiles, in words."""
+    from importlib.metadata import version
+
+    return f"jax {version('jax')} and libtpu {version('libtpu')}"

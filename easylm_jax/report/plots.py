@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COLOURS = 8
 CHARACTER = 6.6  # width of one of the labels' characters, about
@@ -65,9 +65,10 @@ class Frame:
 
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, title: str = "", width: int = 640, height: int = 330,
-    legend: bool = True,
+    legend: bool = True, x_names: Callable[[float], str] | None = None,
 ) -> str:  # fmt: skip
-    """An SVG of the series; "" where none has a point."""
+    """An SVG of the series; "" where none has a point. `x_names` writes the ticks of x, for a scale that is no length
+    of numbers."""
     series = [dataclasses.replace(one, points=list(one.points)) for one in series if one.points]
     if not series:
         return ""
@@ -82,7 +83,7 @@ def line_chart(
         left=tick_width + 30, right=width - 14, top=(26 if title else 10) + 20 * len(rows), bottom=height - 44,
         x=(x_low, x_high) if exact else (x_ticks[0], x_ticks[-1]), y=(y_ticks[0], y_ticks[-1]),
     )  # fmt: skip
-    parts = [_legend(rows, 26 if title else 10), _axes(frame, x_ticks, y_ticks, x_label, y_label)]
+    parts = [_legend(rows, 26 if title else 10), _axes(frame, x_ticks, y_ticks, x_label, y_label, x_names)]
     parts += [_drawn(one, frame) for one in series]
     parts.append(_point_labels([one for one in series if one.labels], frame))
     return _svg(width, height, title, "".join(parts), f"{title or y_label} against {x_label}")
@@ -191,13 +192,17 @@ def _svg(width: int, height: int, title: str, body: str, label: str) -> str:
     )
 
 
-def _axes(frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> str:
+def _axes(
+    frame: Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str,
+    x_names: Callable[[float], str] | None = None,
+) -> str:  # fmt: skip
     parts = []
     for tick, text in zip(y_ticks, tick_labels(y_ticks), strict=False):
         y = frame.up(tick)
         parts.append(f'<line class="grid" x1="{frame.left:.1f}" y1="{y:.1f}" x2="{frame.right:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(frame.left - 6, y + 4, text, "end"))
-    for tick, text in zip(x_ticks, tick_labels(x_ticks), strict=False):
+    names = [x_names(tick) for tick in x_ticks] if x_names else tick_labels(x_ticks)
+    for tick, text in zip(x_ticks, names, strict=False):
         x = frame.across(tick)
         kind = "tick" if y_ticks else "grid"
         start = frame.bottom if y_ticks else frame.top
