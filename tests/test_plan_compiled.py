@@ -1,0 +1,139 @@
+"""Planning with the TPU's compiler: a tiny recipe and each kernel compiled for two generations, verdicts, sweeps.
+
+A process of its own does every plan, so that the compiler is loaded in none that runs other tests.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PODS = ("v5e:2x2", "v5p:2x2x1")
+RECIPE = """
+from easylm_jax.config import *
+
+model = DecoderConfig("olmo2", layers=2, width=256, heads=2, ffn=512, vocab=512, context=256, qk_norm=True)
+rate = OptimizerConfig("1e-4", weight_decay=0.0)
+chats = DataSpec((Source("none.jsonl"),), "hf:none", 128, kind="chat", template="tulu", packing="none")
+prompts = DataSpec((Source("none.jsonl"),), "hf:none", 64, kind="prompts", template="tulu")
+recipe = Recipe("tiny", pod="v5e:2x2", stages=(
+    SFT("sft", model=model, data=chats, batch=8, epochs=2, examples=99, optimizer=rate, compute=Compute(dtype="bfloat16")),
+    PPO("ppo", init="sft", data=prompts, batch=8, steps=10, optimizer=rate, mini_batch=4, sampling=Sampling(64, slots=8),
+        reward=Reward(verifier="gsm8k"), compute=Compute(dtype="bfloat16")),
+    MakeData("made", function="none:none"),
+))
+"""  # noqa: E501 - as a recipe is written
+LARGE = """
+from easylm_jax.config import *
+
+model = DecoderConfig("olmo2", layers=4, width=4096, heads=32, ffn=11008, vocab=65536, context=4096, qk_norm=True)
+chats = DataSpec((Source("none.jsonl"),), "hf:none", 4096, kind="chat", template="tulu", packing="none")
+recipe = Recipe("large", stages=(
+    SFT("sft", model=model, data=chats, batch=32, steps=10, optimizer=OptimizerConfig("1e-4"),
+        compute=Compute(dtype="bfloat16")),
+))
+"""
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no TPU compiler: pip install 'jax[tpu]' (no TPU is needed)"
+)
+
+
+def start(tmp_path, text, *options, code="import sys; from easylm_jax.cli import main; sys.exit(main(sys.argv[1:]))"):
+    """`easylm plan` of a recipe, begun."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(text)
+    command = [sys.executable, "-c", code, "plan", str(recipe), "--out", str(tmp_path), *options]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": ":".join([str(REPOSITORY), *sys.path])}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def plan(tmp_path, text, *options, status=0):
+    """What `easylm plan` printed on its two streams."""
+    running = start(tmp_path, text, *options)
+    out, err = running.communicate(timeout=600)
+    assert running.returncode == status, err[-2000:]
+    return out, err
+
+
+@pytest.mark.parametrize("pod", PODS)
+def test_every_program_of_a_tiny_recipe_and_its_kernels_are_compiled(pod, tmp_path):
+    plan(tmp_path, RECIPE, "--topology", pod, "--json", str(tmp_path / "plan.json"))
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] and found["chips"] == 4
+    rows = {(row["stage"], row["program"]): row for row in found["programs"]}
+    assert [name for _, name in rows] == ["train", "policy", "value", "score", "values", "prefill", "decode"]
+    train = rows["sft", "train"]
+    assert 0.9 < train["compiled_flops_ratio"] < 1.5  # the model's own FLOPs, read from the compiled text
+    assert train["seconds"]["kernels"] > 0  # attention, forward and backward
+    assert all(0 < row["step_seconds"][0] <= row["step_seconds"][1] for row in rows.values())
+
+
+def test_what_is_wrong_is_one_line_before_anything_is_compiled(tmp_path):
+    """A mesh that does not match the chips, a stage that is not there or runs nothing, a field that is misspelt."""
+    for options, told in (
+        (["--mesh", "fsdp=3"], "mesh 'fsdp=3' needs 3 devices, but there are 4"),
+        (["--stage", "sftt"], "recipe tiny has no stage 'sftt'"),
+        (["--stage", "made"], "a MakeData runs no program on devices"),
+        (["sft.acumulate=2"], "did you mean 'accumulate'"),
+        (["--stage", "sft", "--sweep", "chip=8"], "did you mean 'chips'"),
+    ):
+        out, err = plan(tmp_path, RECIPE, *options, status=2)
+        last = err.strip().splitlines()[-1]
+        assert not out and last.startswith("easylm: error: ") and told in last, (options, err)
+
+
+def test_a_sweep_writes_a_section_and_a_figure_and_tells_what_cannot_be(tmp_path):
+    page = tmp_path / "scale.md"
+    options = ["--stage", "sft", "--sweep", "chips=4..16x2", "--sweep", "mesh=fsdp=-1 tp=16", "--write", str(page)]
+    plan(tmp_path, RECIPE, *options, "--json", str(tmp_path / "sweep.json"))
+    points = json.loads((tmp_path / "sweep.json").read_text())["points"]
+    assert [(point["chips"], point["mesh"], point["fits"]) for point in points] == [
+        (4, "fsdp=-1", True), (4, "tp=16", False), (8, "fsdp=-1", True), (8, "tp=16", False), (16, "fsdp=-1", False),
+        (16, "tp=16", False),
+    ]  # fmt: skip
+    assert "16 devices, but there are 4" in points[1]["refused"] and "cannot be split over 16" in points[4]["refused"]
+    assert "heads" in points[5]["refused"]
+    first = page.read_text()
+    assert first.count("\n## ") == 1 and "strong scaling" in first
+    assert (tmp_path / first.partition("](scale")[2].partition(")")[0].join(["scale", ""])).is_file()
+    plan(tmp_path, RECIPE, *options)
+    assert page.read_text() == first  # its own section is replaced, and says the same
+    plan(tmp_path, RECIPE, *options, "--scaling", "weak")
+    assert page.read_text().count("\n## ") == 2
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_told_with_settings_that_do(tmp_path):
+    options = ["--topology", "v5e:2x2", "--json", str(tmp_path / "plan.json")]
+    _, err = plan(tmp_path, LARGE, *options, status=1)
+    assert not json.loads((tmp_path / "plan.json").read_text())["fits"]
+    settings = err.partition("sft: it does fit with ")[2].split("\n")[0].split()
+    assert settings, err
+    topology = settings[:2] if settings[0] == "--topology" else options[:2]
+    plan(tmp_path, LARGE, *[one for one in settings if "=" in one], *topology, *options[2:])
+    assert json.loads((tmp_path / "plan.json").read_text())["fits"]
+
+
+@pytest.mark.slow
+def test_two_plans_at_once_both_finish(tmp_path):
+    running = [start(tmp_path, RECIPE, "--topology", pod, "--stage", "sft") for pod in PODS]
+    for one in running:
+        _, err = one.communicate(timeout=600)
+        assert one.returncode == 0, err[-2000:]
+
+
+@pytest.mark.slow
+def test_a_compiler_of_another_version_is_named(tmp_path):
+    """One that cannot be loaded stands for it: what is installed and what belongs to this JAX are told in a line."""
+    other = tmp_path / "other" / "libtpu"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("def get_library_path():\n    return '/nowhere/libtpu.so'\n")
+    code = f"import sys; sys.path.insert(0, {str(other.parent)!r}); from easylm_jax.cli import main; sys.exit(main(sys.argv[1:]))"  # noqa: E501
+    running = start(tmp_path, RECIPE, "--topology", "v5e:2x2", code=code)
+    _, err = running.communicate(timeout=600)
+    assert running.returncode == 2 and "installs the version that belongs to this jax" in err.splitlines()[-1], err
