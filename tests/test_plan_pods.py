@@ -1,0 +1,186 @@
+"""Many recipes at once, sweeps and nearest settings, with no compiler: who is alike, what is tried, what pages say."""
+
+import dataclasses
+
+import jax
+import pytest
+from test_plan import RECIPE
+
+from easylm_jax.config import DPO, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source
+from easylm_jax.experiment import load_recipe
+from easylm_jax.mesh import make_mesh
+from easylm_jax.plan import alike, nearest, pods, programs, report, sweep, topology
+from models.errors import UserError
+from recipes.__main__ import FOLDER, recipe_files
+from recipes.durations import DURATIONS
+
+POD = topology.parse("v5e:2x2")
+SFT, GRPO = RECIPE.stages
+PROGRAM = {"program": "train", "fits": True, "bytes_per_chip": 2**33, "step_seconds": [1.0, 2.0], "mfu": 0.4}
+
+
+def recipe(*stages, mesh="fsdp=-1", pod="v5e:2x2"):
+    return Recipe("tiny", stages, mesh=mesh, pod=pod)
+
+
+def key(stage, **where):
+    return alike.key(stage, recipe(SFT, stage) if stage.name != "sft" else recipe(stage, **where), POD)
+
+
+def test_stages_that_differ_in_constants_alone_are_alike():
+    data = dataclasses.replace(SFT.data, sources=(Source("other.jsonl"),), tokenizer="hf:x")
+    other = dataclasses.replace(
+        SFT, seed=7, steps=None, epochs=2, examples=640, data=data,
+        optimizer=dataclasses.replace(SFT.optimizer, lr="3e-5 linear to 0"),
+    )  # fmt: skip
+    assert key(SFT) == key(other)
+    judged = dataclasses.replace(GRPO, reward=Reward(verifier="math"), kl=0.0, name="again")
+    assert key(judged) == key(dataclasses.replace(GRPO, clip_low=0.3))
+    assert key(dataclasses.replace(GRPO, kl=0.1)) != key(GRPO)  # zero leaves a term out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"batch": 16}, {"accumulate": 2}, {"dropout": 0.1}, {"model": dataclasses.replace(SFT.model, layers=3)},
+     {"data": dataclasses.replace(SFT.data, sequence_length=256)},
+     {"optimizer": dataclasses.replace(SFT.optimizer, moment_dtype="bfloat16")},
+     {"compute": dataclasses.replace(SFT.compute, remat="full")}],
+    ids=lambda changed: next(iter(changed)),
+)  # fmt: skip
+def test_what_reaches_a_program_tells_stages_apart(changed):
+    assert key(SFT) != key(dataclasses.replace(SFT, **changed))
+
+
+def test_a_mesh_a_reward_model_and_a_pod_tell_stages_apart():
+    assert key(SFT) != key(SFT, mesh="fsdp=2,tp=2")
+    assert key(SFT) == key(SFT, mesh="fsdp=4")  # the same once −1 is filled in
+    scored = dataclasses.replace(GRPO, reward=Reward(model="hf:allenai/tulu-v2.5-13b-uf-rm"))
+    assert key(GRPO) != key(scored)
+    assert alike.key(SFT, recipe(SFT), POD) != alike.key(SFT, recipe(SFT), topology.parse("v5p:2x2x1"))
+    cached, whole = (
+        DPO("dpo", init="sft", data=dataclasses.replace(SFT.data, kind="preference"), batch=8, steps=1,
+            optimizer=SFT.optimizer, reference=kept)
+        for kept in ("cached", "model")
+    )  # fmt: skip
+    assert key(cached) != key(whole)
+
+
+def test_every_stage_of_the_papers_recipes_has_a_group_and_figures_share_theirs():
+    named = [(path.relative_to(FOLDER).with_suffix("").as_posix(), load_recipe(str(path))) for path in recipe_files()]
+    found = pods.groups(named, list(pods.KINDS))
+    assert not [group.error for group in found if group.error]
+    stages = sum(isinstance(stage, programs.PLANNED) for _, one in named if one.pod for stage in one.stages)
+    assert sum(len(group.members) for group in found) == stages
+    assert len(found) < stages / 4
+    known = {(name, stage.name) for group in found for name, stage in group.members}
+    assert {(one.recipe, one.stage) for one in DURATIONS} <= known
+
+
+def test_steps_follow_from_epochs_where_the_recipe_says_how_many_examples_there_are():
+    data = dataclasses.replace(SFT.data, packing="none")
+    whole = dataclasses.replace(SFT, steps=None, epochs=2.5, examples=99, data=data)
+    assert report.steps_of(whole) == int(2.5 * (99 // 8))  # as many whole batches as an epoch has
+    assert report.steps_of(dataclasses.replace(whole, steps=3)) == 3
+    assert report.steps_of(dataclasses.replace(whole, data=SFT.data)) is None  # several examples share a row
+    assert report.steps_of(dataclasses.replace(whole, examples=None)) is None
+
+
+def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypatch):
+    long = dataclasses.replace(SFT, name="long", steps=3600)
+    bad = dataclasses.replace(SFT, name="bad", batch=16)
+    found = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
+    asked = []
+
+    def planned(stage, *_, **__):
+        asked.append(stage.name)
+        if stage.name == "bad":
+            raise RuntimeError("it\nbroke")
+        return [type("Row", (), {"as_json": lambda self: PROGRAM})()]
+
+    monkeypatch.setattr(pods.report, "plan", planned)
+    monkeypatch.setattr(pods.report, "versions", lambda: "a compiler")
+    monkeypatch.setattr(topology.Topology, "devices", lambda self: [])
+    pods.plan(found, tmp_path, lambda text: None)
+    assert asked == ["sft", "bad"] and [group.fits for group in found] == [True, False]
+    took = pods.Took("a/two", "sft", "a week on 8 chips", "a paper")
+    page = pods.page(found, [took], "the command")
+    assert "10–3,600 | 0.00278–2 | 0.0111–8 | a week on 8 chips | one: sft, long; two: sft |" in page
+    assert "not planned: RuntimeError: it broke" in page and "1 of the different ones do not fit" in page
+    again = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
+    pods.plan(again, tmp_path, lambda text: None)
+    assert asked == ["sft", "bad", "bad"]  # what was planned is kept, what failed is tried again
+    assert pods.page(again, [took], "the command") == page
+
+
+def test_a_judge_is_resident_and_has_programs_of_its_own():
+    judge = JudgeModel(model="sft", tokenizer="hf:none", chat_template="tulu", sampling=Sampling(32, 0.0, slots=8))
+    judged = dataclasses.replace(GRPO, reward=Reward(verifier="judge", judge=judge))
+    mesh = make_mesh("fsdp=4", jax.devices()[:4])
+    found = {one.name: one for one in programs.of(judged, recipe(SFT, judged), mesh)}
+    assert {"judge's prefill", "judge's decode"} < set(found)
+    assert (
+        found["policy"].resident["judge"] == found["policy"].resident["reference"]
+    )  # the same model, in the same type
+    assert found["judge's decode"].runs == 16 * 32 / 8
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("chip=8", "did you mean 'chips'"), ("chips=", "write values behind"), ("chips=64..8", "ends before it begins"),
+     ("batch=many", "no number and no range"), ("chips=0..8", "no number and no range")],
+)  # fmt: skip
+def test_sweeps_that_are_misspelt_are_told(text, message):
+    with pytest.raises(UserError, match=message):
+        sweep.parse([text])
+
+
+def test_axes_of_a_sweep_multiply_and_ranges_grow_by_their_factor():
+    axes = sweep.parse(["chips=8..4096x8", "remat=none full", "mesh=fsdp=-1 fsdp=-1,tp=4"])
+    assert axes["chips"] == ["8", "64", "512", "4096"] and axes["mesh"] == ["fsdp=-1", "fsdp=-1,tp=4"]
+    assert len(sweep.points(SFT, recipe(SFT), POD, sweep.parse(["remat=none full", "batch=8 16 32"]), "strong")) == 6
+    for bad in (["chips=8", "topology=v5e-8"], ["chips=8", "chips=16"]):
+        with pytest.raises(UserError):
+            sweep.parse(bad)
+
+
+def test_weak_scaling_keeps_the_rows_of_a_chip_and_strong_scaling_the_batch():
+    axes = sweep.parse(["chips=4..16"])
+    weak = sweep.points(GRPO, recipe(SFT, GRPO), POD, axes, "weak")
+    assert [(p.stage.batch, p.stage.mini_batch, p.stage.sampling.slots) for p in weak] == [
+        (4, 8, 16), (8, 16, 32), (16, 32, 64)]  # fmt: skip
+    strong = sweep.points(GRPO, recipe(SFT, GRPO), POD, axes, "strong")
+    assert [p.mesh for p in strong] == ["fsdp=-1", "fsdp=-1", "fsdp=8,tp=2"] and {p.stage.batch for p in strong} == {4}
+    fewer = sweep.points(SFT, recipe(SFT), topology.parse("v5e-8"), sweep.parse(["chips=4"]), "strong")
+    assert fewer[0].stage.accumulate == 2  # a chip holds no more rows at once than on the pod of the recipe
+
+
+def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
+    """What fits is told by a stand-in for the compiler: bytes by rows at once, by policy, by type of the moments."""
+    tried, limits = [], []
+
+    def planned(stage, inside, place, *_, **__):
+        rows = stage.batch // stage.accumulate // place.count
+        moments = 2 if stage.optimizer.moment_dtype == "float32" else 1
+        need = rows * (1 if stage.compute.remat == "full" else 4) + moments
+        tried.append((place.name, inside.mesh, stage.compute.remat, stage.accumulate, stage.optimizer.moment_dtype))
+        named = type("Planned", (), {"name": "train"})
+        return [type("Row", (), {"fits": need <= limits[-1], "planned": named})()]
+
+    monkeypatch.setattr(nearest.report, "plan", planned)
+    monkeypatch.setattr(nearest.report, "least_over", lambda *_: None)
+    monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
+    stage = dataclasses.replace(SFT, batch=16, optimizer=dataclasses.replace(SFT.optimizer, b2=0.999))
+    for limit, told in (
+        (18, ()), (6, ("sft.compute.remat=full",)), (4, ("sft.compute.remat=full", "sft.accumulate=2")),
+        (2, ("sft.compute.remat=full", "sft.accumulate=4", "sft.optimizer.moment_dtype=bfloat16")), (0, None),
+    ):  # fmt: skip
+        limits.append(limit)
+        assert nearest.nearest(stage, recipe(stage), POD, tmp_path, lambda text: None) == told
+    assert tried[-1][0] == "v5e:16x16"  # as far as pods go
+
+
+def test_kinds_of_stages_that_run_programs_are_all_planned_and_described():
+    table = Evaluate("table", title="t", tasks=(), entries=())
+    assert isinstance(table, programs.PLANNED) and not any(pods.KINDS[kind](table) for kind in ("train", "rl"))
+    assert report.described(SFT, recipe(SFT)) == "SFT, olmo2 of width 256; 8 × 128 tokens"
+    assert report.described(GRPO, recipe(SFT, GRPO)) == "GRPO, olmo2 of width 256; 4 × 4 answers of 64 + 64 tokens"
