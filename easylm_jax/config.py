@@ -402,6 +402,9 @@ class RL(Train):
     §5.5), and so on. The correction for the sampler is then on, bounded at 2 unless said otherwise. With several
     devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
     nothing overlaps.
+
+    `decode_mesh` is the shape of the devices that write, such as "dp=-1,tp=4", where it should be another than that in
+    which they train: the policy's parameters move once a rollout (docs/layouts.md).
     """
 
     reward: Reward
@@ -416,6 +419,7 @@ class RL(Train):
     keep_samples: int = 4
     asynchronous: int = 0
     rollout_devices: int | None = None
+    decode_mesh: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -611,6 +615,8 @@ class BestOfN(Stage):
     (every answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`. A prompt gives at
     most `pairs` pairs: its best answer with its worst, the next best with the next worst, each answer in one pair, as
     long as they differ in score.
+
+    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
     init: str
@@ -622,6 +628,7 @@ class BestOfN(Stage):
     batch: int = 64
     limit: int | None = None
     compute: Compute = Compute()
+    decode_mesh: str | None = None
 
     def __post_init__(self):
         fields.check_types(self, self.name)
@@ -647,6 +654,8 @@ class MajorityVote(Stage):
     for each of `variants`, which `majority_vote.labelled` lists. `extract` is a function `module:function` from a
     response to its answer as text, by which votes are counted; `check` is the verifier (an expression) that knows with
     the record's own label whether a response is right.
+
+    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
     init: str
@@ -660,6 +669,7 @@ class MajorityVote(Stage):
     batch: int = 64
     limit: int | None = None
     compute: Compute = Compute()
+    decode_mesh: str | None = None
 
     def __post_init__(self):
         fields.check_types(self, self.name)
@@ -723,6 +733,8 @@ class Evaluate(Stage):
     """Judges models on held-out prompts and leaves the table: `table.json` in its folder and in the recipe's.
 
     With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
+
+    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
     title: str
@@ -732,6 +744,7 @@ class Evaluate(Stage):
     kl_prompts: int = 256
     published: tuple[Published, ...] = ()
     compute: Compute = Compute()
+    decode_mesh: str | None = None
 
     def __post_init__(self):
         fields.check_types(self, self.name)

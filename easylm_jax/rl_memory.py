@@ -75,7 +75,7 @@ def _decode_weights(loop: RolloutLoop) -> int:
     cast = jax.eval_shape(functools.partial(cast_kernels, dtype=model.compute.dtype), model.abstract_params())
 
     def size(leaf: jax.ShapeDtypeStruct, place: jax.sharding.NamedSharding) -> int:
-        parts = loop.job.mesh.shape["tp"] if "tp" in place.spec else 1
+        parts = loop.job.decode_mesh.shape["tp"] if "tp" in place.spec else 1
         return leaf.size * leaf.dtype.itemsize // parts
 
     return sum(jax.tree.leaves(jax.tree.map(size, cast, layout)))
@@ -85,5 +85,5 @@ def _decode_cache(loop: RolloutLoop, longest: int) -> int:
     """Keys and values of the rows that are decoded at once."""
     config, engine = loop.model.config, loop.engine
     item = jnp.dtype(loop.model.compute.dtype).itemsize
-    per_column = 2 * config.layers * config.kv_heads * config.head_dim * item // loop.job.mesh.shape["tp"]
+    per_column = 2 * config.layers * config.kv_heads * config.head_dim * item // loop.job.decode_mesh.shape["tp"]
     return engine.slots // engine.split * engine.bucket(longest) * per_column

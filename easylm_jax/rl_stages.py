@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import checkpoint_store, lm_judge, sharding
+from easylm_jax import checkpoint_store, lm_judge, rollout, sharding
 from easylm_jax.config import PPO, RL, OnlineDPO, Reward
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.judge import Judge
-from easylm_jax.mesh import make_mesh
+from easylm_jax.mesh import make_mesh, reshaped
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_programs import RLPrograms
@@ -46,7 +46,7 @@ def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str
 
 def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> RolloutJob:
     """All that a stage needs, checked; the models that are not trained are on the devices already."""
-    mesh, writes = _meshes(stage, experiment.recipe.mesh)
+    mesh, writes, decodes = _meshes(stage, experiment.recipe.mesh)
     # What needs no data and no weights is looked at first.
     _check_rows(stage, mesh)
     if stage.reward.verifier is not None:
@@ -55,7 +55,9 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
         Verify(stage.check)
     source = stage_model(stage, experiment, mesh)
     check_can_speak(stage.name, source)
-    sharding.check_heads(source.config, mesh)
+    for each in (mesh, decodes):
+        sharding.check_heads(source.config, each)
+        source.layout(each)
     cache = experiment.cache(stage.data)
     held_out = experiment.cache(stage.validation.data) if stage.validation else None
     for prompts in filter(None, (cache, held_out)):
@@ -70,7 +72,16 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
     policy = Start(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
     value = _value_start(stage, experiment, mesh, tokenizer, steps)
     judge = judge_of(
-        stage.name, stage.reward, experiment, writes, cache, tokenizer, stage.compute, stage.score_rows, stage.seed
+        stage.name,
+        stage.reward,
+        experiment,
+        writes,
+        cache,
+        tokenizer,
+        stage.compute,
+        stage.score_rows,
+        stage.seed,
+        decodes,
     )
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": policy.base()}
@@ -97,6 +108,7 @@ def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> Rollo
         value=value,
         programs=programs,
         writing_layout=source.layout(writes),
+        decode_mesh=decodes,
         frozen=frozen,
         reference=reference,
         judge=judge,
@@ -114,8 +126,16 @@ def _reference(stage: RL, experiment: Experiment, mesh: jax.sharding.Mesh, sourc
     return reference.frozen(mesh)
 
 
-def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
-    """The devices that train and those that write, which are the same unless a stage sets some apart."""
+def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh, jax.sharding.Mesh]:
+    """The devices that train, those that write and judge, which are the same unless a stage sets some apart, and the
+    latter in the shape in which they write."""
+    mesh, writes = _devices(stage, text)
+    decodes = writes if stage.decode_mesh is None else reshaped(writes, stage.decode_mesh)
+    sharding.check_decoding(stage.name, decodes)
+    return mesh, writes, decodes
+
+
+def _devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
     apart = stage.rollout_devices
     if apart is None:
         mesh = make_mesh(text)
@@ -130,6 +150,7 @@ def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]
 
 def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:
     sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
+    sharding.check_length(rollout.LEAST_WIDTH, mesh)  # rows are padded to multiples of it
     if isinstance(stage, OnlineDPO):
         sharding.check_rows(stage.update_rows // stage.samples, stage.accumulate, mesh)
 
@@ -183,10 +204,13 @@ def _fresh(
 
 def judge_of(
     name: str, reward: Reward, experiment: Experiment, mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer,
-    compute: Compute, rows: int, seed: int,
+    compute: Compute, rows: int, seed: int, decodes: jax.sharding.Mesh | None = None,
 ) -> Judge:  # fmt: skip
-    """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in."""
-    lm = None if reward.judge is None else lm_judge.load(reward.judge, experiment, mesh, seed)
+    """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in.
+
+    A language model that judges writes, so it lies on the mesh `decodes`, where that is another than `mesh`.
+    """
+    lm = None if reward.judge is None else lm_judge.load(reward.judge, experiment, decodes or mesh, seed)
     if reward.model is None:
         return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
     source = model_from(reward.model, experiment, mesh, compute=compute)

@@ -72,7 +72,8 @@ REPLICATED = ("step", "rng", "updates", "kl", "drawn")
 class RolloutJob(Job):
     """A stage that writes its own data. `frozen` and the reference's parameters are on the devices already.
 
-    `writing_layout` is where the policy as it writes lies for the devices that write.
+    `writing_layout` is where the policy as it writes lies for the devices that write, and `decode_mesh` the shape in
+    which they do it; the engine brings the parameters from the one to the other.
     """
 
     stage: RL
@@ -80,6 +81,7 @@ class RolloutJob(Job):
     value: Start | None
     programs: RLPrograms
     writing_layout: PyTree
+    decode_mesh: jax.sharding.Mesh
     frozen: PyTree
     reference: PyTree
     judge: Judge
@@ -114,12 +116,12 @@ class RolloutLoop(Loop):
         self.token_scores, self.policy_of = job.programs.token_scores, job.programs.policy_of
         if job.value is not None:
             self.values = job.programs.values
-        writes = job.judge.mesh
+        writes = job.decode_mesh
         self.engine = Engine(
             rollout.writing(self.model, job.tokenizer), slots=min(stage.sampling.slots, stage.batch * stage.samples),
             mesh=writes if writes.size > 1 else None,
         )  # fmt: skip
-        self.writer = Writer(stage, self.engine, job.judge, job.loader, job.tokenizer, writes)
+        self.writer = Writer(stage, self.engine, job.judge, job.loader, job.tokenizer, job.judge.mesh)
         self.ahead: Ahead | None = None
         self.signals = signals.of(stage, mesh)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}

@@ -119,7 +119,18 @@ def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
     """Sequences of `length` tokens must divide over `cp`."""
     size = mesh.shape["cp"]
     if length % size:
-        raise UserError(f"mesh: cp={size} cannot split sequences of {length} tokens; choose a size that divides them")
+        raise UserError(
+            f"mesh: cp={size} cannot split {length} tokens of a sequence; choose a size that divides {length}"
+        )
+
+
+def check_decoding(name: str, mesh: jax.sharding.Mesh) -> None:
+    """A cache of keys and values is not split along its length, so a mesh with `cp` cannot write."""
+    if mesh.shape["cp"] > 1:
+        raise UserError(
+            f"stage {name}: writing cannot split sequences over cp={mesh.shape['cp']}; give it the same devices in "
+            'another shape, such as decode_mesh="dp=-1"'
+        )
 
 
 def computed_on(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:

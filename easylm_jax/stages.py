@@ -103,6 +103,9 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
     # What needs no data is looked at first: a large cache takes hours to build.
     mesh = make_mesh(experiment.recipe.mesh)
     sharding.check_rows(stage.batch, stage.accumulate, mesh)
+    for data in (stage.data, stage.validation and stage.validation.data):
+        if data is not None:
+            sharding.check_length(data.sequence_length, mesh)
     source = stage_model(stage, experiment, mesh)
     sharding.check_heads(source.config, mesh)
     tokenizer = experiment.data(stage.data).tokenizer

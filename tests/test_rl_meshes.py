@@ -10,6 +10,7 @@ import rl_kit
 
 from easylm_jax.config import PPO
 from easylm_jax.rl_trainer import RolloutLoop
+from models.errors import UserError
 
 # With a large epsilon an update is about proportional to its gradient, so that rounding is not blown up to a sign.
 SMOOTH = dataclasses.replace(rl_kit.RATE, lr="1.0", eps=1.0)
@@ -19,6 +20,11 @@ STAGES = (
 )
 SLOW = [pytest.param("fsdp=8", name, marks=pytest.mark.slow) for name in ("ppo", "online")]
 CASES = [("dp=2,fsdp=2,tp=2", "ppo"), *SLOW]
+# What trains on the first mesh writes on the second one.
+TWO = [
+    ("fsdp=2,cp=2,tp=2", "ppo", {"decode_mesh": "dp=-1,tp=4"}),
+    pytest.param("fsdp=8", "online", {"decode_mesh": "dp=4,tp=2", "asynchronous": 1}, marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,8 +33,9 @@ def few_programs():
         yield
 
 
-def trained(folder, text, name, devices):
+def trained(folder, text, name, devices, **more):
     """What two rollouts on a mesh sampled, their metrics, and the last state's parameters."""
+    stages = [dataclasses.replace(stage, **more) if stage.name == name else stage for stage in STAGES]
     made = []
     original = RolloutLoop._written
 
@@ -39,7 +46,7 @@ def trained(folder, text, name, devices):
 
     with pytest.MonkeyPatch.context() as patch, rl_kit.devices(devices):
         patch.setattr(RolloutLoop, "_written", keep)
-        ready = rl_kit.experiment(folder, *STAGES, mesh=text)
+        ready = rl_kit.experiment(folder, *stages, mesh=text)
         stage = ready.recipe.stage(name)
         ready.run(stage)
     params = rl_kit.params_of(ready, name)
@@ -50,13 +57,35 @@ def trained(folder, text, name, devices):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    return functools.cache(lambda name: trained(tmp_path_factory.mktemp(name), "dp=1", name, 1))
+    return functools.cache(
+        lambda name, asynchronous=0: trained(tmp_path_factory.mktemp(name), "dp=1", name, 1, asynchronous=asynchronous)
+    )
 
 
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_rollouts_and_updates_equal_those_of_one_device(layout, name, one_device, tmp_path, record_property):
-    expected_rollouts, expected_line, expected = one_device(name)
-    rollouts, line, params = trained(tmp_path, layout, name, 8)
+    assert_equal(trained(tmp_path, layout, name, 8), one_device(name), record_property)
+
+
+@pytest.mark.parametrize(("layout", "name", "more"), TWO)
+def test_rollouts_written_on_a_mesh_of_another_shape_are_the_same(
+    layout, name, more, one_device, tmp_path, record_property
+):
+    want = one_device(name, more.get("asynchronous", 0))
+    assert_equal(trained(tmp_path, layout, name, 8, **more), want, record_property)
+
+
+def test_a_mesh_that_cannot_write_is_told_in_one_line(tmp_path):
+    ready = rl_kit.experiment(tmp_path, *STAGES, mesh="fsdp=4,cp=2")
+    with rl_kit.devices(8), pytest.raises(UserError, match="over cp=2; give it .* decode_mesh") as told:
+        ready.run(ready.recipe.stage("ppo"))
+    assert "\n" not in str(told.value)
+
+
+def assert_equal(found, expected, record_property):
+    """The same rollouts, and metrics and parameters as close as rounding lets them be."""
+    rollouts, line, params = found
+    expected_rollouts, expected_line, expected = expected
     assert len(rollouts) == len(expected_rollouts) == 2
     for made, want in zip(rollouts, expected_rollouts, strict=True):
         np.testing.assert_array_equal(made.responses, want.responses)

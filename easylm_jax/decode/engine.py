@@ -55,7 +55,8 @@ class Engine:
         if mesh is not None:
             check_heads(model.config, mesh)
         axes = BATCH_AXES if mesh is not None else None
-        self.model = dataclasses.replace(model, compute=dataclasses.replace(model.compute, batch_axes=axes))
+        compute = dataclasses.replace(model.compute, batch_axes=axes, sequence_axis=None)
+        self.model = dataclasses.replace(model, compute=compute)
         self.max_length = model.config.context if max_length is None else max_length
         self.mesh, self.block = mesh, block
         self.split = 1 if mesh is None else batch_split(mesh)

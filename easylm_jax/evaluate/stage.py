@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from easylm_jax import checkpoint_arrays, fields, rollout
+from easylm_jax import checkpoint_arrays, fields, rollout, sharding
 from easylm_jax.config import Entry, Evaluate, Reward, Task
 from easylm_jax.data import load_tokenizer
 from easylm_jax.decode import Engine
@@ -41,7 +41,8 @@ SHOWN = 8  # prompts of each task whose answers go to samples.jsonl
 def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
     """Runs the stage; returns what `done.json` will say."""
     folder = experiment.folder(stage.name)
-    mesh = make_mesh(experiment.recipe.mesh)
+    mesh = make_mesh(stage.decode_mesh or experiment.recipe.mesh)
+    sharding.check_decoding(stage.name, mesh)
     tasks = [_Prompts(task, experiment) for task in stage.tasks]
     # An unknown verifier is told before any work.
     judges = {text: Verify(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())}

@@ -23,6 +23,7 @@ from easylm_jax.config import DPO, PPO, RL, BestOfN, Evaluate, MajorityVote, Rec
 from easylm_jax.decode import Engine
 from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
+from easylm_jax.mesh import reshaped
 from easylm_jax.monitor import model_flops_per_token
 from easylm_jax.objectives import score_responses
 from easylm_jax.optimizer import make_optimizer
@@ -74,13 +75,34 @@ def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Plann
     elif isinstance(stage, Train):
         yield from _training(stage, recipe, mesh)
     elif isinstance(stage, (BestOfN, MajorityVote)):
+        mesh = _decoding(stage, mesh)
         config = shapes.config_of(stage.init, recipe)
         source = shapes.model(config, _compute(stage.compute, mesh))
         slots = min(stage.sampling.slots, stage.batch * stage.samples)
         answers = stage.batch * stage.samples
-        yield from _writing(source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {})
+        yield from _on(mesh, _writing(
+            source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {}
+        ))  # fmt: skip
     elif isinstance(stage, Evaluate):
-        yield from _evaluation(stage, recipe, mesh)
+        yield from _evaluation(stage, recipe, _decoding(stage, mesh))
+
+
+def _decoding(stage: RL | BestOfN | MajorityVote | Evaluate, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The devices in the shape in which a stage writes."""
+    decodes = mesh if stage.decode_mesh is None else reshaped(mesh, stage.decode_mesh)
+    sharding.check_decoding(stage.name, decodes)
+    return decodes
+
+
+def _on(mesh: jax.sharding.Mesh, programs: Iterator[Planned]) -> Iterator[Planned]:
+    """Programs that are traced on a mesh of their own."""
+
+    def lower(traced: Callable[[], jax.stages.Lowered]) -> jax.stages.Lowered:
+        with jax.set_mesh(mesh):
+            return traced()
+
+    for planned in programs:
+        yield dataclasses.replace(planned, lower=functools.partial(lower, planned.lower))
 
 
 def _compute(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
@@ -101,6 +123,7 @@ def _flops(config: DecoderConfig, length: int, rows: float, mesh: jax.sharding.M
 
 def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
     sharding.check_rows(stage.batch, stage.accumulate, mesh)
+    sharding.check_length(stage.data.sequence_length, mesh)
     source = shapes.model(shapes.stage_config(stage, recipe), _compute(stage.compute, mesh), stage.dropout)
     sharding.check_heads(source.config, mesh)
     start = Start(stage, source, make_optimizer(stage.optimizer, MANY, stage.batch * stage.data.sequence_length), mesh)
@@ -136,6 +159,8 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
 
 def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
     sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
+    sharding.check_length(rollout.LEAST_WIDTH, mesh)
+    decodes = _decoding(stage, mesh)
     compute = _compute(stage.compute, mesh)
     source = shapes.model(shapes.stage_config(stage, recipe), compute)
     sharding.check_heads(source.config, mesh)
@@ -204,12 +229,12 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
             beside("reward model"), flops(judge, stage.score_rows, 1), chunks,
         )  # fmt: skip
     slots = min(stage.sampling.slots, answers)
-    yield from _writing(
-        source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, sizes
-    )  # fmt: skip
+    yield from _on(decodes, _writing(
+        source, decodes, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, sizes
+    ))  # fmt: skip
     if asked is not None and replying is not None:  # one question a response, as long as its context lets it be
         slots, new = min(asked.sampling.slots, answers), asked.sampling.max_new_tokens
-        for planned in _writing(replying, mesh, slots, replying.config.context, answers, new, sizes):
+        for planned in _on(decodes, _writing(replying, decodes, slots, replying.config.context, answers, new, sizes)):
             yield dataclasses.replace(planned, name=f"judge's {planned.name}")
 
 
@@ -219,7 +244,9 @@ def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Ite
     source = shapes.model(shapes.config_of(stage.entries[0].stages[0], recipe), _compute(stage.compute, mesh))
     longest = task.data.sequence_length + task.sampling.max_new_tokens
     answers = task.sampling.slots
-    yield from _writing(source, mesh, task.sampling.slots, longest, answers, task.sampling.max_new_tokens, {})
+    yield from _on(mesh, _writing(
+        source, mesh, task.sampling.slots, longest, answers, task.sampling.max_new_tokens, {}
+    ))  # fmt: skip
 
 
 def _writing(
