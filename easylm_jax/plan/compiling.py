@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from easylm_jax import files
-from easylm_jax.plan import estimate, hlo
+from easylm_jax.plan import estimate, gpu, hlo
 from easylm_jax.plan.programs import Planned
 from easylm_jax.plan.topology import GIB, Topology
 
@@ -64,7 +64,8 @@ def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
     from importlib.metadata import version
 
     hashed = hashlib.sha256()
-    for part in (VERSION, topology.name, jax.__version__, version("libtpu")):
+    compiler = "jax-cuda12-pjrt" if topology.chip.platform == "gpu" else "libtpu"
+    for part in (VERSION, topology.name, jax.__version__, version(compiler)):
         hashed.update(f"{part}\n".encode())
     hashed.update(lowered.as_text().encode())
     return hashed.hexdigest()[:24]
@@ -76,8 +77,16 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
             program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         return _too_large(error)
-    peak = int(program.memory_analysis().peak_memory_in_bytes)
-    costs = hlo.Program(program.as_text()).costs()
+    memory = program.memory_analysis()
+    if topology.chip.platform == "gpu":  # its compiler refuses nothing and tells no peak
+        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        peak -= memory.alias_size_in_bytes
+        if peak > topology.chip.memory:
+            return Compiled(False, peak)
+        costs = gpu.Program(program.as_text()).roofline(topology.chip)
+    else:
+        peak = int(memory.peak_memory_in_bytes)
+        costs = hlo.Program(program.as_text()).costs()
     spent = estimate.seconds(costs, topology)
     clock = topology.chip.clock
     return Compiled(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 from easylm_jax.plan.hlo import Costs
-from easylm_jax.plan.topology import DCN, Topology
+from easylm_jax.plan.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def seconds(costs: Costs, topology: Topology) -> Seconds:
     wire = {False: 0.0, True: 0.0}
     for it in costs.collectives:
         across = it.group > slice_devices or (topology.slices > 1 and it.group == topology.slices)
-        wire[it.overlapped] += it.times * it.wire / (DCN if across else links(topology))
+        wire[it.overlapped] += it.times * it.wire / (chip.network if across else links(topology))
     return Seconds(
         costs.cycles / chip.clock, costs.kernel_flops / (chip.flops * chip.kernel_share), wire[False], wire[True]
     )

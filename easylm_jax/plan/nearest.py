@@ -50,9 +50,11 @@ def _places(recipe: Recipe, pod: Topology) -> Iterator[tuple[Topology, str]]:
     """Where to try: the pod with its mesh, with other meshes, then larger pods of the generation."""
     tried = {_same(recipe.mesh, pod)}
     yield pod, recipe.mesh
-    larger = [
-        Topology(pod.chip, shape, pod.slices) for shape in topology.sizes(pod.chip) if math.prod(shape) > pod.chips
-    ]
+    if pod.chip.platform == "gpu":
+        larger = [Topology(pod.chip, (8,), 2**i) for i in range(8) if 8 * 2**i > pod.chips]
+    else:
+        shapes = [shape for shape in topology.sizes(pod.chip) if math.prod(shape) > pod.chips // pod.slices]
+        larger = [Topology(pod.chip, shape, pod.slices) for shape in shapes]
     for place in (pod, *larger):
         for mesh in (recipe.mesh, *_SPLITS):
             try:

@@ -173,10 +173,16 @@ def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> list[str
                 "chip-hours"
             )
         told.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
-    told.append(
-        "Seconds are projected from the compiler's cycles, assumed rates of kernels and the links' bandwidth; nothing "
-        "was measured."
-    )
+    if topology.chip.platform == "gpu":
+        told.append(
+            "Seconds are a roofline of peak rates and bandwidths (a GPU's compiler tells no cycles): weaker than those "
+            "for a TPU, and attention is computed in blocks where a GPU would run cuDNN's; nothing was measured."
+        )
+    else:
+        told.append(
+            "Seconds are projected from the compiler's cycles, assumed rates of kernels and the links' bandwidth; "
+            "nothing was measured."
+        )
     return told
 
 
@@ -184,6 +190,7 @@ def as_json(rows: Sequence[Row], topology: Topology) -> dict[str, Any]:
     """The same for a program; `flops` are per chip and run, `step_seconds` [low, high] of all runs of a step."""
     return {
         "fits": bool(rows) and all(row.fits for row in rows), "topology": topology.name, "chips": topology.chips,
+        "method": "roofline" if topology.chip.platform == "gpu" else "cycles",
         "hbm_bytes_per_chip": topology.chip.memory * topology.chip.per_chip,
         "programs": [row.as_json() for row in rows],
     }  # fmt: skip

@@ -1,7 +1,8 @@
-"""TPU topologies by name: chips, their memory and rates, and compile-only devices, with no TPU there.
+"""Topologies by name: chips, their memory and rates, and compile-only devices, with none of them there.
 
     v5p:4x4x4        64 chips as their torus lies; v5p-128 is the same, as Google Cloud names it (two cores a chip)
     v5e:16x16*2      two slices joined by the data-centre network
+    h100:8*4         four boxes of eight GPUs (`gpu`)
 
 What the compiler allows and what its own figures mean was measured by compiling (jax 0.10, libtpu 0.0.42); peak rates,
 bandwidths and links are Google's published ones for each generation.
@@ -16,6 +17,7 @@ import os
 import re
 from typing import Any
 
+from easylm_jax.plan import gpu
 from models.errors import UserError
 
 GIB = 2**30
@@ -41,6 +43,8 @@ class Chip:
     per_chip: int = 1
     cores: int = 1
     kernel_share: float = 0.5  # of peak that an attention kernel reaches; an assumption
+    network: float = 6.25e9  # bytes/s of each device between slices or boxes: 50 Gb/s of a TPU's chip, an assumption
+    platform: str = "tpu"
     options: tuple[tuple[str, str], ...] = ()  # for the description of the topology
 
 
@@ -54,10 +58,11 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 90e9, 1.75e9, 3, cores=2),
     "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 90e9, 1.75e9, 2, kernel_share=0.4),
     "tpu7x": Chip("tpu7x", int(94.75 * GIB), 1153e12, 3690e9, 90e9, 2.2e9, 3, per_chip=2, kernel_share=0.4),
+    # 80 GB; 450 GB/s each way over NVLink inside a box, 400 Gb/s of InfiniBand a GPU between boxes.
+    "h100": Chip("h100", 80 * 10**9, 989e12, 3352e9, 225e9, gpu.NANOSECOND, 1, network=50e9, platform="gpu"),
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x",
             "trillium": "v6e"}  # fmt: skip
-DCN = 6.25e9  # bytes/s of each chip between slices: 50 Gb/s, an assumption
 _SHAPES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 
 
@@ -88,6 +93,14 @@ class Topology:
         Raises:
             UserError: the TPU compiler is not there, is of another version, or knows no such shape.
         """
+        if self.chip.platform == "gpu":
+            try:
+                return gpu.devices(self.slices, self.shape[0])
+            except Exception as error:
+                raise UserError(
+                    f"topology {self.name}: planning for GPUs needs their compiler: pip install jax-cuda12-pjrt "
+                    f"jax-cuda12-plugin nvidia-cuda-nvcc-cu12 (no GPU is needed): {' '.join(str(error).split())[:120]}"
+                ) from error
         from jax.experimental import topologies
 
         # No slice is smaller than a host's 2x2 chips; a single chip is the first of those.
@@ -121,6 +134,12 @@ def parse(text: str) -> Topology:
         raise UserError(f"topology {text!r}: {hint} Write for example v5p:4x4x4, v5e:16x16 or v5p-128")
     assert found is not None and generation is not None
     chip = CHIPS[generation]
+    if chip.platform == "gpu":
+        if found[2] not in ("1", "2", "4", "8"):
+            raise UserError(
+                f"topology {text!r}: write the GPUs of a box and behind * the boxes, such as {chip.name}:8*4"
+            )
+        return Topology(chip, (int(found[2]),), int(slices or 1))
     shape = _shape(text, chip, found[2])
     return Topology(chip, shape, int(slices or 1))
 
@@ -171,7 +190,7 @@ def quiet() -> None:
     for name, value in (
         ("TPU_ACCELERATOR_TYPE", "v5e-16"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_LOG_DIR", "disabled"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
-        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_MIN_LOG_LEVEL", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3"),
     ):  # fmt: skip
         os.environ.setdefault(name, value)
 
