@@ -107,7 +107,10 @@ def _on(mesh: jax.sharding.Mesh, programs: Iterator[Planned]) -> Iterator[Planne
 
 def _compute(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
     """How a stage computes, on the pod's devices in place of this machine's."""
-    return dataclasses.replace(sharding.computed_on(compute, mesh), platform="tpu")
+    placed = sharding.computed_on(compute, mesh)
+    if mesh.devices.flat[0].platform == "gpu":  # cuDNN's attention is chosen on a device; blocks are compiled without
+        return dataclasses.replace(placed, platform="gpu", attention="blocked")
+    return dataclasses.replace(placed, platform="tpu")
 
 
 def _placed_params(source: Model, mesh: jax.sharding.Mesh) -> PyTree:
