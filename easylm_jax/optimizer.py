@@ -63,7 +63,8 @@ class OptimizerConfig:
     is skipped either way. `abort_after` such updates in a row end the run. `moment_dtype` is the first moment's type
     and `second_moment_dtype` the second's; arithmetic is float32 whatever they are. `trainable` names what is trained,
     by patterns (`easylm_jax.trees.match`); all other parameters are frozen, keep no moments, and are not decayed.
-    `update_norm` reports the norm of each change too, which costs about one more pass over the parameters.
+    `update_norm` reports the norm of each change too, which costs about one more pass over the parameters. With
+    `offload` the moments lie in the host's memory, and come to the devices for the update alone.
     """
 
     lr: str | float
@@ -80,6 +81,7 @@ class OptimizerConfig:
     second_moment_dtype: str = "float32"
     trainable: tuple[str, ...] = ("*",)
     update_norm: bool = False
+    offload: bool = False
 
     def __post_init__(self):
         read_schedule(self.lr)
@@ -188,6 +190,8 @@ class Optimizer:
         )
         decayed = self._decayed(kept)
         trained_names = [name for name in names if name in kept]
+        if self.config.offload:
+            leaf_update = functools.partial(_from_host, leaf_update)
         new = [
             leaf_update(*values, decayed=name in decayed)
             for name, *values in zip(trained_names, trained, gradients, mu, nu, strict=True)
@@ -324,6 +328,13 @@ def _adamw(p, g, m, v, *, config: OptimizerConfig, lr, scale, count, accept, dec
     p_new = p.astype(jnp.float32) * (1 - lr * config.weight_decay) if decayed else p.astype(jnp.float32)
     p_new = p_new - lr * (m_hat / (jnp.sqrt(v_hat) + config.eps))
     return jnp.where(accept, p_new.astype(p.dtype), p), m, v
+
+
+def _from_host(update, p, g, m, v, **how):
+    """An update of one leaf whose moments lie in the host's memory, and go back there."""
+    m, v = jax.device_put((m, v), jax.memory.Space.Device)
+    p, m, v = update(p, g, m, v, **how)
+    return p, *jax.device_put((m, v), jax.memory.Space.Host)
 
 
 def _bias_correction(beta: float, count: jax.Array) -> jax.Array:

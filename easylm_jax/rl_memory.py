@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from easylm_jax.sharding import HOST_MEMORY
 from models.decoder import cast_kernels
 
 if TYPE_CHECKING:
@@ -62,10 +63,11 @@ def memory_of(loop: RolloutLoop, programs: dict[str, Any], longest: int) -> Memo
 
 
 def bytes_of(tree: PyTree) -> int:
-    """Bytes of a tree (arrays, or shapes with shardings) on one device."""
+    """Bytes of a tree (arrays, or shapes with shardings) on one device; what lies in its host's memory is not on it."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != HOST_MEMORY
     )
 
 

@@ -30,6 +30,9 @@ LOGICAL_AXES: Mapping[str, str | tuple[str, ...]] = {
 }  # fmt: skip
 
 
+HOST_MEMORY = "pinned_host"
+
+
 def logical_axes(name: str, rules: Rules) -> tuple[str | None, ...]:
     """The logical axes of the leaf called `name`. No rule, or more than one, is an error."""
     hits = [axes for pattern, axes in rules if re.fullmatch(pattern, name)]
@@ -76,6 +79,15 @@ def state_shardings(state: PyTree, rules: Rules, mesh: jax.sharding.Mesh, replic
         return _sharding(name, leaf.shape, prefixed, mesh)
 
     return named_map(one, state)
+
+
+def with_moments_on_host(layout: PyTree) -> PyTree:
+    """A train state's shardings with the optimiser's moments in the memory of the hosts."""
+
+    def moved(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda place: place.with_memory_kind(HOST_MEMORY), tree)
+
+    return layout._replace(opt=layout.opt._replace(mu=moved(layout.opt.mu), nu=moved(layout.opt.nu)))
 
 
 def placed(tree: PyTree, shardings: PyTree) -> PyTree:

@@ -133,7 +133,8 @@ class Start:
         rules = self.model.sharding_rules
         self.base_layout = source.layout(mesh)
         self.rules = rules if stage.lora is None else sharding.adapter_rules(rules)
-        self.layout = sharding.state_shardings(self.abstract(), self.rules, mesh, REPLICATED_STATE)
+        layout = sharding.state_shardings(self.abstract(), self.rules, mesh, REPLICATED_STATE)
+        self.layout = sharding.with_moments_on_host(layout) if optimizer.config.offload else layout
 
     def base(self) -> Any:
         """The model's own parameters, float32, on the mesh."""
