@@ -1,4 +1,4 @@
-# make setup | test | parity | lint | plan-all | quickstart | clean
+# make setup | test | test-plan | parity | lint | plan-all | plan-scale | quickstart | clean
 #
 # Every target sets up what it needs in .venv first; nothing has to be activated. The set-up runs again when
 # requirements.txt, pyproject.toml or the named Python change.
@@ -25,7 +25,7 @@ endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --compile $(PIP_FLAGS)
 
-.PHONY: setup test parity lint plan-all quickstart clean FORCE
+.PHONY: setup test test-plan parity lint plan-all plan-scale quickstart clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.setup
@@ -62,9 +62,21 @@ $(VENV)/.plan: $(VENV)/.setup
 	$(PIP) --editable '.[dev,plan]'
 	@touch $@
 
+# Where the TPU's compiler cannot be had, these tests are left out, and it is said why.
+test-plan: $(VENV)/.setup
+	@if $(MAKE) --no-print-directory $(VENV)/.plan; then $(BIN)/python -m pytest tests/test_plan_compiled.py; \
+	else echo "Skipped: the TPU's compiler (libtpu) cannot be installed here; pip says why above"; fi
+
 # Every recipe of a paper's size on its pod, into docs/pods.md: an hour on two cores, seconds once nothing has changed.
 plan-all: $(VENV)/.plan
 	nice $(BIN)/python -m recipes.pods $(PLAN_FLAGS)
+
+# The same two stages from 8 to 4,096 chips, into docs/scale.md: half an hour on two cores.
+SWEEP := nice $(BIN)/easylm plan --write docs/scale.md --sweep chips=8..4096x8
+plan-scale: $(VENV)/.plan
+	$(SWEEP) recipes/olmo2/sft_7b.py --stage sft --scaling weak
+	$(SWEEP) recipes/olmo2/sft_7b.py --stage sft --scaling strong
+	$(SWEEP) recipes/olmo2/rlvr_7b.py --stage ppo --scaling weak
 
 quickstart: $(VENV)/.setup
 	$(BIN)/easylm run recipes/quickstart.py

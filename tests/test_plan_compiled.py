@@ -127,7 +127,6 @@ def test_two_plans_at_once_both_finish(tmp_path):
         assert one.returncode == 0, err[-2000:]
 
 
-@pytest.mark.slow
 def test_a_compiler_of_another_version_is_named(tmp_path):
     """One that cannot be loaded stands for it: what is installed and what belongs to this JAX are told in a line."""
     other = tmp_path / "other" / "libtpu"
