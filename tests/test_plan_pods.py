@@ -160,7 +160,7 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
 
     def planned(stage, inside, place, *_, **__):
         rows = stage.batch // stage.accumulate // place.count
-        moments = 2 if stage.optimizer.moment_dtype == "float32" else 1
+        moments = 0 if stage.optimizer.offload else 2 if stage.optimizer.moment_dtype == "float32" else 1
         need = rows * (1 if stage.compute.remat == "full" else 4) + moments
         tried.append((place.name, inside.mesh, stage.compute.remat, stage.accumulate, stage.optimizer.moment_dtype))
         named = type("Planned", (), {"name": "train"})
@@ -172,7 +172,10 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
     stage = dataclasses.replace(SFT, batch=16, optimizer=dataclasses.replace(SFT.optimizer, b2=0.999))
     for limit, told in (
         (18, ()), (6, ("sft.compute.remat=full",)), (4, ("sft.compute.remat=full", "sft.accumulate=2")),
-        (2, ("sft.compute.remat=full", "sft.accumulate=4", "sft.optimizer.moment_dtype=bfloat16")), (0, None),
+        (2, ("sft.compute.remat=full", "sft.accumulate=4", "sft.optimizer.moment_dtype=bfloat16")),
+        (1, ("sft.compute.remat=full", "sft.accumulate=4", "sft.optimizer.moment_dtype=bfloat16",
+             "sft.optimizer.offload=True")),
+        (-1, None),
     ):  # fmt: skip
         limits.append(limit)
         assert nearest.nearest(stage, recipe(stage), POD, tmp_path, lambda text: None) == told

@@ -1,8 +1,8 @@
 """Where a stage does not fit its pod: the nearest settings with which it does, found by compiling.
 
 On the pod and the mesh that were asked for first: more computed again in the backward pass, smaller micro-batches,
-fewer rows decoded at once, moments in bfloat16, whichever the program that does not fit can use. Then other meshes on
-the same pod, then larger pods, each with the same means.
+fewer rows decoded at once, moments in bfloat16 or on the host, whichever the program that does not fit can use. Then
+other meshes on the same pod, then larger pods, each with the same means.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:
 
 
 def _smaller_moments(stage: Stage) -> dict[str, Any] | None:
-    """Moments in bfloat16, the second too where its decay lets it; of the value model as well."""
+    """Moments in bfloat16, the second too where its decay lets it, then in the host's memory; of the value model as
+    well."""
     if not isinstance(stage, Train):
         return None
     changed: dict[str, Any] = {}
@@ -136,4 +137,6 @@ def _smaller_moments(stage: Stage) -> dict[str, Any] | None:
         for moment in ("moment_dtype", *(["second_moment_dtype"] if optimizer.b2 <= 0.99 else [])):
             if getattr(optimizer, moment) != "bfloat16":
                 changed[f"{name}.{moment}"] = "bfloat16"
+    if not changed:
+        changed = {f"{name}.offload": True for name, optimizer in optimizers.items() if not optimizer.offload}
     return changed or None

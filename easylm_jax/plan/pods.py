@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from easylm_jax import files
 from easylm_jax.config import RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
 from easylm_jax.plan import alike, report, topology
@@ -86,6 +88,7 @@ def plan(found: Sequence[Group], folder: Path, say: Say) -> None:
             say(f"{name}, {stage.name}: {group.error[:300]}")
             continue
         finally:
+            jax.clear_caches()  # traced programs, of which there are hundreds
             gc.collect()
         group.programs = [row.as_json() for row in rows]
         kept.mkdir(parents=True, exist_ok=True)
