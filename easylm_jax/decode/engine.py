@@ -176,7 +176,9 @@ class _Call:
         self.state = {name: np.zeros(self.rows, np.int32) for name in ("token", "count", "prompt", "sample")}
         longest = max((len(prompt) - 1 for prompt in request.prompts), default=0)
         slack = engine.block if count > self.rows else 0
-        self.most_columns = _round_up(engine.bucket(longest) + request.max_new_tokens + slack, 32)
+        # A TPU's attention kernel takes columns in tiles of 128.
+        tile = 128 if engine.model.platform == "tpu" else 32
+        self.most_columns = _round_up(engine.bucket(longest) + request.max_new_tokens + slack, tile)
         greedy = request.temperature == 0
         self.mode = Mode(greedy, not greedy and request.top_k is not None, not greedy and request.top_p is not None,
                          request.scores)  # fmt: skip

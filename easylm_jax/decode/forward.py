@@ -18,6 +18,7 @@ from easylm_jax.decode import cache as kv
 from easylm_jax.decode.cache import Cache
 from easylm_jax.sharding import parameter_shardings
 from models.attention import MASKED, attention
+from models.decode_attention import decode_attention, fits_kernel
 from models.decoder import Decoder, Params, cast_kernels
 from models.heads import head_logits
 from models.layers import residual_norm
@@ -152,17 +153,30 @@ def step(
         counts: int32 [B], tokens that each row holds already; the position of the new one.
         clock: int32 scalar; a row's tokens lie in the `counts` columns before it.
     """
-    attend = functools.partial(attend_cached, counts=counts, clock=clock)
+    attend = functools.partial(
+        attend_cached, counts=counts, clock=clock, platform=model.platform, batch_axes=model.compute.batch_axes
+    )
     x = weights["embed"]["table"][tokens[:, None]]
     x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
     hidden = residual_norm(model.config).apply({"params": weights["norm"]}, x)[:, 0]
     return head_logits(hidden, weights["head"]), cache
 
 
-def attend_cached(q, k, v, window, part, layer, *, counts, clock) -> tuple[jax.Array, Any]:
-    """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own."""
+def attend_cached(
+    q, k, v, window, part, layer, *, counts, clock, platform: str = "cpu", batch_axes: tuple[str, ...] | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, Any]:  # fmt: skip
+    """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own.
+
+    By the kernel of `models/decode_attention.py` where that applies to a stacked cache, by plain products elsewhere.
+    """
     part = kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), clock)
     columns = jax.tree.leaves(part)[0].shape[-2]
+    if layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype):
+        out = decode_attention(
+            q[:, 0], *part, layer, counts, clock, window=window, batch_axes=batch_axes, interpret=interpret
+        )
+        return out[:, None], part
     start: Any = 0
     if window is not None and 2 * window <= columns:  # a copy of few columns is cheaper than reading all of them
         columns, start = window, jnp.clip(clock - window + 1, 0, columns - window)
