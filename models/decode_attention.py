@@ -1,7 +1,8 @@
 """Attention of one new token a row over its cached keys and values: a Pallas kernel for TPUs.
 
 The cache of all layers is one operand [L, B, KV, C, hd] that stays where it lies; the layer's number is prefetched, so
-that only its blocks are fetched, and of those only what holds columns that a row can see. Softmax is online, in float32.
+that only its blocks are fetched, and of those only what holds columns that a row can see. Softmax is online and in
+float32.
 
 What limits it: every cached byte is read once and each 128 × 128 tile of it enters a matrix unit once. The static
 schedule of one step of the grid (8 heads × 1,024 columns in bfloat16, 4 MiB) is about 1,500 bundles on v5e and v5p, of

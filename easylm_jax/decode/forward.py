@@ -157,6 +157,8 @@ def step(
         attend_cached, counts=counts, clock=clock, platform=model.platform, batch_axes=model.compute.batch_axes
     )
     x = weights["embed"]["table"][tokens[:, None]]
+    if model.compute.batch_axes is not None:  # rows that are split further to draw their tokens come together here
+        x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.compute.batch_axes))
     x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
     hidden = residual_norm(model.config).apply({"params": weights["norm"]}, x)[:, 0]
     return head_logits(hidden, weights["head"]), cache

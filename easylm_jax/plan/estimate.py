@@ -1,7 +1,8 @@
 """From a compiled program's costs to seconds: an interval, never a measured number.
 
     compute   cycles that the compiler estimates, over the clock
-    kernels   attention FLOPs over the peak and an assumed share of it (the compiler tells no cycles for kernels)
+    kernels   their FLOPs over the peak and an assumed share of it, or the bytes that they declare over the memory's
+              bandwidth, whichever takes longer (the compiler tells no cycles for kernels)
     network   bytes on the wire over the links of the torus
     high      all of them one after the other; low: overlapped collectives wholly hidden
 
@@ -43,9 +44,10 @@ def seconds(costs: Costs, topology: Topology) -> Seconds:
     for it in costs.collectives:
         across = it.group > slice_devices or (topology.slices > 1 and it.group == topology.slices)
         wire[it.overlapped] += it.times * it.wire / (chip.network if across else links(topology))
-    return Seconds(
-        costs.cycles / chip.clock, costs.kernel_flops / (chip.flops * chip.kernel_share), wire[False], wire[True]
+    kernels = sum(
+        max(flops / (chip.flops * chip.kernel_share), moved / chip.bandwidth) for flops, moved in costs.kernels
     )
+    return Seconds(costs.cycles / chip.clock, kernels, wire[False], wire[True])
 
 
 def links(topology: Topology) -> float:

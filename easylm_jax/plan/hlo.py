@@ -26,6 +26,7 @@ _CONSTANT = re.compile(r"[su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:mesh\[([^\]]*)\] \{([^}]*)\}|\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _NAME = re.compile(r'op_name="([^"]*)"')
+_DECLARED = re.compile(r'"cost_estimate":\{"flops":"?(\d+)"?[^}]*"bytes_accessed":"?(\d+)')
 _UNKNOWN = 1 << 62  # cycles that the compiler does not know
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # Matrix products of one causal attention that each splash kernel does, forward having two (spec of its own backward).
@@ -68,6 +69,7 @@ class Costs:
     matmul_flops: float
     collectives: tuple[Collective, ...]
     hottest: tuple[tuple[str, int], ...]
+    kernels: tuple[tuple[float, float], ...] = ()  # FLOPs and bytes of each that declares them, of all its runs
 
     def wire(self, overlapped: bool) -> float:
         """Bytes that one device sends in collectives that are overlapped, or that are not."""
@@ -113,6 +115,7 @@ class Program:
         self._count(self.entry, 1, times)
         cycles = copies = 0
         kernel = matmul = 0.0
+        kernels: list[tuple[float, float]] = []
         collectives: list[Collective] = []
         hottest: collections.Counter[str] = collections.Counter()
         fused = self._fused
@@ -120,7 +123,9 @@ class Program:
             for it in self.computations[name]:
                 matmul += count * self._products(it)
                 if it.opcode in ("custom-call",) and "tpu_custom_call" in it.text:
-                    kernel += count * _attention_flops(it)
+                    flops, moved = _declared(it)
+                    kernel += count * flops
+                    kernels.append((count * flops, count * moved))
                 kind = it.opcode.removesuffix("-start")
                 if kind in _COLLECTIVES and not self._goes_on(it, name):
                     aside = "chain_id=" in it.text or bool(self.threads.get(name))
@@ -133,7 +138,7 @@ class Program:
                     cycles += spent
                     copies += spent if it.opcode == "copy" else 0
                     hottest[_place(it)] += spent
-        return Costs(cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)))
+        return Costs(cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)), tuple(kernels))
 
     def _goes_on(self, it: _Instruction, name: str) -> bool:
         """Whether this is a later part of a collective that was begun in another fusion. One that is spread over
@@ -277,6 +282,15 @@ def _place(it: _Instruction) -> str:
     found = _NAME.search(it.text)
     parts = [part for part in found[1].split("/") if part not in ("while", "body", "closed_call")] if found else []
     return "/".join(parts[-4:]) or it.opcode
+
+
+def _declared(it: _Instruction) -> tuple[float, float]:
+    """FLOPs and bytes of memory that a kernel declares (`cost_estimate`). JAX's own splash kernel is known by its name:
+    what it does declare takes no mask into account."""
+    known, found = _attention_flops(it), _DECLARED.search(it.text)
+    if known or found is None:
+        return known, 0.0
+    return float(found[1]), float(found[2])
 
 
 def _attention_flops(it: _Instruction) -> float:
