@@ -1,0 +1,114 @@
+"""A step of decoding on TPU pods, projected from the compiled program: OLMo 2 7B over a full cache.
+
+    python benchmarks/decode_pods.py                       # the table of docs/decoding.md
+    python benchmarks/decode_pods.py --layers 4 --plain    # fewer layers; the path without the kernel beside it
+
+Needs the TPU compiler (pip install 'jax[tpu]'), no TPU. Nothing is measured: seconds are `easylm plan`'s projection, of
+the body of the loop over tokens. The floor is the time to read the weights and the cache once from memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+from typing import Any
+from unittest import mock
+
+from common import BenchmarkError, run_main
+
+# pod, mesh, rows that are decoded at once
+CASES = (
+    ("v5p:2x2x1", "tp=4", 64), ("v5p:2x2x1", "tp=4", 128), ("v5p:2x2x1", "tp=4", 256),
+    ("v5e:4x4", "tp=16", 64), ("v5e:4x4", "tp=16", 128), ("v5e:4x4", "dp=4,tp=4", 128),
+)  # fmt: skip
+MODEL = "allenai/OLMo-2-1124-7B-SFT"
+
+
+def body(program: Any) -> str:
+    """The computation of one token: the body of the loop in the entry computation that holds a loop itself."""
+    from easylm_jax.plan import hlo
+
+    loops = [hlo._BODY.search(it.text) for it in program.computations[program.entry] if it.opcode == "while"]
+    names = [found[1] for found in loops if found]
+    return max(names, key=lambda name: len(program.computations[name]))
+
+
+def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, plain: bool) -> dict[str, Any]:
+    """One case: bytes that a step must read, its floor, the projection and the peak."""
+    import jax
+
+    from easylm_jax.decode import forward
+    from easylm_jax.mesh import make_mesh
+    from easylm_jax.plan import estimate, hlo, programs, shapes, topology
+    from models.config import Compute
+
+    topo = topology.parse(pod)
+    mesh = make_mesh(mesh_text, topo.devices())
+    source = shapes.model(
+        shapes.released(MODEL).replace(layers=layers), programs._compute(Compute(dtype="bfloat16"), mesh)
+    )
+    found = programs._writing(source, mesh, rows, columns, rows, columns // 2, {})
+    decode = next(one for one in found if one.name == "decode")
+    choice = contextlib.nullcontext() if not plain else mock.patch.object(forward, "fits_kernel", lambda *_: False)
+    with choice, jax.set_mesh(mesh):
+        lowered = decode.lower()
+    row: dict[str, Any] = {"pod": pod, "mesh": mesh_text, "rows": rows, "path": "plain" if plain else "kernel"}
+    weights, cache = _read(lowered, mesh)
+    floor = (weights + cache) / topo.chip.bandwidth
+    row |= {"gigabytes": (weights + cache) / 1e9, "floor_ms": floor * 1e3}
+    try:
+        with jax.set_mesh(mesh):
+            made = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return row | {"fits": False, "says": " ".join(str(error).split())[:160]}
+    program = hlo.Program(made.as_text())
+    whole = estimate.seconds(program.costs(), topo).high
+    program.entry = body(program)
+    step = estimate.seconds(program.costs(), topo).high
+    return row | {
+        "fits": True, "step_ms": step * 1e3, "ratio": step / floor, "outside_ms_of_32": (whole - step) * 1e3,
+        "peak_gib": made.memory_analysis().peak_memory_in_bytes / 2**30,
+        "arguments_gib": made.memory_analysis().argument_size_in_bytes / 2**30,
+    }  # fmt: skip
+
+
+def _read(lowered: Any, mesh: Any) -> tuple[float, float]:
+    """Bytes on one device of the weights that a step reads (of the embedding only a few rows) and of the cache."""
+    import jax
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    weights, cache = (jax.tree.map(lambda leaf: leaf._aval, tree) for tree in lowered.args_info[0][0:2])
+    weights = {name: part for name, part in weights.items() if name != "embed"}
+    return size(weights) / mesh.shape["tp"], size(cache) / mesh.size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A step of decoding on TPU pods, projected")
+    parser.add_argument("--columns", type=int, default=2048, help="tokens in the cache of each row")
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--plain", action="store_true", help="also the path without the kernel")
+    options = parser.parse_args()
+    if importlib.util.find_spec("libtpu") is None:
+        raise BenchmarkError("needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
+    from easylm_jax.plan import topology
+
+    topology.quiet()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    rows = []
+    for case in CASES:
+        for plain in (True, False) if options.plain else (False,):
+            rows.append(compiled(*case, options.columns, options.layers, plain))
+            print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()))
+    worst = max((row["ratio"] for row in rows if row["path"] == "kernel" and row["fits"]), default=None)
+    print(json.dumps({"worst_ratio": worst, "model": MODEL, "layers": options.layers, "columns": options.columns,
+                      "cases": rows}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(main)
