@@ -155,7 +155,8 @@ def _kernel(
 def _row(r: int, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum_ref) -> None:
     """One row's online softmax over a block: `m` largest score so far, `total` of the weights, `sum` of values."""
     heads, q = k_ref.shape[2], q_ref[r]
-    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
+    # Said outright: under a default of "highest" the compiler refuses 16-bit products.
+    precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
     scores = jnp.zeros((q.shape[0], seen.shape[1]), jnp.float32)
     for h in range(heads):
