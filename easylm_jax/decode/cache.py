@@ -4,6 +4,10 @@ A layer's keys (and its values) are one array [rows, KV, columns, hd], head-majo
 keys as one run. All rows write the same column at the same step: column `clock`. A row's keys are therefore the last
 `count` columns before the clock, wherever its prompt began, and one update in place serves all rows.
 
+This order of axes also serves a TPU: columns and head size fill its tiles with no padding however many heads a device
+has, and a kernel takes its operands in row-major order, so that the compiler has no other order to copy the cache into
+where a loop begins and ends (`models/decode_attention.py`).
+
 Two layouts. "listed": a list with a pair of arrays for each layer, for programs that unroll the layers. "stacked": one
 pair with a leading layer axis, for programs that scan them. Both are carried through loops and donated to programs.
 """
