@@ -1,8 +1,8 @@
 """Where a stage does not fit its pod: the nearest settings with which it does, found by compiling.
 
 On the pod and the mesh that were asked for first: more computed again in the backward pass, smaller micro-batches,
-fewer rows decoded at once, moments in bfloat16 or on the host, whichever the program that does not fit can use. Then
-other meshes on the same pod, then larger pods, each with the same means.
+fewer rows decoded at once, weights that write split over more devices, moments in bfloat16 or on the host, whichever
+the program that does not fit can use. Then other meshes on the same pod, then larger pods, each with the same means.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def with_fields(stage: Stage, changed: dict[str, Any]) -> Stage:
 
 def _next(stage: Stage, split: int, over: str) -> dict[str, Any] | None:
     """The next change that could help a program that does not fit, or "resident", what stays on the devices."""
-    if over == "weights":  # whole on every part of the batch: only more of tp, or another pod, makes them smaller
-        return None
+    if over == "weights":  # whole on every part of the batch
+        return _split_weights(stage)
     if over.endswith(_WRITING):
-        return _fewer_rows(stage, split) or _smaller_moments(stage)
+        return _fewer_rows(stage, split) or _split_weights(stage) or _smaller_moments(stage)
     if over != "resident" and isinstance(stage, Train):
         if stage.compute.remat != "full":
             return {"compute.remat": "full"}
@@ -114,6 +114,14 @@ def _next(stage: Stage, split: int, over: str) -> dict[str, Any] | None:
         if cut is not None:
             return {"accumulate": cut}
     return _smaller_moments(stage)
+
+
+def _split_weights(stage: Stage) -> dict[str, Any] | None:
+    """Twice as many devices for a copy of the weights that write."""
+    if not hasattr(stage, "decode_mesh"):
+        return None
+    before = _SPLITS.index(stage.decode_mesh) if stage.decode_mesh in _SPLITS else 0
+    return {"decode_mesh": _SPLITS[before + 1]} if before + 1 < len(_SPLITS) else None
 
 
 def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:

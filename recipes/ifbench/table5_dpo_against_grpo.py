@@ -21,6 +21,7 @@ answers = BestOfN(
     sampling=Sampling(2048, temperature=1.0, slots=384),
     reward=stages.REWARD,
     compute=Compute(dtype="bfloat16"),
+    decode_mesh="fsdp=8,tp=4",  # the weights, whole on every four chips, are too large for two
 )
 
 

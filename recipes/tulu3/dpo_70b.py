@@ -27,6 +27,7 @@ recipe = Recipe(
             (Entry("SFT", (SFT,)), Entry("DPO", ("dpo",), over="SFT")),
             published.TABLE_5,
             SFT,
+            decode_mesh="fsdp=32,tp=4",  # the weights, whole on every four chips, are too large for one
         ),
     ),
 )
