@@ -15,6 +15,7 @@ from easylm_jax.config import Pretrain, Recipe, Train
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.fields import digest
 from easylm_jax.optimizer import make_optimizer
+from easylm_jax.mesh import parse_mesh
 from easylm_jax.plan import topology
 from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_rows, parameter_shardings
@@ -106,8 +107,8 @@ def test_recipe_names_its_paper_and_table(name):
 @pytest.mark.parametrize("name", SINGLE)
 def test_recipe_fits_the_pod_it_names(name):
     recipe = load(name)
-    chips = topology.parse(recipe.pod).count
-    mesh = jax.sharding.AbstractMesh((1, 1, chips, 1, 1), ("slice", "dp", "fsdp", "ep", "tp"))
+    sizes = parse_mesh("fsdp=-1", topology.parse(recipe.pod).count)
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     for stage in recipe.stages:
         preset = preset_of(recipe, stage)
         model = models.build(preset, stage.compute)
