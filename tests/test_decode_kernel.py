@@ -42,10 +42,10 @@ def apart(got, want):
 @pytest.mark.parametrize(
     ("rows", "heads", "kv", "columns", "window", "block"),
     [
-        (4, 8, 8, 256, None, 128),  # a query a head
+        (3, 8, 8, 256, None, 128),  # a query a head
         (4, 8, 2, 384, None, 128),  # groups of four
         (6, 2, 1, 384, 100, 128),  # one head, several rows a block, a window
-        (2, 16, 16, 320, None, 128),  # ragged: the last block is half there
+        (2, 4, 4, 320, None, 128),  # ragged: the last block is half there
         (4, 4, 4, 256, 3, None),
     ],
 )
@@ -54,10 +54,10 @@ def test_the_kernel_attends_to_a_rows_own_columns(rows, heads, kv, columns, wind
     q, keys, values = case(rows, heads, kv, columns, dtype)
     clock = columns - 21
     counts = np.linspace(0, clock, rows).astype(np.int32)  # the first row has nothing but its own new token
-    for layer in (0, 2):
-        out = decode_attention(q, keys, values, layer, counts, clock, window=window, block=block, interpret=True)
-        assert out.dtype == q.dtype
-        assert apart(out.astype(jnp.float32), reference(q, keys, values, layer, counts, clock, window)) <= bound
+    layer = rows % LAYERS
+    out = decode_attention(q, keys, values, layer, counts, clock, window=window, block=block, interpret=True)
+    assert out.dtype == q.dtype
+    assert apart(out.astype(jnp.float32), reference(q, keys, values, layer, counts, clock, window)) <= bound
 
 
 def test_what_no_row_can_see_is_never_used():
@@ -98,7 +98,7 @@ def test_blocks_fill_fast_memory_and_divide_the_cache():
 
 def test_generation_through_the_kernel_gives_the_tokens_of_the_plain_path(monkeypatch):
     config = DecoderConfig(
-        "olmo3", layers=4, width=256, heads=2, kv_heads=1, ffn=64, vocab=VOCAB, context=256, qk_norm=True, window=9,
+        "olmo3", layers=2, width=256, heads=2, kv_heads=1, ffn=64, vocab=VOCAB, context=256, qk_norm=True, window=9,
         full_attention_every=2,
     )  # fmt: skip
     model = models.build(config)
@@ -109,7 +109,7 @@ def test_generation_through_the_kernel_gives_the_tokens_of_the_plain_path(monkey
     def generated():
         engine = Engine(model, slots=4, block=8, unroll=False)
         engine.least_bucket = 64  # columns in whole tiles of 128
-        return engine.generate(params, prompts, max_new_tokens=20, samples=2, seed=1)
+        return engine.generate(params, prompts, max_new_tokens=12, samples=2, seed=1)
 
     plain = generated()
     calls = []
