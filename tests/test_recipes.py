@@ -14,8 +14,8 @@ import models
 from easylm_jax.config import Pretrain, Recipe, Train
 from easylm_jax.experiment import Experiment, load_recipe
 from easylm_jax.fields import digest
-from easylm_jax.optimizer import make_optimizer
 from easylm_jax.mesh import parse_mesh
+from easylm_jax.optimizer import make_optimizer
 from easylm_jax.plan import topology
 from easylm_jax.schedules import Schedule
 from easylm_jax.sharding import check_rows, parameter_shardings
