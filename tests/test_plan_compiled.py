@@ -70,6 +70,7 @@ def test_every_program_of_a_tiny_recipe_and_its_kernels_are_compiled(pod, tmp_pa
     train = rows["sft", "train"]
     assert 0.9 < train["compiled_flops_ratio"] < 1.5  # the model's own FLOPs, read from the compiled text
     assert train["seconds"]["kernels"] > 0  # attention, forward and backward
+    assert rows["ppo", "decode"]["seconds"]["kernels"] > 0  # attention over the cache
     assert all(0 < row["step_seconds"][0] <= row["step_seconds"][1] for row in rows.values())
 
 

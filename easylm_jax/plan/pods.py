@@ -155,7 +155,9 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cells(group: Group, took: Sequence[Took]) -> list[str]:
-    head = [report.described(group.stage, group.recipe), group.topology.name, group.recipe.mesh]
+    written = getattr(group.stage, "decode_mesh", None)
+    mesh = group.recipe.mesh if written is None else f"{group.recipe.mesh}, writes on {written}"
+    head = [report.described(group.stage, group.recipe), group.topology.name, mesh]
     known = dict.fromkeys(one.text for one in took for member in group.members if _is_of(one, *member))
     tail = ["; ".join(known), _names(group.members)]
     if group.error is not None:
