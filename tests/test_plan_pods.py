@@ -1,6 +1,7 @@
 """Many recipes at once, sweeps and nearest settings, with no compiler: who is alike, what is tried, what pages say."""
 
 import dataclasses
+from xml.etree import ElementTree
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ from test_plan import RECIPE
 from easylm_jax.config import DPO, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source
 from easylm_jax.experiment import load_recipe
 from easylm_jax.mesh import make_mesh
-from easylm_jax.plan import alike, nearest, pods, programs, report, sweep, topology
+from easylm_jax.plan import alike, nearest, pods, programs, report, scale, sweep, topology
 from models.errors import UserError
 from recipes.__main__ import FOLDER, recipe_files
 from recipes.durations import DURATIONS
@@ -187,3 +188,29 @@ def test_kinds_of_stages_that_run_programs_are_all_planned_and_described():
     assert isinstance(table, programs.PLANNED) and not any(pods.KINDS[kind](table) for kind in ("train", "rl"))
     assert report.described(SFT, recipe(SFT)) == "SFT, olmo2 of width 256; 8 × 128 tokens"
     assert report.described(GRPO, recipe(SFT, GRPO)) == "GRPO, olmo2 of width 256; 4 × 4 answers of 64 + 64 tokens"
+
+
+def test_a_sweeps_section_is_replaced_and_its_figure_is_valid_xml(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "versions", lambda: "a compiler")
+    program = {
+        **PROGRAM,
+        "flops": 1e12,
+        "runs_per_step": 2.0,
+        "seconds": {"compute": 0.6, "kernels": 0.1, "exposed_collectives": 0.25, "hidden_collectives": 0.05},
+    }
+    found = sweep.points(SFT, recipe(SFT), POD, sweep.parse(["chips=4..16x2"]), "weak")
+    for point in found[:2]:
+        point.programs = [program]
+    found[2].refused = "it cannot"
+    page = tmp_path / "page.md"
+    for command in ("first", "second"):
+        scale.write(page, found, recipe(SFT), "weak", command)
+    text = page.read_text()
+    assert text.count("## ") == 1 and "`second`" in text and "`first`" not in text
+    assert "| 8 | v5e:2x4 | fsdp=-1 | 16 | 1 | none | yes | 8.0 of 15.8 | 1–2 | 128 | 1 % | 25 % |" in text
+    assert "no: it cannot" in text
+    (drawn,) = tmp_path.glob("*.svg")
+    labels = [node.text for node in ElementTree.parse(drawn).iter() if node.tag.endswith("text")]
+    assert {"4", "8", "seconds of a step", "tokens/s a chip", "GiB of a device"} <= set(labels)
+    same = scale.figure(found[:1], "one pod")
+    assert "network, waited for" in "".join(ElementTree.fromstring(same).itertext())
