@@ -51,6 +51,7 @@ def _planned(arguments: argparse.Namespace) -> int:
     groups = pods.groups(recipes, kinds)
     if not groups:
         raise UserError("none of these recipes names a pod and has such a stage")
+    groups[0].topology.devices()  # a compiler that is missing is told once, and not for every group
     pods.plan(groups, Path(arguments.out) / "plans", lambda text: print(text, file=sys.stderr, flush=True))
     page = pods.page(groups, DURATIONS, "make plan-all")
     Path(arguments.write).write_text(page, encoding="utf-8")

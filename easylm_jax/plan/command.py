@@ -91,6 +91,7 @@ def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
     stage = recipe.stage(arguments.stage)
     if not isinstance(stage, programs.PLANNED):
         raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
+    topology.devices()  # a compiler that is missing is told once, and not for every point
     points = sweep.points(stage, recipe, topology, axes, arguments.scaling)
     sweep.run(points, recipe, Path(arguments.out) / "plans", _say)
     print(f"{scale.title(recipe, points[0], arguments.scaling)}\n\n{report.aligned(sweep.table(points))}")
