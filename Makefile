@@ -71,12 +71,13 @@ test-plan: $(VENV)/.setup
 plan-all: $(VENV)/.plan
 	nice $(BIN)/python -m recipes.pods $(PLAN_FLAGS)
 
-# The same two stages from 8 to 4,096 chips, into docs/scale.md: half an hour on two cores.
+# Two stages from 8 to 4,096 chips, into docs/scale.md: an hour on two cores.
 SWEEP := nice $(BIN)/easylm plan --write docs/scale.md --sweep chips=8..4096x8
 plan-scale: $(VENV)/.plan
 	$(SWEEP) recipes/olmo2/sft_7b.py --stage sft --scaling weak
 	$(SWEEP) recipes/olmo2/sft_7b.py --stage sft --scaling strong
 	$(SWEEP) recipes/olmo2/rlvr_7b.py --stage ppo --scaling weak
+	$(SWEEP) recipes/olmo2/rlvr_7b.py --stage ppo --scaling strong
 
 quickstart: $(VENV)/.setup
 	$(BIN)/easylm run recipes/quickstart.py
