@@ -1,14 +1,130 @@
-"""Context parallelism: attention over parts of the sequence."""
+"""Every layout trains alike: losses, gradients and checkpoints are those of one device, on eight simulated ones.
+
+One table: a mesh, what else is chosen, and whether it is slow. Compared in float32, to 1e-6 relative.
+"""
 
 import functools
 
 import jax
 import numpy as np
+import pair_batches
 import pytest
+import test_meshes as kit
 from test_model_attention import random_inputs
 
+import models
+from easylm_jax import sharding
+from easylm_jax.checkpoint import Checkpointer
 from easylm_jax.mesh import BATCH_AXES, make_mesh
+from easylm_jax.objectives import policy_optimization, preference_optimization, reward_modelling, value_regression
+from easylm_jax.steps import gradients
 from models.attention import _splash, attention, balanced_order
+from models.config import Compute
+from models.decoder import _REMAT
+from models.errors import UserError
+
+LAYOUTS = [
+    ("dp=8", {}),
+    ("fsdp=8", {}),
+    ("fsdp=4,tp=2", {}),
+    ("slice=2,fsdp=4", {}),
+    ("fsdp=2,cp=2,tp=2", {}),
+]
+SLOW = [
+    ("tp=4", {}),
+    ("dp=2,fsdp=2,tp=2", {"shape": "qwen2"}),  # biases, tied embeddings
+    ("slice=2,dp=2,fsdp=2", {}),
+    ("cp=8", {}),
+    ("slice=2,cp=2,tp=2", {}),
+    ("dp=2,fsdp=2,cp=2", {"shape": "qwen2"}),
+    ("fsdp=8", {"offload": True}),
+    ("fsdp=4,cp=2", {"offload": True}),
+    *[(mesh, {"remat": name}) for mesh in ("fsdp=4,tp=2", "fsdp=4,cp=2") for name in _REMAT],
+]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "choices"),
+    [*LAYOUTS, *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_losses_and_gradient_norms_of_every_layout_equal_those_of_one_device(mesh, choices, record_property):
+    """One device keeps all that the backward pass needs, and its moments beside the parameters."""
+    losses, norms, state = kit.program(mesh, **choices).train()
+    same = {name: value for name, value in choices.items() if name not in ("remat", "offload")}
+    expected, expected_norms, _ = kit.one_device(**same)
+    record_property("largest relative difference", kit.relative([*losses, *norms], [*expected, *expected_norms]))
+    assert len(set(expected)) == kit.STEPS  # the parameters did move
+    assert kit.relative(losses, expected) <= 1e-6
+    assert kit.relative(norms, expected_norms) <= 1e-6
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves((state.opt.mu, state.opt.nu))}
+    assert kinds == {sharding.HOST_MEMORY if choices.get("offload") else "device"}
+
+
+SIDES = ("chosen", "rejected")
+
+
+def pairs():
+    """Rows of preference pairs side by side, and what a reference model said of them."""
+    made = [pair_batches.packed(seed) for seed in range(3)]
+    batch = {name: np.concatenate([np.asarray(one[name]) for one in made])[:8] for name in made[0]}
+    rng = np.random.default_rng(0)
+    sides = {f"reference_{side}": rng.normal(-15, 2, batch["margins"].shape).astype("f4") for side in SIDES}
+    return batch | sides
+
+
+def responses():
+    """Rows of a prompt and a response, and what a rollout found out about every token."""
+    rng, batch = np.random.default_rng(1), pairs()
+    mask = batch["loss_weights"] * (batch["segment_ids"] == 1)
+    numbers = {name: rng.normal(size=mask.shape).astype("f4") for name in ("advantages", "old_values", "returns")}
+    return {**batch, "mask": mask, "old_logprobs": rng.normal(-4, 1, mask.shape).astype("f4"), **numbers}
+
+
+OBJECTIVES = {
+    "dpo": (lambda model: preference_optimization(model, "dpo", beta=0.1, reference="cached"), pairs, False),
+    "reward model": (reward_modelling, pairs, True),
+    "policy": (policy_optimization, responses, False),
+    "value": (lambda model: value_regression(model, clip=0.2, coefficient=0.5), responses, True),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_over_parts_of_sequences_have_the_loss_and_gradient_of_whole_ones(name):
+    objective, batch, scalar = OBJECTIVES[name]
+    config = pair_batches.CONFIG.replace(scalar_head=scalar)
+    params = jax.device_get(jax.jit(models.build(config).init)(jax.random.key(2)))
+    found = []
+    for mesh in (make_mesh("dp=1", jax.devices()[:1]), make_mesh("fsdp=2,cp=2,tp=2")):
+        model = models.build(config, sharding.computed_on(Compute(), mesh))
+        placed = jax.device_put(params, sharding.parameter_shardings(params, model.sharding_rules, mesh))
+        with jax.set_mesh(mesh):
+            run = jax.jit(functools.partial(gradients, objective(model), frozen={}))
+            inputs = placed, jax.device_put(batch(), sharding.batch_sharding(mesh)), jax.random.key(0)
+            found.append(jax.device_get(run.lower(*inputs).compile(kit.QUICK)(*inputs)))
+    (want, loss, _), (got, parted, _) = found
+    assert loss != 0 and kit.relative(parted, loss) <= 1e-6
+    kit.assert_tree_close(got, want, 2e-6)
+
+
+@pytest.mark.parametrize(("saved", "restored"), [("fsdp=4,tp=2", "fsdp=2,cp=2,tp=2"), ("fsdp=2,cp=2,tp=2", "dp=8")])
+def test_a_checkpoint_of_one_layout_comes_back_on_another(saved, restored, tmp_path):
+    """Also where the moments lie in the host's memory on one side."""
+    first, then = kit.program(saved), kit.program(restored, offload=True)
+    state = first.state()
+    with Checkpointer(tmp_path, asynchronous=False) as checkpointer:
+        checkpointer.save(1, state, {})
+        abstract = jax.eval_shape(then.fresh, then.model.abstract_params())
+        back, _ = checkpointer.restore(sharding.placed(abstract, then.layout), 1)
+    for leaf, place, before in zip(*map(jax.tree.leaves, (back, then.layout, state)), strict=True):
+        assert leaf.sharding.is_equivalent_to(place, leaf.ndim) and leaf.sharding.memory_kind == place.memory_kind
+        np.testing.assert_array_equal(leaf, before)
+
+
+def test_lengths_that_parts_do_not_divide_are_told_in_one_line():
+    with pytest.raises(UserError, match="cp=4 cannot split 66 tokens of a sequence; choose a size that divides 66"):
+        sharding.check_length(66, make_mesh("fsdp=2,cp=4"))
+    sharding.check_length(64, make_mesh("fsdp=2,cp=4"))
 
 
 def out_and_gradients(attend, weights):

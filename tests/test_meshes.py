@@ -1,4 +1,4 @@
-"""The same training on every mesh, however rows are cut and packed: losses agree to 1e-6, arrays are really split."""
+"""A mesh really splits arrays; rows give the same training however they are cut and packed (losses agree to 1e-6)."""
 
 import functools
 import math
@@ -25,7 +25,6 @@ SHAPES = {
     "olmo2": CONFIG.replace(head_dim=8),
     "qwen2": CONFIG.replace(head_dim=8, qk_norm=False, qkv_bias=True, norm_placement="pre", tie_embeddings=True),
 }
-LAYOUTS = ("dp=8", "fsdp=8", "fsdp=4,tp=2", "tp=4", "slice=2,dp=2,fsdp=2")
 STEPS, ROWS, LENGTH = 5, 16, 64
 # Less of LLVM's work halves the time to compile; the partitioned program is the same.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -82,12 +81,14 @@ def batches() -> list[dict[str, np.ndarray]]:
 class Program:
     """A train step on a mesh, put together as the trainer does it."""
 
-    def __init__(self, text: str, shape: str = "olmo2"):
+    def __init__(self, text: str, shape: str = "olmo2", remat: str = "none", **optimizer):
         self.mesh = mesh_of(text)
-        self.model = models.build(SHAPES[shape], sharding.computed_on(Compute(), self.mesh))
-        self.optimizer = make_optimizer(OptimizerConfig("1e-3 cosine to 10% warmup 2 steps"), STEPS)
+        self.model = models.build(SHAPES[shape], sharding.computed_on(Compute(remat=remat), self.mesh))
+        self.optimizer = make_optimizer(OptimizerConfig("1e-3 cosine to 10% warmup 2 steps", **optimizer), STEPS)
         abstract = jax.eval_shape(self.fresh, self.model.abstract_params())
         self.layout = sharding.state_shardings(abstract, self.model.sharding_rules, self.mesh, REPLICATED_STATE)
+        if self.optimizer.config.offload:
+            self.layout = sharding.with_moments_on_host(self.layout)
         self.batch_layout = sharding.batch_sharding(self.mesh)
         everywhere = jax.sharding.NamedSharding(self.mesh, P())
         objective = language_modelling(self.model, z_loss=1e-4)
@@ -135,8 +136,8 @@ def first_parameters(config: DecoderConfig):
 
 
 @functools.cache
-def one_device(shape: str = "olmo2"):
-    return program("dp=1", shape).train()
+def one_device(shape: str = "olmo2", **optimizer):
+    return program("dp=1", shape, **optimizer).train()
 
 
 def relative(a, b) -> float:
@@ -150,29 +151,13 @@ def assert_tree_close(a, b, tolerance: float) -> None:
         assert np.abs(x - y).max() <= tolerance * max(np.abs(y).max(), 1e-30), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_losses_on_every_mesh_equal_those_of_one_device(layout, record_property):
-    losses, norms, _ = program(layout).train()
-    expected, expected_norms, _ = one_device()
-    record_property("largest relative difference", relative(losses, expected))
-    assert len(set(expected)) == STEPS  # the parameters did move
-    assert relative(losses, expected) <= 1e-6
-    assert relative(norms[:1], expected_norms[:1]) <= 1e-6
-
-
-def test_biases_and_tied_heads_train_alike_on_a_mixed_mesh(record_property):
-    losses, _, _ = program("dp=2,fsdp=2,tp=2", "qwen2").train()
-    record_property("largest relative difference", relative(losses, one_device("qwen2")[0]))
-    assert relative(losses, one_device("qwen2")[0]) <= 1e-6
-
-
-@pytest.mark.parametrize("layout", ("fsdp=4,tp=2", "slice=2,dp=2,fsdp=2"))
+@pytest.mark.parametrize("layout", ("fsdp=4,tp=2", "slice=2,dp=2,fsdp=2", "fsdp=2,cp=2,tp=2"))
 def test_every_leaf_is_split_as_its_rule_says(layout):
     it = program(layout)
     size, state = it.mesh.shape, it.state()
     params, mu = state.params, state.opt.mu
     d, f, vocab, inner, kv_inner = 32, 64, 320, 64, 32
-    fsdp, tp = size["fsdp"], size["tp"]
+    fsdp, tp = size["fsdp"] * size["cp"], size["tp"]
     expected = {
         "embed.table": (vocab // tp, d // fsdp),
         "layers.attn.q.kernel": (2, d // fsdp, inner // tp),
