@@ -23,7 +23,6 @@ CASES = [("dp=2,fsdp=2,tp=2", "ppo"), *SLOW]
 # What trains on the first mesh writes on the second one.
 TWO = [
     ("fsdp=2,cp=2,tp=2", "ppo", {"decode_mesh": "dp=-1,tp=4"}),
-    pytest.param("fsdp=8", "online", {"decode_mesh": "dp=4,tp=2", "asynchronous": 1}, marks=pytest.mark.slow),
 ]  # fmt: skip
 
 
