@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from easylm_jax import lora, sharding
+from easylm_jax import compiler, lora, sharding
 from easylm_jax.config import PPO, RL
 from easylm_jax.objectives import target_scores, token_values, value_regression
 from easylm_jax.start import Start
@@ -36,7 +36,8 @@ class RLPrograms:
         self.mesh = mesh
         batch = sharding.batch_sharding(mesh)
         self.policy_of = _policy_of(stage, policy)
-        step = functools.partial(make_train_step, accumulate=stage.accumulate)
+        self.options = compiler.options(mesh, stage.compute)
+        step = functools.partial(make_train_step, accumulate=stage.accumulate, options=self.options)
         objective = policy.adapted(stage.objective(policy.model, training=True), training=True)
         self.policy_step = step(
             objective, policy.optimizer, shardings=(policy.layout, batch, everywhere)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from easylm_jax import checkpoint_arrays, fields, sharding
+from easylm_jax import checkpoint_arrays, compiler, fields, sharding
 from easylm_jax.config import DPO, RL, BestOfN, Evaluate, MajorityVote, MakeData, Stage, Tokenizer, Train
 from easylm_jax.data import Loader, load_tokenizer, train_sentencepiece
 from easylm_jax.data.examples import source_texts
@@ -152,6 +152,7 @@ def _train(stage: Train, experiment: Experiment, settings: dict[str, Any]) -> di
             loader=loader,
             held_out=held_out,
             accumulate=stage.accumulate,
+            options=compiler.options(mesh, stage.compute),
         )
     )
     facts = ("rows", "pairs", "tokens", "trained_tokens", "unigram_entropy_nats")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from easylm_jax.compiler import Options
+
 PyTree = Any
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -102,8 +104,9 @@ def gradients(
 
 
 def make_train_step(
-    objective: Objective, optimizer, *, accumulate: int = 1, shardings: tuple[PyTree, Any, Any] | None = None
-) -> Callable[[State, Batch, PyTree], tuple[State, dict[str, jax.Array]]]:
+    objective: Objective, optimizer, *, accumulate: int = 1, shardings: tuple[PyTree, Any, Any] | None = None,
+    options: Options | None = None,
+) -> Callable[[State, Batch, PyTree], tuple[State, dict[str, jax.Array]]]:  # fmt: skip
     """A jitted `step(state, batch, frozen) -> (state, metrics)`; the old state's memory is reused for the new one.
 
     Args:
@@ -111,6 +114,7 @@ def make_train_step(
         optimizer: as `easylm_jax.optimizer.make_optimizer` makes it.
         accumulate: micro-batches a step.
         shardings: of the state, of a batch and of replicated scalars; left out on a single device.
+        options: what the compiler is told (`easylm_jax.compiler.options`).
     """
 
     def step(state: State, batch: Batch, frozen: PyTree) -> tuple[State, dict[str, jax.Array]]:
@@ -120,9 +124,12 @@ def make_train_step(
         return State(state.step + 1, params, opt, state.rng), {"loss": loss, **metrics, **info}
 
     if shardings is None:
-        return jax.jit(step, donate_argnums=0)
+        return jax.jit(step, donate_argnums=0, compiler_options=options)
     state, batch, scalar = shardings
-    return jax.jit(step, donate_argnums=0, in_shardings=(state, batch, None), out_shardings=(state, scalar))
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(state, batch, None), out_shardings=(state, scalar),
+        compiler_options=options,
+    )  # fmt: skip
 
 
 def make_score_step(

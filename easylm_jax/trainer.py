@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from easylm_jax import sharding
+from easylm_jax.compiler import Options
 from easylm_jax.data import Cache, Loader
 from easylm_jax.loop import Job, Line, Loop, describe_mesh
 from easylm_jax.monitor import Throughput, model_flops_per_token, total_peak_flops
@@ -41,6 +42,7 @@ class TrainJob(Job):
     loader: Loader
     held_out: Cache | None
     accumulate: int
+    options: Options | None
 
 
 def train(job: TrainJob) -> Line:
@@ -67,6 +69,7 @@ class _DataLoop(Loop):
             job.optimizer,
             accumulate=job.accumulate,
             shardings=(job.layout, self.batch_layout, everywhere),
+            options=job.options,
         )
         self.score = make_score_step(job.score, shardings=(job.layout.params, self.batch_layout, everywhere))
         self.read_at = 0.0

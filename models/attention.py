@@ -23,6 +23,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from models.errors import UserError
 
@@ -61,8 +62,10 @@ def attention(
         return _splash(q, k, v, segment_ids, window, batch_axes, sequence_axis)
     run = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}[name]
     if sequence_axis is None:
-        return run(q, k, v, segment_ids, window)
-    return _over_sequence(run, q, k, v, segment_ids, window, batch_axes, sequence_axis)
+        out = run(q, k, v, segment_ids, window)
+    else:
+        out = _over_sequence(run, q, k, v, segment_ids, window, batch_axes, sequence_axis)
+    return checkpoint_name(out, "attention")  # as splash calls what its own backward pass needs
 
 
 def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype) -> str:
@@ -205,8 +208,9 @@ def _splash_kernel(
         **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), block),
     )
     return splash.make_splash_mha(
-        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret
-    )
+        masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret,
+        residual_checkpoint_name="attention",
+    )  # fmt: skip
 
 
 def _run_splash(kernel, q, k, v, own_segments, segment_ids):

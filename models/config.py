@@ -127,18 +127,23 @@ class Compute:
     `dtype` is the activation type (parameters keep theirs and are cast at use). `platform` is where the program will
     run, which need not be where it is traced (ahead-of-time compilation); `None` means JAX's default backend.
     `remat` names what a block keeps for its backward pass: "none" keeps everything, "full" only the block's input,
-    "attention" also the inputs and output of attention, "dots" the results of all weight products.
+    "attention" also the projections that enter attention and what its own backward pass needs, "outputs" also what each
+    half of the block adds to the stream, "dots" the results of all weight products (nothing but norms, rotations and
+    the like is computed again).
     `attention` is "auto" or the name of a kernel in `models/attention.py`. `unroll` is how many layers one iteration of
     the layer scan holds. `logits_chunk` bounds the tokens of a device whose vocabulary logits exist at once.
+    `tile_kib` is how much of a TPU's fast memory one operation may use, in KiB: with more (65536) products run in
+    larger tiles, nearer to the peak, and compiling takes twice as long; `None` leaves it to the compiler.
     `batch_axes` names the mesh axes that the batch is split over, when there is a mesh, and `sequence_axis` the one
     that sequences are split over, when one does.
     """
 
     dtype: str = "float32"
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    remat: Literal["none", "full", "attention", "dots"] = "none"
+    remat: Literal["none", "full", "attention", "outputs", "dots"] = "none"
     attention: str = "auto"
     unroll: int = 1
     logits_chunk: int = 1024
+    tile_kib: int | None = None
     batch_axes: tuple[str, ...] | None = None
     sequence_axis: str | None = None

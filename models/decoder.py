@@ -81,16 +81,17 @@ class Attention(nn.Module):
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
         c = self.config
-        q, k, v = linear_each(x, [self.q, self.k, self.v], self.fused)
+        names = ("query", "key", "value")
+        projected = linear_each(x, [self.q, self.k, self.v], self.fused)
+        q, k, v = (checkpoint_name(u, name) for u, name in zip(projected, names, strict=True))
         if c.qkv_clip is not None:
             q, k, v = (jnp.clip(u, -c.qkv_clip, c.qkv_clip) for u in (q, k, v))
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (u.reshape(*u.shape[:-1], -1, c.head_dim) for u in (q, k, v))
         q, k = rotate(q, rope), rotate(k, rope)
-        q, k, v = (checkpoint_name(u, name) for u, name in ((q, "query"), (k, "key"), (v, "value")))
-        out = checkpoint_name(attend(q, k, v), "attention")
-        return self.o(out.reshape(*out.shape[:-2], -1))
+        out = attend(q, k, v)
+        return checkpoint_name(self.o(out.reshape(*out.shape[:-2], -1)), "output")
 
 
 class Block(nn.Module):
@@ -128,10 +129,15 @@ class Block(nn.Module):
         return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
+# What a block keeps for its backward pass. Projections are kept as they leave their product: norms and rotations, which
+# are cheap, are computed again from them, and their own backward passes need nothing else.
+_ATTENTION = ("query", "key", "value", "attention")
+_OUTPUTS = (*_ATTENTION, "output", "down")
 _REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,
-    "attention": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attention"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(*_ATTENTION),
+    "outputs": jax.checkpoint_policies.save_only_these_names(*_OUTPUTS),
+    "dots": jax.checkpoint_policies.save_only_these_names(*_OUTPUTS, "gate", "up"),
 }
 
 

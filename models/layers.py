@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from models.config import DecoderConfig, RopeScaling
 
@@ -126,7 +127,8 @@ class SwiGLU(nn.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = linear_each(x, [self.gate, self.up], self.fused)
-        return self.down(nn.silu(gate) * up)
+        gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
+        return checkpoint_name(self.down(nn.silu(gate) * up), "down")
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:

@@ -83,7 +83,7 @@ def test_an_override_leaves_the_original_and_its_other_fields_alone():
         ("optimizer.lrr", "3", "OptimizerConfig has no field 'lrr'; did you mean 'lr'"),
         ("steps", "many", "steps: 'many' is not a whole number or none"),
         ("steps", "2.5", "'2.5' is not a whole number"),
-        ("compute.remat", "some", "is not one of 'none', 'full', 'attention', 'dots'"),
+        ("compute.remat", "some", "is not one of 'none', 'full', 'attention', 'outputs', 'dots'"),
         ("data.document_mask", "maybe", "is not true or false"),
         ("batch.size", "3", "batch is 4 and has no fields"),
         ("data.sources.7.path", "x", "write an index below 2"),

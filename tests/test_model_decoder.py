@@ -64,7 +64,7 @@ def test_perturbing_one_packed_document_leaves_the_others_bit_identical(name):
 
 
 @pytest.mark.parametrize("name", ["olmo2", "olmo3"])
-@pytest.mark.parametrize("remat", ["full", "attention", "dots"])
+@pytest.mark.parametrize("remat", ["full", "attention", "outputs", "dots"])
 def test_rematerialisation_changes_no_gradient(name, remat):
     tokens, segments = packed()
 
@@ -75,6 +75,22 @@ def test_rematerialisation_changes_no_gradient(name, remat):
 
     plain, remade = gradient(Compute()), gradient(Compute(remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, remade)
+
+
+@pytest.mark.parametrize("remat, products", [("full", 7), ("attention", 4), ("outputs", 2), ("dots", 0)])
+def test_what_a_block_keeps_is_not_computed_again(remat, products):
+    """Of a block's seven products, so many more than where everything is kept. The norms of OLMo 2 want what they were
+    given in the backward pass too, so that only what is kept spares a product."""
+    config = TINY.replace(layers=2, window=None)
+    tokens = jnp.zeros((1, 16), jnp.int32)
+
+    def count(remat):
+        model = models.build(config, Compute(remat=remat, platform="gpu"))
+        loss = jax.grad(lambda params: model(params, tokens).hidden.sum())
+        return str(jax.make_jaxpr(loss)(model.abstract_params())).count("dot_general[")
+
+    scores_and_values = 2  # of attention in blocks, which keeps its output alone
+    assert count(remat) - count("none") == products + scores_and_values
 
 
 @pytest.mark.parametrize("change", [{"unroll": 4}, {"platform": "gpu"}, {"attention": "dense"}])

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 
 from easylm_jax import files
+from easylm_jax.compiler import Options
 from easylm_jax.plan import estimate, gpu, hlo
 from easylm_jax.plan.programs import Planned
 from easylm_jax.plan.topology import GIB, Topology
 
-VERSION = 1  # of what is kept; goes up with the parser and the method
+VERSION = 2  # of what is kept; goes up with the parser and the method
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
@@ -49,7 +50,7 @@ def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, f
             lowered = planned.lower()
     except jax.errors.JaxRuntimeError as error:
         return _too_large(error)
-    key = _key(lowered, topology)
+    key = _key(lowered, topology, planned.options)
     path = folder / f"{key}.json"
     if path.is_file():
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -59,13 +60,13 @@ def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, f
     return found
 
 
-def _key(lowered: jax.stages.Lowered, topology: Topology) -> str:
-    """Of the program's text (shapes, shardings and donations are in it), the pod and the compiler."""
+def _key(lowered: jax.stages.Lowered, topology: Topology, options: Options | None) -> str:
+    """Of the program's text (shapes, shardings and donations are in it), the pod, the compiler and what it is told."""
     from importlib.metadata import version
 
     hashed = hashlib.sha256()
     compiler = "jax-cuda12-pjrt" if topology.chip.platform == "gpu" else "libtpu"
-    for part in (VERSION, topology.name, jax.__version__, version(compiler)):
+    for part in (VERSION, topology.name, jax.__version__, version(compiler), *sorted((options or {}).items())):
         hashed.update(f"{part}\n".encode())
     hashed.update(lowered.as_text().encode())
     return hashed.hexdigest()[:24]

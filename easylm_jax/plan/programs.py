@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import reference, rollout, sharding, signals
+from easylm_jax import compiler, reference, rollout, sharding, signals
 from easylm_jax.config import DPO, PPO, RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
 from easylm_jax.decode import Engine
 from easylm_jax.decode.loop import Rows
@@ -43,13 +43,15 @@ MANY = 10**6  # steps, for schedules whose length is not known
 @dataclasses.dataclass(frozen=True)
 class Planned:
     """One program. `lower()` traces it; `resident` bytes on a device by what is there beside its own arguments;
-    `flops` of the model on one device for one run (forward 1, training 3 passes); `runs` in one step of the stage."""
+    `flops` of the model on one device for one run (forward 1, training 3 passes); `runs` in one step of the stage;
+    `options` that its compiler is told, which are no part of its text."""
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
     resident: dict[str, int]
     flops: float
     runs: float
+    options: compiler.Options | None = None
 
 
 def of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Planned]:
@@ -142,14 +144,15 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
     placed = sharding.placed_batch(rows, mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     objective = start.adapted(stage.objective(source.decoder, training=True), training=True)
+    options = compiler.options(mesh, stage.compute)
     step = make_train_step(
         objective, start.optimizer, accumulate=stage.accumulate,
-        shardings=(start.layout, sharding.batch_sharding(mesh), everywhere),
+        shardings=(start.layout, sharding.batch_sharding(mesh), everywhere), options=options,
     )  # fmt: skip
     length = stage.data.sequence_length
     yield Planned(
         "train", lambda: step.lower(state, placed, frozen), {},
-        _flops(source.config, length, stage.batch, mesh, 3), 1.0,
+        _flops(source.config, length, stage.batch, mesh, 3), 1.0, options,
     )  # fmt: skip
     if cached:
         score = reference.score_program(source.decoder, mesh)
@@ -207,7 +210,7 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
             yield Planned(
                 name, functools.partial(programs.update, name, state, frozen, rows),
                 beside(name, *(("frozen",) if name == "policy" else ())), flops(model, stage.update_rows, 3),
-                stage.updates,
+                stage.updates, programs.options,
             )  # fmt: skip
     batch = sharding.placed_batch({name: jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32)
                            for name in rollout.FORWARD}, mesh)  # fmt: skip

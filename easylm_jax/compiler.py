@@ -1,0 +1,39 @@
+"""What the TPU's compiler is told, program by program, beside the program itself.
+
+Left alone, it gathers parameters that lie split over a mesh while the chip waits, on v4 and v5p even as a sum of arrays
+padded with zeros (twice the bytes, and as much to fill). Told so, it gathers piece by piece inside the products that
+run meanwhile. `benchmarks/pods.py` shows what that and larger tiles bring.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from models.config import Compute
+
+Options = dict[str, bool | int | str]
+
+# Named in public recipes of MaxText for v5p and v6e (benchmarks/xla_flags_library.py); the compiler knows no others of
+# this purpose for these chips. v7 moves collectives to its sparse cores by itself.
+_OVERLAP: Options = {
+    "xla_tpu_prefer_async_allgather_to_allreduce": True,
+    "xla_enable_async_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+}
+_KINDS = ("TPU v4", "TPU v5", "TPU v6")  # starts of `device_kind`
+
+
+def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
+    """Options for a program that trains on this mesh; None where there are none to give."""
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu":
+        return None
+    found: Options = {}
+    if mesh.size > 1 and device.device_kind.startswith(_KINDS):
+        found |= _OVERLAP
+    if compute.tile_kib is not None:
+        found["xla_tpu_scoped_vmem_limit_kib"] = str(compute.tile_kib)
+    return found or None

@@ -1,0 +1,41 @@
+"""What the TPU's compiler is told beside a program, and that a plan tells it the same."""
+
+import jax
+import numpy as np
+import pytest
+
+from easylm_jax import compiler
+from easylm_jax.mesh import make_mesh
+from models.config import Compute
+
+
+class _Device:
+    def __init__(self, platform, kind):
+        self.platform, self.device_kind = platform, kind
+
+
+class _Mesh:
+    def __init__(self, count, platform="tpu", kind="TPU v5"):
+        self.devices = np.array([_Device(platform, kind)] * count, dtype=object)
+        self.size = count
+
+
+def test_elsewhere_than_on_a_tpu_the_compiler_is_told_nothing():
+    assert compiler.options(make_mesh("dp=-1", jax.devices()), Compute(tile_kib=65536)) is None
+    assert compiler.options(_Mesh(8, "gpu", "NVIDIA H100"), Compute()) is None
+
+
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5", "TPU v5 lite", "TPU v6 lite"])
+def test_parameters_that_lie_split_are_gathered_while_products_run(kind):
+    told = compiler.options(_Mesh(8, kind=kind), Compute())
+    assert told["xla_tpu_enable_async_collective_fusion_fuse_all_gather"] is True
+    assert "xla_tpu_scoped_vmem_limit_kib" not in told
+
+
+def test_one_chip_gathers_nothing_and_a_later_one_does_it_by_itself():
+    assert compiler.options(_Mesh(1), Compute()) is None
+    assert compiler.options(_Mesh(8, kind="TPU7x"), Compute()) is None
+
+
+def test_tiles_of_products_may_be_given_more_memory():
+    assert compiler.options(_Mesh(1), Compute(tile_kib=65536)) == {"xla_tpu_scoped_vmem_limit_kib": "65536"}
