@@ -1,0 +1,103 @@
+"""A training step of OLMo 2 and of models with published figures on TPU pods, projected, and what each setting buys.
+
+    python benchmarks/pods.py                          # all rows: half an hour to an hour on two cores
+    python benchmarks/pods.py --model olmo2-7b --pod v5p:4x4x4
+
+Needs the TPU compiler (pip install 'jax[tpu]'), no TPU. Nothing is measured: seconds are `easylm plan`'s projection.
+What was compiled is kept in --out, so that a second run takes seconds. The published MFU are MaxText's
+(docs/reference/models/tiering.md, synthetic data); its runs differ in settings, and its models have no norm of queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from common import BenchmarkError, run_main
+
+PLAIN, LARGE = None, 65536
+# model, pod, length of sequences, rows of a chip, what a block keeps, memory of one operation (KiB), published MFU
+CASES = (
+    ("olmo2-7b", "v5p:4x4x4", 4096, 1, "full", PLAIN, None),
+    ("olmo2-7b", "v5p:4x4x4", 4096, 1, "attention", PLAIN, None),
+    ("olmo2-7b", "v5p:4x4x4", 4096, 2, "dots", PLAIN, None),
+    ("olmo2-7b", "v5p:4x4x4", 4096, 2, "dots", LARGE, None),
+    ("olmo2-13b", "v5p:4x4x4", 4096, 2, "dots", LARGE, None),
+    ("olmo2-7b", "v6e:16x16", 4096, 1, "attention", LARGE, None),
+    ("olmo2-13b", "v6e:16x16", 4096, 1, "attention", LARGE, None),
+    ("llama2-70b", "v5p:8x8x4", 4096, 2, "attention", LARGE, 0.654),
+    ("llama3.1-8b", "v6e:16x16", 8192, 3, "full", LARGE, 0.455),
+    ("llama3.1-70b", "v6e:16x16", 8192, 1, "full", LARGE, 0.503),
+)
+
+
+def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
+    """One row: seconds of a step [low, high], MFU by each, the peak in GiB, and MFU over the published one."""
+    model, pod, length, rows, remat, tile, published = case
+    from easylm_jax.config import SFT, Compute, DataSpec, OptimizerConfig, Recipe, Source
+    from easylm_jax.mesh import batch_split, make_mesh
+    from easylm_jax.plan import compiling, estimate, programs, topology
+
+    topo = topology.parse(pod)
+    mesh = make_mesh("fsdp=-1", topo.devices())
+    data = DataSpec((Source("shapes.jsonl"),), "hf:shapes", length, kind="chat", template="tulu", packing="best_fit")
+    stage = SFT(
+        "sft", model=model, data=data, batch=rows * batch_split(mesh), steps=1, optimizer=OptimizerConfig("1e-4"),
+        compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile),
+    )  # fmt: skip
+    (planned,) = programs.of(stage, Recipe("pods", mesh="fsdp=-1", stages=(stage,)), mesh)
+    found = compiling.compile_for(planned, topo, mesh, folder)
+    row = {"model": model, "pod": pod, "length": length, "rows": rows, "remat": remat, "tile_kib": tile}
+    if not found.fits:
+        return {**row, "fits": False}
+    seconds = [found.seconds.low, found.seconds.high]
+    mfu = [estimate.utilisation(planned.flops, spent, topo) for spent in seconds[::-1]]
+    ratio = None if published is None else [share / published for share in mfu]
+    return {
+        **row, "fits": True, "seconds": seconds, "mfu": mfu, "published": published, "ratio": ratio,
+        "gibibytes": (found.peak or 0) / topology.GIB,
+    }  # fmt: skip
+
+
+def shown(row: dict[str, Any]) -> str:
+    name = f"{row['model']:<13} {row['pod']:<10} {row['length']:>5} {row['rows']:>2} {row['remat']:<10}"
+    tile = f" {row['tile_kib'] or '-':>6}"
+    if not row["fits"]:
+        return f"{name}{tile}  does not fit"
+    low, high = row["seconds"]
+    text = f"{name}{tile}  {low:.2f}-{high:.2f} s  MFU {100 * row['mfu'][0]:.1f}-{100 * row['mfu'][1]:.1f} %"
+    text += f"  {row['gibibytes']:.1f} GiB"
+    if row["ratio"]:
+        text += f"  {row['ratio'][0]:.2f}-{row['ratio'][1]:.2f} of the published {100 * row['published']:.1f} %"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="rows of this model alone")
+    parser.add_argument("--pod", help="rows of this pod alone")
+    parser.add_argument("--out", default="runs/plans", help="where compiled plans are kept (default: runs/plans)")
+    arguments = parser.parse_args()
+    cases = [case for case in CASES if arguments.model in (None, case[0]) and arguments.pod in (None, case[1])]
+    if not cases:
+        raise BenchmarkError("no row has this model and pod; --help shows where they stand")
+    if importlib.util.find_spec("libtpu") is None:
+        raise BenchmarkError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
+    from easylm_jax.plan import topology
+
+    topology.quiet()
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    rows = []
+    for case in cases:
+        rows.append(projected(case, Path(arguments.out)))
+        print(shown(rows[-1]), flush=True)
+    print(json.dumps({"unit": "seconds, projected", "rows": rows}))
+
+
+if __name__ == "__main__":
+    run_main(main)
