@@ -599,6 +599,10 @@ class OnlineDPO(RL):
                 "leave sampler_correction out"
             )
 
+    @property
+    def correction(self) -> None:
+        """None: a loss of whole answers has no weights of tokens, whoever wrote them."""
+
     def objective(self, model: Decoder, *, training: bool) -> Objective:
         from easylm_jax.objectives import preference_optimization
 

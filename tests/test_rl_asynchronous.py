@@ -96,6 +96,13 @@ def test_the_correction_for_an_older_writer_is_on_and_the_gap_is_told(undisturbe
     assert STAGES["ahead"].correction == 2.0 and rl_kit.grpo("plain").correction is None
 
 
+def test_online_dpo_may_write_ahead_though_its_loss_has_no_weights(tmp_path):
+    stage = rl_kit.online_dpo("pairs", **{**COMMON, "steps": 3})
+    told = read_metrics(run(rl_kit.experiment(tmp_path, stage), "pairs"))
+    assert [line["step"] for line in told] == [1, 2, 3] and all(np.isfinite(line["loss"]) for line in told)
+    assert stage.correction is None
+
+
 def test_a_signal_ends_it_without_waiting_for_the_rollout_under_way(undisturbed, tmp_path, monkeypatch):
     ready = rl_kit.experiment(tmp_path, *STAGES.values())
     stage = ready.recipe.stage("ahead")
