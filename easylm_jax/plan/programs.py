@@ -44,7 +44,8 @@ MANY = 10**6  # steps, for schedules whose length is not known
 class Planned:
     """One program. `lower()` traces it; `resident` bytes on a device by what is there beside its own arguments;
     `flops` of the model on one device for one run (forward 1, training 3 passes); `runs` in one step of the stage;
-    `options` that its compiler is told, which are no part of its text."""
+    `options` that its compiler is told, which are no part of its text; `read` bytes on one device that a run cannot do
+    without reading (0 where arithmetic is the limit)."""
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
@@ -52,6 +53,7 @@ class Planned:
     flops: float
     runs: float
     options: compiler.Options | None = None
+    read: float = 0.0
 
 
 def of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Planned]:
@@ -281,8 +283,10 @@ def _writing(
         number(dtype=jnp.uint32), settings,
     )  # fmt: skip
     per_token = model_flops_per_token(source.config, columns) * engine.slots / mesh.size
+    # Of the embedding only the rows of the last tokens are read.
+    read = bytes_of({name: part for name, part in weights.items() if name != "embed"}) + bytes_of(cache)
     yield Planned(
-        "decode", lambda: engine._decode.lower(*arguments), sizes, per_token, answers * new / engine.slots,
+        "decode", lambda: engine._decode.lower(*arguments), sizes, per_token, answers * new / engine.slots, read=read,
     )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ class Row:
             "peak_bytes_per_device": self.compiled.peak, "resident_bytes_per_device": self.planned.resident,
             "flops": self.planned.flops * per_chip, "runs_per_step": self.planned.runs,
             "step_seconds": list(self.step), "mfu": self.mfu, "compiled_flops_ratio": self.ratio,
+            "floor_seconds": self.planned.read / self.topology.chip.bandwidth * self.planned.runs or None,
             "seconds": {"compute": self.compiled.compute, "kernels": self.compiled.kernels,
                         "exposed_collectives": self.compiled.exposed, "hidden_collectives": self.compiled.hidden,
                         "copies": self.compiled.copies},
