@@ -122,7 +122,7 @@ class Program:
         for name, count in times.items():
             for it in self.computations[name]:
                 matmul += count * self._products(it)
-                if it.opcode in ("custom-call",) and "tpu_custom_call" in it.text:
+                if it.opcode == "custom-call" and "tpu_custom_call" in it.text:
                     flops, moved = _declared(it)
                     kernel += count * flops
                     kernels.append((count * flops, count * moved))
@@ -143,8 +143,9 @@ class Program:
     def _goes_on(self, it: _Instruction, name: str) -> bool:
         """Whether this is a later part of a collective that was begun in another fusion. One that is spread over
         fusions which compute meanwhile stands in each of them under the number of its chain."""
-        begins = any("AsyncCollectiveStart" in other.text for other in self.computations[name])
-        return "chain_id=" in it.text and not begins
+        return "chain_id=" in it.text and not any(
+            "AsyncCollectiveStart" in other.text for other in self.computations[name]
+        )
 
     @functools.cached_property
     def _fused(self) -> set[str]:
@@ -189,7 +190,7 @@ class Program:
         for it in own:
             texts += [inner.text for called in _CALLS.findall(it.text) for inner in self.computations.get(called, ())]
         found = [int(number) for text in texts for number in _CONSTANT.findall(text)]
-        return -(-max(1, *found, 1) // self._stride(own, body))
+        return -(-max([1, *found]) // self._stride(own, body))
 
     def _stride(self, condition: list[_Instruction], body: str) -> int:
         """What the loop's counter goes up by in each round."""
