@@ -61,11 +61,11 @@ class Output(NamedTuple):
 class Attention(nn.Module):
     """Projections, clip, QK-norm and rotation round an `attend` function that the caller chooses (spec olmo §2.2).
 
-    The order is: projection, clip, norm over the whole projection, split into heads, rotate. Values are never normed.
+    The order is: projection, split into heads, clip, norm over all heads together, rotate. Values are never normed.
     """
 
     config: DecoderConfig
-    fused: bool
+    platform: str  # that it is computed on: cpu, gpu or tpu
 
     def setup(self):
         c = self.config
@@ -81,15 +81,17 @@ class Attention(nn.Module):
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
         c = self.config
-        names = ("query", "key", "value")
-        projected = linear_each(x, [self.q, self.k, self.v], self.fused)
-        q, k, v = (checkpoint_name(u, name) for u, name in zip(projected, names, strict=True))
+        projected = linear_each(x, [self.q, self.k, self.v], self.platform)
+        if self.platform == "tpu" and x.shape[-2] == 1:
+            # Decoding: a product that makes heads at once reads a copy of its weights, turned over for that.
+            projected = jax.lax.optimization_barrier(projected)
+        heads = (u.reshape(*u.shape[:-1], -1, c.head_dim) for u in projected)
+        q, k, v = (checkpoint_name(u, name) for u, name in zip(heads, ("query", "key", "value"), strict=True))
         if c.qkv_clip is not None:
             q, k, v = (jnp.clip(u, -c.qkv_clip, c.qkv_clip) for u in (q, k, v))
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (u.reshape(*u.shape[:-1], -1, c.head_dim) for u in (q, k, v))
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k = rotate(q, rope, self.platform), rotate(k, rope, self.platform)
         out = attend(q, k, v)
         return checkpoint_name(self.o(out.reshape(*out.shape[:-2], -1)), "output")
 
@@ -98,12 +100,12 @@ class Block(nn.Module):
     """One layer. "pre": h = x + A(N x), y = h + F(N h). "post": h = x + N(A(x)), y = h + N(F(h))."""
 
     config: DecoderConfig
-    fused: bool
+    platform: str
 
     def setup(self):
         c = self.config
-        self.attn = Attention(c, self.fused)
-        self.mlp = SwiGLU(c, self.fused)
+        self.attn = Attention(c, self.platform)
+        self.mlp = SwiGLU(c, self.platform)
         if c.norm_placement == "pre":
             self.pre_attn_norm, self.pre_ffn_norm = residual_norm(c), residual_norm(c)
         else:
@@ -158,7 +160,7 @@ class Decoder:
 
     @functools.cached_property
     def _block(self) -> Block:
-        return Block(self.config, fused=self.platform == "cpu")
+        return Block(self.config, self.platform)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, drawn as the family does (spec olmo §4)."""

@@ -10,7 +10,7 @@ import pytest
 import models
 from models.config import Compute, DecoderConfig, RopeScaling
 from models.decoder import segment_positions
-from models.layers import rope_frequencies
+from models.layers import RMSNorm, rope_frequencies, rope_table, rotate
 
 TINY = DecoderConfig(
     family="olmo2", layers=4, width=32, heads=4, kv_heads=2, ffn=48, vocab=96, context=64, qk_norm=True
@@ -179,6 +179,32 @@ def test_mitchell_initialisation_shrinks_residual_writers_with_depth():
     np.testing.assert_allclose(std(layers["attn"]["q"]["kernel"]), 1 / np.sqrt(64), rtol=0.08)
     np.testing.assert_allclose(std(layers["attn"]["o"]["kernel"]), 1 / np.sqrt(2 * 64) / depth, rtol=0.08)
     np.testing.assert_allclose(std(layers["mlp"]["down"]["kernel"]), 1 / np.sqrt(2 * 256) / depth, rtol=0.08)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tpu_rotates_by_a_product_to_the_same_bits(dtype):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 3, 16)).astype(dtype)
+    rope = rope_table(jnp.arange(100, 109)[None], 16, 10000.0, None)
+    halves, product = (rotate(x, rope, platform) for platform in ("cpu", "tpu"))
+    assert halves.dtype == product.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(halves, np.float32), np.asarray(product, np.float32))
+
+
+def test_a_tpu_s_rotation_has_the_same_gradient():
+    x, weight = jax.random.normal(jax.random.key(0), (2, 2, 9, 3, 16))
+    rope = rope_table(jnp.arange(9)[None], 16, 10000.0, None)
+    halves, product = (
+        jax.grad(lambda x, p=platform: (rotate(x, rope, p) * weight).sum())(x) for platform in ("cpu", "tpu")
+    )
+    np.testing.assert_allclose(product, halves, rtol=1e-6, atol=1e-6)
+
+
+def test_a_norm_over_all_heads_is_that_of_the_flat_projection():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
+    params = {"params": {"scale": 1 + jax.random.normal(jax.random.key(1), (24,))}}
+    norm = RMSNorm(24, 1e-6)
+    flat = norm.apply(params, x.reshape(2, 5, 24))
+    np.testing.assert_allclose(norm.apply(params, x).reshape(flat.shape), flat, rtol=1e-6, atol=1e-6)
 
 
 def test_yarn_frequencies_ramp_between_the_specified_dimensions():

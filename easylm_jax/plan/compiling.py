@@ -12,12 +12,11 @@ from typing import Any
 import jax
 
 from easylm_jax import files
-from easylm_jax.compiler import Options
 from easylm_jax.plan import estimate, gpu, hlo
 from easylm_jax.plan.programs import Planned
 from easylm_jax.plan.topology import GIB, Topology
 
-VERSION = 2  # of what is kept; goes up with the parser and the method
+VERSION = 3  # of what is kept; goes up with the parser and the method
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
@@ -50,29 +49,30 @@ def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, f
             lowered = planned.lower()
     except jax.errors.JaxRuntimeError as error:
         return _too_large(error)
-    key = _key(lowered, topology, planned.options)
+    key = _key(lowered, topology, planned)
     path = folder / f"{key}.json"
     if path.is_file():
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
-    found = _compiled(lowered, topology, mesh)
+    found = _compiled(lowered, topology, mesh, planned.rounds)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, dataclasses.asdict(found))
     return found
 
 
-def _key(lowered: jax.stages.Lowered, topology: Topology, options: Options | None) -> str:
+def _key(lowered: jax.stages.Lowered, topology: Topology, planned: Planned) -> str:
     """Of the program's text (shapes, shardings and donations are in it), the pod, the compiler and what it is told."""
     from importlib.metadata import version
 
     hashed = hashlib.sha256()
     compiler = "jax-cuda12-pjrt" if topology.chip.platform == "gpu" else "libtpu"
-    for part in (VERSION, topology.name, jax.__version__, version(compiler), *sorted((options or {}).items())):
+    told = sorted((planned.options or {}).items())
+    for part in (VERSION, topology.name, jax.__version__, version(compiler), planned.rounds, *told):
         hashed.update(f"{part}\n".encode())
     hashed.update(lowered.as_text().encode())
     return hashed.hexdigest()[:24]
 
 
-def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding.Mesh) -> Compiled:
+def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding.Mesh, rounds: int) -> Compiled:
     try:
         with jax.set_mesh(mesh):
             program = lowered.compile()
@@ -84,10 +84,10 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
         peak -= memory.alias_size_in_bytes
         if peak > topology.chip.memory:
             return Compiled(False, peak)
-        costs = gpu.Program(program.as_text()).roofline(topology.chip)
+        costs = gpu.Program(program.as_text(), rounds).roofline(topology.chip)
     else:
         peak = int(memory.peak_memory_in_bytes)
-        costs = hlo.Program(program.as_text()).costs()
+        costs = hlo.Program(program.as_text(), rounds).costs()
     spent = estimate.seconds(costs, topology)
     clock = topology.chip.clock
     return Compiled(

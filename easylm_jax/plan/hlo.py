@@ -84,9 +84,10 @@ class _Instruction:
 
 
 class Program:
-    """The text of a compiled module, read into computations."""
+    """The text of a compiled module, read into computations; a loop of unknown length is run `rounds` times."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, rounds: int = 1):
+        self.rounds = rounds
         self.computations: dict[str, list[_Instruction]] = {}
         self.threads: dict[str, str] = {}  # the core that runs a computation, "" for the one that runs the program
         self.entry = name = ""
@@ -183,14 +184,15 @@ class Program:
 
     def _trips(self, condition: str, body: str) -> int:
         """How often a loop runs: the largest constant that its condition compares with, over what its counter goes up
-        by (a loop that the compiler unrolled counts by 2). Once where there is none: the loop over a block's tokens
-        ends with an argument, and its costs are one token's. Zeros that a sum in the condition begins with are none."""
+        by (a loop that the compiler unrolled counts by 2). `rounds` where there is none: the loop over a block's tokens
+        ends with an argument. Zeros that a sum in the condition begins with are none."""
         own = self.computations.get(condition, [])
         texts = [it.text for it in own]
         for it in own:
             texts += [inner.text for called in _CALLS.findall(it.text) for inner in self.computations.get(called, ())]
         found = [int(number) for text in texts for number in _CONSTANT.findall(text)]
-        return -(-max([1, *found]) // self._stride(own, body))
+        most = max(found, default=0)
+        return -(-most // self._stride(own, body)) if most else self.rounds
 
     def _stride(self, condition: list[_Instruction], body: str) -> int:
         """What the loop's counter goes up by in each round."""

@@ -44,8 +44,8 @@ MANY = 10**6  # steps, for schedules whose length is not known
 class Planned:
     """One program. `lower()` traces it; `resident` bytes on a device by what is there beside its own arguments;
     `flops` of the model on one device for one run (forward 1, training 3 passes); `runs` in one step of the stage;
-    `options` that its compiler is told, which are no part of its text; `read` bytes on one device that a run cannot do
-    without reading (0 where arithmetic is the limit)."""
+    `options` that its compiler is told, which are no part of its text; `rounds` of a loop whose length is an argument;
+    `read` bytes on one device that a run cannot do without reading (0 where arithmetic is the limit)."""
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
@@ -53,6 +53,7 @@ class Planned:
     flops: float
     runs: float
     options: compiler.Options | None = None
+    rounds: int = 1
     read: float = 0.0
 
 
@@ -260,7 +261,7 @@ def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Ite
 def _writing(
     source: Model, mesh: jax.sharding.Mesh, slots: int, longest: int, answers: int, new: int, sizes: dict[str, int]
 ) -> Iterator[Planned]:
-    """The engine's programs: a prefill of one bucket of prompts, and a step of decoding (its loop runs once)."""
+    """The engine's programs: a prefill of one bucket of prompts, and a block of steps of decoding."""
     engine = Engine(source.decoder, slots=slots, mesh=mesh if mesh.size > 1 else None, max_length=longest)
     weights = _weights(engine, _placed_params(source, mesh), mesh)
     columns = engine.bucket(longest)
@@ -282,11 +283,13 @@ def _writing(
         Mode(False, False, False, True), weights, cache, state, number(), number(), number(), number((1,)),
         number(dtype=jnp.uint32), settings,
     )  # fmt: skip
-    per_token = model_flops_per_token(source.config, columns) * engine.slots / mesh.size
+    steps = min(engine.block, new)
+    per_step = model_flops_per_token(source.config, columns) * engine.slots / mesh.size
     # Of the embedding only the rows of the last tokens are read.
     read = bytes_of({name: part for name, part in weights.items() if name != "embed"}) + bytes_of(cache)
     yield Planned(
-        "decode", lambda: engine._decode.lower(*arguments), sizes, per_token, answers * new / engine.slots, read=read,
+        "decode", lambda: engine._decode.lower(*arguments), sizes, per_step * steps,
+        answers / engine.slots * new / steps, rounds=steps, read=read * steps,
     )  # fmt: skip
 
 
