@@ -146,10 +146,14 @@ def check_decoding(name: str, mesh: jax.sharding.Mesh) -> None:
 
 
 def computed_on(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
-    """How a model is computed on this mesh: the axes that split rows and sequences, where there are any."""
+    """How a model is computed on this mesh: the axes that split rows and sequences, where there are any, and attention
+    without kernels where a TPU takes none (the compiler refuses their bfloat16 products for v2 and v3)."""
+    kinds = ("TPU v2", "TPU v3")
+    plain = compute.attention == "auto" and mesh.devices.flat[0].device_kind.startswith(kinds)
     return dataclasses.replace(
-        compute, batch_axes=BATCH_AXES if mesh.size > 1 else None, sequence_axis="cp" if mesh.shape["cp"] > 1 else None
-    )
+        compute, batch_axes=BATCH_AXES if mesh.size > 1 else None, attention="blocked" if plain else compute.attention,
+        sequence_axis="cp" if mesh.shape["cp"] > 1 else None,
+    )  # fmt: skip
 
 
 def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:

@@ -130,8 +130,9 @@ class Compute:
     "attention" also the projections that enter attention and what its own backward pass needs, "outputs" also what each
     half of the block adds to the stream, "dots" the results of all weight products (nothing but norms, rotations and
     the like is computed again).
-    `attention` is "auto" or the name of a kernel in `models/attention.py`. `unroll` is how many layers one iteration of
-    the layer scan holds. `logits_chunk` bounds the tokens of a device whose vocabulary logits exist at once.
+    `attention` is "auto" or the name of a kernel in `models/attention.py`; with "blocked" or "dense" decoding uses none
+    either. `unroll` is how many layers one iteration of the layer scan holds. `logits_chunk` bounds the tokens of a
+    device whose vocabulary logits exist at once.
     `tile_kib` is how much of a TPU's fast memory one operation may use, in KiB: with more (65536) products run in
     larger tiles, nearer to the peak, and compiling takes twice as long; `None` leaves it to the compiler.
     `batch_axes` names the mesh axes that the batch is split over, when there is a mesh, and `sequence_axis` the one

@@ -71,7 +71,17 @@ def test_every_program_of_a_tiny_recipe_and_its_kernels_are_compiled(pod, tmp_pa
     assert 0.9 < train["compiled_flops_ratio"] < 1.5  # the model's own FLOPs, read from the compiled text
     assert train["seconds"]["kernels"] > 0  # attention, forward and backward
     assert rows["ppo", "decode"]["seconds"]["kernels"] > 0  # attention over the cache
+    assert rows["ppo", "decode"]["runs_per_step"] == 2  # blocks of 32 tokens
+    assert 0.9 < rows["ppo", "decode"]["compiled_flops_ratio"] < 1.5  # each as often as the block has tokens
     assert all(0 < row["step_seconds"][0] <= row["step_seconds"][1] for row in rows.values())
+
+
+def test_a_generation_that_takes_no_kernels_is_planned_without(tmp_path):
+    """The compiler refuses a kernel's bfloat16 products for v3, as it would on one."""
+    plan(tmp_path, RECIPE, "--topology", "v3:2x2", "--mesh", "fsdp=4,tp=2", "--json", str(tmp_path / "plan.json"))
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] and found["chips"] == 4
+    assert all(row["seconds"]["kernels"] == 0 for row in found["programs"])
 
 
 def test_what_is_wrong_is_one_line_before_anything_is_compiled(tmp_path):

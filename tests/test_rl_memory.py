@@ -14,6 +14,7 @@ from easylm_jax.config import PPO, Compute, Reward, Sampling
 from easylm_jax.mesh import BATCH_AXES, make_mesh
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.rl_memory import MIB, bytes_of, memory_of
+from easylm_jax.rl_programs import RLPrograms
 from easylm_jax.rl_trainer import RolloutJob, RolloutLoop
 from easylm_jax.start import Model, Start
 from models.decoder import cast_kernels
@@ -30,15 +31,16 @@ def abstract_job(config, mesh, stage) -> RolloutJob:
         cast = functools.partial(cast_kernels, dtype=compute.dtype)
         return sharding.placed(jax.eval_shape(cast, model.decoder.abstract_params()), model.layout(mesh))
 
+    programs = RLPrograms(stage, mesh, policy, value)
+    behind = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
     return RolloutJob(
-        name="ppo", folder=None, mesh=mesh,
-        abstract_state=jax.eval_shape(lambda: rl_stages._state(stage, policy.abstract(), value.abstract())),
-        layout=rl_stages._layout(policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
+        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stages._abstract(stage, policy, value, behind),
+        layout=rl_stages._layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
         validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
-        policy=policy, value=value, policy_objective=stage.objective(policy_model.decoder, training=True),
-        value_objective=rl_stages._value_objective(stage, value), merge=functools.partial(rl_stages._merged, stage),
-        frozen={}, reference=frozen(policy_model), judge=SimpleNamespace(params=frozen(value_model)), loader=None,
-        held_out=None, tokenizer=SimpleNamespace(vocab_size=config.vocab_used),
+        policy=policy, value=value, programs=programs, writing_layout=policy_model.layout(mesh), decode_mesh=mesh,
+        frozen={}, reference=frozen(policy_model), judge=SimpleNamespace(params=frozen(value_model), mesh=mesh),
+        loader=SimpleNamespace(cache=SimpleNamespace(manifest={"spec": {"template": "tulu"}})), held_out=None,
+        tokenizer=SimpleNamespace(vocab_size=config.vocab_used, eos_id=1, special=lambda name: 1),
     )  # fmt: skip
 
 

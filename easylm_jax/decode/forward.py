@@ -154,8 +154,9 @@ def step(
         clock: int32 scalar; a row's tokens lie in the `counts` columns before it.
     """
     attend = functools.partial(
-        attend_cached, counts=counts, clock=clock, platform=model.platform, batch_axes=model.compute.batch_axes
-    )
+        attend_cached, counts=counts, clock=clock, kernel=model.compute.attention, platform=model.platform,
+        batch_axes=model.compute.batch_axes,
+    )  # fmt: skip
     x = weights["embed"]["table"][tokens[:, None]]
     if model.compute.batch_axes is not None:  # rows that are split further to draw their tokens come together here
         x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.compute.batch_axes))
@@ -165,16 +166,18 @@ def step(
 
 
 def attend_cached(
-    q, k, v, window, part, layer, *, counts, clock, platform: str = "cpu", batch_axes: tuple[str, ...] | None = None,
-    interpret: bool = False,
+    q, k, v, window, part, layer, *, counts, clock, kernel: str = "auto", platform: str = "cpu",
+    batch_axes: tuple[str, ...] | None = None, interpret: bool = False,
 ) -> tuple[jax.Array, Any]:  # fmt: skip
     """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own.
 
-    By the kernel of `models/decode_attention.py` where that applies to a stacked cache, by plain products elsewhere.
+    By the kernel of `models/decode_attention.py` where that applies to a stacked cache, by plain products elsewhere and
+    where `kernel` names one for prompts that is none ("blocked", "dense").
     """
     part = kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), clock)
     columns = jax.tree.leaves(part)[0].shape[-2]
-    if layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype):
+    own = kernel in ("auto", "splash")
+    if own and layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype):
         out = decode_attention(
             q[:, 0], *part, layer, counts, clock, window=window, batch_axes=batch_axes, interpret=interpret
         )
