@@ -89,9 +89,6 @@ def main() -> None:
     from easylm_jax.plan import topology
 
     topology.quiet()
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
     rows = []
     for case in cases:
         rows.append(projected(case, Path(arguments.out)))

@@ -35,9 +35,6 @@ def _planned(arguments: argparse.Namespace) -> int:
     from easylm_jax.plan import topology
 
     topology.quiet()
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
     from easylm_jax.experiment import load_recipe
     from easylm_jax.plan import pods
     from recipes.durations import DURATIONS

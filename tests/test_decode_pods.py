@@ -15,7 +15,6 @@ import json, sys
 from easylm_jax.plan import topology
 topology.quiet()
 import jax
-jax.config.update("jax_platforms", "cpu")
 from easylm_jax.mesh import make_mesh
 from easylm_jax.plan import programs, shapes
 from models.config import Compute

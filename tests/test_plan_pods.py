@@ -122,7 +122,7 @@ def test_a_judge_is_resident_and_has_programs_of_its_own():
     assert (
         found["policy"].resident["judge"] == found["policy"].resident["reference"]
     )  # the same model, in the same type
-    assert found["judge's decode"].runs == 16 * 32 / 8
+    assert found["judge's decode"].runs == 16 / 8  # a block holds all 32 tokens
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,9 @@ def main(arguments: argparse.Namespace) -> int:
     """`easylm plan`; exit status 1 where something does not fit."""
     from easylm_jax.plan import topology as topologies
 
-    topologies.quiet()
     if arguments.topology is not None:
         topologies.parse(arguments.topology)  # what is misspelt is told before anything is loaded
-
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
+    topologies.quiet()
     from easylm_jax.experiment import load_recipe
     from easylm_jax.plan import report
 

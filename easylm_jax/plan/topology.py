@@ -186,13 +186,16 @@ def sizes(chip: Chip) -> list[tuple[int, ...]]:
 
 def quiet() -> None:
     """What the TPU compiler wants to be told before it is loaded: then it stays silent, finds no TPU to take, and two
-    plans can be made at once. A backend is never started: the platform is the CPU's."""
+    plans can be made at once. Of JAX's own backends only the CPU's is ever started."""
     for name, value in (
         ("TPU_ACCELERATOR_TYPE", "v5e-16"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_LOG_DIR", "disabled"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
         ("TPU_MIN_LOG_LEVEL", "3"), ("TF_CPP_MIN_LOG_LEVEL", "3"),
     ):  # fmt: skip
         os.environ.setdefault(name, value)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _no_compiler(error: Exception, name: str) -> UserError:
