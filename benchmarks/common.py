@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
@@ -51,6 +52,15 @@ def run_main(main: Callable[[], None]) -> None:
     except BenchmarkError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def tpu_compiler() -> None:
+    """Makes the TPU compiler ready to compile without a TPU."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise BenchmarkError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
+    from easylm_jax.plan import topology
+
+    topology.quiet()
 
 
 # Workers

@@ -10,13 +10,10 @@ a block of 32 tokens, divided by 32. The floor is the time to read the weights a
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib.util
 import json
 from typing import Any
-from unittest import mock
 
-from common import BenchmarkError, run_main
+from common import run_main, tpu_compiler
 
 # pod, mesh, rows that are decoded at once
 CASES = (
@@ -30,34 +27,29 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
     """One case: bytes that a step must read, its floor, the projection and the peak."""
     import jax
 
-    from easylm_jax.decode import forward
     from easylm_jax.mesh import make_mesh
     from easylm_jax.plan import estimate, hlo, programs, shapes, topology
     from models.config import Compute
 
     topo = topology.parse(pod)
     mesh = make_mesh(mesh_text, topo.devices())
-    source = shapes.model(
-        shapes.released(MODEL).replace(layers=layers), programs._compute(Compute(dtype="bfloat16"), mesh)
-    )
+    compute = programs._compute(Compute(dtype="bfloat16", attention="blocked" if plain else "auto"), mesh)
+    source = shapes.model(shapes.released(MODEL).replace(layers=layers), compute)
     found = programs._writing(source, mesh, rows, columns, rows, columns // 2, {})
     decode = next(one for one in found if one.name == "decode")
-    choice = contextlib.nullcontext() if not plain else mock.patch.object(forward, "fits_kernel", lambda *_: False)
-    with choice, jax.set_mesh(mesh):
-        lowered = decode.lower()
     row: dict[str, Any] = {"pod": pod, "mesh": mesh_text, "rows": rows, "path": "plain" if plain else "kernel"}
-    weights, cache = _read(lowered, mesh)
-    floor = (weights + cache) / topo.chip.bandwidth
-    row |= {"gigabytes": (weights + cache) / 1e9, "floor_ms": floor * 1e3}
+    read = decode.read / decode.rounds
+    floor = read / topo.chip.bandwidth
+    row |= {"gigabytes": read / 1e9, "floor_ms": floor * 1e3}
     try:
         with jax.set_mesh(mesh):
-            made = lowered.compile()
+            made = decode.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         return row | {"fits": False, "says": " ".join(str(error).split())[:160]}
-    text = made.as_text()
-    block, longer = (
-        estimate.seconds(hlo.Program(text, rounds).costs(), topo).high for rounds in (decode.rounds, decode.rounds + 1)
-    )
+    program = hlo.Program(made.as_text(), decode.rounds)
+    block = estimate.seconds(program.costs(), topo).high
+    program.rounds += 1  # a token more, by which work of every token is told from that of a block
+    longer = estimate.seconds(program.costs(), topo).high
     step = block / decode.rounds
     return row | {
         "fits": True, "step_ms": step * 1e3, "ratio": step / floor,
@@ -67,29 +59,13 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
     }  # fmt: skip
 
 
-def _read(lowered: Any, mesh: Any) -> tuple[float, float]:
-    """Bytes on one device of the weights that a step reads (of the embedding only a few rows) and of the cache."""
-    import jax
-
-    def size(tree: Any) -> int:
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-    weights, cache = (jax.tree.map(lambda leaf: leaf._aval, tree) for tree in lowered.args_info[0][0:2])
-    weights = {name: part for name, part in weights.items() if name != "embed"}
-    return size(weights) / mesh.shape["tp"], size(cache) / mesh.size
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="A step of decoding on TPU pods, projected")
     parser.add_argument("--columns", type=int, default=2048, help="tokens in the cache of each row")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--plain", action="store_true", help="also the path without the kernel")
     options = parser.parse_args()
-    if importlib.util.find_spec("libtpu") is None:
-        raise BenchmarkError("needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
-    from easylm_jax.plan import topology
-
-    topology.quiet()
+    tpu_compiler()
     rows = []
     for case in CASES:
         for plain in (True, False) if options.plain else (False,):

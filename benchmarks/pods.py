@@ -11,12 +11,11 @@ What was compiled is kept in --out, so that a second run takes seconds. The publ
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-from common import BenchmarkError, run_main
+from common import BenchmarkError, run_main, tpu_compiler
 
 PLAIN, LARGE = None, 65536
 # model, pod, length of sequences, rows of a chip, what a block keeps, memory of one operation (KiB), published MFU
@@ -84,11 +83,7 @@ def main() -> None:
     cases = [case for case in CASES if arguments.model in (None, case[0]) and arguments.pod in (None, case[1])]
     if not cases:
         raise BenchmarkError("no row has this model and pod; --help shows where they stand")
-    if importlib.util.find_spec("libtpu") is None:
-        raise BenchmarkError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
-    from easylm_jax.plan import topology
-
-    topology.quiet()
+    tpu_compiler()
     rows = []
     for case in cases:
         rows.append(projected(case, Path(arguments.out)))

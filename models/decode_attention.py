@@ -25,9 +25,12 @@ _BLOCK_BYTES = 2 * 2**20  # of keys, and as much of values; both twice in fast m
 _MOST_QUERIES = 64  # of one matrix: more would take longer than the tile that they are multiplied with
 
 
-def fits_kernel(platform: str, head_dim: int, columns: int, dtype) -> bool:
-    """Whether the kernel is used: on a TPU, where head sizes fill lanes and columns fill tiles."""
-    return platform == "tpu" and head_dim % 128 == 0 and columns % 128 == 0 and jnp.dtype(dtype).itemsize in (2, 4)
+def fits_kernel(platform: str, head_dim: int, columns: int, dtype, kernel: str = "auto") -> bool:
+    """Whether the kernel is used: on a TPU, where head sizes fill lanes and columns fill tiles, unless `kernel` names
+    an attention of `models/attention.py` that is none ("blocked", "dense")."""
+    if platform != "tpu" or kernel not in ("auto", "splash"):
+        return False
+    return head_dim % 128 == 0 and columns % 128 == 0 and jnp.dtype(dtype).itemsize in (2, 4)
 
 
 def decode_attention(

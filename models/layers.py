@@ -51,11 +51,11 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (self.size,), jnp.float32)
-        axes = tuple(range(-1, -x.ndim - 1, -1))
-        axes = next(axes[:n] for n in range(1, x.ndim + 1) if math.prod(x.shape[-n:]) == self.size)
+        count = next(n for n in range(1, x.ndim + 1) if math.prod(x.shape[-n:]) == self.size)
+        axes = tuple(range(-count, 0))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=axes, keepdims=True) + self.eps)
-        return (y * scale.astype(jnp.float32).reshape(x.shape[-len(axes) :])).astype(x.dtype)
+        return (y * scale.astype(jnp.float32).reshape(x.shape[-count:])).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -179,10 +179,7 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], platform: str) -> ja
     if platform != "tpu":
         a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-    half = x.shape[-1] // 2
-    turn = np.zeros((2 * half, 2 * half), np.float32)
-    turn[np.arange(half) + half, np.arange(half)] = -1.0
-    turn[np.arange(half), np.arange(half) + half] = 1.0
+    turn = np.kron([[0, 1], [-1, 0]], np.eye(x.shape[-1] // 2))  # (a, b) → (−b, a)
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     turned = jnp.matmul(x, jnp.asarray(turn, x.dtype), precision=exact)
     cos, sin = (jnp.concatenate([table, table], axis=-1) for table in (cos, sin))

@@ -109,6 +109,7 @@ def test_closed_log_does_not_end_the_run():
         log.close()
         progress.update(1, {"loss": 1.0})
         progress.message("still here")
+        assert "step 1/10 | loss 1.0000" in progress.line()
 
 
 def test_time_left_starts_from_the_first_report_after_a_resume():

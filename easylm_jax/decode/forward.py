@@ -171,13 +171,11 @@ def attend_cached(
 ) -> tuple[jax.Array, Any]:  # fmt: skip
     """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own.
 
-    By the kernel of `models/decode_attention.py` where that applies to a stacked cache, by plain products elsewhere and
-    where `kernel` names one for prompts that is none ("blocked", "dense").
+    By the kernel of `models/decode_attention.py` where that applies to a stacked cache, by plain products elsewhere.
     """
     part = kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), clock)
     columns = jax.tree.leaves(part)[0].shape[-2]
-    own = kernel in ("auto", "splash")
-    if own and layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype):
+    if layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype, kernel):
         out = decode_attention(
             q[:, 0], *part, layer, counts, clock, window=window, batch_axes=batch_axes, interpret=interpret
         )
