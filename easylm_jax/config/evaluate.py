@@ -1,0 +1,88 @@
+"""Judging models on held-out prompts: tasks, the rows of a table, and the stage that fills it in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from easylm_jax import fields
+from easylm_jax.config.answers import Sampling
+from easylm_jax.config.base import Stage, models_of, stages_of_data
+from easylm_jax.data.spec import DataSpec
+from models.config import Compute
+from models.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Held-out prompts and the verifier (an expression) that judges answers to them.
+
+    `limit` takes the first so many prompts. `also` names further columns, each an expression over the same answers.
+    With `samples`, a prompt's score is the mean over its answers, and pass@samples (the best of them) stands beside;
+    `best_of`, a reward model, picks one of them.
+    """
+
+    name: str
+    data: DataSpec
+    verifier: str
+    sampling: Sampling
+    samples: int = 1
+    limit: int | None = None
+    best_of: str | None = None
+    also: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row of a table: a method, the stages (or `hf:`, `run:` models) that are its seeds, and what it starts from."""
+
+    method: str
+    stages: tuple[str, ...]
+    over: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A number of a paper's table, in the paper's unit, for the report to print beside ours."""
+
+    method: str
+    column: str
+    value: float
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Judges models on held-out prompts and leaves the table: `table.json` in its folder and in the recipe's.
+
+    With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
+
+    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
+    """
+
+    title: str
+    tasks: tuple[Task, ...]
+    entries: tuple[Entry, ...]
+    reference: str | None = None
+    kl_prompts: int = 256
+    published: tuple[Published, ...] = ()
+    compute: Compute = Compute()
+    decode_mesh: str | None = None
+
+    def __post_init__(self):
+        fields.check_types(self, self.name)
+        methods = [entry.method for entry in self.entries]
+        for entry in self.entries:
+            if entry.over is not None and entry.over not in methods:
+                raise UserError(f"stage {self.name}: {entry.method} is compared with {entry.over!r}, which is no entry")
+            if not entry.stages:
+                raise UserError(f"stage {self.name}: {entry.method} names no stage")
+        for task in self.tasks:
+            if [other.name for other in self.tasks].count(task.name) > 1:
+                raise UserError(f"stage {self.name}: two tasks are called {task.name!r}")
+            if task.data.kind != "prompts":
+                raise UserError(f"stage {self.name}: task {task.name} must have prompts (kind 'prompts')")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        models = [name for entry in self.entries for name in entry.stages] + [task.best_of for task in self.tasks]
+        return tuple(dict.fromkeys([*stages_of_data(t.data for t in self.tasks), *models_of(*models, self.reference)]))

@@ -1,0 +1,42 @@
+"""A recipe: stages, and the devices that they are meant for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from easylm_jax.config.base import Stage
+from models.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Stages that are run in the order of their needs. `mesh` lays out the devices (`easylm_jax.mesh`); `pod` is the
+    TPU slice that sizes and mesh are meant for, such as "v5p-64", which `easylm plan` compiles for."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    mesh: str = "fsdp=-1"
+    pod: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.name or "/" in self.name:
+            raise UserError(f"recipe name {self.name!r} must be usable as a folder's name")
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"recipe {self.name}: two stages are called {name!r}")
+        for stage in self.stages:
+            for need in stage.needs:
+                if need not in names:
+                    raise UserError(
+                        f"recipe {self.name}: stage {stage.name} starts from {need!r}, which is no stage of it "
+                        f"({', '.join(names)}); another model is written hf:<name> or run:<folder>"
+                    )
+
+    def stage(self, name: str) -> Stage:
+        """The stage called `name`."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise UserError(f"recipe {self.name} has no stage {name!r}; it has {', '.join(s.name for s in self.stages)}")

@@ -1,0 +1,241 @@
+"""Training on responses that the policy writes: PPO, GRPO, online DPO."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from easylm_jax.config.answers import Reward, Sampling
+from easylm_jax.config.base import models_of
+from easylm_jax.config.train import Train
+from easylm_jax.optimizer import OptimizerConfig
+from easylm_jax.steps import Objective
+from models.decoder import Decoder
+from models.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RL(Train):
+    """Training on responses that the policy itself writes: what PPO, GRPO and online DPO share.
+
+    `data` are prompts (kind "prompts"), `batch` the prompts of one rollout, `steps` the rollouts. Each prompt is
+    answered `samples` times; the responses are cut into updates of `mini_batch` (left out: all at once), each of
+    `accumulate` micro-batches, and gone through `rollout_epochs` times. `reference` is the model that divergence is
+    measured from (left out, `init`). `logprob_temperature` divides the logits where log-probabilities are trained on;
+    left out, it is the temperature that was sampled at. `sampler_correction` bounds weights that correct for a sampler
+    whose numbers differ from the trainer's (truncated importance sampling; spec tulu3 §5.4). The stage's `validation`
+    are prompts that `check`, a verifier, judges greedy answers to; `keep_samples` responses of a rollout are written
+    to `samples/` now and then.
+
+    `asynchronous` is how many steps old the policy is that writes: 0 writes, then updates; with 1 the next rollout is
+    written and judged while the updates of this one go on, by the policy from before them (Tülu 3 §6; spec tulu3
+    §5.5), and so on. The correction for the sampler is then on, bounded at 2 unless said otherwise. With several
+    devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
+    nothing overlaps.
+
+    `decode_mesh` is the shape of the devices that write, such as "dp=-1,tp=4", where it should be another than that in
+    which they train: the policy's parameters move once a rollout (docs/layouts.md).
+    """
+
+    reward: Reward
+    sampling: Sampling
+    samples: int = 1
+    mini_batch: int | None = None
+    rollout_epochs: int = 1
+    reference: str | None = None
+    logprob_temperature: float | None = None
+    sampler_correction: float | None = None
+    check: str | None = None
+    keep_samples: int = 4
+    asynchronous: int = 0
+    rollout_devices: int | None = None
+    decode_mesh: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        rows = self.batch * self.samples
+        for name in ("samples", "rollout_epochs", "mini_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"stage {self.name}: {name} must be at least 1, not {value}")
+        if self.init is None:
+            raise UserError(f"stage {self.name}: give init, the policy to start from")
+        if self.keep_moments or self.dropout:
+            raise UserError(
+                f"stage {self.name}: keep_moments and dropout are for stages that read data; leave them out"
+            )
+        if rows % self.update_rows:
+            raise UserError(
+                f"stage {self.name}: mini_batch {self.mini_batch} does not divide the {rows} responses of a rollout"
+            )
+        for what, data in (("data", self.data), ("validation", self.validation and self.validation.data)):
+            if data and data.kind != "prompts":
+                raise UserError(f"stage {self.name}: {what} must be prompts (kind 'prompts'), not {data.kind!r}")
+        if self.validation is not None and self.check is None:
+            raise UserError(f"stage {self.name}: validation prompts need check, the verifier of the answers")
+        if self.sampling.temperature <= 0:
+            raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
+        if self.asynchronous < 0 or (self.rollout_devices is not None and self.rollout_devices < 1):
+            raise UserError(f"stage {self.name}: asynchronous must not be below 0, rollout_devices not below 1")
+        if self.rollout_devices is not None and not self.asynchronous:
+            raise UserError(f"stage {self.name}: rollout_devices are for asynchronous rollouts; set asynchronous")
+
+    @property
+    def update_rows(self) -> int:
+        """Responses of one update."""
+        return self.mini_batch or self.batch * self.samples
+
+    @property
+    def score_rows(self) -> int:
+        """Responses that go through a model at once where nothing is trained."""
+        return self.update_rows // self.accumulate
+
+    @property
+    def updates(self) -> int:
+        """Updates that one rollout is trained for."""
+        return self.batch * self.samples // self.update_rows * self.rollout_epochs
+
+    @property
+    def correction(self) -> float | None:
+        """The bound of the weights that correct for the sampler; None without them."""
+        return 2.0 if self.sampler_correction is None and self.asynchronous else self.sampler_correction
+
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by where log-probabilities are trained on."""
+        return self.sampling.temperature if self.logprob_temperature is None else self.logprob_temperature
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().needs, *models_of(*self.reward.models, self.reference)]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPO(RL):
+    """Proximal policy optimisation with a value model (spec tulu25 §4.4, tulu3 §5.2).
+
+    `value` is what the value model starts from: left out, the reward model, or `init` under a fresh scalar head where
+    there is none. `kl` is the price of a nat in the reward, at every token; with `kl_target` (nats a response) it
+    adapts. `value_only` rollouts at the start train the value model alone. `compat="tulu25"` recomputes what belongs to
+    the rollout with the parameters of each mini-batch, as the released code did, so that the ratio is always 1.
+    """
+
+    value: str | None = None
+    value_optimizer: OptimizerConfig | None = None
+    kl: float = 0.05
+    kl_kind: Literal["k1", "k2", "k3"] = "k1"
+    kl_target: float | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    dual_clip: float | None = None
+    value_clip: float | None = 0.2
+    value_coefficient: float = 0.1
+    whiten: Literal["rollout", "mini_batch", "none"] = "rollout"
+    value_only: int = 0
+    compat: Literal["tulu25"] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kl_target is not None and not self.kl_target > 0:
+            raise UserError(f"stage {self.name}: kl_target must be above 0 nats, not {self.kl_target}")
+        if self.value_only < 0 or (self.steps is not None and self.value_only >= self.steps):
+            raise UserError(f"stage {self.name}: value_only must leave rollouts of the {self.steps} for the policy")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().needs, *models_of(self.value)]))
+
+    @property
+    def value_init(self) -> str:
+        """What the value model starts from."""
+        return self.value or self.reward.model or str(self.init)
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import policy_optimization
+
+        return policy_optimization(
+            model, temperature=self.temperature, clip_low=self.clip, clip_high=self.clip,
+            dual_clip=self.dual_clip,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GRPO(RL):
+    """Group-relative policy optimisation: advantages against a prompt's other answers, no value model (tulu3 §5.3).
+
+    `kl` weighs the divergence from the reference in the loss. `clip_low` and `clip_high` may be infinite (no clipping),
+    `dual_clip` bounds the ratio where the advantage is negative. `whiten` "rollout" standardises the advantages once
+    more over all tokens of the rollout, as the code of Spurious Rewards does (spec spurious_rewards §5). `drop_equal`
+    leaves out groups whose rewards are all equal, which teach nothing but would count in the denominator; with
+    `refill`, up to so many more batches of prompts are answered to replace them (DAPO's dynamic sampling).
+    `mask_truncated` leaves out responses that never ended.
+    """
+
+    kl: float = 0.0
+    kl_kind: Literal["k1", "k2", "k3", "k4"] = "k3"
+    advantages: Literal["grpo", "standard", "mean", "dr_grpo", "rloo"] = "grpo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    whiten: Literal["none", "rollout"] = "none"
+    aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
+    ratio: Literal["token", "sequence"] = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
+    drop_equal: bool = False
+    refill: int = 0
+    mask_truncated: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < 2:
+            raise UserError(f"stage {self.name}: samples must be at least 2; one answer has no group to be better than")
+        if self.refill < 0:
+            raise UserError(f"stage {self.name}: refill must not be below 0, but is {self.refill}")
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import policy_optimization
+
+        return policy_optimization(
+            model, temperature=self.temperature, clip_low=self.clip_low, clip_high=self.clip_high,
+            dual_clip=self.dual_clip, aggregation=self.aggregation, constant=float(self.sampling.max_new_tokens),
+            ratio=self.ratio, surrogate=self.surrogate, kl=self.kl, kl_kind=self.kl_kind,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlineDPO(RL):
+    """DPO on pairs that the policy writes and the reward orders: a prompt's best answer against its worst.
+
+    Prompts whose answers are all worth the same are skipped (spec tulu25 §4.5). `mini_batch` counts answers, two of
+    which make a pair at most.
+    """
+
+    samples: int = 2
+    loss: Literal["dpo", "dpo_norm", "ipo", "simpo"] = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < 2:
+            raise UserError(f"stage {self.name}: samples must be at least 2, to have a better and a worse answer")
+        if self.update_rows % self.samples:
+            raise UserError(f"stage {self.name}: mini_batch must hold whole prompts of {self.samples} answers")
+        if self.sampler_correction is not None or self.temperature != 1.0:
+            raise UserError(
+                f"stage {self.name}: DPO compares whole answers at temperature 1; set logprob_temperature to 1 and "
+                "leave sampler_correction out"
+            )
+
+    @property
+    def correction(self) -> None:
+        """None: a loss of whole answers has no weights of tokens, whoever wrote them."""
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import preference_optimization
+
+        return preference_optimization(
+            model, self.loss, beta=self.beta, label_smoothing=self.label_smoothing, gamma=self.gamma,
+        )  # fmt: skip

@@ -1,0 +1,146 @@
+"""Training on data that is there already: pre-training, fine-tuning, reward models, preferences."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from easylm_jax import fields
+from easylm_jax.config.base import Checkpoints, Monitoring, Stage, Validation, models_of, stages_of_data
+from easylm_jax.data.spec import DataSpec
+from easylm_jax.lora import LoraConfig
+from easylm_jax.optimizer import OptimizerConfig
+from easylm_jax.steps import Objective
+from models.config import Compute, DecoderConfig
+from models.decoder import Decoder
+from models.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """Training on data that is there already: what pre-training and fine-tuning share.
+
+    Exactly one of `model` (a preset's name or a shape: fresh parameters) and `init` (parameters to start from) is
+    given. `init` is a stage of the recipe, `hf:<folder or hub name>`, or `run:<stage folder>`; with `keep_moments` the
+    optimiser's moments come along (OLMo 2's second stage, spec olmo §10.2).
+
+    `batch` counts rows of the packed cache for one update, `accumulate` the micro-batches it is cut into. It ends after
+    `steps` or `epochs`, whichever is given, or comes first. `lora` trains an adapter and leaves the parameters as they
+    were. `examples` is how many an epoch has as the data's authors count them: a plan is made without data and tells
+    the stage's length by it.
+    """
+
+    scalar_head: ClassVar[bool] = False
+
+    model: str | DecoderConfig | None = None
+    init: str | None = None
+    keep_moments: bool = False
+    data: DataSpec
+    validation: Validation | None = None
+    batch: int
+    accumulate: int = 1
+    steps: int | None = None
+    epochs: float | None = None
+    examples: int | None = None
+    optimizer: OptimizerConfig
+    dropout: float = 0.0
+    lora: LoraConfig | None = None
+    compute: Compute = Compute()
+    checkpoints: Checkpoints = Checkpoints()
+    monitoring: Monitoring = Monitoring()
+
+    def __post_init__(self):
+        fields.check_types(self, self.name)
+        if (self.model is None) == (self.init is None):
+            raise UserError(f"stage {self.name}: give either model (fresh parameters) or init (where to start from)")
+        if self.steps is None and self.epochs is None:
+            raise UserError(f"stage {self.name}: give steps or epochs (or both: it ends with the first)")
+        if self.keep_moments and self.lora:
+            raise UserError(f"stage {self.name}: keep_moments needs the same trained parameters, which lora changes")
+        for name in ("batch", "accumulate", "steps", "epochs", "examples"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"stage {self.name}: {name} must be above 0, not {value}")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        data = [self.data] + ([self.validation.data] if self.validation else [])
+        return tuple(dict.fromkeys([*stages_of_data(data), *models_of(self.init)]))
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether every example has a row of its own."""
+        return self.data.packing == "none" or (self.data.kind == "prompts" and self.data.packing is None)
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        """What the stage minimises; `training` is False on held-out data (no dropout)."""
+        raise NotImplementedError(f"{type(self).__name__} has no objective")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(Train):
+    """Next-token prediction on text; also mid-training and annealing."""
+
+    z_loss: float = 0.0
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import language_modelling
+
+        return language_modelling(model, z_loss=self.z_loss if training else 0.0, dropout=training and self.dropout > 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFT(Train):
+    """Supervised fine-tuning on conversations. `reduction` "sequence_sum" is Tülu 3's `sum` (spec tulu3 §2.1)."""
+
+    reduction: Literal["token", "sequence_sum"] = "token"
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import language_modelling
+
+        reduction = self.reduction if training else "token"
+        return language_modelling(model, reduction=reduction, dropout=training and self.dropout > 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardModel(Train):
+    """A scalar head on a decoder, trained on preference pairs (Bradley-Terry; spec tulu25 §4.2, tulu3 §4).
+
+    Started from a language model, its vocabulary head is dropped and a fresh scalar head put in its place.
+    """
+
+    scalar_head: ClassVar[bool] = True
+    use_margin: bool = False
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import reward_modelling
+
+        return reward_modelling(model, use_margin=self.use_margin)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPO(Train):
+    """Preference optimisation without a reward model; `loss` is one of the kinds of `objectives.preference_loss`.
+
+    `reference` says where the log-probabilities of the starting model come from: "cached" computes them once before
+    training and keeps them beside the data, "model" keeps the starting model on the devices and scores every batch.
+    """
+
+    loss: Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto"] = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    gamma: float | None = None
+    reference: Literal["cached", "model"] = "cached"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the starting model."""
+        return self.loss not in ("simpo", "orpo")
+
+    def objective(self, model: Decoder, *, training: bool) -> Objective:
+        from easylm_jax.objectives import preference_optimization
+
+        return preference_optimization(
+            model, self.loss, beta=self.beta, label_smoothing=self.label_smoothing, gamma=self.gamma,
+            reference=self.reference if self.needs_reference else None,
+        )  # fmt: skip
