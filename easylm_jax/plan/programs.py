@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -166,85 +166,119 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
         )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class _Roles:
+    """The models of a stage of reinforcement learning, and by role the shapes of what each has on the devices. The
+    reference, and the policy as it writes, have the policy's parameters in the type that is computed in."""
+
+    policy: Start
+    value: Start | None
+    reward: Model | None
+    judge: Model | None
+    placed: dict[str, PyTree]
+
+    @functools.cached_property
+    def sizes(self) -> dict[str, int]:
+        """Bytes on a device by role."""
+        return {role: bytes_of(tree) for role, tree in self.placed.items() if jax.tree.leaves(tree)}
+
+    def beside(self, *own: str) -> dict[str, int]:
+        """What is there beside the arguments of a program that takes these."""
+        return {role: size for role, size in self.sizes.items() if role not in own}
+
+
+def _roles(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> _Roles:
+    compute = _compute(stage.compute, mesh)
+
+    def model(config: DecoderConfig) -> Model:
+        return shapes.model(config, compute)
+
+    source = model(shapes.stage_config(stage, recipe))
+    sharding.check_heads(source.config, mesh)
+    policy = Start(stage, source, make_optimizer(stage.optimizer, MANY), mesh)
+    value = reward = judge = None
+    placed = {"policy": sharding.placed(policy.abstract(), policy.layout)}
+    if isinstance(stage, PPO):
+        config = shapes.config_of(stage.value_init, recipe).replace(scalar_head=True)
+        optimizer = make_optimizer(stage.value_optimizer or stage.optimizer, MANY)
+        value = Start(dataclasses.replace(stage, lora=None), model(config), optimizer, mesh)
+        placed["value"] = sharding.placed(value.abstract(), value.layout)
+    if stage.lora is not None:
+        placed["frozen"] = {"base": sharding.placed(source.decoder.abstract_params(), policy.base_layout)}
+    placed["reference"] = _placed_params(source, mesh)
+    if stage.asynchronous:
+        placed["older policies"] = [placed["reference"]] * stage.asynchronous
+    if stage.reward.model is not None:
+        reward = model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True))
+        placed["reward model"] = _placed_params(reward, mesh)
+    if stage.reward.judge is not None:
+        judge = model(shapes.config_of(stage.reward.judge.model, recipe))
+        placed["judge"] = _placed_params(judge, mesh)
+    return _Roles(policy, value, reward, judge, placed)
+
+
 def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
     sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
     sharding.check_length(rollout.LEAST_WIDTH, mesh)
     decodes = _decoding(stage, mesh)
-    compute = _compute(stage.compute, mesh)
-    source = shapes.model(shapes.stage_config(stage, recipe), compute)
-    sharding.check_heads(source.config, mesh)
-    policy = Start(stage, source, make_optimizer(stage.optimizer, MANY), mesh)
-    value = None
-    if isinstance(stage, PPO):
-        config = shapes.config_of(stage.value_init, recipe).replace(scalar_head=True)
-        optimizer = make_optimizer(stage.value_optimizer or stage.optimizer, MANY)
-        value = Start(dataclasses.replace(stage, lora=None), shapes.model(config, compute), optimizer, mesh)
-    programs = RLPrograms(stage, mesh, policy, value)
-    policy_state = sharding.placed(policy.abstract(), policy.layout)
-    value_state = None if value is None else sharding.placed(value.abstract(), value.layout)
-    base = sharding.placed(source.decoder.abstract_params(), policy.base_layout)
-    frozen = {} if stage.lora is None else {"base": base}
-    scored = _placed_params(source, mesh)
-    models = {"policy": policy_state, "value": value_state, "frozen": frozen, "reference": scored}
-    if stage.asynchronous:
-        models["older policies"] = [scored] * stage.asynchronous
-    judge = None
-    if stage.reward.model is not None:
-        judge = shapes.model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True), compute)
-        models["reward model"] = _placed_params(judge, mesh)
-    asked = stage.reward.judge
-    replying = None if asked is None else shapes.model(shapes.config_of(asked.model, recipe), compute)
-    if replying is not None:
-        models["judge"] = _placed_params(replying, mesh)
-    sizes = {name: bytes_of(tree) for name, tree in models.items() if tree is not None and jax.tree.leaves(tree)}
+    roles = _roles(stage, recipe, mesh)
+    programs = RLPrograms(stage, mesh, roles.policy, roles.value)
+    yield from _updates(stage, mesh, roles, programs)
+    yield from _scoring(stage, mesh, roles, programs)
+    answers, source = stage.batch * stage.samples, roles.policy.source
+    slots, new = min(stage.sampling.slots, answers), stage.sampling.max_new_tokens
+    yield from _on(decodes, _writing(source, decodes, slots, shapes.longest(stage), answers, new, roles.sizes))
+    asked, judge = stage.reward.judge, roles.judge
+    if asked is not None and judge is not None:  # one question a response, as long as its context lets it be
+        slots, new = min(asked.sampling.slots, answers), asked.sampling.max_new_tokens
+        for planned in _on(decodes, _writing(judge, decodes, slots, judge.config.context, answers, new, roles.sizes)):
+            yield dataclasses.replace(planned, name=f"judge's {planned.name}")
 
-    def beside(*own: str) -> dict[str, int]:
-        return {name: size for name, size in sizes.items() if name not in own}
 
-    width, answers = rollout.bucket(shapes.longest(stage)), stage.batch * stage.samples
+def _updates(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Planned]:
+    """What trains the policy, and the value model where there is one."""
+    width, frozen = rollout.bucket(shapes.longest(stage)), roles.placed.get("frozen", {})
     rows = signals.of(stage, mesh).abstract(width)
-
-    def flops(model: Model | Start, count: float, passes: int) -> float:
-        config = model.config if isinstance(model, Model) else model.source.config
-        return _flops(config, width, count, mesh, passes)
-
-    for name, model, state in (("policy", policy, policy_state), ("value", value, value_state)):
-        if model is not None and state is not None:
+    for name, start in (("policy", roles.policy), ("value", roles.value)):
+        if start is not None:
             yield Planned(
-                name, functools.partial(programs.update, name, state, frozen, rows),
-                beside(name, *(("frozen",) if name == "policy" else ())), flops(model, stage.update_rows, 3),
-                stage.updates, programs.options,
+                name, functools.partial(programs.update, name, roles.placed[name], frozen, rows),
+                roles.beside(name, *(("frozen",) if name == "policy" else ())),
+                _flops(start.source.config, width, stage.update_rows, mesh, 3), stage.updates, programs.options,
             )  # fmt: skip
-    batch = sharding.placed_batch({name: jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32)
-                           for name in rollout.FORWARD}, mesh)  # fmt: skip
-    chunks = answers / stage.score_rows
+
+
+def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Planned]:
+    """What goes once through the responses of a rollout, `score_rows` at a time."""
+    width, rows = rollout.bucket(shapes.longest(stage)), stage.score_rows
+    chunks = stage.batch * stage.samples / rows
+
+    def batch(columns: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
+        return {name: jax.ShapeDtypeStruct((rows, width), jnp.int32) for name in columns}
+
+    def flops(model: Model) -> float:
+        return _flops(model.config, width, rows, mesh, 1)
+
+    forward = sharding.placed_batch(batch(rollout.FORWARD), mesh)
+    scored = roles.placed["reference"]
     # The policy as it writes and the reference are of one type, and scored by one program.
     yield Planned(
-        "score", lambda: programs.token_scores.lower(scored, batch), beside("reference"),
-        flops(policy, stage.score_rows, 1), 2 * chunks,
+        "score", lambda: programs.token_scores.lower(scored, forward), roles.beside("reference"),
+        flops(roles.policy.source), 2 * chunks,
     )  # fmt: skip
-    if value is not None and value_state is not None:
+    if roles.value is not None:
         yield Planned(
-            "values", lambda: programs.values.lower(value_state.params, batch), beside("value"),
-            flops(value, stage.score_rows, 1), chunks,
+            "values", lambda: programs.values.lower(roles.placed["value"].params, forward), roles.beside("value"),
+            flops(roles.value.source), chunks,
         )  # fmt: skip
-    if judge is not None:
-        tokens = {"tokens": jax.ShapeDtypeStruct((stage.score_rows, width), jnp.int32),
-                  "lengths": jax.ShapeDtypeStruct((stage.score_rows,), jnp.int32)}  # fmt: skip
-        tokens = sharding.placed_batch(tokens, mesh)
-        score = jax.jit(functools.partial(score_responses, judge.decoder))
+    if roles.reward is not None:
+        judged = {**batch(["tokens"]), "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+        judged = sharding.placed_batch(judged, mesh)
+        score = jax.jit(functools.partial(score_responses, roles.reward.decoder))
         yield Planned(
-            "reward", lambda: score.lower(models["reward model"], tokens["tokens"], tokens["lengths"]),
-            beside("reward model"), flops(judge, stage.score_rows, 1), chunks,
+            "reward", lambda: score.lower(roles.placed["reward model"], judged["tokens"], judged["lengths"]),
+            roles.beside("reward model"), flops(roles.reward), chunks,
         )  # fmt: skip
-    slots = min(stage.sampling.slots, answers)
-    yield from _on(decodes, _writing(
-        source, decodes, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, sizes
-    ))  # fmt: skip
-    if asked is not None and replying is not None:  # one question a response, as long as its context lets it be
-        slots, new = min(asked.sampling.slots, answers), asked.sampling.max_new_tokens
-        for planned in _on(decodes, _writing(replying, decodes, slots, replying.config.context, answers, new, sizes)):
-            yield dataclasses.replace(planned, name=f"judge's {planned.name}")
 
 
 def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
