@@ -1,5 +1,7 @@
 """Planning: topologies by name, compiled text read with its loops, programs from shapes, verdicts in one table."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -198,3 +200,33 @@ def test_every_recipe_of_a_papers_size_names_a_pod_over_which_its_batches_divide
         if isinstance(stage, Train):
             rows = stage.update_rows if isinstance(stage, RL) else stage.batch
             assert rows % (stage.accumulate * split) == 0, (stage.name, rows, stage.accumulate, split)
+
+
+KERNEL = """
+import jax, jax.numpy as jnp
+from jax.experimental import pallas
+{quiet}
+source = '''
+def kernel(x, y):
+    y[...] = x[...] + 1
+def add(x):
+    return pallas.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32))(x)
+'''
+texts = set()
+for folder in ("here", "there"):
+    made = {{"pallas": pallas, "jax": jax, "jnp": jnp}}
+    exec(compile(source, folder + "/kernel.py", "exec"), made)
+    traced = jax.jit(made["add"]).trace(jnp.zeros((8, 128)))
+    texts.add(traced.lower(lowering_platforms=("tpu",)).as_text())
+print(len(texts))
+"""
+
+
+@pytest.mark.parametrize(
+    ("quiet", "different"), [("from easylm_jax.plan import topology; topology.quiet()", 1), ("", 2)]
+)
+def test_what_was_planned_is_known_again_from_another_folder(quiet, different):
+    """The text of a program decides; a kernel's has places in files in it, unless it is traced without them."""
+    command = [sys.executable, "-c", KERNEL.format(quiet=quiet)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{different}\n"

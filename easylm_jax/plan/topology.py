@@ -186,7 +186,8 @@ def sizes(chip: Chip) -> list[tuple[int, ...]]:
 
 def quiet() -> None:
     """What the TPU compiler wants to be told before it is loaded: then it stays silent, finds no TPU to take, and two
-    plans can be made at once. Of JAX's own backends only the CPU's is ever started."""
+    plans can be made at once. Of JAX's own backends only the CPU's is ever started, and programs are traced without the
+    places in files that they come from, by which a kernel's text would differ from folder to folder."""
     for name, value in (
         ("TPU_ACCELERATOR_TYPE", "v5e-16"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_LOG_DIR", "disabled"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"), ("TPU_STDERR_LOG_LEVEL", "3"),
@@ -196,6 +197,7 @@ def quiet() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 def _no_compiler(error: Exception, name: str) -> UserError:
