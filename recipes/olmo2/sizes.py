@@ -56,8 +56,8 @@ SIZES = {
 }  # fmt: skip
 
 
-def stage1(size: str, *, accumulate: int, remat: str) -> Pretrain:
-    """Pre-training on the web mix; `accumulate` and `remat` fit it to a pod and change no number."""
+def stage1(size: str, *, accumulate: int, remat: str, tile_kib: int | None = None) -> Pretrain:
+    """Pre-training on the web mix; `accumulate`, `remat` and `tile_kib` fit it to a pod and change no number."""
     s = SIZES[size]
     return Pretrain(
         "stage1",
@@ -78,7 +78,7 @@ def stage1(size: str, *, accumulate: int, remat: str) -> Pretrain:
             clip=1.0,
             skip_step=s.skip_step,
         ),
-        compute=Compute(dtype="bfloat16", remat=remat),
+        compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile_kib),
         checkpoints=Checkpoints(every=250, history=1000),  # the cadence of the released checkpoints
     )
 
