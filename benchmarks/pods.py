@@ -1,6 +1,6 @@
 """A training step of OLMo 2 and of models with published figures on TPU pods, projected, and what each setting buys.
 
-    python benchmarks/pods.py                          # all rows: half an hour to an hour on two cores
+    python benchmarks/pods.py                          # all rows: an hour to two on two cores
     python benchmarks/pods.py --model olmo2-7b --pod v5p:4x4x4
 
 Needs the TPU compiler (pip install 'jax[tpu]'), no TPU. Nothing is measured: seconds are `easylm plan`'s projection.
@@ -17,7 +17,7 @@ from typing import Any
 
 from common import BenchmarkError, run_main, tpu_compiler
 
-PLAIN, LARGE = None, 65536
+PLAIN, LARGE, LARGER = None, 65536, 98304
 # model, pod, length of sequences, rows of a chip, what a block keeps, memory of one operation (KiB), published MFU
 CASES = (
     ("olmo2-7b", "v5p:4x4x4", 4096, 1, "full", PLAIN, None),
@@ -25,7 +25,12 @@ CASES = (
     ("olmo2-7b", "v5p:4x4x4", 4096, 2, "dots", PLAIN, None),
     ("olmo2-7b", "v5p:4x4x4", 4096, 2, "dots", LARGE, None),
     ("olmo2-13b", "v5p:4x4x4", 4096, 2, "dots", LARGE, None),
+    ("olmo2-7b", "v6e:16x16", 4096, 1, "attention", PLAIN, None),
     ("olmo2-7b", "v6e:16x16", 4096, 1, "attention", LARGE, None),
+    ("olmo2-7b", "v6e:16x16", 4096, 1, "outputs", LARGER, None),
+    ("olmo2-7b", "v6e:16x16", 4096, 2, "outputs", LARGER, None),
+    ("olmo2-7b", "v6e:16x16", 4096, 2, "dots", LARGE, None),
+    ("olmo2-7b", "v6e:16x16", 4096, 3, "attention", LARGE, None),
     ("olmo2-13b", "v6e:16x16", 4096, 1, "attention", LARGE, None),
     ("llama2-70b", "v5p:8x8x4", 4096, 2, "attention", LARGE, 0.654),
     ("llama3.1-8b", "v6e:16x16", 8192, 3, "full", LARGE, 0.455),
