@@ -2,7 +2,9 @@
 
 Left alone, it gathers parameters that lie split over a mesh while the chip waits, on v4 and v5p even as a sum of arrays
 padded with zeros (twice the bytes, and as much to fill). Told so, it gathers piece by piece inside the products that
-run meanwhile. `benchmarks/pods.py` shows what that and larger tiles bring.
+run meanwhile. On slices of up to 32 chips or so, and with `tp`, it would also cut a product into rounds, one for each
+chip's part, whose sums go to memory and back in the activation type every time; it is told not to. `benchmarks/pods.py`
+shows what that, and larger tiles, bring.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ _OVERLAP: Options = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
+# Products whose operands have fewer MiB than this are never cut into rounds.
+_WHOLE: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 2**20}
 _KINDS = ("TPU v4", "TPU v5", "TPU v6")  # starts of `device_kind`
 
 
 def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
-    """Options for a program that trains on this mesh; None where there are none to give."""
+    """Options for a program that trains or scores on this mesh; None where there are none to give."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return None
-    found: Options = {}
+    found: Options = dict(_WHOLE) if mesh.size > 1 else {}
     if mesh.size > 1 and device.device_kind.startswith(_KINDS):
         found |= _OVERLAP
     if compute.tile_kib is not None:

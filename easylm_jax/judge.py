@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax import rollout
+from easylm_jax import compiler, rollout
 from easylm_jax.config import Reward
 from easylm_jax.data import Cache
 from easylm_jax.data.tokenizer import Tokenizer
@@ -47,7 +47,10 @@ class Judge:
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._score = None
         if model is not None:
-            self._score = jax.jit(functools.partial(score_responses, model), out_shardings=everywhere)
+            self._score = jax.jit(
+                functools.partial(score_responses, model), out_shardings=everywhere,
+                compiler_options=compiler.options(mesh, model.compute),
+            )  # fmt: skip
 
     def __call__(self, made: Rollout, number: int = 0, part: int = 0) -> dict[str, float]:
         """Fills in `scores` and `parts` of rollout `number` (or a part of it); returns what to log of it.

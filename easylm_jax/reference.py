@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import checkpoint_arrays, sharding
+from easylm_jax import checkpoint_arrays, compiler, sharding
 from easylm_jax.data import Cache, open_columns, write_columns
 from easylm_jax.objectives import sequence_logprobs
 from easylm_jax.trees import leaf_names
@@ -54,7 +54,7 @@ def score_program(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
     """A jitted `score(params, batch)`: the numbers of a batch's pairs and the sums of both sides, on every device."""
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=compiler.options(mesh, model.compute))
     def score(params, batch):
         sides = sequence_logprobs(model, params, batch)
         return batch["pair_index"], sides.chosen, sides.rejected

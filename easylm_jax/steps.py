@@ -133,7 +133,7 @@ def make_train_step(
 
 
 def make_score_step(
-    objective: Objective, *, shardings: tuple[PyTree, Any, Any] | None = None
+    objective: Objective, *, shardings: tuple[PyTree, Any, Any] | None = None, options: Options | None = None
 ) -> Callable[[PyTree, Batch, PyTree], dict[str, jax.Array]]:
     """A jitted `score(params, batch, frozen) -> sums`: the objective without its gradient, for held-out data.
 
@@ -145,6 +145,6 @@ def make_score_step(
         return {**result.metrics, "loss": (result.total, result.denominator)}
 
     if shardings is None:
-        return jax.jit(score)
+        return jax.jit(score, compiler_options=options)
     params, batch, scalar = shardings
-    return jax.jit(score, in_shardings=(params, batch, None), out_shardings=scalar)
+    return jax.jit(score, in_shardings=(params, batch, None), out_shardings=scalar, compiler_options=options)

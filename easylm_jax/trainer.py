@@ -71,7 +71,9 @@ class _DataLoop(Loop):
             shardings=(job.layout, self.batch_layout, everywhere),
             options=job.options,
         )
-        self.score = make_score_step(job.score, shardings=(job.layout.params, self.batch_layout, everywhere))
+        self.score = make_score_step(
+            job.score, shardings=(job.layout.params, self.batch_layout, everywhere), options=job.options
+        )
         self.read_at = 0.0
 
     def prepare(self, state: State, start: int) -> None:

@@ -34,7 +34,13 @@ def test_parameters_that_lie_split_are_gathered_while_products_run(kind):
 
 def test_one_chip_gathers_nothing_and_a_later_one_does_it_by_itself():
     assert compiler.options(_Mesh(1), Compute()) is None
-    assert compiler.options(_Mesh(8, kind="TPU7x"), Compute()) is None
+    assert not any("all_gather" in name for name in compiler.options(_Mesh(8, kind="TPU7x"), Compute()))
+
+
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5", "TPU v5 lite", "TPU v6 lite", "TPU7x"])
+def test_products_are_not_cut_into_a_round_for_each_chip(kind):
+    told = compiler.options(_Mesh(8, kind=kind), Compute())
+    assert told["xla_jf_spmd_threshold_for_windowed_einsum_mib"] == 2**20
 
 
 def test_tiles_of_products_may_be_given_more_memory():

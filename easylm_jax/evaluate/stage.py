@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from easylm_jax import checkpoint_arrays, fields, rollout, sharding
+from easylm_jax import checkpoint_arrays, compiler, fields, rollout, sharding
 from easylm_jax.config import Entry, Evaluate, Reward, Task
 from easylm_jax.data import load_tokenizer
 from easylm_jax.decode import Engine
@@ -178,7 +178,10 @@ def _rows(mesh: jax.sharding.Mesh) -> int:
 @functools.lru_cache(maxsize=2)
 def _scorer(model: Decoder, mesh: jax.sharding.Mesh):
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(lambda params, batch: target_scores(model, params, batch).logprobs, out_shardings=everywhere)
+    return jax.jit(
+        lambda params, batch: target_scores(model, params, batch).logprobs, out_shardings=everywhere,
+        compiler_options=compiler.options(mesh, model.compute),
+    )  # fmt: skip
 
 
 def _divergence(

@@ -162,7 +162,7 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
         micro = sharding.placed_batch(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
         yield Planned(
             "reference", lambda: score.lower(base, micro), {},
-            _flops(source.config, length, stage.batch / stage.accumulate, mesh, 1), 0.0,
+            _flops(source.config, length, stage.batch / stage.accumulate, mesh, 1), 0.0, options,
         )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def _updates(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
 def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Planned]:
     """What goes once through the responses of a rollout, `score_rows` at a time."""
     width, rows = rollout.bucket(shapes.longest(stage)), stage.score_rows
-    chunks = stage.batch * stage.samples / rows
+    chunks, options = stage.batch * stage.samples / rows, programs.options
 
     def batch(columns: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct((rows, width), jnp.int32) for name in columns}
@@ -264,20 +264,20 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
     # The policy as it writes and the reference are of one type, and scored by one program.
     yield Planned(
         "score", lambda: programs.token_scores.lower(scored, forward), roles.beside("reference"),
-        flops(roles.policy.source), 2 * chunks,
+        flops(roles.policy.source), 2 * chunks, options,
     )  # fmt: skip
     if roles.value is not None:
         yield Planned(
             "values", lambda: programs.values.lower(roles.placed["value"].params, forward), roles.beside("value"),
-            flops(roles.value.source), chunks,
+            flops(roles.value.source), chunks, options,
         )  # fmt: skip
     if roles.reward is not None:
         judged = {**batch(["tokens"]), "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32)}
         judged = sharding.placed_batch(judged, mesh)
-        score = jax.jit(functools.partial(score_responses, roles.reward.decoder))
+        score = jax.jit(functools.partial(score_responses, roles.reward.decoder), compiler_options=options)
         yield Planned(
             "reward", lambda: score.lower(roles.placed["reward model"], judged["tokens"], judged["lengths"]),
-            roles.beside("reward model"), flops(roles.reward), chunks,
+            roles.beside("reward model"), flops(roles.reward), chunks, options,
         )  # fmt: skip
 
 
