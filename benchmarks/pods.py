@@ -24,6 +24,8 @@ CASES = (
     ("olmo2-7b", "v5p:4x4x4", 4096, 1, "attention", PLAIN, None),
     ("olmo2-7b", "v5p:4x4x4", 4096, 2, "dots", PLAIN, None),
     ("olmo2-7b", "v5p:4x4x4", 4096, 2, "dots", LARGE, None),
+    ("olmo2-7b", "v5p:2x4x4", 4096, 4, "attention", PLAIN, None),
+    ("olmo2-7b", "v5p:4x4x4", 4096, 4, "attention", PLAIN, None),
     ("olmo2-13b", "v5p:4x4x4", 4096, 2, "dots", LARGE, None),
     ("olmo2-7b", "v6e:16x16", 4096, 1, "attention", PLAIN, None),
     ("olmo2-7b", "v6e:16x16", 4096, 1, "attention", LARGE, None),

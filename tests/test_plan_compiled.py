@@ -84,6 +84,30 @@ def test_a_generation_that_takes_no_kernels_is_planned_without(tmp_path):
     assert all(row["seconds"]["kernels"] == 0 for row in found["programs"])
 
 
+PRODUCT = """
+from easylm_jax.plan import topology
+topology.quiet()
+import jax
+from easylm_jax import compiler
+from easylm_jax.mesh import make_mesh
+from models.config import Compute
+
+mesh = make_mesh("fsdp=-1", topology.parse("v5p:2x2x2").devices())
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+x, kernel = (jax.ShapeDtypeStruct(shape, "bfloat16", sharding=split) for shape in ((16384, 4096), (4096, 8192)))
+for options in (None, compiler.options(mesh, Compute())):
+    program = jax.jit(lambda x, kernel: x @ kernel, out_shardings=split, compiler_options=options)
+    text = program.lower(x, kernel).compile().as_text()
+    print(text.count(" convolution("), text.count(" while("))
+"""
+
+
+def test_a_product_with_a_kernel_that_lies_split_stays_whole():
+    """Left alone, the compiler loops over the parts of the kernel and adds up the activations in memory each time."""
+    done = subprocess.run([sys.executable, "-c", PRODUCT], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["2 1", "1 0"]
+
+
 def test_what_is_wrong_is_one_line_before_anything_is_compiled(tmp_path):
     """A mesh that does not match the chips, a stage that is not there or runs nothing, a field that is misspelt."""
     for options, told in (
