@@ -2,7 +2,7 @@
 
 Left alone, it gathers parameters that lie split over a mesh while the chip waits, on v4 and v5p even as a sum of arrays
 padded with zeros (twice the bytes, and as much to fill). Told so, it gathers piece by piece inside the products that
-run meanwhile. Over an axis of up to 32 devices or so it would also cut a product into rounds, one for each device's part,
+run meanwhile. Over an axis of up to 32 devices or so it would also cut a product into rounds, one for the part of each,
 whose sums go to memory and back in the activation type every time; it is told not to. `benchmarks/pods.py` shows what
 that, and larger tiles, bring.
 """
