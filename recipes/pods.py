@@ -6,10 +6,12 @@ What was planned is kept, so that a run that was cut short, and one after a chan
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from easylm_jax.rewards.pool import cores
 from models.errors import UserError
 from recipes.__main__ import FOLDER, recipe_files
 
@@ -23,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
     )  # fmt: skip
     parser.add_argument("--out", default="runs", help="where compiled plans are kept (default: runs)")
+    parser.add_argument(
+        "--jobs", type=int, default=_jobs(), help="stages planned at once (default: %(default)s, by cores and memory)"
+    )
     parser.add_argument("--write", default="docs/pods.md", help="the page (default: docs/pods.md)")
     try:
         return _planned(parser.parse_args(arguments))
@@ -31,7 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _jobs() -> int:
+    """Compiling a stage takes one core and up to 4 GiB."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores(), memory // (4 * 2**30)))
+
+
 def _planned(arguments: argparse.Namespace) -> int:
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {arguments.jobs}")
     from easylm_jax.plan import topology
 
     topology.quiet()
@@ -49,7 +66,7 @@ def _planned(arguments: argparse.Namespace) -> int:
     if not groups:
         raise UserError("none of these recipes names a pod and has such a stage")
     groups[0].topology.devices()  # a compiler that is missing is told once, and not for every group
-    pods.plan(groups, Path(arguments.out) / "plans", lambda text: print(text, file=sys.stderr, flush=True))
+    pods.plan(groups, Path(arguments.out) / "plans", _say, arguments.jobs)
     page = pods.page(groups, DURATIONS, "make plan-all")
     Path(arguments.write).write_text(page, encoding="utf-8")
     print(f"{arguments.write}: {len(groups)} different stages, {sum(group.fits for group in groups)} fit")

@@ -43,12 +43,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+# The tests' own settings, of precision above all, are none of a plan's.
+CLEAN = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join([str(REPOSITORY), *sys.path])}
+
+
+def printed(code, *arguments):
+    """The lines that a piece of Python prints in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=CLEAN, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
 def start(tmp_path, text, *options, code="import sys; from easylm_jax.cli import main; sys.exit(main(sys.argv[1:]))"):
     """`easylm plan` of a recipe, begun."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(text)
     command = [sys.executable, "-c", code, "plan", str(recipe), "--out", str(tmp_path), *options]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": ":".join([str(REPOSITORY), *sys.path])}
+    environment = {**CLEAN, "HOME": str(tmp_path)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -104,8 +116,32 @@ for options in (None, compiler.options(mesh, Compute())):
 
 def test_a_product_with_a_kernel_that_lies_split_stays_whole():
     """Left alone, the compiler loops over the parts of the kernel and adds up the activations in memory each time."""
-    done = subprocess.run([sys.executable, "-c", PRODUCT], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["2 1", "1 0"]
+    assert printed(PRODUCT) == ["2 1", "1 0"]
+
+
+SEVERAL = """
+import dataclasses, sys
+from pathlib import Path
+from easylm_jax.experiment import load_recipe
+from easylm_jax.plan import pods, topology
+
+topology.quiet()
+recipe = load_recipe(sys.argv[1])
+stages = [dataclasses.replace(recipe.stages[0], name=f"sft-{batch}", batch=batch) for batch in (8, 16)]
+recipe = dataclasses.replace(recipe, stages=tuple(stages))
+made = []
+for jobs in (2, 1):
+    found = pods.groups([("a/one", recipe)], ["train"])
+    pods.plan(found, Path(sys.argv[2]) / str(jobs), print, jobs)
+    made.append([(group.fits, group.programs) for group in found])
+print(made[0] == made[1], [group.error or group.fits for group in found])
+"""
+
+
+def test_stages_planned_at_once_come_out_as_one_by_one(tmp_path):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE)
+    assert printed(SEVERAL, recipe, tmp_path)[-1] == "True [True, True]"
 
 
 def test_what_is_wrong_is_one_line_before_anything_is_compiled(tmp_path):

@@ -113,6 +113,17 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
     assert pods.page(again, [took], "the command") == page
 
 
+def test_stages_planned_in_processes_end_as_they_do_one_by_one(tmp_path):
+    """With a compiler they fail for their batch, without one for its absence; and each says so in its own row."""
+    bad = [dataclasses.replace(SFT, name=f"sft-{batch}", batch=batch) for batch in (3, 5)]
+    ends = []
+    for jobs in (1, 2):
+        found = pods.groups([("a/one", recipe(*bad))], ["train"])
+        pods.plan(found, tmp_path / str(jobs), lambda text: None, jobs)
+        ends.append([group.error for group in found])
+    assert ends[0] == ends[1] and len(ends[0]) == 2 and all(ends[0])
+
+
 def test_a_judge_is_resident_and_has_programs_of_its_own():
     judge = JudgeModel(model="sft", tokenizer="hf:none", chat_template="tulu", sampling=Sampling(32, 0.0, slots=8))
     judged = dataclasses.replace(GRPO, reward=Reward(verifier="judge", judge=judge))

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
-from collections.abc import Callable, Iterable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -72,27 +74,58 @@ def groups(recipes: Iterable[tuple[str, Recipe]], kinds: Sequence[str]) -> list[
     return list(found.values())
 
 
-def plan(found: Sequence[Group], folder: Path, say: Say) -> None:
-    """Plans every group that is not kept in `folder` yet; what fails is told in its group and the rest goes on."""
+def plan(found: Sequence[Group], folder: Path, say: Say, jobs: int = 1) -> None:
+    """Plans every group that is not kept in `folder` yet, `jobs` at a time, each in a process of its own; what fails is
+    told in its group and the rest goes on."""
     kept = folder / "stages" / alike.versions()
     waiting = [group for group in found if group.error is None and not _read(group, kept)]
     say(f"{len(found)} different stages, {len(found) - len(waiting)} of them planned already")
-    for number, group in enumerate(waiting):
-        name, stage = group.members[0]
-        say(f"{number + 1} of {len(waiting)}: {name}, {stage.name} on {group.topology.name}")
-        try:
-            rows = report.plan(stage, group.recipe, group.topology, group.topology.devices(), folder, say)
-        except Exception as error:  # whatever it is, the other recipes are planned all the same
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            group.error = kind + " ".join(str(error).split())
-            say(f"{name}, {stage.name}: {group.error[:300]}")
+    for number, (group, programs, error) in enumerate(_planned(waiting, folder, say, jobs)):
+        name = f"{group.members[0][0]}, {group.stage.name}"
+        if error is not None:
+            group.error = error
+            say(f"{number + 1} of {len(waiting)}: {name}: {error[:300]}")
             continue
-        finally:
-            jax.clear_caches()  # traced programs, of which there are hundreds
-            gc.collect()
-        group.programs = [row.as_json() for row in rows]
+        say(f"{number + 1} of {len(waiting)}: {name} on {group.topology.name}")
+        group.programs = programs
         kept.mkdir(parents=True, exist_ok=True)
-        files.write_json(kept / f"{group.key}.json", group.programs)
+        files.write_json(kept / f"{group.key}.json", programs)
+
+
+Made = tuple[Group, list[dict[str, Any]], str | None]  # a group, its programs, or why there are none
+
+
+def _planned(waiting: Sequence[Group], folder: Path, say: Say, jobs: int) -> Iterator[Made]:
+    """Each group as soon as it is planned."""
+    if jobs == 1 or len(waiting) < 2:
+        yield from ((group, *_one(group, folder, say)) for group in waiting)
+        return
+    start = multiprocessing.get_context("spawn")  # the compiler has threads, which a forked process would lack
+    with ProcessPoolExecutor(min(jobs, len(waiting)), start, initializer=topology.quiet) as pool:
+        asked = {pool.submit(_one, group, folder): group for group in waiting}
+        try:
+            for done in as_completed(asked):
+                failed = done.exception()  # its process died
+                yield asked[done], *(([], _told(failed)) if failed else done.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one(group: Group, folder: Path, say: Say = lambda text: None) -> tuple[list[dict[str, Any]], str | None]:
+    try:
+        rows = report.plan(group.stage, group.recipe, group.topology, group.topology.devices(), folder, say)
+        return [row.as_json() for row in rows], None
+    except Exception as error:  # whatever it is, the other recipes are planned all the same
+        return [], _told(error)
+    finally:
+        jax.clear_caches()  # traced programs, of which there are hundreds
+        gc.collect()
+
+
+def _told(error: BaseException) -> str:
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
 
 
 def _read(group: Group, kept: Path) -> bool:

@@ -73,7 +73,7 @@ class Pool:
             raise UserError(f"reward: {workers} worker processes; at least 1 is needed")
         if not seconds > 0:
             raise UserError(f"reward: {seconds} seconds for a verifier; give more than 0")
-        self.workers = workers or min(_MOST_WORKERS, max(1, _cores() - 1))
+        self.workers = workers or min(_MOST_WORKERS, max(1, cores() - 1))
         self.seconds = float(seconds)
         self._reset()
 
@@ -365,7 +365,7 @@ class _Loop:
         self.batch.tasks.extendleft(reversed(first.items()))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
