@@ -9,6 +9,9 @@ that, and larger tiles, bring.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 from models.config import Compute
@@ -35,9 +38,17 @@ def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return None
-    found: Options = dict(_WHOLE) if mesh.size > 1 else {}
-    if mesh.size > 1 and device.device_kind.startswith(_KINDS):
-        found |= _OVERLAP
+    found: Options = {}
+    if mesh.size > 1:
+        found |= _WHOLE
+        if device.device_kind.startswith(_KINDS):
+            found |= _OVERLAP
     if compute.tile_kib is not None:
         found["xla_tpu_scoped_vmem_limit_kib"] = str(compute.tile_kib)
     return found or None
+
+
+def scorer(function: Callable[..., Any], mesh: jax.sharding.Mesh, compute: Compute) -> Any:
+    """`function`, jitted: a program that scores on this mesh and leaves the whole of its result on every device."""
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(function, out_shardings=everywhere, compiler_options=options(mesh, compute))

@@ -44,13 +44,9 @@ class Judge:
         self.verify = None
         if reward.verifier is not None:
             self.verify = Verify(reward.verifier, seconds=reward.seconds, workers=reward.workers, scored=True)
-        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self._score = None
         if model is not None:
-            self._score = jax.jit(
-                functools.partial(score_responses, model), out_shardings=everywhere,
-                compiler_options=compiler.options(mesh, model.compute),
-            )  # fmt: skip
+            self._score = compiler.scorer(functools.partial(score_responses, model), mesh, model.compute)
 
     def __call__(self, made: Rollout, number: int = 0, part: int = 0) -> dict[str, float]:
         """Fills in `scores` and `parts` of rollout `number` (or a part of it); returns what to log of it.

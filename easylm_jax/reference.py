@@ -6,7 +6,6 @@ another loss on the same pairs does not compute them anew, and a changed model n
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -52,14 +51,12 @@ def reference_logprobs(
 
 def score_program(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
     """A jitted `score(params, batch)`: the numbers of a batch's pairs and the sums of both sides, on every device."""
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
-    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=compiler.options(mesh, model.compute))
     def score(params, batch):
         sides = sequence_logprobs(model, params, batch)
         return batch["pair_index"], sides.chosen, sides.rejected
 
-    return score
+    return compiler.scorer(score, mesh, model.compute)
 
 
 def parameter_fingerprint(params: PyTree) -> str:

@@ -45,17 +45,14 @@ class RLPrograms:
         # One program for the policy and the reference, which are of one type (`policy_of`), so that equal parameters
         # give equal numbers to the last bit.
         scores = functools.partial(_scores, policy.model, stage.temperature)
-        self.token_scores = jax.jit(scores, out_shardings=everywhere, compiler_options=self.options)
+        self.token_scores = compiler.scorer(scores, mesh, stage.compute)
         if value is not None:
             assert isinstance(stage, PPO)
             regression = value_regression(value.model, clip=stage.value_clip, coefficient=stage.value_coefficient)
             self.value_step = step(
                 regression, value.optimizer, shardings=(value.layout, batch, everywhere)
             )  # fmt: skip
-            values = functools.partial(token_values, value.model)
-            self.values = jax.jit(
-                lambda params, rows: values(params, rows), out_shardings=everywhere, compiler_options=self.options
-            )
+            self.values = compiler.scorer(functools.partial(token_values, value.model), mesh, stage.compute)
 
     def update(self, name: str, state: State, frozen: PyTree, batch: Shapes) -> jax.stages.Lowered:
         """The update of the "policy" (beside what is frozen) or the "value" model for batches of these shapes, lowered.

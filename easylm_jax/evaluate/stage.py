@@ -177,11 +177,7 @@ def _rows(mesh: jax.sharding.Mesh) -> int:
 
 @functools.lru_cache(maxsize=2)
 def _scorer(model: Decoder, mesh: jax.sharding.Mesh):
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(
-        lambda params, batch: target_scores(model, params, batch).logprobs, out_shardings=everywhere,
-        compiler_options=compiler.options(mesh, model.compute),
-    )  # fmt: skip
+    return compiler.scorer(lambda params, batch: target_scores(model, params, batch).logprobs, mesh, model.compute)
 
 
 def _divergence(
