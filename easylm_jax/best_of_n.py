@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from easylm_jax import checkpoint_arrays, rollout, sharding
-from easylm_jax.config import BestOfN, MajorityVote
+from easylm_jax.config import BestOfN, Write
 from easylm_jax.data import Cache, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine
@@ -52,7 +52,7 @@ def best_of_n(stage: BestOfN, experiment: Experiment) -> dict[str, Any]:
 
 
 def in_parts(
-    stage: BestOfN | MajorityVote,
+    stage: Write,
     experiment: Experiment,
     prepared: Callable[[jax.sharding.Mesh, Cache, Tokenizer], tuple[Scoring | None, Writing]],
 ) -> list[Path]:

@@ -18,7 +18,7 @@ from easylm_jax.config.evaluate import Entry, Evaluate, Published, Task
 from easylm_jax.config.recipe import Recipe
 from easylm_jax.config.rl import GRPO, PPO, RL, OnlineDPO
 from easylm_jax.config.train import DPO, SFT, Pretrain, RewardModel, Train
-from easylm_jax.config.write import BestOfN, MajorityVote
+from easylm_jax.config.write import BestOfN, MajorityVote, Write
 from easylm_jax.data.spec import DataSpec, Source
 from easylm_jax.lora import LoraConfig
 from easylm_jax.optimizer import OptimizerConfig, SkipStep
@@ -58,4 +58,5 @@ __all__ = [
     "Tokenizer",
     "Train",
     "Validation",
+    "Write",
 ]

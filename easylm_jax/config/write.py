@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import ClassVar
 
 from easylm_jax import fields
 from easylm_jax.config.answers import Reward, Sampling
@@ -15,45 +16,63 @@ from models.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BestOfN(Stage):
+class Write(Stage):
+    """Answers to prompts, for later stages to train on: what best-of-N and votes share.
+
+    `init` is the model that writes, `batch` the prompts that are answered at a time, `limit` how many in all.
+    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
+    """
+
+    init: str
+    data: DataSpec
+    sampling: Sampling
+    samples: int
+    batch: int = 64
+    limit: int | None = None
+    compute: Compute = Compute()
+    decode_mesh: str | None = None
+
+    COUNTS: ClassVar[tuple[str, ...]] = ("samples", "batch")  # fields that are at least 1
+
+    def __post_init__(self):
+        fields.check_types(self, self.name)
+        if self.data.kind != "prompts":
+            raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
+        if min(getattr(self, name) for name in self.COUNTS) < 1:
+            *first, last = self.COUNTS
+            raise UserError(f"stage {self.name}: {', '.join(first)} and {last} must be at least 1")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*stages_of_data([self.data]), *models_of(self.init)]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOfN(Write):
     """Answers every prompt `samples` times and keeps the best: rejection sampling, and pairs of best and worst.
 
     It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model) and `answers.jsonl`
     (every answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`. A prompt gives at
     most `pairs` pairs: its best answer with its worst, the next best with the next worst, each answer in one pair, as
     long as they differ in score.
-
-    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
-    init: str
-    data: DataSpec
     reward: Reward
-    sampling: Sampling
     samples: int = 4
     pairs: int = 1
-    batch: int = 64
-    limit: int | None = None
-    compute: Compute = Compute()
-    decode_mesh: str | None = None
 
-    def __post_init__(self):
-        fields.check_types(self, self.name)
-        if self.data.kind != "prompts":
-            raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
-        if min(self.samples, self.pairs, self.batch) < 1:
-            raise UserError(f"stage {self.name}: samples, pairs and batch must be at least 1")
+    COUNTS: ClassVar[tuple[str, ...]] = ("samples", "pairs", "batch")
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*stages_of_data([self.data]), *models_of(self.init, *self.reward.models)]))
+        return tuple(dict.fromkeys([*super().needs, *models_of(*self.reward.models)]))
 
 
 _VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-at-most-\d{1,3}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MajorityVote(Stage):
+class MajorityVote(Write):
     """Labels prompts with the answer that a model gives most often of `samples` (spec spurious_rewards §4.2).
 
     It writes `labelled.jsonl` (every prompt with its pseudo-label in the column `label` and the record's own one in
@@ -61,37 +80,20 @@ class MajorityVote(Stage):
     for each of `variants`, which `majority_vote.labelled` lists. `extract` is a function `module:function` from a
     response to its answer as text, by which votes are counted; `check` is the verifier (an expression) that knows with
     the record's own label whether a response is right.
-
-    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
-    init: str
-    data: DataSpec
-    sampling: Sampling
+    samples: int = 64
     check: str
     extract: str = "easylm_jax.rewards.spurious:answer_of"
     label: str = "answer"
     variants: tuple[str, ...] = ()
-    samples: int = 64
-    batch: int = 64
-    limit: int | None = None
-    compute: Compute = Compute()
-    decode_mesh: str | None = None
 
     def __post_init__(self):
-        fields.check_types(self, self.name)
+        super().__post_init__()
         Expression(self.check)
-        if self.data.kind != "prompts":
-            raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
-        if min(self.samples, self.batch) < 1:
-            raise UserError(f"stage {self.name}: samples and batch must be at least 1")
         for variant in self.variants:
             if not _VARIANTS.fullmatch(variant):
                 raise UserError(
                     f"stage {self.name}: no labels {variant!r}; there are least-voted, shuffled, truths, unsolved, "
                     "rank-K and code-at-most-X"
                 )
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*stages_of_data([self.data]), *models_of(self.init)]))

@@ -20,7 +20,7 @@ import jax
 import easylm_jax
 import models
 from easylm_jax import fields
-from easylm_jax.config import DPO, PPO, RL, BestOfN, DataSpec, Evaluate, MajorityVote, Recipe, Stage, Train
+from easylm_jax.config import DPO, PPO, RL, DataSpec, Evaluate, Recipe, Stage, Train, Write
 from easylm_jax.mesh import parse_mesh
 from easylm_jax.plan import compiling, shapes
 from easylm_jax.plan.topology import Topology
@@ -58,7 +58,7 @@ def _models(stage: Stage, recipe: Recipe) -> list[Any]:
         names.append(stage.value_init)
     if isinstance(stage, RL):
         names += stage.reward.models
-    if isinstance(stage, (BestOfN, MajorityVote)):
+    if isinstance(stage, Write):
         names.append(stage.init)
     if isinstance(stage, Evaluate):
         names.append(stage.entries[0].stages[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from easylm_jax import fields
-from easylm_jax.config import PPO, RL, BestOfN, MajorityVote, Recipe, Stage, Train
+from easylm_jax.config import PPO, RL, Recipe, Stage, Train, Write
 from easylm_jax.mesh import batch_split, make_mesh, parse_mesh
 from easylm_jax.plan import report, topology
 from easylm_jax.plan.topology import Topology
@@ -125,7 +125,7 @@ def _split_weights(stage: Stage) -> dict[str, Any] | None:
 
 
 def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:
-    if not isinstance(stage, (RL, BestOfN, MajorityVote)):
+    if not isinstance(stage, (RL, Write)):
         return None
     slots = min(stage.sampling.slots, stage.batch * stage.samples)
     half = slots // 2 // split * split

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from easylm_jax import files
-from easylm_jax.config import RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
+from easylm_jax.config import RL, Evaluate, Recipe, Stage, Train, Write
 from easylm_jax.plan import alike, report, topology
 from easylm_jax.plan.topology import GIB, Topology
 from models.errors import UserError
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 KINDS = {
     "train": lambda stage: isinstance(stage, Train) and not isinstance(stage, RL),
     "rl": lambda stage: isinstance(stage, RL),
-    "write": lambda stage: isinstance(stage, (BestOfN, MajorityVote, Evaluate)),
+    "write": lambda stage: isinstance(stage, (Write, Evaluate)),
 }
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from easylm_jax import compiler, reference, rollout, sharding, signals
-from easylm_jax.config import DPO, PPO, RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
+from easylm_jax.config import DPO, PPO, RL, Evaluate, Recipe, Stage, Train, Write
 from easylm_jax.decode import Engine
 from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
@@ -36,7 +36,7 @@ from models.config import Compute, DecoderConfig
 from models.decoder import cast_kernels
 
 PyTree = Any
-PLANNED = (Train, BestOfN, MajorityVote, Evaluate)  # the kinds of stages that run programs on devices
+PLANNED = (Train, Write, Evaluate)  # the kinds of stages that run programs on devices
 MANY = 10**6  # steps, for schedules whose length is not known
 
 
@@ -79,7 +79,7 @@ def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Plann
         yield from _reinforcement(stage, recipe, mesh)
     elif isinstance(stage, Train):
         yield from _training(stage, recipe, mesh)
-    elif isinstance(stage, (BestOfN, MajorityVote)):
+    elif isinstance(stage, Write):
         mesh = _decoding(stage, mesh)
         config = shapes.config_of(stage.init, recipe)
         source = shapes.model(config, _compute(stage.compute, mesh))
@@ -92,7 +92,7 @@ def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Plann
         yield from _evaluation(stage, recipe, _decoding(stage, mesh))
 
 
-def _decoding(stage: RL | BestOfN | MajorityVote | Evaluate, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+def _decoding(stage: RL | Write | Evaluate, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
     """The devices in the shape in which a stage writes."""
     decodes = mesh if stage.decode_mesh is None else reshaped(mesh, stage.decode_mesh)
     sharding.check_decoding(stage.name, decodes)
@@ -274,7 +274,7 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
     if roles.reward is not None:
         judged = {**batch(["tokens"]), "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32)}
         judged = sharding.placed_batch(judged, mesh)
-        score = jax.jit(functools.partial(score_responses, roles.reward.decoder), compiler_options=options)
+        score = compiler.scorer(functools.partial(score_responses, roles.reward.decoder), mesh, stage.compute)
         yield Planned(
             "reward", lambda: score.lower(roles.placed["reward model"], judged["tokens"], judged["lengths"]),
             roles.beside("reward model"), flops(roles.reward), chunks, options,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.config import PPO, RL, BestOfN, Evaluate, MajorityVote, Recipe, Stage, Train
+from easylm_jax.config import PPO, RL, Evaluate, Recipe, Stage, Train, Write
 from easylm_jax.mesh import make_mesh
 from easylm_jax.plan import estimate, programs, shapes
 from easylm_jax.plan.compiling import Compiled, compile_for
@@ -115,7 +115,7 @@ def described(stage: Stage, recipe: Recipe) -> str:
     if isinstance(stage, Train):
         rows = f"{stage.batch:,} × {stage.data.sequence_length:,} tokens"
         return f"{kind}, {shapes.named(shapes.stage_config(stage, recipe))}; {rows}"
-    if isinstance(stage, (BestOfN, MajorityVote)):
+    if isinstance(stage, Write):
         lengths = f"{stage.data.sequence_length:,} + {stage.sampling.max_new_tokens:,} tokens"
         name = shapes.named(shapes.config_of(stage.init, recipe))
         return f"{kind}, {name}; {stage.batch} × {stage.samples} answers of {lengths}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import models
 from easylm_jax import hub
-from easylm_jax.config import RL, BestOfN, DataSpec, MajorityVote, Recipe, RewardModel, Train
+from easylm_jax.config import RL, DataSpec, Recipe, RewardModel, Train, Write
 from easylm_jax.convert import model_of
 from easylm_jax.rollout import FORWARD
 from easylm_jax.start import Model
@@ -103,6 +103,6 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
     return columns
 
 
-def longest(stage: RL | BestOfN | MajorityVote) -> int:
+def longest(stage: RL | Write) -> int:
     """Tokens of the longest prompt and answer together."""
     return stage.data.sequence_length + stage.sampling.max_new_tokens

@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from easylm_jax.config import RL, BestOfN, MajorityVote, Recipe, Stage, Train
+from easylm_jax.config import RL, Recipe, Stage, Train, Write
 from easylm_jax.mesh import BATCH_AXES, parse_mesh
 from easylm_jax.plan import report, topology
 from easylm_jax.plan.topology import GIB, Topology
@@ -65,7 +65,7 @@ class Point:
     def tokens(self) -> int:
         """Of one step: of its batch, or of the longest prompts and answers of a rollout."""
         stage = self.stage
-        if isinstance(stage, (RL, BestOfN, MajorityVote)):
+        if isinstance(stage, (RL, Write)):
             return stage.batch * stage.samples * (stage.data.sequence_length + stage.sampling.max_new_tokens)
         return stage.batch * stage.data.sequence_length if isinstance(stage, Train) else 0
 
