@@ -67,7 +67,8 @@ test-plan: $(VENV)/.setup
 	@if $(MAKE) --no-print-directory $(VENV)/.plan; then $(BIN)/python -m pytest tests/test_plan_compiled.py; \
 	else echo "Skipped: the TPU's compiler (libtpu) cannot be installed here; pip says why above"; fi
 
-# Every recipe of a paper's size on its pod, into docs/pods.md: over an hour on two cores, seconds once nothing has changed.
+# Every recipe of a paper's size on its pod, into docs/pods.md: about two hours on two cores, seconds once nothing has
+# changed.
 plan-all: $(VENV)/.plan
 	nice $(BIN)/python -m recipes.pods $(PLAN_FLAGS)
 

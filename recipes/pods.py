@@ -6,6 +6,7 @@ What was planned is kept, so that a run that was cut short, and one after a chan
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -36,10 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _jobs() -> int:
     """Compiling a stage takes one core and up to 4 GiB."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -66,7 +63,8 @@ def _planned(arguments: argparse.Namespace) -> int:
     if not groups:
         raise UserError("none of these recipes names a pod and has such a stage")
     groups[0].topology.devices()  # a compiler that is missing is told once, and not for every group
-    pods.plan(groups, Path(arguments.out) / "plans", _say, arguments.jobs)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    pods.plan(groups, Path(arguments.out) / "plans", say, arguments.jobs)
     page = pods.page(groups, DURATIONS, "make plan-all")
     Path(arguments.write).write_text(page, encoding="utf-8")
     print(f"{arguments.write}: {len(groups)} different stages, {sum(group.fits for group in groups)} fit")

@@ -116,7 +116,7 @@ def test_recipe_fits_the_pod_it_names(name):
         assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == PARAMETERS[preset]
         parameter_shardings(shapes, model.sharding_rules, mesh)
         check_rows(stage.batch, stage.accumulate, mesh)
-        assert stage.compute.dtype == "bfloat16" and stage.compute.remat != "none"
+        assert stage.compute.dtype == "bfloat16" and stage.compute.remat in ("attention", "full", "dots")
 
 
 @pytest.mark.parametrize("name", SINGLE)
