@@ -110,6 +110,13 @@ def test_stage_tables_tell_kind_state_and_last_values(run):
     assert row["rollouts"] == "104.5"  # (101 + … + 108) / 8, all of equal length
 
 
+def test_a_majority_vote_says_how_many_labels_there_are_and_how_good(run):
+    votes = {"prompts": 1200, "labelled": 1150, "correct": 0.42, "correct_stderr": 0.014, "agreement": 0.61}
+    fake_run.stage(run, "votes", "MajorityVote", done={"files": ["votes.jsonl"], "metrics": votes})
+    text = tables.markdown(report.collect(run))
+    assert cells(text, "votes")[-1] == "1,150 of 1,200 prompts; 42.0 ± 1.4 % right, 61.0 % agree"
+
+
 def test_text_lines_up_and_holds_the_same_numbers(run):
     data = report.collect(run)
     table = tables.ablations(data)[0]

@@ -203,6 +203,10 @@ def _outcome(stage: StageData) -> str:
         best = with_error(values.get("best_score"), values.get("best_score_stderr"), 1, 3)
         mean = decimal(values.get("score"), 1, 3)
         return f"{count(values['prompts'])} prompts, {count(values.get('pairs'))} pairs; score {mean}, best {best}"
+    if stage.kind == "MajorityVote" and values.get("prompts") is not None:
+        right = with_error(values.get("correct"), values.get("correct_stderr"), 100, 1)
+        agree = decimal(values.get("agreement"), 100, 1)
+        return f"{count(values['labelled'])} of {count(values['prompts'])} prompts; {right} % right, {agree} % agree"
     if stage.table is not None:
         return f"{len(stage.table['rows'])} methods"
     done = stage.done or {}

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from easylm_jax.config import Compute, DataSpec, Entry, Evaluate, Published, Sampling, Source, Task
+from easylm_jax.config import Compute, Entry, Evaluate, Published, Sampling, Task
+from easylm_jax.evaluate import tasks as benchmarks
 from recipes.tulu25.data import PROMPT, TOKENIZER
 from recipes.tulu25.stages import SFT
 
@@ -23,11 +24,11 @@ BASE = Entry("Tülu 2 SFT", (SFT["13b"],))  # what the policies start from
 
 def gsm8k(*, paper: bool = False) -> Task:
     """Grade-school maths, greedy, 512 tokens: is the last number of the reply the right one?"""
-    source = Source("hf:openai/gsm8k:test", subset="main", count=PAPER_SUBSET if paper else None)
-    data = DataSpec(
-        (source,), TOKENIZER, PROMPT, kind="prompts", template="tulu25", keep=("answer",), seed=42
-    )  # fmt: skip
-    return Task("GSM8K", data=data, verifier="gsm8k", sampling=Sampling(512, temperature=0.0))
+    task = benchmarks.gsm8k(TOKENIZER, "tulu25")
+    (source,) = task.data.sources
+    source = dataclasses.replace(source, count=PAPER_SUBSET if paper else None)
+    data = dataclasses.replace(task.data, sources=(source,), sequence_length=PROMPT, seed=42)
+    return dataclasses.replace(task, data=data)
 
 
 def best_of(reward: str, samples: int = 16) -> Task:
