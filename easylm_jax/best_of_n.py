@@ -64,8 +64,8 @@ def in_parts(
     greedy = stage.sampling.temperature == 0
     if greedy and stage.samples > 1:
         raise UserError(f"stage {stage.name}: {stage.samples} greedy samples are all the same; set a temperature")
-    mesh = make_mesh(stage.decode_mesh or experiment.recipe.mesh)
-    sharding.check_decoding(stage.name, mesh)
+    recipe = experiment.recipe
+    mesh = sharding.decoding(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
     cache = experiment.cache(stage.data)
     tokenizer = load_tokenizer(experiment.data(stage.data).tokenizer)
     source = model_from(stage.init, experiment, mesh, compute=stage.compute)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from easylm_jax import checkpoint_store, lm_judge, rollout, sharding
-from easylm_jax.config import PPO, RL, OnlineDPO, Reward
+from easylm_jax.config import PPO, RL, OnlineDPO, Recipe, Reward
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.judge import Judge
-from easylm_jax.mesh import make_mesh, reshaped
+from easylm_jax.mesh import make_mesh
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_programs import RLPrograms
@@ -46,7 +46,7 @@ def run(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> dict[str
 
 def job_of(stage: RL, experiment: Experiment, settings: dict[str, Any]) -> RolloutJob:
     """All that a stage needs, checked; the models that are not trained are on the devices already."""
-    mesh, writes, decodes = _meshes(stage, experiment.recipe.mesh)
+    mesh, writes, decodes = _meshes(stage, experiment.recipe)
     # What needs no data and no weights is looked at first.
     _check_rows(stage, mesh)
     if stage.reward.verifier is not None:
@@ -126,13 +126,11 @@ def _reference(stage: RL, experiment: Experiment, mesh: jax.sharding.Mesh, sourc
     return reference.frozen(mesh)
 
 
-def _meshes(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh, jax.sharding.Mesh]:
+def _meshes(stage: RL, recipe: Recipe) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh, jax.sharding.Mesh]:
     """The devices that train, those that write and judge, which are the same unless a stage sets some apart, and the
     latter in the shape in which they write."""
-    mesh, writes = _devices(stage, text)
-    decodes = writes if stage.decode_mesh is None else reshaped(writes, stage.decode_mesh)
-    sharding.check_decoding(stage.name, decodes)
-    return mesh, writes, decodes
+    mesh, writes = _devices(stage, recipe.mesh)
+    return mesh, writes, sharding.decoding(stage.name, writes, recipe.decode_mesh)
 
 
 def _devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from easylm_jax.mesh import BATCH_AXES, batch_split
+from easylm_jax.mesh import BATCH_AXES, batch_split, reshaped
 from easylm_jax.trees import leaf_names, named_map
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
@@ -136,13 +136,21 @@ def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def check_decoding(name: str, mesh: jax.sharding.Mesh) -> None:
-    """A cache of keys and values is not split along its length, so a mesh with `cp` cannot write."""
-    if mesh.shape["cp"] > 1:
+def decoding(name: str, mesh: jax.sharding.Mesh, text: str | None) -> jax.sharding.Mesh:
+    """The devices of `mesh` in the shape in which a stage writes: that of `text` (a recipe's `decode_mesh`), if any.
+
+    A cache of keys and values is not split along its length, so that a mesh with `cp` cannot write.
+    """
+    try:
+        writes = mesh if text is None else reshaped(mesh, text)
+    except UserError as error:
+        raise UserError(f"decode_mesh: {error}") from error
+    if writes.shape["cp"] > 1:
         raise UserError(
-            f"stage {name}: writing cannot split sequences over cp={mesh.shape['cp']}; give it the same devices in "
+            f"stage {name}: writing cannot split sequences over cp={writes.shape['cp']}; give it the same devices in "
             'another shape, such as decode_mesh="dp=-1"'
         )
+    return writes
 
 
 def computed_on(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:

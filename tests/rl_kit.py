@@ -224,9 +224,10 @@ def compiled_programs() -> Iterator[None]:
             jax.config.update(name, value)
 
 
-def experiment(out: Path, *stages: Stage, mesh: str = "fsdp=-1") -> Experiment:
+def experiment(out: Path, *stages: Stage, mesh: str = "fsdp=-1", decode_mesh: str | None = None) -> Experiment:
     """A run of its own below `out` in which all but `stages` is done."""
-    return Experiment(Recipe("rl", (*base_stages(home()), *stages), mesh), copy_of_run(out))
+    recipe = Recipe("rl", (*base_stages(home()), *stages), mesh, decode_mesh)
+    return Experiment(recipe, copy_of_run(out))
 
 
 def common(**more: Any) -> dict[str, Any]:

@@ -215,6 +215,17 @@ def test_best_of_n_is_judged_by_the_answer_that_the_reward_model_likes_best(read
         assert sample["score"] == found["scores"][number]
 
 
+def test_a_table_written_on_a_mesh_of_another_shape_is_the_same(ready, tmp_path):
+    stage = Evaluate("split", title="t", tasks=(GREEDY, SAMPLED), entries=(Entry("fine", ("sft",)),), seed=3)
+    recipe = Recipe("rl", (*ready.recipe.stages[:4], stage), mesh="fsdp=2,cp=2", decode_mesh="dp=-1,tp=2")
+    it = Experiment(recipe, shutil.copytree(rl_kit.made().out, tmp_path / "runs"))
+    with rl_kit.devices(4):
+        it.run(stage)
+    found, want = (of["tasks"] for of in (read(it.folder("split") / "models" / "sft.json"), of_models(ready)["sft"]))
+    for name in ("greedy", "sampled"):
+        assert found[name]["scores"] == want[name]["scores"]
+
+
 def refusing(stage, ready, tmp_path):
     it = Experiment(Recipe("rl", (*ready.recipe.stages[:4], stage)), tmp_path / "runs")
     shutil.copytree(rl_kit.made().out, it.out)

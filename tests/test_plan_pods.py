@@ -57,6 +57,8 @@ def test_a_mesh_a_reward_model_and_a_pod_tell_stages_apart():
     assert key(SFT) == key(SFT, mesh="fsdp=4")  # the same once −1 is filled in
     scored = dataclasses.replace(GRPO, reward=Reward(model="hf:allenai/tulu-v2.5-13b-uf-rm"))
     assert key(GRPO) != key(scored)
+    split = dataclasses.replace(recipe(SFT, GRPO), decode_mesh="fsdp=-1,tp=2")
+    assert alike.key(GRPO, split, POD) != key(GRPO) and alike.key(SFT, split, POD) == key(SFT)
     assert alike.key(SFT, recipe(SFT), POD) != alike.key(SFT, recipe(SFT), topology.parse("v5p:2x2x1"))
     cached, whole = (
         DPO("dpo", init="sft", data=dataclasses.replace(SFT.data, kind="preference"), batch=8, steps=1,
@@ -192,6 +194,19 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         limits.append(limit)
         assert nearest.nearest(stage, recipe(stage), POD, tmp_path, lambda text: None) == told
     assert tried[-1][0] == "v5e:16x16"  # as far as pods go
+
+
+def test_weights_that_are_too_large_to_write_are_split_over_more_devices(monkeypatch, tmp_path):
+    def planned(stage, inside, *_, **__):
+        split = int((inside.decode_mesh or "tp=1").rpartition("tp=")[2])
+        named = type("Planned", (), {"name": "weights"})
+        return [type("Row", (), {"fits": split >= 4, "planned": named})()]
+
+    monkeypatch.setattr(nearest.report, "plan", planned)
+    monkeypatch.setattr(nearest.report, "least_over", lambda *_: None)
+    monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
+    told = nearest.nearest(GRPO, recipe(SFT, GRPO), POD, tmp_path, lambda text: None)
+    assert told == ("decode_mesh=fsdp=-1,tp=4",)
 
 
 def test_kinds_of_stages_that_run_programs_are_all_planned_and_described():

@@ -21,9 +21,7 @@ STAGES = (
 SLOW = [pytest.param("fsdp=8", name, marks=pytest.mark.slow) for name in ("ppo", "online")]
 CASES = [("dp=2,fsdp=2,tp=2", "ppo"), *SLOW]
 # What trains on the first mesh writes on the second one.
-TWO = [
-    ("fsdp=2,cp=2,tp=2", "ppo", {"decode_mesh": "dp=-1,tp=4"}),
-]  # fmt: skip
+TWO = [("fsdp=2,cp=2,tp=2", "dp=-1,tp=4", "ppo")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +30,7 @@ def few_programs():
         yield
 
 
-def trained(folder, text, name, devices, **more):
+def trained(folder, text, name, devices, decode_mesh=None, **more):
     """What two rollouts on a mesh sampled, their metrics, and the last state's parameters."""
     stages = [dataclasses.replace(stage, **more) if stage.name == name else stage for stage in STAGES]
     made = []
@@ -45,7 +43,7 @@ def trained(folder, text, name, devices, **more):
 
     with pytest.MonkeyPatch.context() as patch, rl_kit.devices(devices):
         patch.setattr(RolloutLoop, "_written", keep)
-        ready = rl_kit.experiment(folder, *stages, mesh=text)
+        ready = rl_kit.experiment(folder, *stages, mesh=text, decode_mesh=decode_mesh)
         stage = ready.recipe.stage(name)
         ready.run(stage)
     params = rl_kit.params_of(ready, name)
@@ -66,12 +64,11 @@ def test_rollouts_and_updates_equal_those_of_one_device(layout, name, one_device
     assert_equal(trained(tmp_path, layout, name, 8), one_device(name), record_property)
 
 
-@pytest.mark.parametrize(("layout", "name", "more"), TWO)
+@pytest.mark.parametrize(("layout", "writes", "name"), TWO)
 def test_rollouts_written_on_a_mesh_of_another_shape_are_the_same(
-    layout, name, more, one_device, tmp_path, record_property
+    layout, writes, name, one_device, tmp_path, record_property
 ):
-    want = one_device(name, more.get("asynchronous", 0))
-    assert_equal(trained(tmp_path, layout, name, 8, **more), want, record_property)
+    assert_equal(trained(tmp_path, layout, name, 8, decode_mesh=writes), one_device(name), record_property)
 
 
 def test_a_mesh_that_cannot_write_is_told_in_one_line(tmp_path):
@@ -79,6 +76,9 @@ def test_a_mesh_that_cannot_write_is_told_in_one_line(tmp_path):
     with rl_kit.devices(8), pytest.raises(UserError, match="over cp=2; give it .* decode_mesh") as told:
         ready.run(ready.recipe.stage("ppo"))
     assert "\n" not in str(told.value)
+    ready = rl_kit.experiment(tmp_path / "six", *STAGES, decode_mesh="dp=-1,tp=4")
+    with rl_kit.devices(6), pytest.raises(UserError, match="^decode_mesh: mesh .* multiple of 4 devices, but .* 6"):
+        ready.run(ready.recipe.stage("ppo"))
 
 
 def assert_equal(found, expected, record_property):

@@ -55,8 +55,6 @@ class Evaluate(Stage):
     """Judges models on held-out prompts and leaves the table: `table.json` in its folder and in the recipe's.
 
     With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
-
-    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
     title: str
@@ -66,7 +64,6 @@ class Evaluate(Stage):
     kl_prompts: int = 256
     published: tuple[Published, ...] = ()
     compute: Compute = Compute()
-    decode_mesh: str | None = None
 
     def __post_init__(self):
         fields.check_types(self, self.name)

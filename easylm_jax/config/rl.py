@@ -32,9 +32,6 @@ class RL(Train):
     §5.5), and so on. The correction for the sampler is then on, bounded at 2 unless said otherwise. With several
     devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
     nothing overlaps.
-
-    `decode_mesh` is the shape of the devices that write, such as "dp=-1,tp=4", where it should be another than that in
-    which they train: the policy's parameters move once a rollout (docs/layouts.md).
     """
 
     reward: Reward
@@ -49,7 +46,6 @@ class RL(Train):
     keep_samples: int = 4
     asynchronous: int = 0
     rollout_devices: int | None = None
-    decode_mesh: str | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -20,7 +20,6 @@ class Write(Stage):
     """Answers to prompts, for later stages to train on: what best-of-N and votes share.
 
     `init` is the model that writes, `batch` the prompts that are answered at a time, `limit` how many in all.
-    `decode_mesh` is the shape of the devices, where it should be another than the recipe's `mesh`.
     """
 
     init: str
@@ -30,7 +29,6 @@ class Write(Stage):
     batch: int = 64
     limit: int | None = None
     compute: Compute = Compute()
-    decode_mesh: str | None = None
 
     COUNTS: ClassVar[tuple[str, ...]] = ("samples", "batch")  # fields that are at least 1
 

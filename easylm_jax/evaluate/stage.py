@@ -41,8 +41,8 @@ SHOWN = 8  # prompts of each task whose answers go to samples.jsonl
 def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
     """Runs the stage; returns what `done.json` will say."""
     folder = experiment.folder(stage.name)
-    mesh = make_mesh(stage.decode_mesh or experiment.recipe.mesh)
-    sharding.check_decoding(stage.name, mesh)
+    recipe = experiment.recipe
+    mesh = sharding.decoding(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
     tasks = [_Prompts(task, experiment) for task in stage.tasks]
     # An unknown verifier is told before any work.
     judges = {text: Verify(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())}

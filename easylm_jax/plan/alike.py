@@ -41,6 +41,8 @@ def key(stage: Stage, recipe: Recipe, topology: Topology) -> str:
         "stage": _plain(stage), "models": [fields.encode(config) for config in _models(stage, recipe)],
         "mesh": parse_mesh(recipe.mesh, topology.count), "topology": topology.name,
     }  # fmt: skip
+    if recipe.decode_mesh is not None and isinstance(stage, (RL, Write, Evaluate)):
+        said["decode mesh"] = parse_mesh(recipe.decode_mesh, topology.count)
     if not isinstance(stage, DPO):  # elsewhere it is the name of a model
         said["stage"].pop("reference", None)
     if isinstance(stage, RL) and stage.reward.judge is not None:

@@ -22,6 +22,7 @@ from models.errors import UserError
 
 Say = Callable[[str], None]
 _WRITING = ("prefill", "decode")
+_WRITES_ON = "decode_mesh"  # of what is changed, the one that is the recipe's
 _SPLITS = ("fsdp=-1", "fsdp=-1,tp=2", "fsdp=-1,tp=4", "fsdp=-1,tp=8")
 
 
@@ -42,8 +43,9 @@ def nearest(stage: Stage, recipe: Recipe, pod: Topology, folder: Path, say: Say)
 
 
 def settings(stage: Stage, recipe: Recipe, changed: dict[str, Any]) -> list[str]:
-    """As they are written behind the recipe: the mesh and fields of a stage."""
-    return [f"mesh={recipe.mesh}", *(f"{stage.name}.{name}={value}" for name, value in changed.items())]
+    """As they are written behind the recipe: the meshes and fields of a stage."""
+    names = {name: name if name == _WRITES_ON else f"{stage.name}.{name}" for name in changed}
+    return [f"mesh={recipe.mesh}", *(f"{names[name]}={value}" for name, value in changed.items())]
 
 
 def _places(recipe: Recipe, pod: Topology) -> Iterator[tuple[Topology, str]]:
@@ -77,35 +79,37 @@ def _on(stage: Stage, recipe: Recipe, pod: Topology, folder: Path, say: Say) -> 
     changed: dict[str, Any] = {}
     while True:
         say(f"{stage.name}: trying {' '.join([pod.name, *settings(stage, recipe, changed)])}")
-        now = with_fields(stage, changed)
-        inside = dataclasses.replace(
-            recipe, stages=tuple(now if other.name == stage.name else other for other in recipe.stages)
-        )
+        now, inside = with_changes(stage, recipe, changed)
         over = report.least_over(now, inside, pod, devices)
         if over is None:
             rows = report.plan(now, inside, pod, devices, folder, say, until_over=True)
             if rows and rows[-1].fits:
                 return changed
             over = rows[-1].planned.name if rows else None
-        more = None if over is None else _next(now, split, over)
+        more = None if over is None else _next(now, inside, split, over)
         if more is None:
             return None
         changed |= more
 
 
-def with_fields(stage: Stage, changed: dict[str, Any]) -> Stage:
-    """A stage with fields at dotted paths set."""
+def with_changes(stage: Stage, recipe: Recipe, changed: dict[str, Any]) -> tuple[Stage, Recipe]:
+    """A stage with fields at dotted paths set, and the recipe with it."""
+    now = stage
     for name, value in changed.items():
-        stage = fields.override(stage, name, str(value))
-    return stage
+        if name == _WRITES_ON:
+            recipe = dataclasses.replace(recipe, decode_mesh=value)
+        else:
+            now = fields.override(now, name, str(value))
+    stages = tuple(now if other.name == stage.name else other for other in recipe.stages)
+    return now, dataclasses.replace(recipe, stages=stages)
 
 
-def _next(stage: Stage, split: int, over: str) -> dict[str, Any] | None:
+def _next(stage: Stage, recipe: Recipe, split: int, over: str) -> dict[str, Any] | None:
     """The next change that could help a program that does not fit, or "resident", what stays on the devices."""
     if over == "weights":  # whole on every part of the batch
-        return _split_weights(stage)
+        return _split_weights(recipe)
     if over.endswith(_WRITING):
-        return _fewer_rows(stage, split) or _split_weights(stage) or _smaller_moments(stage)
+        return _fewer_rows(stage, split) or _split_weights(recipe) or _smaller_moments(stage)
     if over != "resident" and isinstance(stage, Train):
         if stage.compute.remat != "full":
             return {"compute.remat": "full"}
@@ -116,12 +120,10 @@ def _next(stage: Stage, split: int, over: str) -> dict[str, Any] | None:
     return _smaller_moments(stage)
 
 
-def _split_weights(stage: Stage) -> dict[str, Any] | None:
+def _split_weights(recipe: Recipe) -> dict[str, Any] | None:
     """Twice as many devices for a copy of the weights that write."""
-    if not hasattr(stage, "decode_mesh"):
-        return None
-    before = _SPLITS.index(stage.decode_mesh) if stage.decode_mesh in _SPLITS else 0
-    return {"decode_mesh": _SPLITS[before + 1]} if before + 1 < len(_SPLITS) else None
+    before = _SPLITS.index(recipe.decode_mesh) if recipe.decode_mesh in _SPLITS else 0
+    return {_WRITES_ON: _SPLITS[before + 1]} if before + 1 < len(_SPLITS) else None
 
 
 def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:

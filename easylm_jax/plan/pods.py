@@ -188,9 +188,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _cells(group: Group, took: Sequence[Took]) -> list[str]:
-    written = getattr(group.stage, "decode_mesh", None)
-    mesh = group.recipe.mesh if written is None else f"{group.recipe.mesh}, writes on {written}"
-    head = [report.described(group.stage, group.recipe), group.topology.name, mesh]
+    head = [report.described(group.stage, group.recipe), group.topology.name, _meshes(group)]
     known = dict.fromkeys(one.text for one in took for member in group.members if _is_of(one, *member))
     tail = ["; ".join(known), _names(group.members)]
     if group.error is not None:
@@ -207,6 +205,14 @@ def _cells(group: Group, took: Sequence[Took]) -> list[str]:
         *head, "yes", memory, report.span(*step), "–" if trained is None else f"{100 * trained:.0f} %",
         *_length(group, step), *tail,
     ]  # fmt: skip
+
+
+def _meshes(group: Group) -> str:
+    """The shapes of the devices that the stage makes use of."""
+    trained, written = group.recipe.mesh, group.recipe.decode_mesh
+    if written is None or not isinstance(group.stage, (RL, Write, Evaluate)):
+        return trained
+    return f"{trained}, writes on {written}" if isinstance(group.stage, RL) else written
 
 
 def _length(group: Group, step: Sequence[float]) -> list[str]:

@@ -23,7 +23,6 @@ from easylm_jax.config import DPO, PPO, RL, Evaluate, Recipe, Stage, Train, Writ
 from easylm_jax.decode import Engine
 from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
-from easylm_jax.mesh import reshaped
 from easylm_jax.monitor import model_flops_per_token
 from easylm_jax.objectives import score_responses
 from easylm_jax.optimizer import make_optimizer
@@ -80,7 +79,7 @@ def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Plann
     elif isinstance(stage, Train):
         yield from _training(stage, recipe, mesh)
     elif isinstance(stage, Write):
-        mesh = _decoding(stage, mesh)
+        mesh = sharding.decoding(stage.name, mesh, recipe.decode_mesh)
         config = shapes.config_of(stage.init, recipe)
         source = shapes.model(config, _compute(stage.compute, mesh))
         slots = min(stage.sampling.slots, stage.batch * stage.samples)
@@ -89,14 +88,7 @@ def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Plann
             source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {}
         ))  # fmt: skip
     elif isinstance(stage, Evaluate):
-        yield from _evaluation(stage, recipe, _decoding(stage, mesh))
-
-
-def _decoding(stage: RL | Write | Evaluate, mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-    """The devices in the shape in which a stage writes."""
-    decodes = mesh if stage.decode_mesh is None else reshaped(mesh, stage.decode_mesh)
-    sharding.check_decoding(stage.name, decodes)
-    return decodes
+        yield from _evaluation(stage, recipe, sharding.decoding(stage.name, mesh, recipe.decode_mesh))
 
 
 def _on(mesh: jax.sharding.Mesh, programs: Iterator[Planned]) -> Iterator[Planned]:
@@ -220,7 +212,7 @@ def _roles(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> _Roles:
 def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
     sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
     sharding.check_length(rollout.LEAST_WIDTH, mesh)
-    decodes = _decoding(stage, mesh)
+    decodes = sharding.decoding(stage.name, mesh, recipe.decode_mesh)
     roles = _roles(stage, recipe, mesh)
     programs = RLPrograms(stage, mesh, roles.policy, roles.value)
     yield from _updates(stage, mesh, roles, programs)

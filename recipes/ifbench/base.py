@@ -4,7 +4,7 @@ As for instruct models, but with the template "think" (`easylm_jax/data/template
 no price on divergence. What follows the reasoning is judged.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 POLICIES = [suites.POLICIES[key] for key in ("llama3.1", "qwen2.5", "olmo2")]
@@ -18,4 +18,4 @@ for policy in POLICIES:
         suites.table(f"table-{policy.key}", f"IF-RLVR of {policy.title}", policy, (entry,), published.TABLE_6)
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*trained, *tables))
+recipe = stages.recipe(*trained, *tables)

@@ -3,7 +3,7 @@
 Which ones the paper took is not said; here the smaller choices are parts of the larger.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 prompts = {count: stages.made(f"ifeval{count}", ifeval=count) for count in (5, 10, 15, 20, 25)}
@@ -22,4 +22,4 @@ for policy in (suites.POLICIES["tulu3-dpo"], suites.POLICIES["qwen2.5"]):
         )
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*prompts.values(), *trained, *tables))
+recipe = stages.recipe(*prompts.values(), *trained, *tables)

@@ -3,7 +3,7 @@
 The paper's curves: wider ranges do as well as the test's own or better, others worse.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import stages, suites
 
 POLICY = suites.POLICIES["tulu3-dpo"]
@@ -12,13 +12,8 @@ prompts = {ranges: stages.made(f"{ranges}-ranges", ranges=ranges) for ranges in 
 runs = {ranges: stages.grpo(POLICY, made) for ranges, made in prompts.items()}
 entries = tuple(Entry(f"{ranges} ranges", (run.name,), over=POLICY.title) for ranges, run in runs.items())
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *prompts.values(),
-        *runs.values(),
-        suites.table("figure5", "IF-RLVR, Figure 5: ranges of numbers", POLICY, entries),
-    ),
+recipe = stages.recipe(
+    *prompts.values(),
+    *runs.values(),
+    suites.table("figure5", "IF-RLVR, Figure 5: ranges of numbers", POLICY, entries),
 )

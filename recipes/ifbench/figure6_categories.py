@@ -3,7 +3,7 @@
 The paper's curves: leaving out case or detectable format hardly hurts, leaving out keywords or lengths does.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 POLICY = suites.POLICIES["tulu3-dpo"]
@@ -14,14 +14,9 @@ prompts = {"none": stages.made("same-ranges", ranges="same")} | prompts  # Figur
 runs = {group: stages.grpo(POLICY, made) for group, made in prompts.items()}
 entries = tuple(Entry(f"without {group}", (run.name,), over=POLICY.title) for group, run in runs.items())
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *prompts.values(),
-        *runs.values(),
-        suites.table("figure6", "IF-RLVR, Figure 6: kinds left out", POLICY, entries, published.FIGURE_6,
-                     categories=True),
-    ),
+recipe = stages.recipe(
+    *prompts.values(),
+    *runs.values(),
+    suites.table("figure6", "IF-RLVR, Figure 6: kinds left out", POLICY, entries, published.FIGURE_6,
+                 categories=True),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 On the published set of prompts, with up to five instructions each; 2,000 rollouts, about a day on 8 GPUs.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 POLICIES = [suites.POLICIES[key] for key in ("tulu3-dpo", "qwen2.5-instruct", "olmo2-instruct")]
@@ -17,4 +17,4 @@ for policy in POLICIES:
         suites.table(f"table-{policy.key}", f"IF-RLVR of {policy.title}", policy, (entry,), published.TABLE_6)
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*trained, *tables))
+recipe = stages.recipe(*trained, *tables)

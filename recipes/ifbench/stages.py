@@ -16,9 +16,11 @@ from easylm_jax.config import (
     DataSpec,
     MakeData,
     OptimizerConfig,
+    Recipe,
     Reward,
     Sampling,
     Source,
+    Stage,
     Validation,
 )  # fmt: skip
 from recipes.ifbench import suites
@@ -26,6 +28,7 @@ from recipes.ifbench.suites import Policy
 
 RECIPE = "ifbench"
 MESH = "fsdp=-1"
+DECODE_MESH = "fsdp=-1,tp=4"  # reading the weights takes most of the time of writing: each chip a fourth
 POD = "v5p-64"  # 32 chips, an update's 384 responses in micro-batches of one or two a chip
 PROMPT = 2048  # tokens
 PUBLISHED_SET = Source("hf:allenai/IF_multi_constraints_upto5")  # 95,373 prompts with up to five instructions
@@ -34,6 +37,11 @@ EVERY = 25  # steps between validations on IFEval
 STEPS = 2000
 # Torch's AdamW as the released code calls it.
 OPTIMIZER = OptimizerConfig("5e-7 constant", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
+
+
+def recipe(*stages: Stage) -> Recipe:
+    """A table or figure on the pod that its stages are sized for."""
+    return Recipe(RECIPE, stages, mesh=MESH, decode_mesh=DECODE_MESH, pod=POD)
 
 
 def made(key: str, *, seed: int = 1, **arguments: Any) -> MakeData:

@@ -4,7 +4,7 @@ Qwen2.5 7B on prompts with up to one to six instructions (Figure 2 has their cur
 each of the 54 instructions (Figure 3).
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 POLICY = suites.POLICIES["qwen2.5"]
@@ -14,13 +14,8 @@ runs |= {f"{count} of each": stages.made(f"{count}-each", instances=count) for c
 trained = {title: stages.grpo(POLICY, prompts) for title, prompts in runs.items()}
 entries = tuple(Entry(title, (run.name,), over=POLICY.title) for title, run in trained.items())
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *runs.values(),
-        *trained.values(),
-        suites.table("table1", "IF-RLVR, Table 1: instructions of a prompt", POLICY, entries, published.TABLE_1),
-    ),
+recipe = stages.recipe(
+    *runs.values(),
+    *trained.values(),
+    suites.table("table1", "IF-RLVR, Table 1: instructions of a prompt", POLICY, entries, published.TABLE_1),
 )

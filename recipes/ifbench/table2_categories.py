@@ -1,6 +1,6 @@
 """IF-RLVR, Table 2: accuracies by kinds of instructions, before and after training (arXiv 2507.02833)."""
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 trained, tables = [], []
@@ -15,4 +15,4 @@ for policy in (suites.POLICIES["tulu3-dpo"], suites.POLICIES["qwen2.5"]):
         )
     )  # fmt: skip
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*trained, *tables))
+recipe = stages.recipe(*trained, *tables)

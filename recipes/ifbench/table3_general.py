@@ -4,7 +4,7 @@ Of AlpacaEval 2, GSM8K, MMLU and BBH, GSM8K alone is asked here. The mixed rewar
 more if the reward model likes it (a score above 7, about the mean), and half a point less if it does not.
 """
 
-from easylm_jax.config import Entry, Recipe, Reward
+from easylm_jax.config import Entry, Reward
 from recipes.ifbench import published, stages, suites
 
 TULU, QWEN = suites.POLICIES["tulu3-dpo"], suites.POLICIES["qwen2.5"]
@@ -33,4 +33,4 @@ tables = [
     for policy, run in runs.items()
 ]
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*runs.values(), mixed, *tables))
+recipe = stages.recipe(*runs.values(), mixed, *tables)

@@ -21,7 +21,6 @@ answers = BestOfN(
     sampling=Sampling(2048, temperature=1.0, slots=384),
     reward=stages.REWARD,
     compute=Compute(dtype="bfloat16"),
-    decode_mesh="fsdp=8,tp=4",  # the weights, whole on every four chips, are too large for two
 )
 
 
@@ -62,6 +61,7 @@ tables = [
 recipe = Recipe(
     stages.RECIPE,
     mesh="fsdp=16,tp=2",
+    decode_mesh=stages.DECODE_MESH,  # four chips a copy of the weights, which the generator's need
     pod="v5p-64",  # 32 chips, a pair of DPO on two
     stages=(prompts, answers, *pairs.values(), *runs.values(), *tables),
 )

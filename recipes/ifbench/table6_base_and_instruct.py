@@ -3,7 +3,6 @@
 The six runs of `instruct.py` and `base.py`, each with a table of its own, since tokenizers and templates differ.
 """
 
-from easylm_jax.config import Recipe
 from recipes.ifbench import base, instruct, stages
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*instruct.recipe.stages, *base.recipe.stages))
+recipe = stages.recipe(*instruct.recipe.stages, *base.recipe.stages)

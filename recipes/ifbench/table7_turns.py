@@ -3,7 +3,7 @@
 In the second turn of two the user asks to write the first answer again under instructions.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.ifbench import published, stages, suites
 
 # Single-turn prompts with up to five instructions are those of Table 1.
@@ -25,4 +25,4 @@ for policy in (suites.POLICIES["qwen2.5"], suites.POLICIES["qwen2.5-instruct"]):
         )
     )
 
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*prompts.values(), *trained, *tables))
+recipe = stages.recipe(*prompts.values(), *trained, *tables)

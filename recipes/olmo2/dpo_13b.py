@@ -12,6 +12,7 @@ SFT = "hf:allenai/OLMo-2-1124-13B-SFT"
 recipe = Recipe(
     "olmo2-13b-dpo",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-128",  # 64 chips, 2 pairs each
     stages=(
         dpo(

@@ -12,6 +12,7 @@ SFT = "hf:allenai/OLMo-2-0325-32B-SFT"
 recipe = Recipe(
     "olmo2-32b-dpo",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-256",  # 128 chips, 1 pair each
     stages=(
         dpo(

@@ -12,6 +12,7 @@ SFT = "hf:allenai/OLMo-2-1124-7B-SFT"
 recipe = Recipe(
     "olmo2-7b-dpo",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-64",  # 32 chips, 4 pairs each
     stages=(
         dpo(

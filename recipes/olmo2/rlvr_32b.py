@@ -9,6 +9,7 @@ SFT, DPO = "hf:allenai/OLMo-2-0325-32B-SFT", "hf:allenai/OLMo-2-0325-32B-DPO"
 recipe = Recipe(
     "olmo2-32b-rlvr",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-256",  # 128 chips, 7 responses of an update each, 1 at a time
     stages=(
         grpo(

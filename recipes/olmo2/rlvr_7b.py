@@ -9,6 +9,7 @@ SFT, DPO = "hf:allenai/OLMo-2-1124-7B-SFT", "hf:allenai/OLMo-2-1124-7B-DPO"
 recipe = Recipe(
     "olmo2-7b-rlvr",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-64",  # 32 chips, 7 responses each
     stages=(
         ppo(

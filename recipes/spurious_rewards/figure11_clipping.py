@@ -8,7 +8,6 @@ for "no old log-probabilities" trains another objective. `token_probability` in 
 
 import math
 
-from easylm_jax.config import Recipe
 from recipes.spurious_rewards import data, published, stages, suites
 
 POLICY = data.POLICIES["qwen2.5-math-7b"]
@@ -28,17 +27,12 @@ runs = {
     ]
     for way, how in WAYS.items()
 }
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *(run for seeds in runs.values() for run in seeds),
-        suites.table(
-            "figure11",
-            POLICY,
-            tuple(suites.entry(f"random 0.5, {way}", *seeds) for way, seeds in runs.items()),
-            published.clipping(),
-        ),
+recipe = stages.recipe(
+    *(run for seeds in runs.values() for run in seeds),
+    suites.table(
+        "figure11",
+        POLICY,
+        tuple(suites.entry(f"random 0.5, {way}", *seeds) for way, seeds in runs.items()),
+        published.clipping(),
     ),
 )

@@ -6,7 +6,7 @@ asks the untrained model under all five, which is what every base score should s
 
 import dataclasses
 
-from easylm_jax.config import Compute, Entry, Evaluate, Recipe, Source, Stage, Task, Validation
+from easylm_jax.config import Compute, Entry, Evaluate, Source, Stage, Task, Validation
 from easylm_jax.evaluate import tasks
 from recipes.spurious_rewards import data, published, stages, suites
 
@@ -40,29 +40,24 @@ def run(prompt: str, reward: str) -> Stage:
 
 written = [data.asked(prompt, which) for prompt in data.PROMPTS for which in ("train", "test")]
 trained = {prompt: {reward: run(prompt, reward) for reward in REWARDS} for prompt in data.PROMPTS}
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *written,
-        Evaluate(
-            "figure18-prompts",
-            title=f"Spurious Rewards, Figure 18: {POLICY.title} before training, five prompts",
-            tasks=tuple(task(prompt) for prompt in data.PROMPTS),
-            entries=(Entry(published.BASE, (POLICY.init,)),),
-            published=published.prompts(),
-            compute=Compute(dtype="bfloat16"),
-        ),
-        *(stage for runs in trained.values() for stage in runs.values()),
-        *(
-            suites.table(
-                f"figure18-{data.slug(prompt)}",
-                POLICY,
-                tuple(suites.entry(reward, stage) for reward, stage in runs.items()),
-                judged=(task(prompt),),
-            )
-            for prompt, runs in trained.items()
-        ),
+recipe = stages.recipe(
+    *written,
+    Evaluate(
+        "figure18-prompts",
+        title=f"Spurious Rewards, Figure 18: {POLICY.title} before training, five prompts",
+        tasks=tuple(task(prompt) for prompt in data.PROMPTS),
+        entries=(Entry(published.BASE, (POLICY.init,)),),
+        published=published.prompts(),
+        compute=Compute(dtype="bfloat16"),
+    ),
+    *(stage for runs in trained.values() for stage in runs.values()),
+    *(
+        suites.table(
+            f"figure18-{data.slug(prompt)}",
+            POLICY,
+            tuple(suites.entry(reward, stage) for reward, stage in runs.items()),
+            judged=(task(prompt),),
+        )
+        for prompt, runs in trained.items()
     ),
 )

@@ -6,7 +6,6 @@ prints how accuracy changed on the problems that were solved with code or langua
 the whole gain that each of the four parts brings. As the rate is constant, these runs are the first half of Figure 1's.
 """
 
-from easylm_jax.config import Recipe
 from recipes.spurious_rewards import arms, published, stages, suites
 
 FEWER = ("ground truth", "majority vote", "incorrect")  # for Qwen2.5-7B
@@ -17,4 +16,4 @@ FIGURES = {
 
 math = suites.grid("figure7", ("qwen2.5-math-7b", "qwen2.5-math-1.5b"), arms.MAIN, steps=150, figures=FIGURES)
 bad_code = suites.grid("figure7", ("qwen2.5-7b", "olmo2-7b-sft"), FEWER, steps=150, figures=FIGURES)
-recipe = Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=(*math.stages, *bad_code.stages))
+recipe = stages.recipe(*math.stages, *bad_code.stages)

@@ -16,6 +16,7 @@ from easylm_jax.config import (
     Compute,
     MajorityVote,
     OptimizerConfig,
+    Recipe,
     Reward,
     Sampling,
     Source,
@@ -28,11 +29,17 @@ from recipes.spurious_rewards.data import LABELLERS, POLICIES, Policy
 RECIPE = "spurious-rewards"
 POD = "v5p-32"
 MESH = "fsdp=-1"  # v5p-32: 16 chips, 8 responses of an update each, 4 at a time
+DECODE_MESH = "fsdp=-1,tp=2"  # each chip reads half of the weights to write; 1.5B has two key-value heads
 STEPS = 300  # of the main runs
 SEED = 42
 EVERY = 10  # steps between two looks at MATH-500; the paper looks at every step and smooths over ten
 OPTIMIZER = OptimizerConfig("5e-7 constant", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
 SAMPLING = Sampling(data.ANSWER, temperature=1.0, top_p=1.0, slots=512)
+
+
+def recipe(*stages: Stage) -> Recipe:
+    """A figure on the pod that its stages are sized for."""
+    return Recipe(RECIPE, stages, mesh=MESH, decode_mesh=DECODE_MESH, pod=POD)
 
 
 def votes(policy: Policy) -> MajorityVote:

@@ -62,4 +62,4 @@ def grid(
         rows = tuple(entry(reward, run) for reward, run in runs.items())
         one = table(name, policy, rows, (figures or {}).get(policy.key, ()))
         made |= {stage.name: stage for stage in (*stages.before(policy, rewards), *runs.values(), one)}
-    return Recipe(stages.RECIPE, mesh=stages.MESH, pod=stages.POD, stages=tuple(made.values()))
+    return stages.recipe(*made.values())

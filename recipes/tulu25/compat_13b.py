@@ -7,7 +7,7 @@ model is that of the tables: it reads a score and no turn is trained. GSM8K is a
 
 import dataclasses
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.tulu25 import data, published, stages, suites
 
 UF = data.preferences("uf")
@@ -18,23 +18,18 @@ ppo = dataclasses.replace(ppo, name=f"{ppo.name}-compat", compat="tulu25", white
 dpo = stages.dpo(UF)
 dpo = dataclasses.replace(dpo, name=f"{dpo.name}-compat", data=dataclasses.replace(dpo.data, compat="tulu25"))
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        reward,
-        ppo,
-        dpo,
-        suites.table(
-            "compat-13b",
-            "Tülu 2.5 13B as the released code trains it",
-            (
-                Entry(f"{UF.title}, DPO", (dpo.name,), over=suites.BASE.method),
-                Entry(f"{UF.title}, PPO", (ppo.name,), over=f"{UF.title}, DPO"),
-            ),
-            published.TABLE_2,
-            tasks=(suites.gsm8k(paper=True),),
+recipe = stages.recipe(
+    reward,
+    ppo,
+    dpo,
+    suites.table(
+        "compat-13b",
+        "Tülu 2.5 13B as the released code trains it",
+        (
+            Entry(f"{UF.title}, DPO", (dpo.name,), over=suites.BASE.method),
+            Entry(f"{UF.title}, PPO", (ppo.name,), over=f"{UF.title}, DPO"),
         ),
+        published.TABLE_2,
+        tasks=(suites.gsm8k(paper=True),),
     ),
 )

@@ -4,19 +4,13 @@ Each of the four reward models of Table 3 on each set of prompts; one epoch of e
 rollouts, 20,000 make 39 and 7,473 make 14.
 """
 
-from easylm_jax.config import Recipe
 from recipes.tulu25 import grid, published, stages, suites
 
 rewards = grid.reward_models()
 cells = grid.trained_on(rewards, ("uf", "math", "gsm8k"))
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *rewards,
-        *(ppo for _, _, ppo in cells),
-        suites.table("figure3", "Tülu 2.5, Figure 3: GSM8K by prompts", grid.entries(cells), published.FIGURE_3),
-    ),
+recipe = stages.recipe(
+    *rewards,
+    *(ppo for _, _, ppo in cells),
+    suites.table("figure3", "Tülu 2.5, Figure 3: GSM8K by prompts", grid.entries(cells), published.FIGURE_3),
 )

@@ -4,7 +4,7 @@ Beside it DPO on the same pairs. The released weights are asked the same questio
 is the paper's before anything is trained: `--only released`.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.tulu25 import data, published, stages, suites
 
 UF = data.preferences("uf")
@@ -12,31 +12,26 @@ reward = stages.reward_model("70b", UF)
 ppo = stages.ppo(reward, UF.prompts)
 dpo = stages.dpo(UF)
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        suites.table(
-            "released",
-            "Tülu 2.5 13B as released",
-            (
-                Entry("PPO, 70B UF", ("hf:allenai/tulu-v2.5-ppo-13b-uf-mean-70b-uf-rm",), over=suites.BASE.method),
-                Entry("Tülu 2 DPO", ("hf:allenai/tulu-2-dpo-13b",), over=suites.BASE.method),
-            ),
-            published.CARDS,
+recipe = stages.recipe(
+    suites.table(
+        "released",
+        "Tülu 2.5 13B as released",
+        (
+            Entry("PPO, 70B UF", ("hf:allenai/tulu-v2.5-ppo-13b-uf-mean-70b-uf-rm",), over=suites.BASE.method),
+            Entry("Tülu 2 DPO", ("hf:allenai/tulu-2-dpo-13b",), over=suites.BASE.method),
         ),
-        reward,
-        ppo,
-        dpo,
-        suites.table(
-            "final-13b",
-            "Tülu 2.5 13B",
-            (
-                Entry("DPO, UF", (dpo.name,), over=suites.BASE.method),
-                Entry("PPO, 70B UF", (ppo.name,), over="DPO, UF"),
-            ),
-            published.CARDS,
+        published.CARDS,
+    ),
+    reward,
+    ppo,
+    dpo,
+    suites.table(
+        "final-13b",
+        "Tülu 2.5 13B",
+        (
+            Entry("DPO, UF", (dpo.name,), over=suites.BASE.method),
+            Entry("PPO, 70B UF", (ppo.name,), over="DPO, UF"),
         ),
+        published.CARDS,
     ),
 )

@@ -12,21 +12,29 @@ from easylm_jax.config import (
     Checkpoints,
     Compute,
     OptimizerConfig,
+    Recipe,
     Reward,
     RewardModel,
     Sampling,
+    Stage,
 )  # fmt: skip
 from recipes.tulu25.data import Preferences, Prompts
 
 RECIPE = "tulu25"
 SFT = {"13b": "hf:allenai/tulu-2-13b", "70b": "hf:allenai/tulu-2-70b"}
 MESH = "fsdp=32,tp=2"
+DECODE_MESH = "fsdp=-1,tp=4"  # reading the weights takes most of the time of writing: each chip a fourth
 POD = "v5p-128"  # 64 chips, a row of DPO on 2
 REPLY = 1024  # tokens of a response
 REMAT = {"13b": "attention", "70b": "full"}
 KL = {"13b": 0.05, "70b": 0.0325}  # by the size of the reward model
 SEED = 42
 CHECKPOINTS = Checkpoints(when_busy="skip")
+
+
+def recipe(*stages: Stage) -> Recipe:
+    """A table or figure on the pod that its stages are sized for."""
+    return Recipe(RECIPE, stages, mesh=MESH, decode_mesh=DECODE_MESH, pod=POD)
 
 
 def optimizer(lr: str) -> OptimizerConfig:

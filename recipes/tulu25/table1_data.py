@@ -1,21 +1,16 @@
 """Tülu 2.5, Table 1: DPO of Tülu 2 13B on each of 14 preference sets (arXiv 2406.09279)."""
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.tulu25 import data, published, stages, suites
 
 runs = {one.title: stages.dpo(one) for one in data.TABLE_1}
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *runs.values(),
-        suites.table(
-            "table1",
-            "Tülu 2.5, Table 1: DPO on each preference set",
-            tuple(Entry(title, (run.name,), over=suites.BASE.method) for title, run in runs.items()),
-            published.TABLE_1,
-        ),
+recipe = stages.recipe(
+    *runs.values(),
+    suites.table(
+        "table1",
+        "Tülu 2.5, Table 1: DPO on each preference set",
+        tuple(Entry(title, (run.name,), over=suites.BASE.method) for title, run in runs.items()),
+        published.TABLE_1,
     ),
 )

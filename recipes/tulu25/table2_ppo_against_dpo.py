@@ -4,7 +4,7 @@ For PPO, a 13B reward model is trained on the set and the policy on the set's ow
 cut to it; Chatbot Arena 2023 has 20,465.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.tulu25 import data, published, stages, suites
 
 trained, entries = [], []
@@ -18,12 +18,7 @@ for key in ("stack-exchange-60k", "chatbot-arena-2023", "hh-rlhf-60k", "nectar-6
         Entry(f"{pairs.title}, PPO", (ppo.name,), over=f"{pairs.title}, DPO"),
     ]
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *trained,
-        suites.table("table2", "Tülu 2.5, Table 2: PPO against DPO", tuple(entries), published.TABLE_2),
-    ),
+recipe = stages.recipe(
+    *trained,
+    suites.table("table2", "Tülu 2.5, Table 2: PPO against DPO", tuple(entries), published.TABLE_2),
 )

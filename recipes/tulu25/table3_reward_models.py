@@ -4,32 +4,27 @@
 picks among replies of Tülu 2 13B. RewardBench, the table's other column, is not built here.
 """
 
-from easylm_jax.config import Entry, Recipe
+from easylm_jax.config import Entry
 from recipes.tulu25 import published, stages, suites
 from recipes.tulu25.grid import reward_models, title_of, trained_on
 
 rewards = reward_models()
 policies = trained_on(rewards, ("uf",))
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *rewards,
-        *(policy for _, _, policy in policies),
-        suites.table(
-            "table3-best-of-16",
-            "Tülu 2.5, Table 3: the best of 16 replies by each reward model",
-            (),
-            (),
-            tasks=(suites.gsm8k(), *(suites.best_of(reward.name) for reward in rewards)),
-        ),
-        suites.table(
-            "table3",
-            "Tülu 2.5, Table 3: PPO with each reward model",
-            tuple(Entry(title_of(reward), (ppo.name,), over=suites.BASE.method) for reward, _, ppo in policies),
-            published.TABLE_3,
-        ),
+recipe = stages.recipe(
+    *rewards,
+    *(policy for _, _, policy in policies),
+    suites.table(
+        "table3-best-of-16",
+        "Tülu 2.5, Table 3: the best of 16 replies by each reward model",
+        (),
+        (),
+        tasks=(suites.gsm8k(), *(suites.best_of(reward.name) for reward in rewards)),
+    ),
+    suites.table(
+        "table3",
+        "Tülu 2.5, Table 3: PPO with each reward model",
+        tuple(Entry(title_of(reward), (ppo.name,), over=suites.BASE.method) for reward, _, ppo in policies),
+        published.TABLE_3,
     ),
 )

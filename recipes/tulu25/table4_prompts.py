@@ -3,19 +3,13 @@
 Each of the four reward models of Table 3 on each set of prompts.
 """
 
-from easylm_jax.config import Recipe
 from recipes.tulu25 import grid, stages, suites
 
 rewards = grid.reward_models()
 cells = grid.trained_on(rewards, ("uf", "mixed"))
 
-recipe = Recipe(
-    stages.RECIPE,
-    mesh=stages.MESH,
-    pod=stages.POD,
-    stages=(
-        *rewards,
-        *(ppo for _, _, ppo in cells),
-        suites.table("table4", "Tülu 2.5, Table 4: mixed prompts", grid.entries(cells), ()),
-    ),
+recipe = stages.recipe(
+    *rewards,
+    *(ppo for _, _, ppo in cells),
+    suites.table("table4", "Tülu 2.5, Table 4: mixed prompts", grid.entries(cells), ()),
 )

@@ -152,7 +152,7 @@ def barely_falling(lr: float, batch: int, epochs: int = 4) -> str:
 
 def ppo(
     name: str, *, init: str, value: str, data: DataSpec, lr: str, batch: int, episodes: int, kl: float, remat: str,
-    epochs: int = 4, accumulate: int = 1, seed: int = 1, every: int = 100, decode_mesh: str | None = None,
+    epochs: int = 4, accumulate: int = 1, seed: int = 1, every: int = 100,
 ) -> PPO:  # fmt: skip
     """RLVR by PPO: every rollout is trained on `epochs` times as one batch, while the next one is written (Table 21).
 
@@ -172,7 +172,6 @@ def ppo(
         steps=episodes // batch,
         seed=seed,
         sampling=Sampling(REPLY, temperature=1.0, slots=batch),
-        decode_mesh=decode_mesh,
         asynchronous=1,
         kl=kl,
         kl_kind="k1",
@@ -248,10 +247,9 @@ def ifeval(tokenizer: str, template: str = "tulu") -> Task:
 
 
 def table(
-    title: str, entries: tuple[Entry, ...], published: tuple[Published, ...], tokenizer: str, template: str = "tulu",
-    decode_mesh: str | None = None,
+    title: str, entries: tuple[Entry, ...], published: tuple[Published, ...], tokenizer: str, template: str = "tulu"
 ) -> Evaluate:  # fmt: skip
-    """Entries on GSM8K, MATH and IFEval, beside the paper's rows; 70B writes with its weights split (`decode_mesh`)."""
+    """Entries on GSM8K, MATH and IFEval, beside the paper's rows."""
     return Evaluate(
         "table",
         title=title,
@@ -259,5 +257,4 @@ def table(
         entries=entries,
         published=published,
         compute=Compute(dtype="bfloat16"),
-        decode_mesh=decode_mesh,
     )

@@ -12,6 +12,7 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT"
 recipe = Recipe(
     "tulu3-70b-dpo",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # the weights are too large for one chip, and each reads a fourth
     pod="v5p-256",  # 128 chips, 1 pair each
     stages=(
         dpo(
@@ -27,7 +28,6 @@ recipe = Recipe(
             (Entry("SFT", (SFT,)), Entry("DPO", ("dpo",), over="SFT")),
             published.TABLE_5,
             SFT,
-            decode_mesh="fsdp=32,tp=4",  # the weights, whole on every four chips, are too large for one
         ),
     ),
 )

@@ -12,6 +12,7 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT"
 recipe = Recipe(
     "tulu3-8b-dpo",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-64",  # 32 chips, 4 pairs each
     stages=(
         dpo(

@@ -5,11 +5,11 @@ from recipes.tulu3 import published
 from recipes.tulu3.base import MIXED, ppo, rlvr_prompts, table
 
 SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT", "hf:allenai/Llama-3.1-Tulu-3-70B-DPO"
-WRITING = "fsdp=32,tp=4"  # the weights, whole on every four chips, are too large for one
 
 recipe = Recipe(
     "tulu3-70b-rlvr",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # the weights are too large for one chip, and each reads a fourth
     pod="v5p-256",  # 128 chips, 5 responses each, 1 at a time
     stages=(
         ppo(
@@ -25,14 +25,12 @@ recipe = Recipe(
             seed=8,  # docs/tulu3.md
             every=40,  # Section 6
             remat="full",
-            decode_mesh=WRITING,
         ),
         table(
             "Tülu 3 70B: RLVR by PPO",
             (Entry("SFT", (SFT,)), Entry("DPO", (DPO,), over="SFT"), Entry("RLVR", ("ppo",), over="DPO")),
             published.TABLE_5,
             DPO,
-            decode_mesh=WRITING,
         ),
     ),
 )

@@ -12,6 +12,7 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT", "hf:allenai/Llama-3.1-Tulu-3-8B
 recipe = Recipe(
     "tulu3-8b-rlvr",
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
     pod="v5p-64",  # 32 chips, 7 responses each
     stages=(
         ppo(
