@@ -21,11 +21,11 @@ from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine
 from easylm_jax.evaluate.statistics import mean
 from easylm_jax.files import write_lines
+from easylm_jax.judge import judge_of
 from easylm_jax.mesh import batch_split, make_mesh
 from easylm_jax.parts import parts_folder
-from easylm_jax.rl_stages import check_can_speak, check_room, check_same_tokenizer, judge_of
 from easylm_jax.stages import say
-from easylm_jax.start import model_from
+from easylm_jax.start import check_can_speak, check_room, check_same_tokenizer, model_from
 from models.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from easylm_jax import compiler, rollout
+from easylm_jax import compiler, lm_judge, rollout
 from easylm_jax.config import Reward
 from easylm_jax.data import Cache
 from easylm_jax.data.tokenizer import Tokenizer
-from easylm_jax.lm_judge import LMJudge
 from easylm_jax.objectives import score_responses
 from easylm_jax.rewards.verify import Verified, Verify
 from easylm_jax.rollout import Rollout
+from easylm_jax.start import check_same_tokenizer, model_from
+from models.config import Compute
 from models.decoder import Decoder
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    from easylm_jax.experiment import Experiment
 
 PyTree = Any
 
@@ -37,7 +41,7 @@ class Judge:
 
     def __init__(
         self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
-        model: Decoder | None, params: PyTree, rows: int, seed: int = 0, lm: LMJudge | None = None,
+        model: Decoder | None, params: PyTree, rows: int, seed: int = 0, lm: lm_judge.LMJudge | None = None,
     ):  # fmt: skip
         self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
         self.params, self.rows, self.seed, self.lm = params, rows, seed, lm
@@ -148,3 +152,25 @@ def _broadcast(verify: Verify, found: Verified | None, rows: int) -> Verified:
     table = numbers[:-2].reshape(table.shape)
     parts = {name: table[place + 1] for place, name in enumerate(names)}
     return Verified(table[0], parts, int(numbers[-2]), float(numbers[-1]))
+
+
+def judge_of(
+    name: str, reward: Reward, experiment: Experiment, mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer,
+    compute: Compute, rows: int, seed: int, decodes: jax.sharding.Mesh | None = None,
+) -> Judge:  # fmt: skip
+    """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in.
+
+    A language model that judges writes, so it lies on the mesh `decodes`, where that is another than `mesh`.
+    """
+    lm = None if reward.judge is None else lm_judge.load(reward.judge, experiment, decodes or mesh, seed)
+    if reward.model is None:
+        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
+    source = model_from(reward.model, experiment, mesh, compute=compute)
+    if not source.config.scalar_head:
+        raise UserError(f"stage {name}: {reward.model} has no scalar head, so it is no reward model")
+    check_same_tokenizer(name, "reward model", reward.model, source, tokenizer)
+    with jax.set_mesh(mesh):
+        return Judge(
+            reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,
+            lm=lm,
+        )  # fmt: skip

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import checkpoint_store, lm_judge, rollout, sharding
-from easylm_jax.config import PPO, RL, OnlineDPO, Recipe, Reward
-from easylm_jax.data import Cache, Loader, load_tokenizer
+from easylm_jax import rollout, sharding
+from easylm_jax.config import PPO, RL, OnlineDPO, Recipe
+from easylm_jax.data import Loader, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
-from easylm_jax.judge import Judge
+from easylm_jax.judge import judge_of
 from easylm_jax.mesh import make_mesh
 from easylm_jax.optimizer import make_optimizer
 from easylm_jax.rewards.verify import Verify
 from easylm_jax.rl_programs import RLPrograms
 from easylm_jax.rl_trainer import REPLICATED, RLState, RolloutJob, reinforce
 from easylm_jax.stages import meta_of, steps_of
-from easylm_jax.start import Model, Start, model_from, stage_model
-from models.config import Compute
+from easylm_jax.start import Model, Start, check_can_speak, check_room, check_same_tokenizer, model_from, stage_model
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -198,68 +196,3 @@ def _fresh(
     return RLState(
         params=first.params, opt=first.opt, rng=first.rng, value=value and value.state(), behind=behind, **placed
     )  # fmt: skip
-
-
-def judge_of(
-    name: str, reward: Reward, experiment: Experiment, mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer,
-    compute: Compute, rows: int, seed: int, decodes: jax.sharding.Mesh | None = None,
-) -> Judge:  # fmt: skip
-    """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in.
-
-    A language model that judges writes, so it lies on the mesh `decodes`, where that is another than `mesh`.
-    """
-    lm = None if reward.judge is None else lm_judge.load(reward.judge, experiment, decodes or mesh, seed)
-    if reward.model is None:
-        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
-    source = model_from(reward.model, experiment, mesh, compute=compute)
-    if not source.config.scalar_head:
-        raise UserError(f"stage {name}: {reward.model} has no scalar head, so it is no reward model")
-    check_same_tokenizer(name, "reward model", reward.model, source, tokenizer)
-    with jax.set_mesh(mesh):
-        return Judge(
-            reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,
-            lm=lm,
-        )  # fmt: skip
-
-
-def check_can_speak(name: str, source: Model) -> None:
-    """A reward model has no vocabulary to write with."""
-    if source.config.scalar_head:
-        raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot write")
-
-
-def check_room(name: str, source: Model, prompts: Cache, max_new_tokens: int) -> None:
-    """The longest prompt and a whole answer must fit into the context."""
-    longest = int(np.asarray(prompts.columns["lengths"]).max())
-    if longest + max_new_tokens > source.config.context:
-        raise UserError(
-            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
-            f"context of {source.config.context}; lower data.sequence_length (longer prompts are left out) or "
-            "sampling.max_new_tokens"
-        )
-
-
-def check_same_tokenizer(name: str, what: str, init: str, source: Model, tokenizer: Tokenizer) -> None:
-    """A model that scores the policy's tokens must know them by the same numbers."""
-    theirs = _tokenizer_hash(init, source.folder)
-    if theirs is not None and theirs != tokenizer.hash:
-        raise UserError(
-            f"stage {name}: the {what} {init} was trained with another tokenizer than the prompts' "
-            f"({tokenizer.spec}); train it with the same one"
-        )
-    if tokenizer.vocab_size > source.config.vocab:
-        raise UserError(
-            f"stage {name}: the tokenizer has {tokenizer.vocab_size} tokens, the {what} {init} only "
-            f"{source.config.vocab}"
-        )
-
-
-def _tokenizer_hash(init: str, folder: Path | None) -> str | None:
-    """The content hash of the tokenizer that a model was trained with; None where nothing says so."""
-    assert folder is not None
-    if not init.startswith("hf:"):
-        return checkpoint_store.read_meta(checkpoint_store.resolve(folder)).get("tokenizer_hash")
-    try:
-        return load_tokenizer(f"hf:{folder}").hash
-    except UserError:  # a folder of weights alone
-        return None

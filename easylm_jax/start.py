@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 import models
-from easylm_jax import hub, lora, sharding
+from easylm_jax import checkpoint_store, hub, lora, sharding
 from easylm_jax.checkpoint import Checkpointer, restore_params
 from easylm_jax.config import Compute, Train
 from easylm_jax.convert import model_of
-from easylm_jax.data import load_tokenizer
+from easylm_jax.data import Cache, load_tokenizer
+from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.optimizer import Optimizer, OptState
 from easylm_jax.steps import REPLICATED_STATE, Objective, State, new_state
 from models.config import DecoderConfig
@@ -195,3 +197,46 @@ class Start:
         merged = jax.jit(merge, out_shardings=self.base_layout)(frozen["base"], adapter)
         with Checkpointer(folder / "merged" / "checkpoints", asynchronous=False) as checkpointer:
             checkpointer.save(step, {"params": merged}, {**meta, "data": {"step": step}})
+
+
+def check_can_speak(name: str, source: Model) -> None:
+    """A reward model has no vocabulary to write with."""
+    if source.config.scalar_head:
+        raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot write")
+
+
+def check_room(name: str, source: Model, prompts: Cache, max_new_tokens: int) -> None:
+    """The longest prompt and a whole answer must fit into the context."""
+    longest = int(np.asarray(prompts.columns["lengths"]).max())
+    if longest + max_new_tokens > source.config.context:
+        raise UserError(
+            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
+            f"context of {source.config.context}; lower data.sequence_length (longer prompts are left out) or "
+            "sampling.max_new_tokens"
+        )
+
+
+def check_same_tokenizer(name: str, what: str, init: str, source: Model, tokenizer: Tokenizer) -> None:
+    """A model that scores the policy's tokens must know them by the same numbers."""
+    theirs = _tokenizer_hash(init, source.folder)
+    if theirs is not None and theirs != tokenizer.hash:
+        raise UserError(
+            f"stage {name}: the {what} {init} was trained with another tokenizer than the prompts' "
+            f"({tokenizer.spec}); train it with the same one"
+        )
+    if tokenizer.vocab_size > source.config.vocab:
+        raise UserError(
+            f"stage {name}: the tokenizer has {tokenizer.vocab_size} tokens, the {what} {init} only "
+            f"{source.config.vocab}"
+        )
+
+
+def _tokenizer_hash(init: str, folder: Path | None) -> str | None:
+    """The content hash of the tokenizer that a model was trained with; None where nothing says so."""
+    assert folder is not None
+    if not init.startswith("hf:"):
+        return checkpoint_store.read_meta(checkpoint_store.resolve(folder)).get("tokenizer_hash")
+    try:
+        return load_tokenizer(f"hf:{folder}").hash
+    except UserError:  # a folder of weights alone
+        return None

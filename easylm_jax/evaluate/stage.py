@@ -21,12 +21,11 @@ from easylm_jax.data import load_tokenizer
 from easylm_jax.decode import Engine
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.files import write_json, write_lines
-from easylm_jax.judge import verified
+from easylm_jax.judge import judge_of, verified
 from easylm_jax.mesh import batch_split, make_mesh
 from easylm_jax.objectives import target_scores
 from easylm_jax.rewards.verify import Verify
-from easylm_jax.rl_stages import check_can_speak, check_room, check_same_tokenizer, judge_of
-from easylm_jax.start import Model, model_from
+from easylm_jax.start import Model, check_can_speak, check_room, check_same_tokenizer, model_from
 from models.decoder import Decoder
 from models.errors import UserError
 
