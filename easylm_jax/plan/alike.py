@@ -31,6 +31,7 @@ _OUTSIDE = {
     "value_only", "refill", "limit", "lr", "entries", "published", "title", "variants", "extract", "label", "pairs",
     "verifier", "also", "stop_strings", "kl_prompts", "model", "init", "value", "reward", "best_of",
 }  # fmt: skip
+WRITING = (RL, Write, Evaluate)  # stages whose models write, on the recipe's `decode_mesh`
 # Of data, what gives a batch its shape.
 _OF_DATA = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing")
 
@@ -41,7 +42,7 @@ def key(stage: Stage, recipe: Recipe, topology: Topology) -> str:
         "stage": _plain(stage), "models": [fields.encode(config) for config in _models(stage, recipe)],
         "mesh": parse_mesh(recipe.mesh, topology.count), "topology": topology.name,
     }  # fmt: skip
-    if recipe.decode_mesh is not None and isinstance(stage, (RL, Write, Evaluate)):
+    if recipe.decode_mesh is not None and isinstance(stage, WRITING):
         said["decode mesh"] = parse_mesh(recipe.decode_mesh, topology.count)
     if not isinstance(stage, DPO):  # elsewhere it is the name of a model
         said["stage"].pop("reference", None)

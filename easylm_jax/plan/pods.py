@@ -210,7 +210,7 @@ def _cells(group: Group, took: Sequence[Took]) -> list[str]:
 def _meshes(group: Group) -> str:
     """The shapes of the devices that the stage makes use of."""
     trained, written = group.recipe.mesh, group.recipe.decode_mesh
-    if written is None or not isinstance(group.stage, (RL, Write, Evaluate)):
+    if written is None or not isinstance(group.stage, alike.WRITING):
         return trained
     return f"{trained}, writes on {written}" if isinstance(group.stage, RL) else written
 
