@@ -119,6 +119,33 @@ def test_a_product_with_a_kernel_that_lies_split_stays_whole():
     assert printed(PRODUCT) == ["2 1", "1 0"]
 
 
+ON_HOST = """
+import sys
+from pathlib import Path
+from easylm_jax.plan import compiling, topology
+topology.quiet()
+import jax
+from easylm_jax.mesh import make_mesh
+from easylm_jax.plan.programs import Planned
+
+pod = topology.parse("v5e:2x2")
+mesh = make_mesh("fsdp=-1", pod.devices())
+here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+there = here.with_memory_kind("pinned_host")
+shape = (2**15, 2**20)
+x = jax.ShapeDtypeStruct((1024, 1024), "float32", sharding=here)
+large = jax.ShapeDtypeStruct(shape, "float32", sharding=there)
+step = jax.jit(lambda x, large: (x + 1, large), donate_argnums=(0, 1), out_shardings=(here, there))
+found = compiling.compile_for(Planned("step", lambda: step.lower(x, large), {}, 0.0, 1.0), pod, mesh, Path(sys.argv[1]))
+print(found.fits, found.peak < 2**24, found.host == 4 * shape[0] * shape[1] // 4)
+"""
+
+
+def test_what_lies_in_the_hosts_memory_takes_none_of_the_devices(tmp_path):
+    """32 GiB beside a device of 16."""
+    assert printed(ON_HOST, tmp_path) == ["True True True"]
+
+
 SEVERAL = """
 import dataclasses, sys
 from pathlib import Path

@@ -164,6 +164,9 @@ def test_weak_scaling_keeps_the_rows_of_a_chip_and_strong_scaling_the_batch():
         (4, 8, 16), (8, 16, 32), (16, 32, 64)]  # fmt: skip
     strong = sweep.points(GRPO, recipe(SFT, GRPO), POD, axes, "strong")
     assert [p.mesh for p in strong] == ["fsdp=-1", "fsdp=-1", "fsdp=8,tp=2"] and {p.stage.batch for p in strong} == {4}
+    heads = SFT.model.kv_heads
+    (more,) = sweep.points(GRPO, recipe(SFT, GRPO), POD, sweep.parse([f"chips={8 * heads * 4}"]), "strong")
+    assert more.mesh == f"fsdp=8,tp={heads},cp=4"  # heads are not cut
     fewer = sweep.points(SFT, recipe(SFT), topology.parse("v5e-8"), sweep.parse(["chips=4"]), "strong")
     assert fewer[0].stage.accumulate == 2  # a chip holds no more rows at once than on the pod of the recipe
 
@@ -234,7 +237,10 @@ def test_a_sweeps_section_is_replaced_and_its_figure_is_valid_xml(tmp_path, monk
     text = page.read_text()
     assert text.count("## ") == 1 and "`second`" in text and "`first`" not in text
     assert "| 8 | v5e:2x4 | fsdp=-1 | 16 | 1 | none | yes | 8.0 of 15.8 | 1–2 | 128 | 1 % | 25 % |" in text
-    assert "no: it cannot" in text
+    assert "no: it cannot" in text and "Models write" not in text
+    elsewhere = dataclasses.replace(recipe(SFT, GRPO), decode_mesh="fsdp=-1,tp=2")
+    scale.write(page, sweep.points(GRPO, elsewhere, POD, sweep.parse(["chips=4"]), "weak"), elsewhere, "weak", "third")
+    assert "Models write on `fsdp=-1,tp=2`. Written by `third`" in page.read_text()
     (drawn,) = tmp_path.glob("*.svg")
     labels = [node.text for node in ElementTree.parse(drawn).iter() if node.tag.endswith("text")]
     assert {"4", "8", "seconds of a step", "tokens/s a chip", "GiB of a device"} <= set(labels)

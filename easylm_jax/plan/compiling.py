@@ -16,7 +16,7 @@ from easylm_jax.plan import estimate, gpu, hlo
 from easylm_jax.plan.programs import Planned
 from easylm_jax.plan.topology import GIB, Topology
 
-VERSION = 3  # of what is kept; goes up with the parser and the method
+VERSION = 4  # of what is kept; goes up with the parser and the method
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
@@ -25,7 +25,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 class Compiled:
     """`peak` bytes on one device while the program runs, its arguments among them (of one that does not fit, what the
     compiler says it would need; None where it does not say); `fits` alone on the device. The rest is of one run on one
-    device, and zero where it does not fit: `flops` that it does, `seconds`, bytes on the wire, the hottest places."""
+    device, and zero where it does not fit: `flops` that it does, `seconds`, the hottest places, `host` bytes of its
+    arguments that lie in the host's memory."""
 
     fits: bool
     peak: int | None
@@ -36,6 +37,7 @@ class Compiled:
     hidden: float = 0.0
     copies: float = 0.0
     hottest: tuple[tuple[str, float], ...] = ()
+    host: int = 0
 
     @property
     def seconds(self) -> estimate.Seconds:
@@ -86,13 +88,15 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
             return Compiled(False, peak)
         costs = gpu.Program(program.as_text(), rounds).roofline(topology.chip)
     else:
-        peak = int(memory.peak_memory_in_bytes)
+        # The compiler adds up the memory of the device and of its host; arguments there are there all the time.
+        peak = int(memory.peak_memory_in_bytes) - memory.host_argument_size_in_bytes
         costs = hlo.Program(program.as_text(), rounds).costs()
     spent = estimate.seconds(costs, topology)
     clock = topology.chip.clock
     return Compiled(
         True, peak, costs.matmul_flops + costs.kernel_flops, spent.compute, spent.kernels, spent.exposed, spent.hidden,
         costs.copy_cycles / clock, tuple((name, cycles / clock) for name, cycles in costs.hottest),
+        memory.host_argument_size_in_bytes,
     )  # fmt: skip
 
 

@@ -58,6 +58,7 @@ class Row:
                         "exposed_collectives": self.compiled.exposed, "hidden_collectives": self.compiled.hidden,
                         "copies": self.compiled.copies},
             "hottest": [list(one) for one in self.compiled.hottest],
+            "host_bytes_per_device": self.compiled.host,
         }  # fmt: skip
 
     @property
@@ -174,6 +175,11 @@ def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> list[str
                 "chip-hours"
             )
         told.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
+        if host := max(row.compiled.host for row in own):
+            told.append(
+                f"{name}: {host / GIB:.2f} GiB a device lie in the host's memory; that they come and go every step is "
+                "not in these seconds"
+            )
     if topology.chip.platform == "gpu":
         told.append(
             "Seconds are a roofline of peak rates and bandwidths (a GPU's compiler tells no cycles): weaker than those "

@@ -6,8 +6,8 @@
 
 Axes multiply. Over pods of several sizes, strong scaling keeps the batch of the recipe and weak scaling the rows a
 chip: batch, mini-batch and the rows decoded at once grow with the pod. Where the recipe's mesh does not divide the
-batch, the largest part of the devices that does is `fsdp` and the rest `tp`; micro-batches are never larger, for a
-chip, than on the recipe's own pod.
+batch, the largest part of the devices that does is `fsdp`, as much of the rest as divides the heads is `tp`, and what
+is left `cp`; micro-batches are never larger, for a chip, than on the recipe's own pod.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax
 
 from easylm_jax.config import RL, Recipe, Stage, Train, Write
 from easylm_jax.mesh import BATCH_AXES, parse_mesh
-from easylm_jax.plan import report, topology
+from easylm_jax.plan import report, shapes, topology
 from easylm_jax.plan.topology import GIB, Topology
 from models.errors import UserError
 
@@ -155,7 +155,7 @@ def points(stage: Stage, recipe: Recipe, pod: Topology, axes: dict[str, list[str
         ratio = fractions.Fraction(place.chips, pod.chips) if scaling == "weak" else fractions.Fraction(1)
         try:
             now = _with_remat(_scaled(stage, ratio, batch), remat)
-            text = mesh or _mesh_for(now, recipe.mesh, place)
+            text = mesh or _mesh_for(now, recipe, place)
             found.append(Point(place, text, _micro_batches(now, stage, recipe.mesh, pod, text, place)))
         except UserError as error:
             found.append(Point(place, mesh or recipe.mesh, stage, refused=str(error)))
@@ -205,16 +205,18 @@ def _split(sizes: dict[str, int]) -> int:
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
-def _mesh_for(stage: Stage, mesh: str, place: Topology) -> str:
+def _mesh_for(stage: Stage, recipe: Recipe, place: Topology) -> str:
     """The recipe's mesh where it fits the devices and divides the rows; else as much of them as divides is `fsdp`."""
     rows = _rows(stage)
     try:
-        if rows % _split(parse_mesh(mesh, place.count)) == 0:
-            return mesh
+        if rows % _split(parse_mesh(recipe.mesh, place.count)) == 0:
+            return recipe.mesh
     except UserError:  # its sizes are those of another pod
         pass
     parts = math.gcd(rows, place.count)
-    return f"fsdp={parts},tp={place.count // parts}"
+    left = place.count // parts
+    heads = math.gcd(left, shapes.stage_config(stage, recipe).kv_heads) if isinstance(stage, Train) else left
+    return f"fsdp={parts},tp={heads}" + (f",cp={left // heads}" if left > heads else "")
 
 
 def _micro_batches(stage: Any, own: Stage, mesh: str, pod: Topology, text: str, place: Topology) -> Any:
