@@ -17,7 +17,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import NoReturn
 
 import jax
@@ -105,8 +106,21 @@ def initialize_processes() -> None:
         if not 0 <= index < count:
             raise UserError(f"EASYLM_PROCESS_ID must be between 0 and {count - 1}, not {index}")
         jax.distributed.initialize(os.environ["EASYLM_COORDINATOR"], num_processes=count, process_id=index)
-    elif len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-        jax.distributed.initialize()
+    elif on_tpu_host(jax.config.jax_platforms, os.environ, find_spec("libtpu") is not None):
+        try:
+            jax.distributed.initialize()
+        except (ValueError, OSError) as error:  # chips that are no part of a pod, and no server that tells of one
+            print(f"easylm: this TPU host runs alone ({error})", file=sys.stderr)
+
+
+def on_tpu_host(platforms: str | None, environment: Mapping[str, str], libtpu: bool) -> bool:
+    """Whether this machine is one of those whose TPU chips make up a pod: Kubernetes names them all, a server of
+    Google Cloud tells them when asked. That it must not be asked, for want of chips, JAX notes when it is imported."""
+    if platforms and "tpu" not in platforms.split(","):
+        return False
+    if any("," in environment.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")):
+        return True
+    return libtpu and not environment.get("TPU_SKIP_MDS_QUERY")
 
 
 def end_at_once(error: Exception) -> NoReturn:

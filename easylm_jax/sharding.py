@@ -172,20 +172,31 @@ def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
             raise UserError(f"mesh: tp={size} cannot split {heads} {what}; choose a size of tp that divides {heads}")
 
 
-def local_rows(rows: int, mesh: jax.sharding.Mesh) -> slice:
-    """Which rows of a global batch this process must provide (they are contiguous)."""
-    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,))
-    spans = [index[0].indices(rows)[:2] for index in indices.values()]
-    return slice(min(start for start, _ in spans), max(stop for _, stop in spans))
+def local_rows(rows: int, mesh: jax.sharding.Mesh, process: int | None = None) -> np.ndarray:
+    """The numbers of the rows of a global batch that a process (this one) must provide, ascending.
+
+    They are rarely consecutive on a pod: a mesh follows the links of the torus, and the chips of a host form a square
+    in it.
+    """
+    process = jax.process_index() if process is None else process
+    places = batch_sharding(mesh).devices_indices_map((rows,))
+    spans = {place[0].indices(rows)[:2] for device, place in places.items() if device.process_index == process}
+    return np.concatenate([np.arange(*span) for span in sorted(spans)])
 
 
 def place_batch(local: Mapping[str, np.ndarray], rows: int, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """The global batch on the devices, from the rows `local_rows` that each process holds."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
-        for name, array in local.items()
-    }
+    sharding, mine = batch_sharding(mesh), local_rows(rows, mesh)
+
+    def placed(array: np.ndarray) -> jax.Array:
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(rows)
+            first = np.searchsorted(mine, start)
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, of_device, dtype=array.dtype)
+
+    return {name: placed(array) for name, array in local.items()}
 
 
 def describe(tree: PyTree, shardings: PyTree) -> str:

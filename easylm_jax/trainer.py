@@ -157,7 +157,9 @@ def evaluate(
 class Prefetch(Iterator[Batch]):
     """Global batches on the devices, read one ahead by a thread while the current step runs."""
 
-    def __init__(self, loader: Loader, rows: slice, start: int, stop: int, mesh: jax.sharding.Mesh, depth: int = 2):
+    def __init__(
+        self, loader: Loader, rows: np.ndarray, start: int, stop: int, mesh: jax.sharding.Mesh, depth: int = 2
+    ):
         self._queue: queue.Queue = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(
@@ -165,7 +167,7 @@ class Prefetch(Iterator[Batch]):
         )
         self._thread.start()
 
-    def _read(self, loader: Loader, rows: slice, start: int, stop: int, mesh: jax.sharding.Mesh) -> None:
+    def _read(self, loader: Loader, rows: np.ndarray, start: int, stop: int, mesh: jax.sharding.Mesh) -> None:
         try:
             for step in range(start, stop):
                 batch = sharding.place_batch(loader.batch_at(step, rows), loader.batch_rows, mesh)

@@ -157,12 +157,14 @@ class Launcher:
         at: str | None = None,
         batches: Path | None = None,
         options: dict[str, Any] | None = None,
+        woven: bool = False,
     ) -> Running:
         """Starts `easylm ARGUMENTS` on simulated devices.
 
         `at`: `"module:function:n:SIGNAL"`, the process sends itself that signal when it is about to call the function
         for the n-th time; the name of an errno, such as `ENOSPC`, is raised as an `OSError` from then on. `batches`: a
         file to which it appends every batch that it reads, as `rows_read` shows them. `options` are settings of JAX.
+        `woven`: devices come in an order in which those of a process are not neighbours, as in the meshes of a pod.
         """
         self._count += 1
         out, err = self.folder / f"{self._count}.out", self.folder / f"{self._count}.err"
@@ -175,6 +177,7 @@ class Launcher:
             "at": at,
             "batches": None if batches is None else str(batches),
             "options": options or {},
+            "woven": woven,
             "out": str(out),
             "err": str(err),
         }
@@ -261,7 +264,7 @@ def rows_read(path: Path) -> dict[str, dict[int, dict[int, set[str]]]]:
     for line in path.read_text().splitlines():
         record = json.loads(line)
         places = read.setdefault(record["cache"], {}).setdefault(record["step"], {})
-        for place, digest in enumerate(record["rows"], record["first"]):
+        for place, digest in zip(record["places"], record["rows"], strict=True):
             places.setdefault(place, set()).add(digest)
     return read
 
@@ -298,6 +301,8 @@ def _child(question: dict[str, Any]) -> int:
 
     for name, value in question["options"].items():
         jax.config.update(name, value)
+    if question["woven"]:
+        _weave_devices()
     if question["batches"] is not None:
         _record_batches(question["batches"])
     if question["at"] is not None:
@@ -307,20 +312,40 @@ def _child(question: dict[str, Any]) -> int:
     return main(question["start"])
 
 
+def _weave_devices() -> None:
+    """Meshes are made of the first device of each process, then the second of each, and so on."""
+    import jax
+
+    from easylm_jax import mesh
+
+    class Woven:
+        def __getattr__(self, name):
+            return getattr(jax, name)
+
+        @staticmethod
+        def devices():
+            by_process = itertools.groupby(jax.devices(), lambda device: device.process_index)
+            return [device for one in zip(*(tuple(own) for _, own in by_process), strict=True) for device in one]
+
+    mesh.jax = Woven()
+
+
 def _record_batches(path: str) -> None:
     """Every `Loader.batch_at` also appends the digests of the rows that it returns."""
+    import numpy as np
+
     from easylm_jax.data import Loader
 
     original = Loader.batch_at
 
     def batch_at(self, step, rows=None):
         batch = original(self, step, rows)
-        whole = range(self.batch_rows)[rows if rows is not None else slice(None)]
+        places = np.arange(self.batch_rows)[rows if rows is not None else slice(None)].tolist()
         digests = [
             hashlib.sha256(b"".join(batch[name][row].tobytes() for name in sorted(batch))).hexdigest()[:16]
-            for row in range(len(whole))
+            for row in range(len(places))
         ]
-        record = {"cache": self.cache.fingerprint, "step": step, "first": whole.start, "rows": digests}
+        record = {"cache": self.cache.fingerprint, "step": step, "places": places, "rows": digests}
         with open(path, "a") as file:
             file.write(json.dumps(record) + "\n")
         return batch

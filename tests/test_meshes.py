@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import models
 from easylm_jax import sharding
 from easylm_jax.data import packing
-from easylm_jax.mesh import AXES, batch_split, make_mesh, parse_mesh
+from easylm_jax.mesh import AXES, batch_split, make_mesh, on_tpu_host, parse_mesh
 from easylm_jax.objectives import language_modelling
 from easylm_jax.optimizer import OptimizerConfig, make_optimizer
 from easylm_jax.steps import REPLICATED_STATE, gradients, make_score_step, make_train_step, new_state
@@ -111,7 +111,7 @@ class Program:
     def place(self, batch: dict[str, np.ndarray]):
         rows = len(batch["tokens"])
         local = sharding.local_rows(rows, self.mesh)
-        assert local == slice(0, rows)
+        np.testing.assert_array_equal(local, np.arange(rows))
         return sharding.place_batch(batch, rows, self.mesh)
 
     def train(self) -> tuple[list[float], list[float], object]:
@@ -280,6 +280,22 @@ def test_a_mesh_that_does_not_fit_the_devices_is_told_in_one_line(text, says):
     with pytest.raises(UserError) as told:
         parse_mesh(text, 8)
     assert says in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("platforms", "environment", "libtpu", "asked"),
+    [
+        (None, {}, True, True),  # a machine of Google Cloud with chips
+        (None, {"TPU_SKIP_MDS_QUERY": "1"}, True, False),  # JAX found no chips
+        (None, {}, False, False),
+        ("cpu", {"TPU_WORKER_HOSTNAMES": "a,b"}, True, False),
+        ("tpu,cpu", {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_SKIP_MDS_QUERY": "true"}, True, True),  # Kubernetes
+        (None, {"TPU_PROCESS_ADDRESSES": "a:1,b:1", "TPU_SKIP_MDS_QUERY": "true"}, True, True),
+        (None, {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "true"}, True, False),
+    ],
+)
+def test_other_hosts_are_looked_for_where_there_are_tpu_chips(platforms, environment, libtpu, asked):
+    assert on_tpu_host(platforms, environment, libtpu) is asked
 
 
 def test_one_free_axis_takes_what_is_left():

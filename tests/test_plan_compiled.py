@@ -119,6 +119,32 @@ def test_a_product_with_a_kernel_that_lies_split_stays_whole():
     assert printed(PRODUCT) == ["2 1", "1 0"]
 
 
+ROWS = """
+from easylm_jax.plan import topology
+topology.quiet()
+import numpy as np
+from easylm_jax import sharding
+from easylm_jax.mesh import make_mesh, reshaped
+
+for pod, text, writes in (("v5p:4x4x4", "fsdp=32,tp=2", "fsdp=-1,tp=4"), ("v5e:4x8", "fsdp=-1", "fsdp=-1,tp=8")):
+    mesh = make_mesh(text, topology.parse(pod).devices())
+    for shape in (mesh, reshaped(mesh, writes)):
+        places = sharding.batch_sharding(shape).devices_indices_map((128,))
+        hosts = {device.process_index for device in places}
+        own = {host: sharding.local_rows(128, shape, host).tolist() for host in hosts}
+        held = {host: set() for host in hosts}
+        for device, (rows,) in places.items():
+            held[device.process_index] |= set(range(128)[rows])
+        print(all(own[host] == sorted(held[host]) for host in hosts), set.union(*held.values()) == set(range(128)),
+              sum(rows[-1] - rows[0] >= len(rows) for rows in own.values()))
+"""
+
+
+def test_every_host_of_a_pod_provides_the_rows_of_its_chips():
+    """Which are rarely neighbours: the last number counts the hosts whose rows are none."""
+    assert printed(ROWS) == [f"True True {apart}" for apart in (16, 16, 8, 0)]
+
+
 ON_HOST = """
 import sys
 from pathlib import Path

@@ -39,6 +39,18 @@ def test_two_processes_of_two_devices_go_on_from_one_and_follow_its_curve(tmp_pa
     assert_same_batches(rows_read(batches), range(stopped, 8))
 
 
+def test_processes_whose_rows_are_no_neighbours_read_their_own(tmp_path, record_property):
+    """On a pod the mesh follows the torus, in which the chips of a host form a square."""
+    expected, out, batches = reference(), with_vocabulary(tmp_path / "runs"), tmp_path / "batches.jsonl"
+    run = ("run", expected.recipe, "--out", out, "--only", "pretrain", "mesh=fsdp=4")
+    results = launcher().processes(2, *run, devices=2, woven=True, batches=batches)
+    assert statuses(results) == [0, 0], results
+    worst = largest_difference(losses(out / "tiny" / "pretrain"), losses(expected.root / "pretrain"))
+    record_property("largest relative difference", worst)
+    assert worst <= 1e-6
+    assert_same_batches(rows_read(batches), range(8))
+
+
 def test_four_processes_build_train_and_stop_together_and_one_goes_on(tmp_path, record_property):
     """From nothing: one trains the vocabulary and builds the cache; a signal to one stops all at the same step."""
     recipe, out, batches = project(tmp_path), tmp_path / "runs", tmp_path / "batches.jsonl"

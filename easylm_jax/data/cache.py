@@ -123,7 +123,7 @@ class Cache:
         begin, end = self.row_offsets[row], self.row_offsets[row + 1]
         return [Segment(*map(int, segment)) for segment in self.segments[begin:end]]
 
-    def in_order(self, batch_rows: int, rows: slice | None = None) -> Iterator[dict[str, np.ndarray]]:
+    def in_order(self, batch_rows: int, rows: slice | np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
         """All rows once, in order, for evaluation: the last batch is filled up with empty rows (all zero, so without
         segment and weight; their pairs and prompts have the number -1). `rows` picks a host's part of each batch, as in
         `Loader.batch_at`."""

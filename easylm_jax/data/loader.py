@@ -62,14 +62,14 @@ class Loader:
         self._block = functools.lru_cache(maxsize=2)(self._make_block)
         self._bounds = self._rate_bounds() if self._mixed else None
 
-    def batch_at(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
-        """The arrays of global batch `step` (from 0), or of the `rows` of it that this host wants.
+    def batch_at(self, step: int, rows: slice | np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The arrays of global batch `step` (from 0), or of the `rows` of it (a slice or numbers) that this host wants.
 
         Raises IndexError outside the epochs asked for.
         """
         return self.cache.read(self.rows_at(step, rows))
 
-    def rows_at(self, step: int, rows: slice | None = None) -> np.ndarray:
+    def rows_at(self, step: int, rows: slice | np.ndarray | None = None) -> np.ndarray:
         """Cache rows of global batch `step`, int64."""
         if step < 0 or (self.steps is not None and step >= self.steps):
             raise IndexError(f"step {step} is outside the loader's {self.steps} steps")
