@@ -1,6 +1,7 @@
 """Plans every recipe of a paper's size for the pod it names and writes the page: `python -m recipes.pods`.
 
-What was planned is kept, so that a run that was cut short, and one after a change elsewhere, begins where it can.
+What was planned is kept, so that a run that was cut short, and one after a change elsewhere, begins where it can. Of
+recipes by name, or of some kinds of stages, the rows are made anew and the page's others stay as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from recipes.__main__ import FOLDER, recipe_files
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; exit status 1 where something does not fit or could not be planned, 2 for a wrong argument."""
     parser = argparse.ArgumentParser(prog="python -m recipes.pods", description=__doc__)
-    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="these files alone (default: all)")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="plan these files alone (default: all)")
     parser.add_argument(
         "--only", choices=("train", "rl", "write", "all"), default="all",
         help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
@@ -57,18 +58,34 @@ def _planned(arguments: argparse.Namespace) -> int:
     for path in paths:
         if not path.is_relative_to(FOLDER):
             raise UserError(f"{path} is no recipe of {FOLDER}; plan another with easylm plan")
-    recipes = [(path.relative_to(FOLDER).with_suffix("").as_posix(), load_recipe(str(path))) for path in paths]
+    chosen = {_name(path) for path in paths}
+    recipes = [(_name(path), load_recipe(str(path))) for path in recipe_files()]
     kinds = list(pods.KINDS) if arguments.only == "all" else [arguments.only]
-    groups = pods.groups(recipes, kinds)
-    if not groups:
+    groups = pods.groups(recipes, list(pods.KINDS))
+    asked = {
+        group.key: group for group in groups
+        if any(name in chosen for name, _ in group.members) and any(pods.KINDS[kind](group.stage) for kind in kinds)
+    }  # fmt: skip
+    if not asked:
         raise UserError("none of these recipes names a pod and has such a stage")
-    groups[0].topology.devices()  # a compiler that is missing is told once, and not for every group
+    rest, page = [group for group in groups if group.key not in asked], Path(arguments.write)
+    kept = pods.keep(rest, page.read_text(encoding="utf-8"), arguments.write) if rest and page.is_file() else []
+    planned = list(asked.values())
+    planned[0].topology.devices()  # a compiler that is missing is told once, and not for every group
     say = functools.partial(print, file=sys.stderr, flush=True)
-    pods.plan(groups, Path(arguments.out) / "plans", say, arguments.jobs)
-    page = pods.page(groups, DURATIONS, "make plan-all")
-    Path(arguments.write).write_text(page, encoding="utf-8")
-    print(f"{arguments.write}: {len(groups)} different stages, {sum(group.fits for group in groups)} fit")
-    return 0 if all(group.fits for group in groups) else 1
+    pods.plan(planned, Path(arguments.out) / "plans", say, arguments.jobs)
+    shown = [group for group in groups if group.key in asked or group.told or group.error]
+    page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
+    print(
+        f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit; {len(kept)} of "
+        f"{len(rest)} others stay as they were, and the rest is left out"
+    )
+    return 0 if all(group.fits for group in shown) else 1
+
+
+def _name(path: Path) -> str:
+    """A recipe's name on the page."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
 if __name__ == "__main__":

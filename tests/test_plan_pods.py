@@ -107,12 +107,29 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
     assert asked == ["sft", "bad"] and [group.fits for group in found] == [True, False]
     took = pods.Took("a/two", "sft", "a week on 8 chips", "a paper")
     page = pods.page(found, [took], "the command")
-    assert "10–3,600 | 0.00278–2 | 0.0111–8 | a week on 8 chips | one: sft, long; two: sft |" in page
+    assert "10–3,600 | 0.00278–2 | 0.0111–8 | a week on 8 chips | one: sft, long; two: sft <!--" in page
     assert "not planned: RuntimeError: it broke" in page and "1 of the different ones do not fit" in page
     again = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
     pods.plan(again, tmp_path, lambda text: None)
     assert asked == ["sft", "bad", "bad"]  # what was planned is kept, what failed is tried again
     assert pods.page(again, [took], "the command") == page
+    later = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
+    assert pods.keep(later, page, "the page") == later  # nothing is planned, and the page says the same
+    assert pods.page(later, [took], "the command") == page and [group.fits for group in later] == [True, False]
+    changed = pods.groups([("a/one", recipe(dataclasses.replace(SFT, batch=32)))], ["train"])
+    assert pods.keep(changed, page, "the page") == []
+    monkeypatch.setattr(pods.report, "versions", lambda: "another compiler")
+    with pytest.raises(UserError, match="other versions than another compiler; plan all recipes anew"):
+        pods.keep(later, page, "the page")
+
+
+def test_the_page_of_all_recipes_is_of_the_recipes_as_they_are():
+    """Every stage has the row of its programs: what changes a recipe's programs makes its row anew."""
+    recipes = [(path.relative_to(FOLDER).as_posix(), load_recipe(str(path))) for path in recipe_files()]
+    found = pods.groups(recipes, list(pods.KINDS))
+    text = (FOLDER.parent / "docs" / "pods.md").read_text()
+    missing = [group.members[0] for group in found if f"<!-- {group.key[:12]} -->" not in text]
+    assert not missing and text.count("<!-- ") == len(found)
 
 
 def test_stages_planned_in_processes_end_as_they_do_one_by_one(tmp_path):

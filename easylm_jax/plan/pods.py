@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -36,7 +37,8 @@ KINDS = {
 class Group:
     """Stages that are alike: `members` are (the recipe's name on the page, stage); the first stands for all of them.
 
-    `programs` as `report.Row.as_json` gives them, once planned; `error` in one line where that could not be done.
+    `programs` as `report.Row.as_json` gives them, once planned; `error` in one line where that could not be done;
+    `told`, the cells that a page has for it from an earlier time.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Group:
     members: list[tuple[str, Stage]]
     programs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     error: str | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def stage(self) -> Stage:
@@ -52,6 +55,8 @@ class Group:
 
     @property
     def fits(self) -> bool:
+        if self.told:
+            return self.told[0] == "yes"
         return self.error is None and bool(self.programs) and all(one["fits"] for one in self.programs)
 
 
@@ -145,10 +150,26 @@ class Took:
     source: str
 
 
-HEAD = (
-    "trains", "pod", "mesh", "fits", "GiB of a device", "a step, s", "MFU", "steps", "hours", "chip-hours",
-    "the paper's own", "stages",
-)  # fmt: skip
+_TOLD = ("fits", "GiB of a device", "a step, s", "MFU", "steps", "hours", "chip-hours")
+HEAD = ("trains", "pod", "mesh", *_TOLD, "the paper's own", "stages")
+_SHOWN = 12  # letters of a group's key, which stand behind its row where no reader sees them
+_KEY = re.compile(rf"<!-- ([0-9a-f]{{{_SHOWN}}}) -->")
+
+
+def keep(found: Sequence[Group], text: str, name: str) -> list[Group]:
+    """Of groups that were not planned, those that a page `text` (the file `name`) has a row for, with what it says.
+
+    Raises:
+        UserError: the page was made with another compiler.
+    """
+    rows = {key: line for line in text.splitlines() for key in _KEY.findall(line)}
+    if rows and f"with {report.versions()};" not in text:
+        raise UserError(f"{name} was made with other versions than {report.versions()}; plan all recipes anew")
+    kept = [group for group in found if group.key[:_SHOWN] in rows]
+    for group in kept:
+        cells = re.split(r"(?<!\\) \| ", rows[group.key[:_SHOWN]].strip().strip("|").strip())
+        group.told = tuple(cell.replace("\\|", "|") for cell in cells[3 : 3 + len(_TOLD)])
+    return kept
 
 
 def page(found: Sequence[Group], took: Sequence[Took], command: str) -> str:
@@ -171,7 +192,7 @@ def page(found: Sequence[Group], took: Sequence[Took], command: str) -> str:
     folders = dict.fromkeys(_folder(group) for group in found)
     for folder in folders:
         lines += ["", f"## {folder}", "", _line(HEAD), _line(["---"] * len(HEAD))]
-        lines += [_line(_cells(group, took)) for group in found if _folder(group) == folder]
+        lines += [_row(group, took) for group in found if _folder(group) == folder]
     cited = [one for one in took if any(_is_of(one, *member) for group in found for member in group.members)]
     sources = dict.fromkeys(f"{one.recipe}, {one.stage}: {one.source}" for one in cited)
     if sources:
@@ -187,10 +208,17 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
+def _row(group: Group, took: Sequence[Took]) -> str:
+    *cells, stages = _cells(group, took)
+    return _line([*cells, f"{stages} <!-- {group.key[:_SHOWN]} -->"])
+
+
 def _cells(group: Group, took: Sequence[Took]) -> list[str]:
     head = [report.described(group.stage, group.recipe), group.topology.name, _meshes(group)]
     known = dict.fromkeys(one.text for one in took for member in group.members if _is_of(one, *member))
     tail = ["; ".join(known), _names(group.members)]
+    if group.told:
+        return [*head, *group.told, *tail]
     if group.error is not None:
         return [*head, f"not planned: {group.error[:160]}", *["–"] * 6, *tail]
     per_chip, limit = group.topology.chip.per_chip, group.topology.chip.memory
