@@ -23,15 +23,18 @@ MORE = f"""
 """
 
 
-def both(folder, stages, *options, **how):
-    """The stages run in this process on one device, and by two processes, of one device each unless told otherwise."""
+def both(folder, stages):
+    """The stages run in this process on one device, and by two processes of two devices each, as on a pod: neighbours
+    in the mesh belong to different processes, and answers are written in another shape."""
     path = rl_kit.recipe_file(folder, stages)
     recipe = load_recipe(str(path))
     one, two = (Experiment(recipe, rl_kit.copy_of_run(folder / name)) for name in ("one", "two"))
     with rl_kit.devices(1), rl_kit.compiled_programs():
         for stage in one.in_order():
             one.run(stage)
-    results = launcher().processes(2, "run", path, "--out", two.out, *options, **how)
+    results = launcher().processes(
+        2, "run", path, "--out", two.out, "mesh=fsdp=4", "decode_mesh=fsdp=2,tp=2", devices=2, woven=True
+    )
     assert [result.status for result in results] == [0, 0], [result.err[-3000:] for result in results]
     assert not results[1].err  # one process speaks
     return one, two
@@ -45,8 +48,7 @@ def largest_difference(one, two, name, prefix="params"):
 
 
 def test_two_processes_give_what_one_gives(tmp_path, record_property):
-    """As on a pod: neighbours in the mesh belong to different hosts, and answers are written in another shape."""
-    one, two = both(tmp_path, STAGES, "mesh=fsdp=4", "decode_mesh=fsdp=2,tp=2", devices=2, woven=True)
+    one, two = both(tmp_path, STAGES)
     for prefix in ("params", "value.params"):
         worst = largest_difference(one, two, "ppo", prefix)
         record_property(f"largest relative difference of {prefix}", worst)
