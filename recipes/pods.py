@@ -76,10 +76,10 @@ def _planned(arguments: argparse.Namespace) -> int:
     pods.plan(planned, Path(arguments.out) / "plans", say, arguments.jobs)
     shown = [group for group in groups if group.key in asked or group.told or group.error]
     page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
-    print(
-        f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit; {len(kept)} of "
-        f"{len(rest)} others stay as they were, and the rest is left out"
-    )
+    said = f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit"
+    if rest:
+        said += f"; {len(kept)} of {len(rest)} other rows stay as they were"
+    print(said + (", the rest are missing: plan all" if len(kept) < len(rest) else ""))
     return 0 if all(group.fits for group in shown) else 1
 
 

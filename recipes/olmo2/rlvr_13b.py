@@ -14,7 +14,8 @@ STAGES = (("mixed", MIXED, DPO, 0.1), ("gsm8k", "RLVR-GSM", "mixed", 0.03), ("ma
 
 recipe = Recipe(
     "olmo2-13b-rlvr",
-    mesh="fsdp=8,tp=8",
+    mesh="fsdp=8,cp=4,tp=2",
+    decode_mesh="fsdp=8,tp=8",
     pod="v5p-128",  # 64 chips, 31 responses on 8 of them
     stages=(
         *(
