@@ -6,6 +6,6 @@ from recipes.olmo2.sizes import stage1
 recipe = Recipe(
     "olmo2-32b",
     mesh="fsdp=-1",
-    pod="v5p-1024",  # 512 chips, 4 rows each
-    stages=(stage1("32b", accumulate=1, remat="full"),),
+    pod="v5p-1024",  # 512 chips, 4 rows each, one at a time
+    stages=(stage1("32b", accumulate=4, remat="dots", tile_kib=65536),),
 )
