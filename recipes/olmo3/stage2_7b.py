@@ -18,7 +18,7 @@ stage2 = dataclasses.replace(
     keep_moments=True,
     data=dataclasses.replace(stage1.data, sources=(Source("hf:allenai/dolma3_dolmino_mix-100B-1025"),)),
     batch=256,
-    accumulate=1,
+    accumulate=2,
     steps=47_684,
     seed=1337,
     # Chosen anew, above the 3.93e-5 that stage 1 stops at; no warm-up.
