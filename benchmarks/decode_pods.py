@@ -27,6 +27,7 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
     """One case: bytes that a step must read, its floor, the projection and the peak."""
     import jax
 
+    from easylm_jax.compiler import peak_bytes
     from easylm_jax.mesh import make_mesh
     from easylm_jax.plan import estimate, hlo, programs, shapes, topology
     from models.config import Compute
@@ -54,7 +55,7 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
     return row | {
         "fits": True, "step_ms": step * 1e3, "ratio": step / floor,
         "once_a_block_ms": (block - decode.rounds * (longer - block)) * 1e3,
-        "peak_gib": made.memory_analysis().peak_memory_in_bytes / 2**30,
+        "peak_gib": peak_bytes(made) / 2**30,
         "arguments_gib": made.memory_analysis().argument_size_in_bytes / 2**30,
     }  # fmt: skip
 

@@ -33,6 +33,17 @@ _WHOLE: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 2**20}
 _KINDS = ("TPU v4", "TPU v5", "TPU v6")  # starts of `device_kind`
 
 
+def peak_bytes(program: jax.stages.Compiled) -> int:
+    """Bytes that are in use on one device when most are, while a program runs; 0 where the compiler does not say.
+
+    The TPU's adds up the memory of the device and of its host; arguments that lie there are there all the time.
+    """
+    memory = program.memory_analysis()
+    if memory is None:
+        return 0
+    return int(getattr(memory, "peak_memory_in_bytes", 0)) - getattr(memory, "host_argument_size_in_bytes", 0)
+
+
 def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
     """Options for a program that trains or scores on this mesh; None where there are none to give."""
     device = mesh.devices.flat[0]

@@ -8,6 +8,7 @@ at start-up, never a silent copy on every device.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -172,6 +173,7 @@ def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
             raise UserError(f"mesh: tp={size} cannot split {heads} {what}; choose a size of tp that divides {heads}")
 
 
+@functools.lru_cache(maxsize=64)  # a pod has thousands of devices to go through, and every batch asks
 def local_rows(rows: int, mesh: jax.sharding.Mesh, process: int | None = None) -> np.ndarray:
     """The numbers of the rows of a global batch that a process (this one) must provide, ascending.
 
@@ -181,7 +183,9 @@ def local_rows(rows: int, mesh: jax.sharding.Mesh, process: int | None = None) -
     process = jax.process_index() if process is None else process
     places = batch_sharding(mesh).devices_indices_map((rows,))
     spans = {place[0].indices(rows)[:2] for device, place in places.items() if device.process_index == process}
-    return np.concatenate([np.arange(*span) for span in sorted(spans)])
+    numbers = np.concatenate([np.arange(*span) for span in sorted(spans)])
+    numbers.setflags(write=False)
+    return numbers
 
 
 def place_batch(local: Mapping[str, np.ndarray], rows: int, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from easylm_jax import sharding
-from easylm_jax.compiler import Options
+from easylm_jax.compiler import Options, peak_bytes
 from easylm_jax.data import Cache, Loader
 from easylm_jax.loop import Job, Line, Loop, describe_mesh
 from easylm_jax.monitor import Throughput, model_flops_per_token, total_peak_flops
@@ -86,12 +86,10 @@ class _DataLoop(Loop):
                 for name, x in columns.items()
             }
             self.compiled = self.step.lower(self.abstract, batch, self.job.frozen).compile()
-        memory = self.compiled.memory_analysis()
-        peak = getattr(memory, "peak_memory_in_bytes", 0) if memory else 0
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
         self.monitor.message(
             f"{parameters:,} trained parameters, mesh {describe_mesh(self.job.mesh)}, "
-            f"{peak / 2**20:,.0f} MiB a device for a step"
+            f"{peak_bytes(self.compiled) / 2**20:,.0f} MiB a device for a step"
         )
         self.batches = Prefetch(loader, self.rows, start, self.job.steps, self.job.mesh)
 

@@ -16,6 +16,11 @@ def recipe_files() -> list[Path]:
     return sorted(path for path in FOLDER.rglob("*.py") if "\nrecipe = " in path.read_text(encoding="utf-8"))
 
 
+def name_of(path: Path) -> str:
+    """A recipe's name in pages and citations: its file's in this folder, without the ending."""
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
+
+
 def summary(path: Path) -> str:
     """The first line of a recipe's docstring: what it trains and where its numbers come from."""
     return path.read_text(encoding="utf-8").split('"""')[1].partition("\n")[0].strip().rstrip(".")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from easylm_jax.rewards.pool import cores
 from models.errors import UserError
-from recipes.__main__ import FOLDER, recipe_files
+from recipes.__main__ import FOLDER, name_of, recipe_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,10 +58,10 @@ def _planned(arguments: argparse.Namespace) -> int:
     for path in paths:
         if not path.is_relative_to(FOLDER):
             raise UserError(f"{path} is no recipe of {FOLDER}; plan another with easylm plan")
-    chosen = {_name(path) for path in paths}
-    recipes = [(_name(path), load_recipe(str(path))) for path in recipe_files()]
+    chosen = {name_of(path) for path in paths}
+    recipes = [(name_of(path), load_recipe(str(path))) for path in recipe_files()]
     kinds = list(pods.KINDS) if arguments.only == "all" else [arguments.only]
-    groups = pods.groups(recipes, list(pods.KINDS))
+    groups = pods.groups(recipes)
     asked = {
         group.key: group for group in groups
         if any(name in chosen for name, _ in group.members) and any(pods.KINDS[kind](group.stage) for kind in kinds)
@@ -81,11 +81,6 @@ def _planned(arguments: argparse.Namespace) -> int:
         said += f"; {len(kept)} of {len(rest)} other rows stay as they were"
     print(said + (", the rest are missing: plan all" if len(kept) < len(rest) else ""))
     return 0 if all(group.fits for group in shown) else 1
-
-
-def _name(path: Path) -> str:
-    """A recipe's name on the page."""
-    return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
 if __name__ == "__main__":

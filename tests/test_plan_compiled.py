@@ -184,7 +184,7 @@ stages = [dataclasses.replace(recipe.stages[0], name=f"sft-{batch}", batch=batch
 recipe = dataclasses.replace(recipe, stages=tuple(stages))
 made = []
 for jobs in (2, 1):
-    found = pods.groups([("a/one", recipe)], ["train"])
+    found = pods.groups([("a/one", recipe)])
     pods.plan(found, Path(sys.argv[2]) / str(jobs), print, jobs)
     made.append([(group.fits, group.programs) for group in found])
 print(made[0] == made[1], [group.error or group.fits for group in found])

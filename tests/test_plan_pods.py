@@ -12,7 +12,7 @@ from easylm_jax.experiment import load_recipe
 from easylm_jax.mesh import make_mesh
 from easylm_jax.plan import alike, nearest, pods, programs, report, scale, sweep, topology
 from models.errors import UserError
-from recipes.__main__ import FOLDER, recipe_files
+from recipes.__main__ import FOLDER, name_of, recipe_files
 from recipes.durations import DURATIONS
 
 POD = topology.parse("v5e:2x2")
@@ -69,8 +69,8 @@ def test_a_mesh_a_reward_model_and_a_pod_tell_stages_apart():
 
 
 def test_every_stage_of_the_papers_recipes_has_a_group_and_figures_share_theirs():
-    named = [(path.relative_to(FOLDER).with_suffix("").as_posix(), load_recipe(str(path))) for path in recipe_files()]
-    found = pods.groups(named, list(pods.KINDS))
+    named = [(name_of(path), load_recipe(str(path))) for path in recipe_files()]
+    found = pods.groups(named)
     assert not [group.error for group in found if group.error]
     stages = sum(isinstance(stage, programs.PLANNED) for _, one in named if one.pod for stage in one.stages)
     assert sum(len(group.members) for group in found) == stages
@@ -91,7 +91,7 @@ def test_steps_follow_from_epochs_where_the_recipe_says_how_many_examples_there_
 def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypatch):
     long = dataclasses.replace(SFT, name="long", steps=3600)
     bad = dataclasses.replace(SFT, name="bad", batch=16)
-    found = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
+    found = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))])
     asked = []
 
     def planned(stage, *_, **__):
@@ -109,14 +109,14 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
     page = pods.page(found, [took], "the command")
     assert "10–3,600 | 0.00278–2 | 0.0111–8 | a week on 8 chips | one: sft, long; two: sft <!--" in page
     assert "not planned: RuntimeError: it broke" in page and "1 of the different ones do not fit" in page
-    again = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
+    again = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))])
     pods.plan(again, tmp_path, lambda text: None)
     assert asked == ["sft", "bad", "bad"]  # what was planned is kept, what failed is tried again
     assert pods.page(again, [took], "the command") == page
-    later = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))], ["train"])
+    later = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))])
     assert pods.keep(later, page, "the page") == later  # nothing is planned, and the page says the same
     assert pods.page(later, [took], "the command") == page and [group.fits for group in later] == [True, False]
-    changed = pods.groups([("a/one", recipe(dataclasses.replace(SFT, batch=32)))], ["train"])
+    changed = pods.groups([("a/one", recipe(dataclasses.replace(SFT, batch=32)))])
     assert pods.keep(changed, page, "the page") == []
     monkeypatch.setattr(pods.report, "versions", lambda: "another compiler")
     with pytest.raises(UserError, match="other versions than another compiler; plan all recipes anew"):
@@ -125,8 +125,8 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
 
 def test_the_page_of_all_recipes_is_of_the_recipes_as_they_are():
     """Every stage has the row of its programs: what changes a recipe's programs makes its row anew."""
-    recipes = [(path.relative_to(FOLDER).as_posix(), load_recipe(str(path))) for path in recipe_files()]
-    found = pods.groups(recipes, list(pods.KINDS))
+    recipes = [(name_of(path), load_recipe(str(path))) for path in recipe_files()]
+    found = pods.groups(recipes)
     text = (FOLDER.parent / "docs" / "pods.md").read_text()
     missing = [group.members[0] for group in found if f"<!-- {group.key[:12]} -->" not in text]
     assert not missing and text.count("<!-- ") == len(found)
@@ -137,7 +137,7 @@ def test_stages_planned_in_processes_end_as_they_do_one_by_one(tmp_path):
     bad = [dataclasses.replace(SFT, name=f"sft-{batch}", batch=batch) for batch in (3, 5)]
     ends = []
     for jobs in (1, 2):
-        found = pods.groups([("a/one", recipe(*bad))], ["train"])
+        found = pods.groups([("a/one", recipe(*bad))])
         pods.plan(found, tmp_path / str(jobs), lambda text: None, jobs)
         ends.append([group.error for group in found])
     assert ends[0] == ends[1] and len(ends[0]) == 2 and all(ends[0])

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from easylm_jax import files
+from easylm_jax.compiler import peak_bytes
 from easylm_jax.plan import estimate, gpu, hlo
 from easylm_jax.plan.programs import Planned
 from easylm_jax.plan.topology import GIB, Topology
@@ -88,8 +89,7 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
             return Compiled(False, peak)
         costs = gpu.Program(program.as_text(), rounds).roofline(topology.chip)
     else:
-        # The compiler adds up the memory of the device and of its host; arguments there are there all the time.
-        peak = int(memory.peak_memory_in_bytes) - memory.host_argument_size_in_bytes
+        peak = peak_bytes(program)
         costs = hlo.Program(program.as_text(), rounds).costs()
     spent = estimate.seconds(costs, topology)
     clock = topology.chip.clock

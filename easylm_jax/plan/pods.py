@@ -22,6 +22,7 @@ import jax
 from easylm_jax import files
 from easylm_jax.config import RL, Evaluate, Recipe, Stage, Train, Write
 from easylm_jax.plan import alike, report, topology
+from easylm_jax.plan.programs import PLANNED
 from easylm_jax.plan.topology import GIB, Topology
 from models.errors import UserError
 
@@ -60,15 +61,15 @@ class Group:
         return self.error is None and bool(self.programs) and all(one["fits"] for one in self.programs)
 
 
-def groups(recipes: Iterable[tuple[str, Recipe]], kinds: Sequence[str]) -> list[Group]:
-    """The stages of these kinds (of `KINDS`) of recipes that name a pod, those alike together, in order."""
+def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
+    """The stages that run on devices, of recipes that name a pod, those alike together, in order."""
     found: dict[str, Group] = {}
     for name, recipe in recipes:
         if recipe.pod is None:
             continue
         pod = topology.parse(recipe.pod)
         for stage in recipe.stages:
-            if not any(KINDS[kind](stage) for kind in kinds):
+            if not isinstance(stage, PLANNED):
                 continue
             try:
                 key, error = alike.key(stage, recipe, pod), None
