@@ -15,6 +15,7 @@ import json, sys
 from easylm_jax.plan import topology
 topology.quiet()
 import jax
+from easylm_jax.compiler import peak_bytes
 from easylm_jax.mesh import make_mesh
 from easylm_jax.plan import programs, shapes
 from models.config import Compute
@@ -25,9 +26,8 @@ source = shapes.model(config, programs._compute(Compute(dtype="bfloat16"), mesh)
 (decode,) = [it for it in programs._writing(source, mesh, 16, 2048, 16, 1024, {}) if it.name == "decode"]
 with jax.set_mesh(mesh):
     program = decode.lower().compile()
-memory = program.memory_analysis()
-print(json.dumps({"text": program.as_text(), "peak": memory.peak_memory_in_bytes,
-                  "arguments": memory.argument_size_in_bytes}))
+print(json.dumps({"text": program.as_text(), "peak": peak_bytes(program),
+                  "arguments": program.memory_analysis().argument_size_in_bytes}))
 """
 
 
