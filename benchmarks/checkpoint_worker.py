@@ -16,7 +16,7 @@ CHANNEL = take_stdout()
 
 import jax  # noqa: E402 - what these print must not reach the channel
 
-from easylm_jax import checkpoint, loop  # noqa: E402
+from easylm_jax.checkpoint import checkpointer  # noqa: E402
 from easylm_jax.config import (  # noqa: E402
     Checkpoints,
     DataSpec,
@@ -28,8 +28,9 @@ from easylm_jax.config import (  # noqa: E402
     Tokenizer,
 )
 from easylm_jax.experiment import Experiment  # noqa: E402
-from easylm_jax.host_memory import keep_freed_memory  # noqa: E402
-from easylm_jax.monitor.metrics import read_metrics  # noqa: E402
+from easylm_jax.runtime.host_memory import keep_freed_memory  # noqa: E402
+from easylm_jax.runtime.monitor.metrics import read_metrics  # noqa: E402
+from easylm_jax.train import loop  # noqa: E402
 from recipes import quickstart  # noqa: E402
 
 TEXT = "a calm grey river runs past seven old mills while two small boats drift by and nobody counts the hours"
@@ -46,7 +47,7 @@ class Save:
     blocked: float
 
 
-class RecordingCheckpointer(checkpoint.Checkpointer):
+class RecordingCheckpointer(checkpointer.Checkpointer):
     """The trainer's checkpointer, which notes when it was called and when each checkpoint was committed."""
 
     saves: list[Save] = []

@@ -27,9 +27,9 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
     """One case: bytes that a step must read, its floor, the projection and the peak."""
     import jax
 
-    from easylm_jax.compiler import peak_bytes
-    from easylm_jax.mesh import make_mesh
     from easylm_jax.plan import estimate, hlo, programs, shapes, topology
+    from easylm_jax.runtime.compiler import peak_bytes
+    from easylm_jax.runtime.mesh import make_mesh
     from models.config import Compute
 
     topo = topology.parse(pod)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import burst, serve, take_stdout
 
-from easylm_jax.host_memory import keep_freed_memory
+from easylm_jax.runtime.host_memory import keep_freed_memory
 
 CHANNEL = take_stdout()
 keep_freed_memory()  # as `easylm run` does

@@ -44,8 +44,9 @@ def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
     """One row: seconds of a step [low, high], MFU by each, the peak in GiB, and MFU over the published one."""
     model, pod, length, rows, remat, tile, published = case
     from easylm_jax.config import SFT, Compute, DataSpec, OptimizerConfig, Recipe, Source
-    from easylm_jax.mesh import batch_split, make_mesh
-    from easylm_jax.plan import compiling, estimate, programs, topology
+    from easylm_jax.plan import compile_cache, estimate, programs, topology
+    from easylm_jax.runtime import chips
+    from easylm_jax.runtime.mesh import batch_split, make_mesh
 
     topo = topology.parse(pod)
     mesh = make_mesh("fsdp=-1", topo.devices())
@@ -55,7 +56,7 @@ def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
         compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile),
     )  # fmt: skip
     (planned,) = programs.of(stage, Recipe("pods", mesh="fsdp=-1", stages=(stage,)), mesh)
-    found = compiling.compile_for(planned, topo, mesh, folder)
+    found = compile_cache.compile_for(planned, topo, mesh, folder)
     row = {"model": model, "pod": pod, "length": length, "rows": rows, "remat": remat, "tile_kib": tile}
     if not found.fits:
         return {**row, "fits": False}
@@ -64,7 +65,7 @@ def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
     ratio = None if published is None else [share / published for share in mfu]
     return {
         **row, "fits": True, "seconds": seconds, "mfu": mfu, "published": published, "ratio": ratio,
-        "gibibytes": (found.peak or 0) / topology.GIB,
+        "gibibytes": (found.peak or 0) / chips.GIB,
     }  # fmt: skip
 
 

@@ -21,8 +21,8 @@ import jax  # noqa: E402 - what these print must not reach the channel
 
 from easylm_jax.config import Checkpoints, Monitoring, Recipe, Reward, Source  # noqa: E402
 from easylm_jax.experiment import Experiment  # noqa: E402
-from easylm_jax.host_memory import keep_freed_memory  # noqa: E402
-from easylm_jax.monitor.metrics import read_metrics  # noqa: E402
+from easylm_jax.runtime.host_memory import keep_freed_memory  # noqa: E402
+from easylm_jax.runtime.monitor.metrics import read_metrics  # noqa: E402
 from recipes import quickstart  # noqa: E402
 
 WARM_UP = 3  # steps at the start of a burst that do not count

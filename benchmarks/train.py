@@ -42,7 +42,7 @@ PEERS = ("hf", "tunix")
 # Steps a burst, so that one lasts a second or more.
 STEPS = {"tiny": 5, "5m": 6, "35m": 2}
 ADAMW = {"lr": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
-# What `easylm run` sets for itself (easylm_jax.host_memory). Peers are run with it too, to show what it is worth to
+# What `easylm run` sets for itself (runtime/host_memory.py). Peers are run with it too, to show what it is worth to
 # them; that does not count as the peer, which nobody starts so.
 MEMORY_KEPT = "memory kept"
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from common import burst, serve, take_stdout, timed
 
-from easylm_jax.host_memory import keep_freed_memory
+from easylm_jax.runtime.host_memory import keep_freed_memory
 
 CHANNEL = take_stdout()
 keep_freed_memory()  # as `easylm run` does
@@ -21,11 +21,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import models  # noqa: E402
-from easylm_jax import fields  # noqa: E402
-from easylm_jax.host_memory import keep_freed_memory  # noqa: E402
+from easylm_jax.config import fields  # noqa: E402
+from easylm_jax.config.optimizer import OptimizerConfig  # noqa: E402
 from easylm_jax.objectives import language_modelling  # noqa: E402
-from easylm_jax.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from easylm_jax.steps import State, gradients, make_train_step, new_state  # noqa: E402
+from easylm_jax.runtime.host_memory import keep_freed_memory  # noqa: E402
+from easylm_jax.train.optimizer import make_optimizer  # noqa: E402
+from easylm_jax.train.step import State, gradients, make_train_step, new_state  # noqa: E402
 from models.attention import attention  # noqa: E402
 from models.config import Compute, DecoderConfig  # noqa: E402
 from models.heads import token_scores  # noqa: E402

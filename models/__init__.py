@@ -10,27 +10,25 @@ models.save_hf(model, params, "path/to/export")
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
 
 from models.config import Compute, DecoderConfig, RopeScaling
 from models.errors import UserError
+from models.registry import build, families, preset, presets
 
 if TYPE_CHECKING:
     import jax
 
     from models.decoder import Decoder, Output, Params
     from models.heads import TokenScores, head_logits, scalar_head, token_scores
-    from models.hf import load_hf, save_hf
+    from models.hf.convert import load_hf, save_hf
 
-# A family is a file with PRESETS, MODEL_TYPES, hf_table, from_hf and to_hf; a new one is a file and a name here.
-FAMILY_NAMES = ("olmo", "llama", "qwen2")
 
 # Public names whose modules import JAX: looked up on first use, so that the command line can answer at once.
 _HOMES = {
     "Decoder": "decoder", "Output": "decoder", "Params": "decoder", "TokenScores": "heads", "head_logits": "heads",
-    "scalar_head": "heads", "token_scores": "heads", "load_hf": "hf", "save_hf": "hf",
+    "scalar_head": "heads", "token_scores": "heads", "load_hf": "hf.convert", "save_hf": "hf.convert",
 }  # fmt: skip
 
 __all__ = [
@@ -59,34 +57,6 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'models' has no attribute {name!r}")
     return getattr(importlib.import_module(f"models.{_HOMES[name]}"), name)
-
-
-def families() -> tuple:
-    """The family modules."""
-    return tuple(importlib.import_module(f"models.{name}") for name in FAMILY_NAMES)
-
-
-def presets() -> dict[str, DecoderConfig]:
-    """Every released size by name."""
-    return {name: config for family in families() for name, config in family.PRESETS.items()}
-
-
-def preset(name: str) -> DecoderConfig:
-    """The configuration called `name`; an unknown name raises `UserError` with the nearest ones."""
-    known = presets()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {', '.join(near)}" if near else f"known: {', '.join(known)}"
-        raise UserError(f"unknown model {name!r}; {hint}")
-    return known[name]
-
-
-def build(name_or_config: str | DecoderConfig, compute: Compute | None = None) -> Decoder:
-    """A model from a preset's name or a configuration. Allocates nothing: `model.init(key)` makes parameters."""
-    from models.decoder import Decoder
-
-    config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
-    return Decoder(config, compute or Compute())
 
 
 def logits(

@@ -1,7 +1,7 @@
 """Frozen descriptions of a model: what its shape is (`DecoderConfig`) and how it is computed (`Compute`).
 
-A family file (`models/olmo.py`, `models/llama.py`, …) fills these in for every released size and translates them to and
-from the `config.json` of Hugging Face. Nothing in here touches a device.
+A family file (`models/families/olmo.py`, `llama.py`, …) fills these in for every released size and translates them to
+and from the `config.json` of Hugging Face. Nothing in here touches a device.
 """
 
 from __future__ import annotations

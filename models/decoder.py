@@ -34,7 +34,7 @@ from models.layers import (
 Params = dict[str, Any]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-# Logical axes of every parameter, by dotted name. `easylm_jax/sharding.py` maps them to mesh axes and insists that each
+# Logical axes of every parameter, by dotted name. `runtime/sharding.py` maps them to mesh axes and insists that each
 # leaf matches exactly one rule. `None` is never split: it is the layer axis that the scan walks, or a small vector.
 SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed\.table", ("vocab", "width")),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from easylm_jax.config import Recipe
-from easylm_jax.experiment import load_recipe
+from easylm_jax.config.load import load_recipe
 
 FOLDER = Path(__file__).parent
 

@@ -50,7 +50,7 @@ def _planned(arguments: argparse.Namespace) -> int:
     from easylm_jax.plan import topology
 
     topology.quiet()
-    from easylm_jax.experiment import load_recipe
+    from easylm_jax.config.load import load_recipe
     from easylm_jax.plan import pods
     from recipes.durations import DURATIONS
 

@@ -19,12 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-import easylm_jax.best_of_n
 import easylm_jax.evaluate.stage
-import easylm_jax.rl_stages
-import easylm_jax.stages
-from easylm_jax import checkpoint_arrays, checkpoint_store, mesh, rl_stages, rollout
-from easylm_jax.checkpoint import Checkpointer
+import easylm_jax.synthesize.batches
+import easylm_jax.train.rl.stage
+import easylm_jax.train.stage
+from easylm_jax.checkpoint import arrays, store
+from easylm_jax.checkpoint.checkpointer import Checkpointer
 from easylm_jax.config import (
     GRPO,
     PPO,
@@ -44,10 +44,15 @@ from easylm_jax.config import (
     Tokenizer,
 )
 from easylm_jax.data import load_tokenizer, train_sentencepiece
+from easylm_jax.decode import rollout
+from easylm_jax.decode.rollout import Rollout
 from easylm_jax.experiment import Experiment
-from easylm_jax.monitor.metrics import read_metrics
-from easylm_jax.rl_trainer import RLState, RolloutLoop
-from easylm_jax.rollout import Rollout
+from easylm_jax.runtime import mesh
+from easylm_jax.runtime.monitor.metrics import read_metrics
+from easylm_jax.train.rl import stage as rl_stage
+from easylm_jax.train.rl.job import RLState
+from easylm_jax.train.rl.trainer import RolloutLoop
+from models import trees
 
 MODEL = DecoderConfig("olmo2", layers=2, width=32, heads=4, ffn=64, vocab=320, context=64, qk_norm=True)
 RATE = OptimizerConfig("1e-3", weight_decay=0.0)
@@ -157,7 +162,9 @@ def base_stages(folder: str | Path) -> tuple[Stage, ...]:
 @contextlib.contextmanager
 def devices(count: int) -> Iterator[None]:
     """Stages of this process see that many of the simulated devices."""
-    modules = (easylm_jax.best_of_n, easylm_jax.evaluate.stage, easylm_jax.rl_stages, easylm_jax.stages)
+    modules = (
+        easylm_jax.synthesize.batches, easylm_jax.evaluate.stage, easylm_jax.train.rl.stage, easylm_jax.train.stage,
+    )  # fmt: skip
     before = [module.make_mesh for module in modules]
     try:
         for module in modules:
@@ -276,7 +283,7 @@ def loop_of(ready: Experiment, name: str) -> RolloutLoop:
     """The loop of a stage, put together and not begun."""
     stage = ready.recipe.stage(name)
     ready.folder(name).mkdir(parents=True, exist_ok=True)
-    return RolloutLoop(rl_stages.job_of(stage, ready, ready.settings(stage)))
+    return RolloutLoop(rl_stage.job_of(stage, ready, ready.settings(stage)))
 
 
 class Silent:
@@ -296,15 +303,15 @@ def begun(loop: RolloutLoop) -> Iterator[RLState]:
 
 def params_of(ready: Experiment, name: str, prefix: str = "params") -> dict[str, np.ndarray]:
     """What a finished stage saved under `prefix`, by dotted name."""
-    step = checkpoint_store.resolve(ready.folder(name))
-    names = [leaf for leaf in checkpoint_store.read_manifest(step).leaves if leaf.startswith(f"{prefix}.")]
-    return checkpoint_arrays.read_arrays(step, names)
+    step = store.resolve(ready.folder(name))
+    names = [leaf for leaf in store.read_manifest(step).leaves if leaf.startswith(f"{prefix}.")]
+    return arrays.read_arrays(step, names)
 
 
 def nested_params(ready: Experiment, name: str) -> dict[str, Any]:
     """A finished stage's parameters as the model knows them."""
     flat = {leaf.removeprefix("params."): array for leaf, array in params_of(ready, name).items()}
-    return checkpoint_arrays.nested(flat)
+    return trees.nested(flat)
 
 
 def other_tokenizer(folder: Path) -> str:
@@ -355,9 +362,9 @@ def copy_of_run(out: Path) -> Path:
 def broken_reward(folder: Path) -> str:
     """A reward model of which every score is NaN, as `run:<folder>`."""
     ready = Experiment(Recipe("rl", base_stages(home())), made().out)
-    step = checkpoint_store.resolve(ready.folder("reward"))
+    step = store.resolve(ready.folder("reward"))
     params = nested_params(ready, "reward")
     params["score"]["kernel"] = np.full_like(params["score"]["kernel"], np.nan)
     with Checkpointer(folder / "checkpoints", asynchronous=False) as checkpointer:
-        checkpointer.save(1, {"params": params}, checkpoint_store.read_meta(step))
+        checkpointer.save(1, {"params": params}, store.read_meta(step))
     return f"run:{folder}"

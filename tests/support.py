@@ -271,7 +271,7 @@ def rows_read(path: Path) -> dict[str, dict[int, dict[int, set[str]]]]:
 
 def losses(folder: Path, name: str = "loss") -> dict[int, float]:
     """A metric by step."""
-    from easylm_jax.monitor.metrics import read_metrics
+    from easylm_jax.runtime.monitor.metrics import read_metrics
 
     return {line["step"]: line[name] for line in read_metrics(folder)}
 
@@ -307,7 +307,7 @@ def _child(question: dict[str, Any]) -> int:
         _record_batches(question["batches"])
     if question["at"] is not None:
         _signal_at(*question["at"].split(":"))
-    from easylm_jax.cli import main
+    from easylm_jax.cli.main import main
 
     return main(question["start"])
 
@@ -316,7 +316,7 @@ def _weave_devices() -> None:
     """Meshes are made of the first device of each process, then the second of each, and so on."""
     import jax
 
-    from easylm_jax import mesh
+    from easylm_jax.runtime import mesh
 
     class Woven:
         def __getattr__(self, name):
@@ -406,7 +406,7 @@ def _wait(pid: int, timeout: float) -> int | None:
 
 
 def _serve() -> None:
-    for module in ("checkpoint_arrays", "checkpoint_tools", "data.assemble", "experiment"):
+    for module in ("checkpoint.arrays", "checkpoint.tools", "data.assemble", "experiment"):
         importlib.import_module(f"easylm_jax.{module}")
     importlib.import_module("orbax.checkpoint")  # once for all, where it takes long
     answers = os.fdopen(os.dup(1), "w")

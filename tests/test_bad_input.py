@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import RECIPE, copy_of_reference, corrupt, launcher, only_line, reference, with_vocabulary, write_jsonl
 
-from easylm_jax import checkpoint_store as store
+from easylm_jax.checkpoint import store
 
 # Two more stages behind the finished ones, for what is wrong with a stage that has not begun.
 MORE = """\
@@ -209,7 +209,7 @@ def test_damaged_checkpoints_are_named_and_nothing_is_begun_over_them(tmp_path):
 def test_a_disk_that_fills_up_while_saving_loses_no_earlier_checkpoint(tmp_path):
     expected, out = reference(), with_vocabulary(tmp_path / "runs")
     run = ("run", expected.recipe, "--out", out, "--only", "pretrain")
-    full = launcher().run(*run, at="easylm_jax.checkpoint_store:write_manifest:4:ENOSPC")
+    full = launcher().run(*run, at="easylm_jax.checkpoint.store:write_manifest:4:ENOSPC")
     line = only_line(full)
     assert "checkpoint 4 could not be written" in line and "no space left on the disk" in line
     assert "step 3 and earlier ones are intact" in line
@@ -225,7 +225,7 @@ def test_a_disk_that_fills_up_while_saving_loses_no_earlier_checkpoint(tmp_path)
 def test_a_disk_that_is_full_when_a_metric_is_written(tmp_path):
     expected, out = reference(), with_vocabulary(tmp_path / "runs")
     run = ("run", expected.recipe, "--out", out, "--only", "pretrain")
-    line = only_line(launcher().run(*run, at="easylm_jax.monitor.metrics:MetricsWriter.write:4:ENOSPC"))
+    line = only_line(launcher().run(*run, at="easylm_jax.runtime.monitor.metrics:MetricsWriter.write:4:ENOSPC"))
     assert f"cannot write below {out}: No space left on device" in line
     checkpoints = out / "tiny" / "pretrain" / "checkpoints"
     assert store.committed_steps(checkpoints)[-1] == 3

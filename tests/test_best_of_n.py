@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import rl_kit
 
-from easylm_jax import best_of_n, rollout
 from easylm_jax.config import BestOfN, Reward, Sampling
+from easylm_jax.data.build import stage_cache
+from easylm_jax.decode import rollout
+from easylm_jax.synthesize import best_of_n
 from models.errors import UserError
 
 
@@ -48,7 +50,7 @@ def read(path):
 
 def test_every_answer_is_there_with_the_score_that_the_verifier_gives(ready):
     answers = read(ready.folder("best") / "answers.jsonl")
-    cache = ready.cache(ready.recipe.stage("best").data)
+    cache = stage_cache(ready, ready.recipe.stage("best").data)
     assert [line["messages"] for line in answers] == [cache.record(i)["_messages"] for i in range(10)]
     for line in answers:
         record = {"_messages": line["messages"]}

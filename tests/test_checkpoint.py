@@ -17,8 +17,15 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from easylm_jax import checkpoint_arrays, checkpoint_store
-from easylm_jax.checkpoint import Checkpointer, Retention, config_difference, guard_fresh_start, restore_params
+from easylm_jax.checkpoint import arrays, store
+from easylm_jax.checkpoint.checkpointer import (
+    Checkpointer,
+    Retention,
+    config_difference,
+    guard_fresh_start,
+    restore_params,
+)
+from models import trees
 from models.errors import UserError
 
 
@@ -150,16 +157,16 @@ def test_retention_keeps_latest_every_and_named_together(folder):
             assert checkpointer.latest_step() == step
         assert checkpointer.steps() == [3, 4, 8, 10, 11]
     assert sorted(p.name for p in folder.iterdir()) == ["10", "11", "3", "4", "8"]
-    assert checkpoint_store.read_manifest(folder / "3").name == "before-anneal"
+    assert store.read_manifest(folder / "3").name == "before-anneal"
 
 
 def test_older_checkpoint_is_deleted_only_after_the_newer_commits(folder, monkeypatch):
     seen = []
-    delete = checkpoint_store.delete_step
+    delete = store.delete_step
     monkeypatch.setattr(
-        checkpoint_store,
+        store,
         "delete_step",
-        lambda path: (seen.append((path.name, checkpoint_store.committed_steps(folder))), delete(path)),
+        lambda path: (seen.append((path.name, store.committed_steps(folder))), delete(path)),
     )
     with Checkpointer(folder, Retention(latest=1)) as checkpointer:
         for step in (1, 2, 3):
@@ -180,11 +187,11 @@ def test_history_keeps_all_parameters_in_bfloat16(folder):
             checkpointer.save(step, state, {"model": "tiny"})
         checkpointer.wait()
         assert checkpointer.steps() == [6]
-    assert checkpoint_store.committed_steps(folder / "history") == [2, 4, 6]
+    assert store.committed_steps(folder / "history") == [2, 4, 6]
     params = restore_params(folder / "history" / "2")
     assert params["embed"]["table"].dtype == jnp.bfloat16
     assert_same_bits(params, jax.tree.map(lambda x: np.asarray(x.astype(jnp.bfloat16)), state.params))
-    assert checkpoint_store.read_meta(folder / "history" / "2") == {"model": "tiny"}
+    assert store.read_meta(folder / "history" / "2") == {"model": "tiny"}
 
 
 def test_saving_a_step_again_replaces_it(folder):
@@ -215,14 +222,14 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.open, self.reached = threading.Event(), threading.Event()
-        write = checkpoint_store.write_manifest
+        write = store.write_manifest
 
         def held(*args, **kwargs):
             self.reached.set()
             assert self.open.wait(60)
             write(*args, **kwargs)
 
-        monkeypatch.setattr(checkpoint_store, "write_manifest", held)
+        monkeypatch.setattr(store, "write_manifest", held)
 
 
 def test_busy_save_is_skipped_when_asked_but_never_a_named_one(folder, monkeypatch):
@@ -268,7 +275,7 @@ def test_hanging_save_raises_at_its_deadline(folder, monkeypatch):
 
 
 def test_full_disk_is_one_clear_line_and_training_can_go_on(folder, monkeypatch):
-    write = checkpoint_store.write_manifest
+    write = store.write_manifest
     full = [False]
 
     def failing(*args, **kwargs):
@@ -276,7 +283,7 @@ def test_full_disk_is_one_clear_line_and_training_can_go_on(folder, monkeypatch)
             raise OSError(errno.ENOSPC, "No space left on device")
         write(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint_store, "write_manifest", failing)
+    monkeypatch.setattr(store, "write_manifest", failing)
     with Checkpointer(folder) as checkpointer:
         checkpointer.save(1, {"w": jnp.ones(3)}, {})
         checkpointer.wait()
@@ -296,7 +303,7 @@ def test_failed_save_of_a_step_again_leaves_its_earlier_copy(folder, monkeypatch
     with Checkpointer(folder) as checkpointer:
         checkpointer.save(1, {"w": jnp.ones(3)}, {})
         checkpointer.wait()
-        monkeypatch.setattr(checkpoint_store, "write_manifest", _no_space)
+        monkeypatch.setattr(store, "write_manifest", _no_space)
         checkpointer.save(1, {"w": jnp.zeros(3)}, {})
         with pytest.raises(UserError, match="no space left"):
             checkpointer.wait()
@@ -324,7 +331,7 @@ def test_really_full_disk_leaves_earlier_checkpoints_whole(tmp_path):
                     checkpointer.save(step, state, {})
                 checkpointer.wait()
             whole = checkpointer.steps()
-            assert 1 in whole and all(not checkpoint_store.damage(checkpointer.folder / str(s)) for s in whole)
+            assert 1 in whole and all(not store.damage(checkpointer.folder / str(s)) for s in whole)
             assert not list(checkpointer.folder.glob("*tmp*"))
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -348,7 +355,7 @@ def test_opening_removes_half_written_folders_only(folder):
     for name in ("3.orbax-checkpoint-tmp", "4.orbax-checkpoint-tmp-17", "1.replaced"):
         (folder / name / "state").mkdir(parents=True)
     (folder / "5").mkdir()
-    (folder / "5" / checkpoint_store.DELETED).write_text("{}")
+    (folder / "5" / store.DELETED).write_text("{}")
     (folder / "6").mkdir()  # foreign: not ours to delete, not ours to list
     (folder / "2").rename(folder / "2.replaced")  # killed while step 2 was written anew
     with Checkpointer(folder) as checkpointer:
@@ -359,18 +366,18 @@ def test_opening_removes_half_written_folders_only(folder):
 
 def test_bucket_paths_save_retain_restore_and_clean_up(folder, monkeypatch):
     """The code that buckets take, over a local folder: paths are epaths, sizes stand for checksums."""
-    monkeypatch.setattr(checkpoint_store, "is_remote", lambda path: True)
+    monkeypatch.setattr(store, "is_remote", lambda path: True)
     with Checkpointer(folder, Retention(latest=1, history=2)) as checkpointer:
         for step in (1, 2, 2, 3):
             checkpointer.save(step, {"params": {"w": jnp.full(3, float(step))}}, {"step": step})
         assert checkpointer.restore({"params": {"w": np.zeros(3, np.float32)}})[1] == {"step": 3}
         assert checkpointer.steps() == [3]
-    assert set(crc for _, crc in checkpoint_store.read_manifest(folder / "3").files.values()) == {None}
-    (folder / "3" / checkpoint_store.REMOTE_COMMIT).unlink()  # killed before the marker that a bucket needs
+    assert set(crc for _, crc in store.read_manifest(folder / "3").files.values()) == {None}
+    (folder / "3" / store.REMOTE_COMMIT).unlink()  # killed before the marker that a bucket needs
     with Checkpointer(folder) as checkpointer:
         assert checkpointer.steps() == []
     assert sorted(p.name for p in folder.iterdir()) == ["history"]
-    assert checkpoint_store.committed_steps(folder / "history") == [2]
+    assert store.committed_steps(folder / "history") == [2]
 
 
 def test_fresh_start_over_a_run_is_refused_unless_told(folder):
@@ -380,7 +387,7 @@ def test_fresh_start_over_a_run_is_refused_unless_told(folder):
     with pytest.raises(UserError, match="up to step 7.*--overwrite"):
         guard_fresh_start(folder)
     guard_fresh_start(folder, overwrite=True)
-    assert checkpoint_store.committed_steps(folder) == []
+    assert store.committed_steps(folder) == []
     assert (folder / "7.set-aside").is_dir() and (folder / "history" / "7.set-aside").is_dir()
 
 
@@ -443,7 +450,7 @@ def test_unreadable_manifest_falls_back_too(three_steps, text):
 
 def test_pruning_during_a_run_does_not_break_its_saves(three_steps):
     with Checkpointer(three_steps, Retention(latest=1)) as checkpointer:
-        checkpoint_store.delete_step(three_steps / "2")
+        store.delete_step(three_steps / "2")
         checkpointer.save(4, {"w": jnp.ones(3)}, {})
         checkpointer.wait()
         assert checkpointer.steps() == [4]
@@ -503,10 +510,10 @@ def test_parameters_alone_on_given_shardings_and_dtype(folder):
     assert_same_bits(halves, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params))
     assert_same_bits(
         restore_params(folder, prefix="opt"),
-        checkpoint_arrays.nested(
+        trees.nested(
             {
                 name.removeprefix("opt."): np.asarray(x)
-                for name, x in checkpoint_arrays.named_leaves(state).items()
+                for name, x in arrays.named_leaves(state).items()
                 if name.startswith("opt.")
             }
         ),

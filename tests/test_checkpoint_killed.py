@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from easylm_jax import checkpoint_store as store
+from easylm_jax.checkpoint import store
 
 STEPS = 60
 # The instants that matter, by the function of the store that is about to run, or has just run, when the kill comes.
@@ -39,7 +39,7 @@ def live(folder: str, last: int) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from easylm_jax.checkpoint import Checkpointer, Retention
+    from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention
 
     with Checkpointer(folder, Retention(latest=2, every=25)) as checkpointer:
         start = checkpointer.latest_step()
@@ -134,7 +134,7 @@ def kills_at_instants(folder: Path) -> dict:
             if "set_aside" in instant:
                 path = max((where / "3" / "state").rglob("*"), key=lambda p: p.stat().st_size)
                 path.write_bytes(path.read_bytes()[:-1])
-                from easylm_jax.checkpoint import Checkpointer
+                from easylm_jax.checkpoint.checkpointer import Checkpointer
 
                 Checkpointer(where).restore(expected(0))
             live(str(where), STEPS)

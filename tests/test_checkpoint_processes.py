@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from easylm_jax import checkpoint_store as store
+from easylm_jax.checkpoint import store
 
 VALUES = {"rows": np.arange(64, dtype=np.float32).reshape(8, 8), "columns": np.arange(32, dtype=np.int32).reshape(4, 8)}
 
@@ -22,8 +22,8 @@ def one_process(folder: str, action: str, index: int, count: int, port: int) -> 
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from easylm_jax.checkpoint import Checkpointer, Retention
-    from easylm_jax.checkpoint_arrays import barrier
+    from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention
+    from easylm_jax.runtime.processes import barrier
 
     if count > 1:
         jax.distributed.initialize(f"localhost:{port}", count, index)

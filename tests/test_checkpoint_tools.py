@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easylm_jax import checkpoint_tools as tools
-from easylm_jax.checkpoint import Checkpointer, Retention, restore_params
+from easylm_jax.checkpoint import tools
+from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention, restore_params
+from easylm_jax.cli import checkpoints
 from models.errors import UserError
 
 
@@ -30,8 +31,8 @@ def write(stage, step: int = 1, seed: int = 0, clock: float = 0.0, row: int = 0,
 
 def easylm_checkpoints(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    tools.add_arguments(parser)
-    return tools.main(parser.parse_args(arguments))
+    checkpoints.add_arguments(parser)
+    return checkpoints.main(parser.parse_args(arguments))
 
 
 def test_list_shows_step_size_age_name_and_kind(tmp_path, capsys):

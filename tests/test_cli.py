@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from easylm_jax import cli
+import easylm_jax
+from easylm_jax.cli import main
 from models.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -13,7 +14,7 @@ HEAVY = {"jax", "flax", "numpy", "tensorflow", "seqio", "torch", "transformers",
 
 
 def easylm(capsys, *arguments):
-    status = cli.main(arguments)
+    status = main.main(arguments)
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -22,8 +23,10 @@ def easylm(capsys, *arguments):
 def command(monkeypatch):
     """Adds a command `try` that calls what the test gives it."""
 
-    def add(action):
-        monkeypatch.setitem(cli.COMMANDS, "try", cli.Command("try", "easylm try", lambda parser: None, action))
+    def add(action, add_arguments=lambda parser: None):
+        module = types.SimpleNamespace(add_arguments=add_arguments, main=action)
+        monkeypatch.setitem(sys.modules, "easylm_jax.cli.try", module)
+        monkeypatch.setitem(main.COMMANDS, "try", main.Command("try", "easylm try"))
 
     return add
 
@@ -37,7 +40,9 @@ def experiment(monkeypatch, tmp_path):
         calls.append((recipe, options))
         return 0
 
-    monkeypatch.setitem(sys.modules, "easylm_jax.experiment", types.SimpleNamespace(run=run))
+    fake = types.SimpleNamespace(run=run)
+    monkeypatch.setitem(sys.modules, "easylm_jax.experiment", fake)
+    monkeypatch.setattr(easylm_jax, "experiment", fake, raising=False)
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "quickstart.py").touch()
     monkeypatch.chdir(tmp_path)
@@ -59,7 +64,7 @@ def experiment(monkeypatch, tmp_path):
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments):
     code = (
-        "import sys\nfrom easylm_jax import cli\n"
+        "import sys\nfrom easylm_jax.cli import main as cli\n"
         f"status = cli.main({arguments!r})\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)\n"
         "sys.exit(status)"
@@ -73,16 +78,16 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments):
 def test_help_names_every_command_and_an_example(capsys, arguments):
     status, out, err = easylm(capsys, *arguments)
     assert (status, err) == (0, "")
-    assert all(f"  {name} " in out and command.summary in out for name, command in cli.COMMANDS.items())
+    assert all(f"  {name} " in out and command.summary in out for name, command in main.COMMANDS.items())
     assert "example: easylm run recipes/quickstart.py" in out
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("name", sorted(main.COMMANDS))
 def test_help_of_each_command_ends_in_its_example(capsys, name):
     status, out, _ = easylm(capsys, name, "--help")
     assert status == 0
-    assert out.rstrip().endswith(f"example: {cli.COMMANDS[name].example}")
-    assert cli.COMMANDS[name].example.startswith(f"easylm {name} ")
+    assert out.rstrip().endswith(f"example: {main.COMMANDS[name].example}")
+    assert main.COMMANDS[name].example.startswith(f"easylm {name} ")
 
 
 def test_run_passes_what_was_asked(capsys, experiment):
@@ -136,13 +141,13 @@ def test_mistake_in_the_command_line_is_one_line_that_helps(capsys, experiment, 
     assert experiment == []
 
 
-def test_unknown_option_of_a_nested_command_gets_its_nearest_name(capsys, monkeypatch):
+def test_unknown_option_of_a_nested_command_gets_its_nearest_name(capsys, command):
     def add_arguments(parser):
         commands = parser.add_subparsers(dest="action", required=True)
         commands.add_parser("build").add_argument("--workers")
         commands.add_parser("inspect").add_argument("--rows")
 
-    monkeypatch.setitem(cli.COMMANDS, "try", cli.Command("try", "easylm try", add_arguments, lambda arguments: 0))
+    command(lambda arguments: 0, add_arguments)
     assert easylm(capsys, "try", "bild")[2].startswith("easylm: error: no action 'bild'; did you mean 'build'?")
     assert "'--worker'; did you mean '--workers'?" in easylm(capsys, "try", "build", "--worker", "1")[2]
     assert "'--workers'" not in easylm(capsys, "try", "inspect", "--worker", "1")[2].replace("'--worker'", "")
@@ -173,7 +178,7 @@ def test_defect_of_the_program_keeps_its_traceback(command):
 
     command(action)
     with pytest.raises(KeyError):
-        cli.main(["try"])
+        main.main(["try"])
 
 
 def test_interrupt_is_one_line_and_status_130(capsys, command):
@@ -193,10 +198,11 @@ def test_status_of_the_command_is_the_exit_status(capsys, command):
 
 def test_reader_that_closes_the_pipe_ends_the_program_quietly():
     code = (
-        "import sys\nfrom easylm_jax import cli\n"
+        "import sys, types\nfrom easylm_jax.cli import main as cli\n"
         "def talk(arguments):\n"
         "    for _ in range(100000): print('a line')\n"
-        "cli.COMMANDS['try'] = cli.Command('try', 'easylm try', lambda parser: None, talk)\n"
+        "sys.modules['easylm_jax.cli.try'] = types.SimpleNamespace(add_arguments=lambda parser: None, main=talk)\n"
+        "cli.COMMANDS['try'] = cli.Command('try', 'easylm try')\n"
         "sys.exit(cli.main(['try']))"
     )
     process = subprocess.Popen(

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from easylm_jax import compiler
-from easylm_jax.mesh import make_mesh
+from easylm_jax.runtime import compiler
+from easylm_jax.runtime.mesh import make_mesh
 from models.config import Compute
 
 

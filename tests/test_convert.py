@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import models
-from easylm_jax import cli, convert
-from easylm_jax.checkpoint import Checkpointer, restore_params
+from easylm_jax.checkpoint import load
+from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from easylm_jax.cli.main import main
 from models.config import RopeScaling
 from models.errors import UserError
 
@@ -23,7 +24,7 @@ def hf_folder(tmp_path, tiny_model_config):
 
 
 def easylm(*arguments):
-    return cli.main(["convert", *map(str, arguments)])
+    return main.main(["convert", *map(str, arguments)])
 
 
 def weights(folder):
@@ -105,10 +106,10 @@ def test_tokenizer_option_belongs_to_a_hugging_face_folder(tmp_path, hf_folder, 
 
 def test_model_described_in_json_is_read_back(tiny_model_config):
     config = tiny_model_config.replace(rope_scaling=RopeScaling("llama3", 8.0))
-    assert convert.read_model_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    assert convert.read_model_config("olmo2-1b") == models.preset("olmo2-1b")
+    assert load.read_model_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert load.read_model_config("olmo2-1b") == models.preset("olmo2-1b")
     with pytest.raises(UserError, match="unknown fields colour"):
-        convert.read_model_config({**dataclasses.asdict(config), "colour": 1})
+        load.read_model_config({**dataclasses.asdict(config), "colour": 1})
 
 
 def test_damaged_checkpoint_writes_nothing(tmp_path, hf_folder, capsys):

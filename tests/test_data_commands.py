@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from data_kit import conversations, corpus, sentencepiece, write_jsonl
 
-from easylm_jax.cli import main
-from easylm_jax.data.commands import ProgressLine
+from easylm_jax.cli.data import ProgressLine
+from easylm_jax.cli.main import main
+from easylm_jax.data.build import stage_cache
 
 NEEDED = ["--tokenizer", "sp:{0}/tokenizer.model", "--length", "8", "--out", "{0}/x"]
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -141,7 +142,7 @@ def test_help_of_every_subcommand_imports_nothing_heavy():
     for words in (["--help"], ["build", "--help"], ["inspect", "--help"]):
         code = f"""
 import sys
-from easylm_jax.cli import main
+from easylm_jax.cli.main import main
 status = main(["data", *{words!r}])
 print("HEAVY", sorted({{"numpy", "jax", "tensorflow", "sentencepiece"}} & set(sys.modules)), status)
 """
@@ -186,7 +187,8 @@ recipe = Recipe("kit", stages=[
 
 
 def test_build_of_a_recipe_makes_the_caches_that_its_stages_will_read(folder, capsys):
-    from easylm_jax.experiment import Experiment, load_recipe
+    from easylm_jax.config.load import load_recipe
+    from easylm_jax.experiment import Experiment
 
     recipe = folder / "kit_recipe.py"
     recipe.write_text(RECIPE.format(texts=str(folder / "texts.jsonl"), chats=str(folder / "chats.jsonl")))
@@ -195,5 +197,5 @@ def test_build_of_a_recipe_makes_the_caches_that_its_stages_will_read(folder, ca
     assert list(made) == ["pretrain", "pretrain validation", "sft"]
     experiment = Experiment(load_recipe(str(recipe)), folder / "runs")
     for name in ("pretrain", "sft"):
-        cache = experiment.cache(experiment.recipe.stage(name).data)
+        cache = stage_cache(experiment, experiment.recipe.stage(name).data)
         assert str(cache.folder) == made[name]["folder"]

@@ -10,7 +10,7 @@ from data_kit import assistant, pair_cache, pair_spec, pairs, sentence, sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easylm_jax.cli import main
+from easylm_jax.cli.main import main
 from easylm_jax.data import (
     DataSpec,
     Loader,
@@ -21,10 +21,10 @@ from easylm_jax.data import (
     train_sentencepiece,
 )
 from easylm_jax.data.build import cache_key
-from easylm_jax.data.examples import source_texts
 from easylm_jax.data.preference import PairEncoder
 from easylm_jax.data.sources import read_records
 from easylm_jax.data.templates import render, tokenize
+from easylm_jax.data.texts import source_texts
 from models.errors import UserError
 
 

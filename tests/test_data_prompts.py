@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_kit import hf_tokenizer, sentence, sentencepiece, write_jsonl
 
-from easylm_jax.cli import main
+from easylm_jax.cli.main import main
 from easylm_jax.data import (
     DataSpec,
     Loader,
@@ -20,10 +20,10 @@ from easylm_jax.data import (
     train_sentencepiece,
     write_columns,
 )
-from easylm_jax.data.examples import source_texts
 from easylm_jax.data.prompts import prompt_of
-from easylm_jax.data.sources import BadRecord
+from easylm_jax.data.records import BadRecord
 from easylm_jax.data.templates import encode_prompt
+from easylm_jax.data.texts import source_texts
 from models.errors import UserError
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from easylm_jax.data import DataSpec, Loader, Source, build_cache, load_tokenizer, train_sentencepiece
-from easylm_jax.data.examples import source_texts
 from easylm_jax.data.filters import is_repetitive
 from easylm_jax.data.sources import read_records
+from easylm_jax.data.texts import source_texts
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import pytest
 from data_kit import conversations, corpus, sentencepiece, write_jsonl
 
 from easylm_jax.data import DataSpec, Loader, Source, build_cache, load_tokenizer
-from easylm_jax.data.seqio_tasks import declare_mixture, declare_task, mixture_rates
+from easylm_jax.data.seqio_read import mixture_rates
+from easylm_jax.data.seqio_tasks import declare_mixture, declare_task
 from easylm_jax.data.templates import render, tokenize
 from models.errors import UserError
 

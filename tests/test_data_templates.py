@@ -7,17 +7,9 @@ import numpy as np
 import pytest
 from data_kit import MARKERS, conversations, corpus, hf_tokenizer, sentencepiece
 
+from easylm_jax.config.chat_templates import TEMPLATES, get_template
 from easylm_jax.data import load_tokenizer
-from easylm_jax.data.templates import (
-    TEMPLATES,
-    encode_prompt,
-    end_tokens,
-    generation_prompt,
-    get_template,
-    render,
-    rendered_text,
-    tokenize,
-)
+from easylm_jax.data.templates import encode_prompt, end_tokens, generation_prompt, render, rendered_text, tokenize
 from models.errors import UserError
 
 SYSTEM = {"role": "system", "content": "be kind"}

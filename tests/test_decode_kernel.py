@@ -10,7 +10,7 @@ from tiny_models import VOCAB, random_params
 
 import models
 from easylm_jax.decode import Engine, forward
-from easylm_jax.mesh import BATCH_AXES, make_mesh
+from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
 from models.config import DecoderConfig
 from models.decode_attention import _tiles, decode_attention, fits_kernel
 

@@ -6,9 +6,9 @@ import pytest
 from tiny_models import VOCAB, random_params
 
 import models
-from easylm_jax import sharding
 from easylm_jax.decode import Engine
-from easylm_jax.mesh import batch_split, make_mesh
+from easylm_jax.runtime import sharding
+from easylm_jax.runtime.mesh import batch_split, make_mesh
 from models.config import DecoderConfig
 from models.errors import UserError
 

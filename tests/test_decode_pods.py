@@ -15,8 +15,8 @@ import json, sys
 from easylm_jax.plan import topology
 topology.quiet()
 import jax
-from easylm_jax.compiler import peak_bytes
-from easylm_jax.mesh import make_mesh
+from easylm_jax.runtime.compiler import peak_bytes
+from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.plan import programs, shapes
 from models.config import Compute
 topo = topology.parse(sys.argv[1])

@@ -5,7 +5,7 @@ import json
 import pytest
 import rl_kit
 
-from easylm_jax import cli
+from easylm_jax.cli.main import main
 from easylm_jax.evaluate import tasks
 from easylm_jax.rewards.verify import Verify
 
@@ -24,7 +24,7 @@ def problems(tmp_path_factory):
 
 
 def run(*arguments):
-    return cli.main(["eval", *map(str, arguments)])
+    return main.main(["eval", *map(str, arguments)])
 
 
 def test_a_stage_is_judged_and_the_table_is_written(problems, tmp_path, capsys):

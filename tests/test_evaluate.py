@@ -9,12 +9,14 @@ import pytest
 import rl_kit
 
 import models
-from easylm_jax import rollout
+from easylm_jax.checkpoint import load
 from easylm_jax.config import Entry, Evaluate, Published, Recipe, Sampling, Task
+from easylm_jax.data.build import stage_cache
+from easylm_jax.decode import rollout
 from easylm_jax.evaluate import stage as evaluation
 from easylm_jax.evaluate.statistics import difference, mean
 from easylm_jax.experiment import Experiment
-from easylm_jax.judge import Judge
+from easylm_jax.rewards.scorer import Judge
 from models.errors import UserError
 
 PROMPTS = rl_kit.prompts(rl_kit.home())
@@ -141,9 +143,9 @@ def test_the_divergence_of_the_reference_from_itself_is_zero_and_another_models_
     # The same answers again, their probabilities from whole logits.
     params = {name: rl_kit.nested_params(ready, name) for name in ("sft", "pretrain")}
     model, tokenizer = models.build(rl_kit.MODEL), rl_kit.made().tokenizer()
-    cache = ready.cache(PROMPTS)
+    cache = stage_cache(ready, PROMPTS)
     made = rollout.sample(
-        rollout.Engine(rollout.writing(model, tokenizer), slots=8), params["pretrain"], cache.read(np.arange(6)),
+        rollout.Engine(load.writing(model, tokenizer), slots=8), params["pretrain"], cache.read(np.arange(6)),
         Sampling(rl_kit.NEW), samples=1, seed=3, tokenizer=tokenizer, end_ids=rollout.end_ids(cache, tokenizer),
     )  # fmt: skip
     columns = rollout.columns_of(made)
@@ -204,7 +206,7 @@ def test_best_of_n_is_judged_by_the_answer_that_the_reward_model_likes_best(read
     it = Experiment(Recipe("rl", (*ready.recipe.stages[:4], stage)), shutil.copytree(ready.out, tmp_path / "runs"))
     it.run(stage)
     ((rollouts, liked),) = made
-    tokenizer, cache = rl_kit.made().tokenizer(), it.cache(PROMPTS)
+    tokenizer, cache = rl_kit.made().tokenizer(), stage_cache(it, PROMPTS)
     scores = [rl_kit.of_prompt(rollout.text_of(rollouts, row, tokenizer), cache.record(row // 3)) for row in range(21)]
     best = liked.reshape(7, 3).argmax(axis=1)
     found = read(it.folder("liked") / "models" / "sft.json")["tasks"]["liked"]

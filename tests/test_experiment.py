@@ -6,12 +6,12 @@ import time
 import pytest
 from support import copy_of_reference, launcher, only_line, project, reference
 
-from easylm_jax import checkpoint_store as store
-from easylm_jax import fields
-from easylm_jax.checkpoint_tools import diff
-from easylm_jax.config import Recipe
-from easylm_jax.experiment import Experiment, load_recipe
-from easylm_jax.monitor.metrics import read_metrics
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.tools import diff
+from easylm_jax.config import Recipe, fields
+from easylm_jax.config.load import load_recipe
+from easylm_jax.experiment import Experiment
+from easylm_jax.runtime.monitor.metrics import read_metrics
 
 
 def run(*arguments, **how):

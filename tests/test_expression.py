@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easylm_jax.config import Reward
-from easylm_jax.rewards.expression import Expression, parse_call
+from easylm_jax.config.expression import Expression, parse_call
 from easylm_jax.rewards.registry import verifier
 from easylm_jax.rewards.verify import Verify
 from models.errors import UserError

@@ -6,8 +6,7 @@ from typing import Literal
 
 import pytest
 
-from easylm_jax import fields
-from easylm_jax.config import Checkpoints, DataSpec, OptimizerConfig, Pretrain, Recipe, SkipStep, Source
+from easylm_jax.config import Checkpoints, DataSpec, OptimizerConfig, Pretrain, Recipe, SkipStep, Source, fields
 from models.config import Compute, DecoderConfig, RopeScaling
 from models.errors import UserError
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from easylm_jax.files import whole, write_json, write_lines
+from easylm_jax.runtime.files import whole, write_json, write_lines
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 import models
-from easylm_jax import cli, generate, mesh
-from easylm_jax.checkpoint import Checkpointer
+from easylm_jax.checkpoint import load
+from easylm_jax.checkpoint.checkpointer import Checkpointer
+from easylm_jax.cli import generate, main
 from easylm_jax.data import load_tokenizer
 from easylm_jax.data.templates import encode_prompt
 from easylm_jax.decode import Engine
-from easylm_jax.mesh import make_mesh
+from easylm_jax.runtime import mesh
+from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig
 
 CONFIG = DecoderConfig(
@@ -70,7 +72,7 @@ def run(tmp_path_factory):
 
 
 def easylm(capsys, *arguments):
-    status = cli.main(["generate", *map(str, arguments)])
+    status = main.main(["generate", *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -117,7 +119,7 @@ def test_raw_text_and_a_text_stage_are_continued_as_they_are(run, capsys, tmp_pa
 
 
 def test_rows_are_split_over_all_devices_there_are(run, all_devices):
-    source = generate.load(str(run.folder / "sft"))
+    source = load.load(str(run.folder / "sft"))
     assert all_devices == source.mesh.size == 8
     ids = encode_prompt("tulu", [{"role": "user", "content": QUESTION}], run.tokenizer)
     done = generate.complete(source, [ids], end_ids=(run.tokenizer.eos_id,), max_new_tokens=12, temperature=0)
@@ -125,7 +127,7 @@ def test_rows_are_split_over_all_devices_there_are(run, all_devices):
 
 
 def test_a_template_can_be_named(run):
-    source = generate.load(str(run.folder / "pretrain"))
+    source = load.load(str(run.folder / "pretrain"))
     messages = [{"role": "user", "content": QUESTION}]
     assert source.template is None
     assert generate.encode(source, messages, "tulu") == encode_prompt("tulu", messages, run.tokenizer)
@@ -186,7 +188,7 @@ def test_a_stop_text_ends_the_answer(run, capsys, tmp_path):
 
 
 def test_left_out_the_longest_answer_is_what_the_context_has_room_for(run):
-    source = generate.load(str(run.folder / "sft"))
+    source = load.load(str(run.folder / "sft"))
     assert generate._room(source, [[1] * 90, [1] * 3], None) == 6
     wide = dataclasses.replace(source, decoder=models.build(CONFIG.replace(context=4096)))
     assert generate._room(wide, [[1] * 90], None) == generate.MOST_NEW_TOKENS
@@ -198,18 +200,18 @@ def test_a_hugging_face_folder_brings_its_tokenizer(run, capsys, tmp_path):
     data_kit.hf_tokenizer(tmp_path / "hf")
     status, out, _ = easylm(capsys, f"hf:{tmp_path / 'hf'}", QUESTION, "--max-new-tokens", 4, "--temperature", 0)
     assert status == 0 and out.endswith("\n")
-    assert generate.load(str(tmp_path / "hf")).tokenizer.hash == load_tokenizer(f"hf:{tmp_path / 'hf'}").hash
+    assert load.load(str(tmp_path / "hf")).tokenizer.hash == load_tokenizer(f"hf:{tmp_path / 'hf'}").hash
     path = tmp_path / "hf" / "tokenizer_config.json"
-    assert generate.load(f"hf:{tmp_path / 'hf'}").add_bos is False
+    assert load.load(f"hf:{tmp_path / 'hf'}").add_bos is False
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": True, "bos_token": "<|endoftext|>"}))
-    source = generate.load(f"hf:{tmp_path / 'hf'}")
+    source = load.load(f"hf:{tmp_path / 'hf'}")
     ids = generate.encode(source, [{"role": "user", "content": QUESTION}], None)
     assert ids == [source.tokenizer.bos_id, *source.tokenizer.encode(QUESTION)]
 
 
 def test_a_run_that_was_moved_still_finds_its_vocabulary(run, capsys, tmp_path):
     shutil.copytree(run.folder, tmp_path / "moved")
-    source = generate.load(str(tmp_path / "moved" / "sft" / "checkpoints" / "1"))
+    source = load.load(str(tmp_path / "moved" / "sft" / "checkpoints" / "1"))
     assert source.tokenizer.spec == f"sp:{tmp_path / 'moved' / 'tokenizer' / 'tokenizer.model'}"
     assert source.template == "tulu" and source.tokenizer.hash == run.tokenizer.hash
 
@@ -226,7 +228,7 @@ def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
     done = tmp_path / "tiny" / "adapter"
     shutil.copytree(tmp_path / "tiny/sft/checkpoints", done / "merged/checkpoints")
     (done / "done.json").write_text(json.dumps({"checkpoint": "merged/checkpoints/1"}))
-    assert generate.load(str(done)).template == "tulu"
+    assert load.load(str(done)).template == "tulu"
 
 
 @pytest.mark.parametrize(

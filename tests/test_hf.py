@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import CASES, VOCAB, random_params, random_tokens
 
 import models
-from models import UserError, hf, hf_files, hf_names
+from models import UserError, trees
+from models.hf import convert, files, names
 
 NAME = "olmo2-grouped-wide-heads"
 
@@ -31,7 +32,7 @@ def saved(tmp_path):
 
 
 def assert_trees_equal(a, b):
-    a, b = hf_names.flatten(a), hf_names.flatten(b)
+    a, b = trees.flatten(a), trees.flatten(b)
     assert a.keys() == b.keys()
     for path in a:
         assert a[path].dtype == b[path].dtype, path
@@ -195,14 +196,14 @@ def test_each_device_gets_its_slice_and_no_host_reads_more_than_that(saved, monk
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     shardings = jax.tree.map(lambda _: whole, params)
     shardings["layers"]["mlp"]["gate"]["kernel"] = jax.sharding.NamedSharding(mesh, spec)
-    read, store_read = [], hf_files.Store.read
+    read, store_read = [], files.Store.read
 
     def recording(self, name, bounds):
         tensor = store_read(self, name, bounds)
         read.append((name, tensor.size))
         return tensor
 
-    monkeypatch.setattr(hf_files.Store, "read", recording)
+    monkeypatch.setattr(files.Store, "read", recording)
     _, loaded = models.load_hf(folder, shardings=shardings)
     assert_trees_equal(loaded, params)
     assert loaded["layers"]["mlp"]["gate"]["kernel"].sharding.spec == spec
@@ -228,7 +229,7 @@ def test_loading_holds_the_model_once_and_one_tensor_more(tmp_path):
 
 
 def test_cpu_arrays_adopt_the_memory_that_was_read_into():
-    memory = hf._aligned_empty((3, 5), np.dtype("float32"))
+    memory = convert._aligned_empty((3, 5), np.dtype("float32"))
     memory[...] = 1
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     array = jax.make_array_from_callback((3, 5), device, lambda index: memory)
@@ -248,15 +249,15 @@ def test_saving_holds_one_shard_at_a_time(tmp_path):
 
 def test_experts_are_stored_one_by_one_and_stacked_again(tmp_path):
     table = (
-        hf_names.Row("model.norm.weight", "norm.scale"),
-        hf_names.Row("model.layers.{layer}.mlp.gate.weight", "layers.moe.router.kernel", transpose=True),
-        hf_names.Row("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", "layers.moe.up", transpose=True),
-        hf_names.Row("model.layers.{layer}.temperature", "layers.moe.temperature"),
+        names.Row("model.norm.weight", "norm.scale"),
+        names.Row("model.layers.{layer}.mlp.gate.weight", "layers.moe.router.kernel", transpose=True),
+        names.Row("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight", "layers.moe.up", transpose=True),
+        names.Row("model.layers.{layer}.temperature", "layers.moe.temperature"),
     )
     shapes = {"norm.scale": (6,), "layers.moe.router.kernel": (2, 6, 3), "layers.moe.up": (2, 3, 6, 4),
               "layers.moe.temperature": (2,)}  # fmt: skip
     params = {path: np.random.default_rng(len(path)).normal(size=shape).astype("f4") for path, shape in shapes.items()}
-    tensors = dict(hf.iter_hf_tensors(table, params))
+    tensors = dict(convert.iter_hf_tensors(table, params))
     assert list(tensors)[:4] == ["model.norm.weight", "model.layers.0.mlp.gate.weight",
                                  "model.layers.0.mlp.experts.0.up_proj.weight",
                                  "model.layers.0.mlp.experts.1.up_proj.weight"]  # fmt: skip
@@ -265,18 +266,18 @@ def test_experts_are_stored_one_by_one_and_stacked_again(tmp_path):
     )
     save_file(tensors, tmp_path / "model.safetensors")
     model = SimpleNamespace(
-        abstract_params=lambda: hf_names.unflatten({p: jax.ShapeDtypeStruct(s, "float32") for p, s in shapes.items()}),
+        abstract_params=lambda: trees.unflatten({p: jax.ShapeDtypeStruct(s, "float32") for p, s in shapes.items()}),
         config=SimpleNamespace(tie_embeddings=False),
     )
-    with hf_files.Store(tmp_path) as store:
-        assert_trees_equal(hf._read(store, table, model, None, None, 0), hf_names.unflatten(params))
+    with files.Store(tmp_path) as store:
+        assert_trees_equal(convert._read(store, table, model, None, None, 0), trees.unflatten(params))
 
 
 def test_a_leaf_without_a_name_is_an_error_of_the_table():
     with pytest.raises(ValueError, match="no Hugging Face name for layers.extra"):
-        hf_names.rows_for(hf_names.DENSE, {"embed.table": None, "layers.extra": None})
+        names.rows_for(names.DENSE, {"embed.table": None, "layers.extra": None})
     with pytest.raises(ValueError, match="two Hugging Face names for embed.table"):
-        hf_names.rows_for(hf_names.DENSE * 2, {"embed.table": None})
+        names.rows_for(names.DENSE * 2, {"embed.table": None})
 
 
 # What goes wrong
@@ -374,7 +375,7 @@ def test_parameters_of_another_model_are_not_saved(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), hf_files.SafetensorError("I/O error: full")])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), files.SafetensorError("I/O error: full")])
 def test_full_disk_leaves_the_older_export_whole(error, saved, tmp_path, monkeypatch):
     model, params, folder = saved(max_shard_bytes=20_000)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -384,7 +385,7 @@ def test_full_disk_leaves_the_older_export_whole(error, saved, tmp_path, monkeyp
             raise error
         save_file(tensors, path, **options)
 
-    monkeypatch.setattr(hf_files, "save_file", failing)
+    monkeypatch.setattr(files, "save_file", failing)
     with pytest.raises(UserError, match="cannot write .*full"):
         models.save_hf(model, jax.tree.map(lambda leaf: leaf + 1, params), folder, max_shard_bytes=20_000)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -10,7 +10,7 @@ import pytest
 from tiny_models import CASES, random_params, random_tokens
 
 import models
-from models import hf_names
+from models import trees
 
 GOLDEN = Path(__file__).parent / "golden" / "dense_logits.npz"
 BAR = 5e-5
@@ -59,10 +59,10 @@ def test_golden_logits_tell_an_option_apart(name, change):
 @pytest.mark.parametrize("name", ["olmo2", "llama2", "qwen2-yarn"])
 def test_golden_logits_tell_swapped_tensors_apart(name):
     model = models.build(CASES[name])
-    leaves = hf_names.flatten(random_params(model))
+    leaves = trees.flatten(random_params(model))
     run = jax.jit(functools.partial(models.logits, model))
     pairs = [(a, b) for a, b in itertools.combinations(leaves, 2) if leaves[a].shape == leaves[b].shape]
     assert len(pairs) >= 6
     for a, b in pairs:
-        swapped = hf_names.unflatten({**leaves, a: leaves[b], b: leaves[a]})
+        swapped = trees.unflatten({**leaves, a: leaves[b], b: leaves[a]})
         assert np.abs(np.asarray(run(swapped, random_tokens((1, 23)))) - golden()[name]).max() > 20 * BAR, (a, b)

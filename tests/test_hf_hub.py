@@ -3,7 +3,7 @@
 import huggingface_hub
 import pytest
 
-from easylm_jax import hub
+from easylm_jax.checkpoint import hub
 from models import UserError
 
 

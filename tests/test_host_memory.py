@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import numpy as np
-from easylm_jax.host_memory import keep_freed_memory
+from easylm_jax.runtime.host_memory import keep_freed_memory
 
 kept = keep_freed_memory()
 def step():

@@ -14,7 +14,7 @@ ROOMS = ("models", "easylm_jax", "recipes")  # each may import itself and the ro
 STANDARD = sys.stdlib_module_names
 MODELS_MAY_IMPORT = {"jax", "flax", "numpy", "models"}
 EXCEPTIONS = {
-    "models/hf_files.py": {"safetensors"},
+    "models/hf/files.py": {"safetensors"},
 }
 PREPARATION_ONLY = {
     "tensorflow",
@@ -73,7 +73,7 @@ def heavy_at_import(file: str, text: str) -> list[str]:
 
 
 def test_every_room_that_exists_is_walked():
-    assert "models/config.py" in FILES and "easylm_jax/cli.py" in FILES
+    assert "models/config.py" in FILES and "easylm_jax/cli/main.py" in FILES
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -92,8 +92,8 @@ def test_what_only_preparation_needs_is_imported_inside_functions(file):
 
 
 def test_command_line_imports_only_the_standard_library_at_its_top():
-    text = (REPOSITORY / "easylm_jax/cli.py").read_text()
-    names = {top(name) for _, name in imports("easylm_jax/cli.py", text, at_import=True)}
+    text = (REPOSITORY / "easylm_jax/cli/main.py").read_text()
+    names = {top(name) for _, name in imports("easylm_jax/cli/main.py", text, at_import=True)}
     assert names - STANDARD == set()
 
 
@@ -108,7 +108,7 @@ def test_command_line_imports_only_the_standard_library_at_its_top():
         (foreign_to_models, "models/a.py", "import optax", True),
         (foreign_to_models, "models/sub/a.py", "from ..config import X\nfrom jax import numpy", False),
         (foreign_to_models, "models/a.py", "import safetensors", True),
-        (foreign_to_models, "models/hf_files.py", "from safetensors import safe_open", False),
+        (foreign_to_models, "models/hf/files.py", "from safetensors import safe_open", False),
         (heavy_at_import, "easylm_jax/a.py", "class A:\n    import seqio", True),
         (heavy_at_import, "easylm_jax/a.py", "try:\n    from tensorflow import io\nexcept ImportError: pass", True),
         (heavy_at_import, "easylm_jax/a.py", "def f():\n    import torch", False),
@@ -138,11 +138,14 @@ def test_importing_every_module_loads_nothing_that_only_preparation_needs():
     [
         ("models", ["load_hf", "save_hf", "build", "logits", "preset", "presets", "DecoderConfig", "Compute"]),
         ("models.errors", ["UserError"]),
-        ("easylm_jax.monitor", ["MetricsWriter", "Monitor", "Progress", "StopRequest", "Throughput", "Watchdog"]),
+        (
+            "easylm_jax.runtime.monitor",
+            ["MetricsWriter", "Monitor", "Progress", "StopRequest", "Throughput", "Watchdog"],
+        ),
         ("easylm_jax.checkpoint", ["Checkpointer", "Retention", "restore_params", "guard_fresh_start"]),
         ("easylm_jax.data", ["DataSpec", "Source", "build_cache", "open_cache", "Loader", "load_tokenizer"]),
         ("easylm_jax.experiment", ["run"]),
-        ("easylm_jax.cli", ["main"]),
+        ("easylm_jax.cli.main", ["main"]),
     ],
 )
 def test_public_names_are_where_others_expect_them(module, names):

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from easylm_jax import cli
-from easylm_jax.rewards import VERIFIERS, verdict
+from easylm_jax.cli.main import main
+from easylm_jax.rewards import VERIFIERS, text, verdict
 from easylm_jax.rewards.instructions import scoring, use_nltk_data
 from models.errors import UserError
 
@@ -96,7 +96,7 @@ def test_interval_is_that_of_the_share():
     ],
 )
 def test_answer_is_what_follows_the_reasoning(response, answer):
-    assert scoring.answer_of(response) == answer
+    assert text.answer_of(response) == answer
 
 
 INSIDE = {"instruction_id": ["punctuation:no_comma", "keywords:frequency"], "kwargs": [None, FREQUENCY]}
@@ -149,7 +149,7 @@ def write(path, rows):
 
 
 def check(capsys, *arguments):
-    status = cli.main(["check", *map(str, arguments)])
+    status = main.main(["check", *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from tiny_models import random_params
 
 import models
-from easylm_jax import lm_judge
-from easylm_jax.checkpoint import Checkpointer
+from easylm_jax.checkpoint.checkpointer import Checkpointer
 from easylm_jax.config import JudgeModel, Reward, Sampling
 from easylm_jax.data import load_tokenizer, train_sentencepiece
 from easylm_jax.decode import ScoredCompletions
-from easylm_jax.lm_judge import LMJudge
-from easylm_jax.mesh import make_mesh
-from easylm_jax.rewards.judge import TEMPLATES, ask, decision_of, final_answer, score_of
+from easylm_jax.rewards import lm_judge
+from easylm_jax.rewards.judge_prompts import TEMPLATES, ask, decision_of, final_answer, score_of
+from easylm_jax.rewards.lm_judge import LMJudge
+from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig
 from models.errors import UserError
 

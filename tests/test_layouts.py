@@ -13,11 +13,11 @@ import test_meshes as kit
 from test_model_attention import random_inputs
 
 import models
-from easylm_jax import sharding
-from easylm_jax.checkpoint import Checkpointer
-from easylm_jax.mesh import BATCH_AXES, make_mesh
+from easylm_jax.checkpoint.checkpointer import Checkpointer
 from easylm_jax.objectives import policy_optimization, preference_optimization, reward_modelling, value_regression
-from easylm_jax.steps import gradients
+from easylm_jax.runtime import sharding
+from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
+from easylm_jax.train.step import gradients
 from models.attention import _splash, attention, balanced_order
 from models.config import Compute
 from models.decoder import _REMAT

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easylm_jax.rewards import verifier
-from easylm_jax.rewards.legacy_instructions import FUNCTIONS, ifeval_old
+from easylm_jax.rewards.instructions.legacy import FUNCTIONS, ifeval_old
 from models.errors import UserError
 
 # name, arguments, answer, fixed, tulu3

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easylm_jax.lora import LoraConfig, init_lora, merge
-from easylm_jax.optimizer import OptimizerConfig, make_optimizer
-from easylm_jax.trees import leaf_names
+from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig
+from easylm_jax.train.lora import init_lora, merge
+from easylm_jax.train.optimizer import make_optimizer
 from models.errors import UserError
+from models.trees import leaf_names
 
 LAYERS, WIDTH, HIDDEN = 3, 8, 12
 CONFIG = LoraConfig(rank=4, alpha=8, targets=("attn.q", "mlp.*"))

@@ -9,16 +9,18 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import models
-from easylm_jax import sharding
+from easylm_jax.config.optimizer import OptimizerConfig
 from easylm_jax.data import packing
-from easylm_jax.mesh import AXES, batch_split, make_mesh, on_tpu_host, parse_mesh
 from easylm_jax.objectives import language_modelling
-from easylm_jax.optimizer import OptimizerConfig, make_optimizer
-from easylm_jax.steps import REPLICATED_STATE, gradients, make_score_step, make_train_step, new_state
-from easylm_jax.trees import leaf_names
+from easylm_jax.runtime import sharding
+from easylm_jax.runtime.mesh import AXES, batch_split, make_mesh, parse_mesh
+from easylm_jax.runtime.processes import on_tpu_host
+from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.step import REPLICATED_STATE, gradients, make_score_step, make_train_step, new_state
 from models.config import Compute, DecoderConfig
 from models.decoder import SHARDING_RULES
 from models.errors import UserError
+from models.trees import leaf_names
 
 CONFIG = DecoderConfig("olmo2", layers=2, width=32, heads=8, kv_heads=4, ffn=64, vocab=320, context=64, qk_norm=True)
 SHAPES = {

@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from easylm_jax.monitor import MetricsWriter, read_metrics
-from easylm_jax.monitor.metrics import last_line
+from easylm_jax.runtime.monitor import MetricsWriter, read_metrics
+from easylm_jax.runtime.monitor.metrics import last_line
 from models.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_whole_last_line_without_newline_is_kept_on_resume(tmp_path):
 
 def test_killed_writer_loses_no_line(tmp_path):
     code = (
-        "import os, sys\nfrom easylm_jax.monitor import MetricsWriter\n"
+        "import os, sys\nfrom easylm_jax.runtime.monitor import MetricsWriter\n"
         "metrics = MetricsWriter(sys.argv[1], process_index=0)\n"
         "for step in range(50): metrics.write(step, {'loss': 1.0})\n"
         "os.kill(os.getpid(), 9)\n"

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from easylm_jax.monitor import Monitor, Progress, read_metrics
-from easylm_jax.monitor.progress import short_number, short_time
+from easylm_jax.runtime.monitor import Monitor, Progress, read_metrics
+from easylm_jax.runtime.monitor.progress import short_number, short_time
 
 
 class Clock:

@@ -3,10 +3,11 @@ import itertools
 import jax
 import pytest
 
-from easylm_jax.monitor import Ledger, Throughput, mfu, model_flops_per_token, total_peak_flops
-from easylm_jax.monitor.goodput import BUCKETS
-from easylm_jax.monitor.throughput import PEAK_FLOPS, device_peak_flops, matmul_parameters, mean_visible_keys
+from easylm_jax.runtime.chips import PEAK_FLOPS, device_peak_flops
+from easylm_jax.runtime.monitor import Ledger, Throughput, mfu, model_flops_per_token, total_peak_flops
+from easylm_jax.runtime.monitor.goodput import BUCKETS
 from models.config import DecoderConfig
+from models.flops import matmul_parameters, mean_visible_keys
 
 CONFIG = DecoderConfig(
     family="olmo2", layers=4, width=32, heads=4, kv_heads=2, head_dim=16, ffn=48, vocab=100, context=64

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from easylm_jax.monitor import Limits, StopRequest, Watchdog
+from easylm_jax.runtime.monitor import Limits, StopRequest, Watchdog
 
 
 class Clock:
@@ -95,7 +95,7 @@ def test_heartbeat_file_tells_step_phase_and_time(tmp_path):
 
 def test_hanging_process_dumps_its_stacks_and_exits_75(tmp_path):
     code = (
-        "import sys, time\nfrom easylm_jax.monitor import Limits, Watchdog\n"
+        "import sys, time\nfrom easylm_jax.runtime.monitor import Limits, Watchdog\n"
         "def stuck_in_here(): time.sleep(600)\n"
         "limits = Limits(minimum=0.05, factor=1.0, first=0.05)\n"
         "watchdog = Watchdog(sys.argv[1], limits=limits, interval=0.02).start()\n"
@@ -132,7 +132,7 @@ def test_first_signal_only_asks_and_the_old_handler_comes_back(number):
 
 def test_second_signal_ends_a_process_that_is_stuck():
     code = (
-        "import ctypes\nfrom easylm_jax.monitor import StopRequest\n"
+        "import ctypes\nfrom easylm_jax.runtime.monitor import StopRequest\n"
         "with StopRequest():\n"
         "    print('ready', flush=True)\n"
         "    library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)\n"

@@ -8,7 +8,7 @@ import pytest
 import models
 from easylm_jax.objectives import language_modelling
 from easylm_jax.objectives.language_modelling import trained_documents
-from easylm_jax.steps import gradients
+from easylm_jax.train.step import gradients
 from models.config import Compute, DecoderConfig
 
 CONFIG = DecoderConfig(family="olmo2", layers=2, width=32, heads=4, ffn=48, vocab=64, context=32, qk_norm=True)

@@ -11,7 +11,7 @@ from pair_batches import CONFIG, Bigram, packed, unpacked
 
 import models
 from easylm_jax.objectives import kto_loss, preference_loss, preference_optimization, sequence_logprobs
-from easylm_jax.steps import gradients
+from easylm_jax.train.step import gradients
 from models.config import Compute
 from models.errors import UserError
 
@@ -170,7 +170,7 @@ def test_kto_equals_its_formula_and_moves_each_side_its_way():
 
 
 def gradients_of(objective, accumulate=1):
-    """`easylm_jax.steps.gradients` of an objective, compiled once for each shape."""
+    """`easylm_jax.train.step.gradients` of an objective, compiled once for each shape."""
     key = jax.random.key(0)
     return jax.jit(lambda params, batch, frozen: gradients(objective, params, batch, key, frozen, accumulate))
 

@@ -9,7 +9,7 @@ from pair_batches import CONFIG, Bigram, packed, unpacked
 
 import models
 from easylm_jax.objectives import calibration, pair_scores, reward_model_loss, reward_modelling, score_responses
-from easylm_jax.steps import gradients
+from easylm_jax.train.step import gradients
 from models.config import Compute
 from models.errors import UserError
 

@@ -10,9 +10,10 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from easylm_jax.optimizer import OptimizerConfig, SkipStep, global_norm, make_optimizer
-from easylm_jax.trees import leaf_names, merge_trees
+from easylm_jax.config.optimizer import OptimizerConfig, SkipStep
+from easylm_jax.train.optimizer import global_norm, make_optimizer
 from models.errors import UserError
+from models.trees import leaf_names, merge_trees
 
 CONSTANT = OptimizerConfig(lr=1e-2)
 

@@ -9,9 +9,9 @@ import pytest
 
 import models
 from easylm_jax.config import GRPO, RL, SFT, DataSpec, OptimizerConfig, Recipe, Reward, Sampling, Source, Train
-from easylm_jax.experiment import load_recipe
-from easylm_jax.mesh import make_mesh, parse_mesh
-from easylm_jax.plan import compiling, estimate, hlo, programs, shapes, topology
+from easylm_jax.config.load import load_recipe
+from easylm_jax.plan import compile_cache, estimate, hlo, programs, shapes, topology
+from easylm_jax.runtime.mesh import make_mesh, parse_mesh
 from models.config import DecoderConfig
 from models.errors import UserError
 from recipes.__main__ import recipe_files
@@ -155,8 +155,8 @@ def test_the_compilers_refusal_says_how_much_it_would_need():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (38.37G) exceeds "
         "available HBM (15.75G)."
     )
-    assert compiling._told(message) == int(38.37 * 2**30)
-    assert compiling._told("RESOURCE_EXHAUSTED: something else") is None
+    assert compile_cache._told(message) == int(38.37 * 2**30)
+    assert compile_cache._told("RESOURCE_EXHAUSTED: something else") is None
 
 
 MODEL = DecoderConfig("olmo2", layers=2, width=256, heads=2, ffn=512, vocab=512, context=256, qk_norm=True)

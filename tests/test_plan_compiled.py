@@ -55,7 +55,7 @@ def printed(code, *arguments):
     return done.stdout.splitlines()
 
 
-def start(tmp_path, text, *options, code="import sys; from easylm_jax.cli import main; sys.exit(main(sys.argv[1:]))"):
+def start(tmp_path, text, *options, code="import easylm_jax.__main__"):
     """`easylm plan` of a recipe, begun."""
     recipe = tmp_path / "recipe.py"
     recipe.write_text(text)
@@ -101,7 +101,7 @@ from easylm_jax.plan import topology
 topology.quiet()
 import jax
 from easylm_jax import compiler
-from easylm_jax.mesh import make_mesh
+from easylm_jax.runtime.mesh import make_mesh
 from models.config import Compute
 
 mesh = make_mesh("fsdp=-1", topology.parse("v5p:2x2x2").devices())
@@ -124,7 +124,7 @@ from easylm_jax.plan import topology
 topology.quiet()
 import numpy as np
 from easylm_jax import sharding
-from easylm_jax.mesh import make_mesh, reshaped
+from easylm_jax.runtime.mesh import make_mesh, reshaped
 
 for pod, text, writes in (("v5p:4x4x4", "fsdp=32,tp=2", "fsdp=-1,tp=4"), ("v5e:4x8", "fsdp=-1", "fsdp=-1,tp=8")):
     mesh = make_mesh(text, topology.parse(pod).devices())
@@ -151,7 +151,7 @@ from pathlib import Path
 from easylm_jax.plan import compiling, topology
 topology.quiet()
 import jax
-from easylm_jax.mesh import make_mesh
+from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.plan.programs import Planned
 
 pod = topology.parse("v5e:2x2")
@@ -256,7 +256,7 @@ def test_a_compiler_of_another_version_is_named(tmp_path):
     other = tmp_path / "other" / "libtpu"
     other.mkdir(parents=True)
     (other / "__init__.py").write_text("def get_library_path():\n    return '/nowhere/libtpu.so'\n")
-    code = f"import sys; sys.path.insert(0, {str(other.parent)!r}); from easylm_jax.cli import main; sys.exit(main(sys.argv[1:]))"  # noqa: E501
+    code = f"import sys; sys.path.insert(0, {str(other.parent)!r}); import easylm_jax.__main__"
     running = start(tmp_path, RECIPE, "--topology", "v5e:2x2", code=code)
     _, err = running.communicate(timeout=600)
     assert running.returncode == 2 and "installs the version that belongs to this jax" in err.splitlines()[-1], err

@@ -3,6 +3,7 @@
 import pytest
 
 from easylm_jax.plan import estimate, gpu, topology
+from easylm_jax.runtime import chips as runtime_chips
 from models.errors import UserError
 
 # A loop of five rounds: a fused product of 2 · 512 · 4096 · 4096 FLOPs, a gather that is waited for and a sum that is
@@ -44,7 +45,7 @@ ENTRY %main (a: bf16[512,4096]) -> bf16[512,4096] {
 
 
 def test_a_fusion_takes_as_long_as_its_products_or_its_bytes():
-    chip = topology.CHIPS["h100"]
+    chip = runtime_chips.CHIPS["h100"]
     costs = gpu.Program(TEXT).roofline(chip)
     flops, small = 2 * 512 * 4096 * 4096, 512 * 4096 * 2
     product = max(flops / (chip.flops * gpu.REACHED), (2 * small + 4096 * 4096 * 2) / chip.bandwidth)

@@ -8,9 +8,9 @@ import pytest
 from test_plan import RECIPE
 
 from easylm_jax.config import DPO, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source
-from easylm_jax.experiment import load_recipe
-from easylm_jax.mesh import make_mesh
-from easylm_jax.plan import alike, nearest, pods, programs, report, scale, sweep, topology
+from easylm_jax.config.load import load_recipe
+from easylm_jax.plan import dedupe, pods, programs, report, scale, suggest, sweep, topology
+from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 from recipes.__main__ import FOLDER, name_of, recipe_files
 from recipes.durations import DURATIONS
@@ -25,7 +25,7 @@ def recipe(*stages, mesh="fsdp=-1", pod="v5e:2x2"):
 
 
 def key(stage, **where):
-    return alike.key(stage, recipe(SFT, stage) if stage.name != "sft" else recipe(stage, **where), POD)
+    return dedupe.key(stage, recipe(SFT, stage) if stage.name != "sft" else recipe(stage, **where), POD)
 
 
 def test_stages_that_differ_in_constants_alone_are_alike():
@@ -58,8 +58,8 @@ def test_a_mesh_a_reward_model_and_a_pod_tell_stages_apart():
     scored = dataclasses.replace(GRPO, reward=Reward(model="hf:allenai/tulu-v2.5-13b-uf-rm"))
     assert key(GRPO) != key(scored)
     split = dataclasses.replace(recipe(SFT, GRPO), decode_mesh="fsdp=-1,tp=2")
-    assert alike.key(GRPO, split, POD) != key(GRPO) and alike.key(SFT, split, POD) == key(SFT)
-    assert alike.key(SFT, recipe(SFT), POD) != alike.key(SFT, recipe(SFT), topology.parse("v5p:2x2x1"))
+    assert dedupe.key(GRPO, split, POD) != key(GRPO) and dedupe.key(SFT, split, POD) == key(SFT)
+    assert dedupe.key(SFT, recipe(SFT), POD) != dedupe.key(SFT, recipe(SFT), topology.parse("v5p:2x2x1"))
     cached, whole = (
         DPO("dpo", init="sft", data=dataclasses.replace(SFT.data, kind="preference"), batch=8, steps=1,
             optimizer=SFT.optimizer, reference=kept)
@@ -200,8 +200,8 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         named = type("Planned", (), {"name": "train"})
         return [type("Row", (), {"fits": need <= limits[-1], "planned": named})()]
 
-    monkeypatch.setattr(nearest.report, "plan", planned)
-    monkeypatch.setattr(nearest.report, "least_over", lambda *_: None)
+    monkeypatch.setattr(suggest.report, "plan", planned)
+    monkeypatch.setattr(suggest.report, "least_over", lambda *_: None)
     monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
     stage = dataclasses.replace(SFT, batch=16, optimizer=dataclasses.replace(SFT.optimizer, b2=0.999))
     for limit, told in (
@@ -212,7 +212,7 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         (-1, None),
     ):  # fmt: skip
         limits.append(limit)
-        assert nearest.nearest(stage, recipe(stage), POD, tmp_path, lambda text: None) == told
+        assert suggest.nearest(stage, recipe(stage), POD, tmp_path, lambda text: None) == told
     assert tried[-1][0] == "v5e:16x16"  # as far as pods go
 
 
@@ -222,10 +222,10 @@ def test_weights_that_are_too_large_to_write_are_split_over_more_devices(monkeyp
         named = type("Planned", (), {"name": "weights"})
         return [type("Row", (), {"fits": split >= 4, "planned": named})()]
 
-    monkeypatch.setattr(nearest.report, "plan", planned)
-    monkeypatch.setattr(nearest.report, "least_over", lambda *_: None)
+    monkeypatch.setattr(suggest.report, "plan", planned)
+    monkeypatch.setattr(suggest.report, "least_over", lambda *_: None)
     monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
-    told = nearest.nearest(GRPO, recipe(SFT, GRPO), POD, tmp_path, lambda text: None)
+    told = suggest.nearest(GRPO, recipe(SFT, GRPO), POD, tmp_path, lambda text: None)
     assert told == ("decode_mesh=fsdp=-1,tp=4",)
 
 

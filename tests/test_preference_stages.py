@@ -19,8 +19,8 @@ from easylm_jax.config import (
     Validation,
 )
 from easylm_jax.experiment import Experiment
-from easylm_jax.monitor import read_metrics
-from easylm_jax.reference import parameter_fingerprint
+from easylm_jax.runtime.monitor import read_metrics
+from easylm_jax.train.reference_logprobs import parameter_fingerprint
 
 MODEL = DecoderConfig(family="olmo2", layers=1, width=32, heads=4, ffn=48, vocab=320, context=64, qk_norm=True)
 RATE = OptimizerConfig("1e-2 linear to 0", weight_decay=0.0)

@@ -5,12 +5,13 @@ import math
 import pytest
 
 import models
-from models import DecoderConfig, UserError, hf_names
-from models.hf import family_of
+from models import DecoderConfig, UserError, trees
+from models.hf import names as hf_names
+from models.hf.convert import family_of
 
 
 def parameter_count(config: DecoderConfig) -> int:
-    return sum(math.prod(leaf.shape) for leaf in hf_names.flatten(models.build(config).abstract_params()).values())
+    return sum(math.prod(leaf.shape) for leaf in trees.flatten(models.build(config).abstract_params()).values())
 
 
 # OLMo: the specification's table of sizes. Llama and Qwen: the model cards.
@@ -66,7 +67,7 @@ def test_preset_survives_config_json(name):
 @pytest.mark.parametrize("name", models.presets())
 def test_every_leaf_of_a_preset_has_one_stored_name_and_none_is_shared(name):
     config = models.preset(name)
-    leaves = hf_names.flatten(models.build(config).abstract_params())
+    leaves = trees.flatten(models.build(config).abstract_params())
     stored = list(hf_names.places(family_of(config).hf_table(config), leaves))
     names = [stored_name for stored_name, _ in stored]
     assert len(names) == len(set(names))

@@ -3,12 +3,12 @@
 import pytest
 from support import largest_difference, launcher, losses, only_line, project, reference, rows_read, with_vocabulary
 
-from easylm_jax import checkpoint_store as store
-from easylm_jax.monitor.metrics import FILE_NAME
+from easylm_jax.checkpoint import store
+from easylm_jax.runtime.monitor.metrics import FILE_NAME
 
 # 75 where a collective saw the connection close first, an abort where JAX's own watch over the processes did.
 ENDED_BY_ANOTHER = (75, -6)
-SAVING = "easylm_jax.loop:Loop._save"
+SAVING = "easylm_jax.train.loop:Loop._save"
 
 
 def assert_same_batches(read, steps):

@@ -12,13 +12,14 @@ import pytest
 
 import models
 from easylm_jax.config import Pretrain, Recipe, Train
-from easylm_jax.experiment import Experiment, load_recipe
-from easylm_jax.fields import digest
-from easylm_jax.mesh import parse_mesh
-from easylm_jax.optimizer import make_optimizer
+from easylm_jax.config.fields import digest
+from easylm_jax.config.load import load_recipe
+from easylm_jax.experiment import Experiment
 from easylm_jax.plan import topology
-from easylm_jax.schedules import Schedule
-from easylm_jax.sharding import check_rows, parameter_shardings
+from easylm_jax.runtime.mesh import parse_mesh
+from easylm_jax.runtime.sharding import check_rows, parameter_shardings
+from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.schedule import Schedule
 from recipes.__main__ import FOLDER, recipe_files, summary, table
 from recipes.olmo2 import data as olmo2_data
 

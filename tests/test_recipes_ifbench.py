@@ -11,17 +11,17 @@ import jax
 import pytest
 
 import models
-from easylm_jax import fields
-from easylm_jax.config import DPO, GRPO, Evaluate, MakeData, Recipe
+from easylm_jax.config import DPO, GRPO, Evaluate, MakeData, Recipe, fields
+from easylm_jax.config.expression import Expression
+from easylm_jax.config.load import load_recipe
 from easylm_jax.evaluate import tasks
-from easylm_jax.experiment import Experiment, load_recipe
-from easylm_jax.mesh import AXES, parse_mesh
-from easylm_jax.optimizer import make_optimizer
+from easylm_jax.experiment import Experiment
 from easylm_jax.plan import topology
 from easylm_jax.rewards import verifier
-from easylm_jax.rewards.expression import Expression
 from easylm_jax.rewards.instructions import REGISTRY
-from easylm_jax.sharding import check_rows, parameter_shardings
+from easylm_jax.runtime.mesh import AXES, parse_mesh
+from easylm_jax.runtime.sharding import check_rows, parameter_shardings
+from easylm_jax.train.optimizer import make_optimizer
 from recipes.__main__ import FOLDER, recipe_files
 from recipes.ifbench import published, stages, suites, table3_general
 

@@ -11,15 +11,15 @@ import pytest
 
 import models
 from easylm_jax.config import DPO, GRPO, PPO, RL, Evaluate, Recipe, Reward, RewardModel, Train
-from easylm_jax.experiment import load_recipe
-from easylm_jax.mesh import AXES, parse_mesh
+from easylm_jax.config.expression import Expression
+from easylm_jax.config.load import load_recipe
 from easylm_jax.objectives import final_scores
-from easylm_jax.optimizer import make_optimizer
 from easylm_jax.plan import topology
 from easylm_jax.rewards import VERIFIERS, verifier
-from easylm_jax.rewards.expression import Expression
-from easylm_jax.schedules import Schedule
-from easylm_jax.sharding import check_heads, check_rows, parameter_shardings
+from easylm_jax.runtime.mesh import AXES, parse_mesh
+from easylm_jax.runtime.sharding import check_heads, check_rows, parameter_shardings
+from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.schedule import Schedule
 from recipes.__main__ import FOLDER, recipe_files
 from recipes.olmo2 import published as olmo2_published
 from recipes.tulu3 import base, small_data

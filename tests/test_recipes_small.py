@@ -5,7 +5,8 @@ import json
 import pytest
 import rl_kit
 
-from easylm_jax.experiment import Experiment, load_recipe
+from easylm_jax.config.load import load_recipe
+from easylm_jax.experiment import Experiment
 from recipes.__main__ import FOLDER
 
 SHORT = {

@@ -15,15 +15,15 @@ import pytest
 from data_kit import assistant, sentence, sentencepiece, user, write_jsonl
 
 import models
-from easylm_jax import fields
-from easylm_jax.config import DPO, PPO, Evaluate, Recipe, RewardModel, Train
+from easylm_jax.config import DPO, PPO, Evaluate, Recipe, RewardModel, Train, fields
+from easylm_jax.config.load import load_recipe
 from easylm_jax.data import build_cache, load_tokenizer
-from easylm_jax.experiment import Experiment, load_recipe
-from easylm_jax.mesh import AXES, parse_mesh
-from easylm_jax.optimizer import make_optimizer
+from easylm_jax.experiment import Experiment
 from easylm_jax.plan import topology
-from easylm_jax.schedules import Schedule
-from easylm_jax.sharding import check_heads, check_rows, parameter_shardings
+from easylm_jax.runtime.mesh import AXES, parse_mesh
+from easylm_jax.runtime.sharding import check_heads, check_rows, parameter_shardings
+from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.schedule import Schedule
 from models.errors import UserError
 from recipes.__main__ import FOLDER, recipe_files
 from recipes.tulu25 import data, published, small_data, stages, suites

@@ -8,7 +8,8 @@ from pathlib import Path
 import fake_run
 import pytest
 
-from easylm_jax import cli, report
+from easylm_jax import report
+from easylm_jax.cli.main import main
 from easylm_jax.report import tables
 from models.errors import UserError
 
@@ -16,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def easylm(capsys, *arguments):
-    status = cli.main(["report", *map(str, arguments)])
+    status = main.main(["report", *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -6,12 +6,12 @@ import shutil
 import pytest
 from support import corrupt, largest_difference, launcher, losses, reference, rows_read, with_vocabulary
 
-from easylm_jax import checkpoint_store as store
-from easylm_jax.checkpoint_tools import diff
-from easylm_jax.monitor.metrics import read_metrics
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.tools import diff
+from easylm_jax.runtime.monitor.metrics import read_metrics
 
-BEFORE_COMMIT = "easylm_jax.checkpoint_store:write_manifest"
-SAVING = "easylm_jax.loop:Loop._save"
+BEFORE_COMMIT = "easylm_jax.checkpoint.store:write_manifest"
+SAVING = "easylm_jax.train.loop:Loop._save"
 
 
 def assert_same_end(out, stages=("pretrain", "sft")):

@@ -6,7 +6,7 @@ import pytest
 
 from easylm_jax.rewards import VERIFIERS, verifier
 from easylm_jax.rewards.instructions.scoring import instructions
-from easylm_jax.rewards.rows import by_dataset
+from easylm_jax.rewards.registry import by_dataset
 from models.errors import UserError
 
 NO_COMMA = json.dumps([{"instruction_id": ["punctuation:no_comma", "startend:quotation"], "kwargs": [None, None]}])

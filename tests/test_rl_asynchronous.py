@@ -9,12 +9,12 @@ import rl_kit
 from rl_kit import finished as run
 from rl_kit import lines
 
-from easylm_jax import rollout
-from easylm_jax.checkpoint_tools import diff
+from easylm_jax.checkpoint.tools import diff
 from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig
-from easylm_jax.loop import Stopped
-from easylm_jax.monitor.metrics import read_metrics
-from easylm_jax.rl_trainer import RolloutLoop
+from easylm_jax.decode import rollout
+from easylm_jax.runtime.monitor.metrics import read_metrics
+from easylm_jax.train.loop import Stopped
+from easylm_jax.train.rl.trainer import RolloutLoop
 from models.errors import UserError
 
 STEPS = 5
@@ -107,7 +107,7 @@ def test_a_signal_ends_it_without_waiting_for_the_rollout_under_way(undisturbed,
     ready = rl_kit.experiment(tmp_path, *STAGES.values())
     stage = ready.recipe.stage("ahead")
     with monkeypatch.context() as patch:
-        patch.setattr("easylm_jax.monitor.StopRequest.agreed", lambda self, number: number == 2)
+        patch.setattr("easylm_jax.runtime.monitor.StopRequest.agreed", lambda self, number: number == 2)
         with pytest.raises(Stopped, match="step 2 of 5"):
             ready.run(stage)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("rollouts")]

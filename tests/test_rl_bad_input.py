@@ -6,9 +6,10 @@ import pytest
 import rl_kit
 from support import launcher, only_line
 
-from easylm_jax import checkpoint_store as store
+from easylm_jax.checkpoint import store
 from easylm_jax.config import BestOfN, Reward, Validation
-from easylm_jax.judge import Judge
+from easylm_jax.data.build import stage_cache
+from easylm_jax.rewards.scorer import Judge
 from models.errors import UserError
 
 STAGES = """
@@ -149,7 +150,7 @@ def test_prompts_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
     records[4]["messages"][0]["content"] = "one two three " * 20
     rl_kit.write(tmp_path / "prompts.jsonl", records)
     it = rl_kit.experiment(tmp_path / "runs")
-    cache = it.cache(rl_kit.prompts(tmp_path))
+    cache = stage_cache(it, rl_kit.prompts(tmp_path))
     counts = cache.manifest["sources"][0]["records"]
     assert (counts["read"], counts["kept"], counts["empty"]) == (6, cache.rows, 1)
     assert counts["overlong_dropped"] == 5 - cache.rows >= 1
@@ -157,7 +158,7 @@ def test_prompts_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
     assert set(kept) < {records[i]["messages"][0]["content"] for i in (0, 2, 3, 5)} | {""} and len(kept) > 1
     rl_kit.write(tmp_path / "prompts.jsonl", [records[1]] * 3)
     with pytest.raises(UserError, match="gave nothing to train on"):
-        it.cache(rl_kit.prompts(tmp_path))
+        stage_cache(it, rl_kit.prompts(tmp_path))
 
 
 def test_recipes_that_make_no_sense_are_refused_where_they_are_written():

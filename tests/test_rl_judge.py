@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rl_kit
 
-from easylm_jax import lm_judge
 from easylm_jax.config import JudgeModel, Reward, Sampling
+from easylm_jax.rewards import lm_judge
 from easylm_jax.rewards.verify import Verify
 from models.errors import UserError
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import rl_kit
 
-from easylm_jax import rollout, signals
 from easylm_jax.config import GRPO, PPO, OnlineDPO, OptimizerConfig, Reward, Sampling
-from easylm_jax.mesh import make_mesh
+from easylm_jax.decode import rollout
+from easylm_jax.runtime.mesh import make_mesh
+from easylm_jax.train.rl import advantages as rl_advantages
 
 # Spec tulu25 §12: two responses, of three and four tokens.
 VALUES = [[0.5, 0.2, -0.1, 0.0], [0.3, 0.4, 0.1, 0.2]]
@@ -30,7 +31,7 @@ def stage(kind, **more):
 
 
 def signals_of(stage):
-    return signals.of(stage, make_mesh("dp=1", jax.devices()[:1]))
+    return rl_advantages.of(stage, make_mesh("dp=1", jax.devices()[:1]))
 
 
 def measured(made, values=None, divergence=None):

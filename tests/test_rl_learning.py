@@ -7,7 +7,7 @@ import pytest
 import rl_kit
 
 from easylm_jax.config import OptimizerConfig, Reward, Validation
-from easylm_jax.monitor.metrics import read_metrics
+from easylm_jax.runtime.monitor.metrics import read_metrics
 
 ROLLOUTS = 15
 LEARN = {

@@ -9,14 +9,18 @@ import pytest
 import rl_kit
 
 import models
-from easylm_jax import rl_stages, sharding
+from easylm_jax.checkpoint.load import Model
 from easylm_jax.config import PPO, Compute, Reward, Sampling
-from easylm_jax.mesh import BATCH_AXES, make_mesh
-from easylm_jax.optimizer import make_optimizer
-from easylm_jax.rl_memory import MIB, bytes_of, memory_of
-from easylm_jax.rl_programs import RLPrograms
-from easylm_jax.rl_trainer import RolloutJob, RolloutLoop
-from easylm_jax.start import Model, Start
+from easylm_jax.runtime import sharding
+from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
+from easylm_jax.runtime.sharding import bytes_of
+from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.rl import stage as rl_stage
+from easylm_jax.train.rl.job import RolloutJob
+from easylm_jax.train.rl.memory import MIB, memory_of
+from easylm_jax.train.rl.programs import RLPrograms
+from easylm_jax.train.rl.trainer import RolloutLoop
+from easylm_jax.train.state import Start
 from models.decoder import cast_kernels
 
 
@@ -34,8 +38,8 @@ def abstract_job(config, mesh, stage) -> RolloutJob:
     programs = RLPrograms(stage, mesh, policy, value)
     behind = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
     return RolloutJob(
-        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stages._abstract(stage, policy, value, behind),
-        layout=rl_stages._layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
+        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stage._abstract(stage, policy, value, behind),
+        layout=rl_stage._layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
         validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
         policy=policy, value=value, programs=programs, writing_layout=policy_model.layout(mesh), decode_mesh=mesh,
         frozen={}, reference=frozen(policy_model), judge=SimpleNamespace(params=frozen(value_model), mesh=mesh),
@@ -55,7 +59,7 @@ def test_the_memory_of_a_billion_parameters_over_eight_devices_is_that_of_the_pr
     with jax.set_mesh(mesh):
         loop = RolloutLoop(abstract_job(config, mesh, stage))
         programs = loop.compiled(loop.signals.abstract(1024))
-        memory = memory_of(loop, programs, 1024)
+        memory = memory_of(loop.job, loop.abstract, loop.engine, programs, 1024)
     analyses = {name: program.memory_analysis() for name, program in programs.items()}
     programs_need = sum(it.argument_size_in_bytes for it in analyses.values())
     programs_need += max(it.temp_size_in_bytes for it in analyses.values())

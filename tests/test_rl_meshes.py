@@ -9,7 +9,7 @@ import pytest
 import rl_kit
 
 from easylm_jax.config import PPO
-from easylm_jax.rl_trainer import RolloutLoop
+from easylm_jax.train.rl.trainer import RolloutLoop
 from models.errors import UserError
 
 # With a large epsilon an update is about proportional to its gradient, so that rounding is not blown up to a sign.
@@ -98,7 +98,7 @@ def assert_equal(found, expected, record_property):
 
 
 def test_models_and_moments_are_split_and_memory_is_told_for_one_device(tmp_path):
-    from easylm_jax.rl_memory import bytes_of
+    from easylm_jax.runtime.sharding import bytes_of
 
     with rl_kit.devices(8):
         ready = rl_kit.experiment(tmp_path, *STAGES, mesh="fsdp=4,tp=2")

@@ -8,9 +8,10 @@ import pytest
 import rl_kit
 from rl_kit import copies, grpo, loop_of, ppo
 
-from easylm_jax import rollout
 from easylm_jax.config import Compute, DataSpec, Reward, Source
-from easylm_jax.monitor.metrics import read_metrics
+from easylm_jax.data.build import stage_cache
+from easylm_jax.decode import rollout
+from easylm_jax.runtime.monitor.metrics import read_metrics
 
 # With a large epsilon an update is about proportional to its gradient, so that rounding is not blown up to a sign.
 SMOOTH = dataclasses.replace(rl_kit.RATE, lr="1.0", eps=1.0)
@@ -272,7 +273,7 @@ def test_a_stage_ends_its_answers_as_its_prompts_template_does(ready):
     source = (Source(f"{rl_kit.made().folder}/prompts.jsonl"),)
     for template, ends in (("tulu", {words.eos_id}), ("chatml", {words.eos_id, words.special("<|im_end|>")})):
         spec = DataSpec(source, "stage:tokenizer", 40, kind="prompts", template=template)
-        assert set(rollout.end_ids(ready.cache(spec), words)) == ends
+        assert set(rollout.end_ids(stage_cache(ready, spec), words)) == ends
 
 
 def test_the_reward_model_scores_any_number_of_responses_alike(plain):
@@ -287,12 +288,12 @@ def test_the_reward_model_scores_any_number_of_responses_alike(plain):
 
 
 def test_memory_is_told_as_the_arrays_have_it(ready, tmp_path):
-    from easylm_jax.rl_memory import memory_of
+    from easylm_jax.train.rl.memory import memory_of
 
     loop = loop_of(ready, "plain")
     with rl_kit.begun(loop) as state:
         programs = loop.compiled(loop.signals.abstract(32))
-        memory = memory_of(loop, programs, 30)
+        memory = memory_of(loop.job, loop.abstract, loop.engine, programs, 30)
 
     def real(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

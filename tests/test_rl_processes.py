@@ -7,7 +7,8 @@ import pytest
 import rl_kit
 from support import launcher, only_line
 
-from easylm_jax.experiment import Experiment, load_recipe
+from easylm_jax.config.load import load_recipe
+from easylm_jax.experiment import Experiment
 
 SMOOTH = 'OptimizerConfig("1.0", weight_decay=0.0, eps=1.0)'  # an update is about proportional to its gradient
 STAGES = f"""

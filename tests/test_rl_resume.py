@@ -9,12 +9,12 @@ import rl_kit
 from rl_kit import finished as run
 from rl_kit import lines, without_clocks
 
-from easylm_jax import checkpoint_store as store
-from easylm_jax.checkpoint_tools import diff
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.tools import diff
 from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig, Validation
-from easylm_jax.loop import Stopped
-from easylm_jax.monitor.metrics import read_metrics
-from easylm_jax.rl_trainer import RolloutLoop
+from easylm_jax.runtime.monitor.metrics import read_metrics
+from easylm_jax.train.loop import Stopped
+from easylm_jax.train.rl.trainer import RolloutLoop
 
 STEPS = 5
 DEFAULT = ("ppo", "adapter")  # the others are much the same and are run with -m slow

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easylm_jax.schedules import parse_schedule, read_schedule
+from easylm_jax.config.schedule import read_schedule
+from easylm_jax.train.schedule import parse_schedule
 from models.errors import UserError
 
 OLMO2_1B = dict(total_steps=1_907_359, tokens_per_step=512 * 4096)

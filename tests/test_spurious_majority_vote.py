@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import rl_kit
 
-from easylm_jax import majority_vote
 from easylm_jax.config import MajorityVote, Sampling
+from easylm_jax.data.build import stage_cache
+from easylm_jax.synthesize import majority_vote
 from models.errors import UserError
 
 
@@ -103,7 +104,7 @@ def test_the_stage_counts_what_the_policy_writes(tmp_path):
     assert done["files"] == [f"{name}.jsonl" for name in ("votes", "labelled", "incorrect", "rank-1", "shuffled")]
     lines = {name: list(map(json.loads, (folder / name).read_text().splitlines())) for name in done["files"]}
     voted = lines["votes.jsonl"]
-    records = [ready.cache(stage().data).record(i) for i in range(10)]
+    records = [stage_cache(ready, stage().data).record(i) for i in range(10)]
     assert [line["columns"] for line in voted] == [{"ground_truth": record["ground_truth"]} for record in records]
     assert [line["messages"] for line in voted] == [record["_messages"] for record in records]
     for line in voted:

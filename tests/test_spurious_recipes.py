@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import models
-from easylm_jax import fields
-from easylm_jax.config import GRPO, Evaluate, MajorityVote, MakeData
-from easylm_jax.experiment import Experiment, load_recipe
-from easylm_jax.mesh import AXES, parse_mesh
+from easylm_jax.config import GRPO, Evaluate, MajorityVote, MakeData, fields
+from easylm_jax.config.load import load_recipe
+from easylm_jax.experiment import Experiment
 from easylm_jax.rewards.verify import Verify
-from easylm_jax.sharding import check_rows, parameter_shardings
+from easylm_jax.runtime.mesh import AXES, parse_mesh
+from easylm_jax.runtime.sharding import check_rows, parameter_shardings
 from models.errors import UserError
 from recipes.__main__ import FOLDER, recipe_files
 from recipes.spurious_rewards import arms, data, ladder, published, sharpness, stages

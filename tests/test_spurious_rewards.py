@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from easylm_jax.config.expression import Expression
 from easylm_jax.rewards import spurious, verifier
-from easylm_jax.rewards.expression import Expression
 from models.errors import UserError
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from models import hf_names, llama, olmo, qwen2
+from models import trees
 from models.config import DecoderConfig, RopeScaling
+from models.families import llama, olmo, qwen2
 
 VOCAB = 67
 # A large eps, so that a model with another one computes visibly different logits.
@@ -54,7 +55,7 @@ def uniform(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 def random_params(model, seed: int = 0) -> dict:
     """Parameters whose every leaf is random, norm scales and biases too, so that swapped tensors change the logits."""
     leaves = {}
-    for i, (path, leaf) in enumerate(sorted(hf_names.flatten(model.abstract_params()).items())):
+    for i, (path, leaf) in enumerate(sorted(trees.flatten(model.abstract_params()).items())):
         noise = uniform(1000 * seed + i, leaf.shape)
         if path.endswith(".scale"):
             leaves[path] = 1 + noise / 2
@@ -64,7 +65,7 @@ def random_params(model, seed: int = 0) -> dict:
             leaves[path] = noise * np.float32(0.05)  # OLMo 1 fixes eps at 1e-5: small inputs let it show
         else:
             leaves[path] = noise
-    return hf_names.unflatten(leaves)
+    return trees.unflatten(leaves)
 
 
 def random_tokens(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

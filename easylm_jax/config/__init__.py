@@ -12,16 +12,15 @@ A stage is data and one method, `objective`: a new kind of training is a class h
 `easylm_jax.objectives`.
 """
 
-from easylm_jax.config.answers import JudgeModel, Reward, Sampling
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
+from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.evaluate import Entry, Evaluate, Published, Task
+from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, SkipStep
 from easylm_jax.config.recipe import Recipe
+from easylm_jax.config.reward import JudgeModel, Reward, Sampling
 from easylm_jax.config.rl import GRPO, PPO, RL, OnlineDPO
+from easylm_jax.config.synthesize import BestOfN, MajorityVote, Write
 from easylm_jax.config.train import DPO, SFT, Pretrain, RewardModel, Train
-from easylm_jax.config.write import BestOfN, MajorityVote, Write
-from easylm_jax.data.spec import DataSpec, Source
-from easylm_jax.lora import LoraConfig
-from easylm_jax.optimizer import OptimizerConfig, SkipStep
 from models.config import Compute, DecoderConfig, RopeScaling
 
 __all__ = [

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from easylm_jax import fields
-from easylm_jax.data.spec import DataSpec, Source
+from easylm_jax.config import fields
+from easylm_jax.config.data import DataSpec, Source
 
 
 @dataclasses.dataclass(frozen=True)

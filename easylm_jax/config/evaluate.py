@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from easylm_jax import fields
-from easylm_jax.config.answers import Sampling
+from easylm_jax.config import fields
 from easylm_jax.config.base import Stage, models_of, stages_of_data
-from easylm_jax.data.spec import DataSpec
+from easylm_jax.config.data import DataSpec
+from easylm_jax.config.reward import Sampling
 from models.config import Compute
 from models.errors import UserError
 

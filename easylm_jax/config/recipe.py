@@ -10,9 +10,12 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stages that are run in the order of their needs. `mesh` lays out the devices (`easylm_jax.mesh`), `decode_mesh`
-    where models write, such as "fsdp=-1,tp=4"; left out, as `mesh` does (docs/layouts.md). `pod` is the TPU slice that
-    sizes and meshes are meant for, such as "v5p-64", which `easylm plan` compiles for."""
+    """Stages that are run in the order of their needs.
+
+    `mesh` lays out the devices (`runtime/mesh.py`), and `decode_mesh` those that models generate on, such as
+    "fsdp=-1,tp=4"; left out, as `mesh` does (docs/layouts.md). `pod` is the TPU slice that sizes and meshes are meant
+    for, such as "v5p-64", which `easylm plan` compiles for.
+    """
 
     name: str
     stages: tuple[Stage, ...]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from easylm_jax.config.answers import Reward, Sampling
 from easylm_jax.config.base import models_of
+from easylm_jax.config.optimizer import OptimizerConfig
+from easylm_jax.config.reward import Reward, Sampling
 from easylm_jax.config.train import Train
-from easylm_jax.optimizer import OptimizerConfig
-from easylm_jax.steps import Objective
-from models.decoder import Decoder
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    from easylm_jax.objectives.base import Objective
+    from models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

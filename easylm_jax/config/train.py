@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from easylm_jax import fields
+from easylm_jax.config import fields
 from easylm_jax.config.base import Checkpoints, Monitoring, Stage, Validation, models_of, stages_of_data
-from easylm_jax.data.spec import DataSpec
-from easylm_jax.lora import LoraConfig
-from easylm_jax.optimizer import OptimizerConfig
-from easylm_jax.steps import Objective
+from easylm_jax.config.data import DataSpec
+from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig
 from models.config import Compute, DecoderConfig
-from models.decoder import Decoder
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    from easylm_jax.objectives.base import Objective
+    from models.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,27 +9,27 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from easylm_jax.config.data import DataSpec, Source
     from easylm_jax.data.build import build_cache
     from easylm_jax.data.cache import Cache, open_cache
     from easylm_jax.data.columns import ColumnStore, open_columns, write_columns
     from easylm_jax.data.loader import Loader
     from easylm_jax.data.sentencepiece_model import train_sentencepiece
-    from easylm_jax.data.spec import DataSpec, Source
     from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 _HOMES = {
-    "DataSpec": "spec",
-    "Source": "spec",
-    "build_cache": "build",
-    "Cache": "cache",
-    "ColumnStore": "columns",
-    "open_columns": "columns",
-    "write_columns": "columns",
-    "open_cache": "cache",
-    "Loader": "loader",
-    "Tokenizer": "tokenizer",
-    "load_tokenizer": "tokenizer",
-    "train_sentencepiece": "sentencepiece_model",
+    "DataSpec": "config.data",
+    "Source": "config.data",
+    "build_cache": "data.build",
+    "Cache": "data.cache",
+    "ColumnStore": "data.columns",
+    "open_columns": "data.columns",
+    "write_columns": "data.columns",
+    "open_cache": "data.cache",
+    "Loader": "data.loader",
+    "Tokenizer": "data.tokenizer",
+    "load_tokenizer": "data.tokenizer",
+    "train_sentencepiece": "data.sentencepiece_model",
 }
 __all__ = [
     "Cache",
@@ -51,4 +51,4 @@ def __getattr__(name: str):
     """Import a public name on first use, so that `easylm --help` pays for none of them."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"easylm_jax.{_HOMES[name]}"), name)

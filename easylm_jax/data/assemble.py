@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data import filters, packing
 from easylm_jax.data.cache import SEGMENT
 from easylm_jax.data.examples import Counts, Encoder
 from easylm_jax.data.loader import permutation
-from easylm_jax.data.sources import BadRecord, read_records
-from easylm_jax.data.spec import DataSpec, Source
+from easylm_jax.data.records import BadRecord
+from easylm_jax.data.sources import read_records
 from easylm_jax.data.tokenizer import Tokenizer
 from models.errors import UserError
 
@@ -114,7 +115,7 @@ def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:
     for index, source in enumerate(sources):
         rates: dict[str, float] = {}
         if source.path.startswith("seqio:"):
-            from easylm_jax.data.seqio_tasks import mixture_rates
+            from easylm_jax.data.seqio_read import mixture_rates
 
             name, _, split = source.path.removeprefix("seqio:").partition(":")
             rates = mixture_rates(name, source.module)

@@ -20,11 +20,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from easylm_jax.config.data import ADDED_LATER, DataSpec
+from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import cache as cache_files
 from easylm_jax.data.cache import Cache, open_cache
 from easylm_jax.data.sources import file_fingerprint, source_files
-from easylm_jax.data.spec import ADDED_LATER, DataSpec
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from easylm_jax.runtime.processes import say
 from models.errors import UserError
 
 Progress = Callable[[int, int | None, str], None]
@@ -204,3 +206,20 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def stage_cache(workspace: Workspace, spec: DataSpec) -> Cache:
+    """The packed cache of a stage's data, built if there is none (by one process of those that share the folder)."""
+    return build_cache(workspace.data(spec), workspace.out / "cache", _progress())
+
+
+def _progress():
+    """A line every few seconds while a cache is built."""
+    last = [time.monotonic()]
+
+    def progress(done: int, total: int | None, phase: str) -> None:
+        if time.monotonic() - last[0] > 5:
+            last[0] = time.monotonic()
+            say(f"data: {phase} {done:,}" + (f" of {total:,}" if total else ""))
+
+    return progress

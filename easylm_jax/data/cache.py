@@ -17,21 +17,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from easylm_jax.data import packing
 from models.errors import UserError
 
-if TYPE_CHECKING:
-    from easylm_jax.data.columns import ColumnStore
-
 VERSION = 1  # part of every key: raise it when the bytes that the same inputs give would change
 _NONE_THERE = {"pair_index": -1, "prompt_index": -1}  # what an empty row holds; 0 in all other columns
 SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("document", "<u8")])
+
+
+class BatchColumns(Protocol):
+    """Arrays computed from a cache that join its batches (`columns.ColumnStore`)."""
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]: ...
+
+    def check(self, cache: Cache) -> None: ...
+
+    def gather(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
 class Segment(NamedTuple):
@@ -54,7 +62,7 @@ class Cache:
         self.columns = {name: _map(folder / "columns" / f"{name}.npy") for name in manifest["columns"]}
         self.segments = _map(folder / "segments.npy")
         self.row_offsets = _map(folder / "row_offsets.npy")
-        self._extra: tuple[ColumnStore, ...] = ()
+        self._extra: tuple[BatchColumns, ...] = ()
         self._records: tuple[np.ndarray, np.ndarray] | None = None
         for name, column in self.columns.items():
             if len(column) != self.rows:
@@ -68,7 +76,7 @@ class Cache:
             batch.update(store.gather(batch))
         return batch
 
-    def with_columns(self, store: ColumnStore) -> Cache:
+    def with_columns(self, store: BatchColumns) -> Cache:
         """The same cache with the columns of `store` in every batch; the order of rows stays the same.
 
         UserError when the store belongs to another cache or one of its names is taken.

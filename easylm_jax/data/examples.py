@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from easylm_jax.config import chat_templates
+from easylm_jax.config.data import ROLES, DataSpec, Source
 from easylm_jax.data import filters, packing, templates
-from easylm_jax.data.sources import BadRecord, Record, read_records
-from easylm_jax.data.spec import ROLES, DataSpec, Source
+from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
-from models.errors import UserError
 
 # (prompt, completion) columns in the order they are looked for; the second pair is what seqio tasks carry.
 _PAIRS = (("prompt", "completion"), ("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
@@ -97,29 +97,6 @@ def _message(turn: Any, index: int, where: str) -> dict[str, str]:
     return {"role": turn["role"], "content": checked_text(turn["content"], f"content of message {index}", where)}
 
 
-def source_texts(sources: Iterable[Source]) -> Iterator[str]:
-    """All text of the sources, for training a vocabulary: documents, or the contents of conversations.
-
-    A source is read as pairs when it names or has a column chosen, else as conversations when it has `fields` or when
-    its records have no text column.
-    """
-    from easylm_jax.data import preference
-
-    for source in sources:
-        for record, where in read_records(source):
-            try:
-                if isinstance(record, BadRecord):
-                    raise record
-                if preference.holds_pairs(record, source):
-                    yield from preference.texts_of(record, source, where)
-                elif source.fields is None and source.text_field in record:
-                    yield text_of(record, source, where)
-                else:
-                    yield from (message["content"] for message in messages_of(record, source, where))
-            except BadRecord as error:
-                raise UserError(f"data: {error}") from None
-
-
 def _conversation(record: Record, source: Source, spec: DataSpec, where: str) -> list[templates.Piece]:
     messages = messages_of(record, source, where)
     check_roles(messages, spec, where)
@@ -134,7 +111,7 @@ def _conversation(record: Record, source: Source, spec: DataSpec, where: str) ->
 
 def check_roles(messages: Sequence[dict[str, str]], spec: DataSpec, where: str) -> None:
     """BadRecord when the template has no turn for one of the roles."""
-    known = templates.get_template(spec.template).turns
+    known = chat_templates.get_template(spec.template).turns
     for message in messages:
         if message["role"] not in known:
             raise BadRecord(f"{where}: template {spec.template} has no {message['role']} turn")

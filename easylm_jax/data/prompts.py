@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data import filters, packing, preference, templates
 from easylm_jax.data.examples import (
     Counts,
@@ -30,8 +31,7 @@ from easylm_jax.data.examples import (
     messages_in,
     messages_of,
 )
-from easylm_jax.data.sources import BadRecord, Record
-from easylm_jax.data.spec import DataSpec, Source
+from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
 
 Messages = list[dict[str, str]]

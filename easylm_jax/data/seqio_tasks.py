@@ -6,25 +6,16 @@ TensorFlow and seqio are imported inside these functions only. They serve the bu
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data.examples import messages_of, text_of
-from easylm_jax.data.sources import BadRecord, plain, read_records
-from easylm_jax.data.spec import DataSpec, Source
+from easylm_jax.data.records import BadRecord
+from easylm_jax.data.seqio_read import _seqio, read_task
+from easylm_jax.data.sources import read_records
 from models.errors import UserError
-
-
-def _seqio():
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import seqio
-    except ImportError as error:
-        raise UserError(f"data: a seqio source needs seqio and tensorflow installed: {error}") from None
-    return seqio
 
 
 def declare_task(
@@ -120,44 +111,3 @@ def declare_mixture(name: str, tasks: Mapping[str, float] | Sequence[str], *, te
 
 def _count(task: str) -> int:
     return sum(1 for _ in read_task(task, "train", None))
-
-
-def _find(name: str, module: str | None):
-    seqio = _seqio()
-    if module is not None:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"data: module {module!r} of source seqio:{name} cannot be imported: {error}") from None
-    try:
-        return seqio.get_mixture_or_task(name)
-    except ValueError:
-        hint = "" if module else "; name the module that registers it with Source(module=...)"
-        raise UserError(f"data: no seqio task or mixture is called {name!r}{hint}") from None
-
-
-def mixture_rates(name: str, module: str | None) -> dict[str, float]:
-    """Rates of a mixture's tasks, sorted by name (seqio's own order is not fixed); empty when `name` is a task."""
-    found = _find(name, module)
-    if not isinstance(found, _seqio().Mixture):
-        return {}
-    return {task.name: float(found.get_rate(task)) for task in sorted(found.tasks, key=lambda task: task.name)}
-
-
-def read_task(name: str, split: str, module: str | None) -> Iterator[tuple[dict[str, Any], str]]:
-    """Records of a registered task, in its own order. Integer features without text are decoded by their vocabulary."""
-    task = _find(name, module)
-    if split not in task.splits:
-        raise UserError(f"data: seqio task {name!r} has no split {split!r}; it has {', '.join(task.splits)}")
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, use_cached=False)
-    for index, example in enumerate(dataset.as_numpy_iterator()):
-        yield _readable(plain(example), task), f"seqio:{name} example {index}"
-
-
-def _readable(record: dict[str, Any], task: Any) -> dict[str, Any]:
-    for feature, details in task.output_features.items():
-        value = record.get(feature)
-        if f"{feature}_pretokenized" in record or not isinstance(value, list) or not details.dtype.is_integer:
-            continue
-        record[feature] = details.vocabulary.decode(value)
-    return record

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.data.spec import Source
+from easylm_jax.config.data import Source
+from easylm_jax.data.records import BadRecord, Record, plain
 from models.errors import UserError
 
 _TEXT_SUFFIXES = (".jsonl", ".json", ".txt")
@@ -24,11 +25,6 @@ SUFFIXES = (
     ".parquet",
     ".csv",
 )
-Record = dict[str, Any]
-
-
-class BadRecord(Exception):
-    """One record that cannot be used; the message starts with where it stands (`file:line`)."""
 
 
 def _kind(path: Path) -> str | None:
@@ -84,7 +80,7 @@ def read_records(source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
     elif source.path.startswith("tfds:"):
         records = _read_tfds(source)
     elif source.path.startswith("seqio:"):
-        from easylm_jax.data.seqio_tasks import read_task
+        from easylm_jax.data.seqio_read import read_task
 
         name, split = _split_name(source)
         records = read_task(name, split, source.module)
@@ -242,19 +238,6 @@ def _read_tfds(source: Source) -> Iterator[tuple[Record, str]]:
         raise UserError(f"data: cannot load {source.path}: {_first_line(error)}") from None
     for index, record in enumerate(loaded):
         yield plain(record), f"{source.path} row {index}"
-
-
-def plain(value: Any) -> Any:
-    """NumPy values and bytes, as TensorFlow hands them out, to plain Python values and text."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return value
 
 
 def _first_line(error: Exception) -> str:

@@ -22,8 +22,8 @@ from easylm_jax.decode import cache as kv
 from easylm_jax.decode import forward, loop
 from easylm_jax.decode.request import Completions, Detokenize, Request, ScoredCompletions, cut_at_stop
 from easylm_jax.decode.sampling import Mode, Settings
-from easylm_jax.mesh import BATCH_AXES, batch_split
-from easylm_jax.sharding import check_heads
+from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
+from easylm_jax.runtime.sharding import check_heads
 from models.decoder import Decoder, Params
 
 # Tokens that one prefill may hold, padding included: bounds its memory.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from easylm_jax.decode import cache as kv
 from easylm_jax.decode.cache import Cache
-from easylm_jax.sharding import parameter_shardings
+from easylm_jax.runtime.sharding import parameter_shardings
 from models.attention import MASKED, attention
 from models.decode_attention import decode_attention, fits_kernel
 from models.decoder import Decoder, Params, cast_kernels

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from easylm_jax.decode.cache import Cache
 from easylm_jax.decode.forward import Weights, step
 from easylm_jax.decode.sampling import Drawn, Mode, Settings, draw, row_keys
-from easylm_jax.mesh import BATCH_AXES, batch_split
+from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from models.decoder import Decoder
 
 

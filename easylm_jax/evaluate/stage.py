@@ -10,69 +10,69 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from easylm_jax import checkpoint_arrays, compiler, fields, rollout, sharding
-from easylm_jax.config import Entry, Evaluate, Reward, Task
+from easylm_jax.checkpoint import load
+from easylm_jax.checkpoint.load import Model, check_can_speak, check_room, check_same_tokenizer, model_from
+from easylm_jax.config import Entry, Evaluate, Reward, Task, fields
+from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
-from easylm_jax.decode import Engine
+from easylm_jax.data.build import stage_cache
+from easylm_jax.decode import Engine, rollout
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
-from easylm_jax.files import write_json, write_lines
-from easylm_jax.judge import judge_of, verified
-from easylm_jax.mesh import batch_split, make_mesh
-from easylm_jax.objectives import target_scores
+from easylm_jax.objectives import base, target_scores
+from easylm_jax.rewards.scorer import judge_of, verified
 from easylm_jax.rewards.verify import Verify
-from easylm_jax.start import Model, check_can_speak, check_room, check_same_tokenizer, model_from
+from easylm_jax.runtime import chunked, compiler, processes, sharding
+from easylm_jax.runtime.files import write_json, write_lines
+from easylm_jax.runtime.mesh import batch_split, make_mesh
 from models.decoder import Decoder
 from models.errors import UserError
-
-if TYPE_CHECKING:
-    from easylm_jax.experiment import Experiment
 
 PyTree = Any
 ROWS = 64  # responses that a model scores at once
 SHOWN = 8  # prompts of each task whose answers go to samples.jsonl
 
 
-def evaluate(stage: Evaluate, experiment: Experiment) -> dict[str, Any]:
+def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns what `done.json` will say."""
-    folder = experiment.folder(stage.name)
-    recipe = experiment.recipe
+    folder = workspace.folder(stage.name)
+    recipe = workspace.recipe
     mesh = sharding.decoding(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
-    tasks = [_Prompts(task, experiment) for task in stage.tasks]
+    tasks = [_Prompts(task, workspace) for task in stage.tasks]
     # An unknown verifier is told before any work.
     judges = {text: Verify(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())}
     names = dict.fromkeys(name for entry in stage.entries for name in entry.stages)
     results = {}
     for name in names:
-        path, key = folder / "models" / f"{_file_name(name)}.json", _key(stage, name, experiment)
+        path, key = folder / "models" / f"{_file_name(name)}.json", _key(stage, name, workspace)
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         if known.get("key") != key:
             with jax.set_mesh(mesh):
-                result = _judged(stage, name, tasks, judges, experiment, mesh)
-            if checkpoint_arrays.is_first_process():
+                result = _judged(stage, name, tasks, judges, workspace, mesh)
+            if processes.is_first_process():
                 write_json(path, {"model": name, "key": key, **result})
-            checkpoint_arrays.barrier(f"judged {name}")
+            processes.barrier(f"judged {name}")
             known = json.loads(path.read_text(encoding="utf-8"))
         results[name] = known
-    table = _table(stage, experiment, results, tasks)
-    if checkpoint_arrays.is_first_process():
+    table = _table(stage, workspace, results, tasks)
+    if processes.is_first_process():
         write_lines(folder / "samples.jsonl", _samples(stage, results))
         write_json(folder / "table.json", table)
-        write_json(experiment.root / "table.json", table)
+        write_json(workspace.root / "table.json", table)
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
 
 
-def _key(stage: Evaluate, name: str, experiment: Experiment) -> str:
+def _key(stage: Evaluate, name: str, workspace: Workspace) -> str:
     """Changes with the model, the tasks and whatever else decides what a model's file says; and with a stage that was
     run anew, even with the settings that it had."""
-    known = {other.name: other for other in experiment.recipe.stages}
+    known = {other.name: other for other in workspace.recipe.stages}
     judges = [task.best_of for task in stage.tasks]
     models = {
-        model: [experiment.settings(known[model]), experiment.done(known[model])] if model in known else model
+        model: [workspace.settings(known[model]), workspace.done(known[model])] if model in known else model
         for model in (name, stage.reference, *judges)
         if model is not None
     }
@@ -82,9 +82,9 @@ def _key(stage: Evaluate, name: str, experiment: Experiment) -> str:
 class _Prompts:
     """A task with its prompts in memory."""
 
-    def __init__(self, task: Task, experiment: Experiment):
-        self.task, self.cache = task, experiment.cache(task.data)
-        self.tokenizer = load_tokenizer(experiment.data(task.data).tokenizer)
+    def __init__(self, task: Task, workspace: Workspace):
+        self.task, self.cache = task, stage_cache(workspace, task.data)
+        self.tokenizer = load_tokenizer(workspace.data(task.data).tokenizer)
         count = self.cache.rows if task.limit is None else min(task.limit, self.cache.rows)
         self.batch = self.cache.read(np.arange(count))
 
@@ -97,10 +97,10 @@ class _Prompts:
 
 
 def _judged(
-    stage: Evaluate, name: str, tasks: list[_Prompts], judges: dict, experiment: Experiment, mesh: jax.sharding.Mesh
+    stage: Evaluate, name: str, tasks: list[_Prompts], judges: dict, workspace: Workspace, mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
     """What one model gives on all tasks, prompt by prompt."""
-    source = model_from(name, experiment, mesh, compute=stage.compute)
+    source = model_from(workspace.model(name), mesh, compute=stage.compute)
     check_can_speak(stage.name, source)
     for it in tasks:
         check_same_tokenizer(stage.name, "model", name, source, it.tokenizer)
@@ -109,7 +109,7 @@ def _judged(
     for it in tasks:
         task = it.task
         check_room(stage.name, source, it.cache, task.sampling.max_new_tokens)
-        engine = _engine(rollout.writing(source.decoder, it.tokenizer), task.sampling.slots, mesh)
+        engine = _engine(load.writing(source.decoder, it.tokenizer), task.sampling.slots, mesh)
         greedy = task.sampling.temperature == 0
         if greedy and task.samples > 1:
             raise UserError(f"stage {stage.name}: task {task.name} takes {task.samples} greedy samples, all the same")
@@ -124,7 +124,7 @@ def _judged(
         texts = [rollout.text_of(made, row, it.tokenizer) for row in range(made.rows)]
         shown = np.zeros(it.count, np.int64)  # which of a prompt's answers
         if task.best_of is not None:
-            shown = _liked(stage, task, made, it, experiment, mesh)
+            shown = _liked(stage, task, made, it, workspace, mesh)
         of_shown = scores[np.arange(it.count), shown]
         found["tasks"][task.name] = {
             "scores": (scores.mean(axis=1) if task.best_of is None else of_shown).tolist(),
@@ -136,7 +136,7 @@ def _judged(
             ],
         }  # fmt: skip
     if stage.reference is not None:
-        found["kl"] = _divergence(stage, source, params, tasks[0], experiment, mesh)
+        found["kl"] = _divergence(stage, source, params, tasks[0], workspace, mesh)
     return found
 
 
@@ -153,11 +153,11 @@ def _also(task: Task, given: dict[str, np.ndarray], shown: np.ndarray) -> dict[s
 
 
 def _liked(
-    stage: Evaluate, task: Task, made: rollout.Rollout, it: _Prompts, experiment: Experiment, mesh: jax.sharding.Mesh
+    stage: Evaluate, task: Task, made: rollout.Rollout, it: _Prompts, workspace: Workspace, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
     """[prompts]: which of its answers a reward model likes best (best-of-N; spec tulu25 §11.3)."""
     judge = judge_of(
-        stage.name, Reward(model=task.best_of), experiment, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh),
+        stage.name, Reward(model=task.best_of), workspace, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh),
         stage.seed,
     )  # fmt: skip
     judge(made)
@@ -180,29 +180,29 @@ def _scorer(model: Decoder, mesh: jax.sharding.Mesh):
 
 
 def _divergence(
-    stage: Evaluate, source: Model, params: PyTree, it: _Prompts, experiment: Experiment, mesh: jax.sharding.Mesh
+    stage: Evaluate, source: Model, params: PyTree, it: _Prompts, workspace: Workspace, mesh: jax.sharding.Mesh
 ) -> list[float]:
     """Σ log π − log π_reference over one sampled answer (temperature 1) to each prompt, in nats."""
     assert stage.reference is not None
-    reference = model_from(stage.reference, experiment, mesh, compute=stage.compute)
+    reference = model_from(workspace.model(stage.reference), mesh, compute=stage.compute)
     batch = {name: array[: stage.kl_prompts] for name, array in it.batch.items()}
     sampling = dataclasses.replace(it.task.sampling, temperature=1.0, top_k=None, top_p=None)
-    engine = _engine(rollout.writing(source.decoder, it.tokenizer), sampling.slots, mesh)
+    engine = _engine(load.writing(source.decoder, it.tokenizer), sampling.slots, mesh)
     made = rollout.sample(
         engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer,
         end_ids=rollout.end_ids(it.cache, it.tokenizer),
     )  # fmt: skip
     columns = rollout.columns_of(made)
-    forward = {name: columns[name] for name in rollout.FORWARD}
+    forward = {name: columns[name] for name in base.FORWARD}
 
     def scores(model: Decoder, own: PyTree) -> np.ndarray:
-        return rollout.in_chunks(_scorer(model, mesh), [own], forward, _rows(mesh), mesh)
+        return chunked.in_chunks(_scorer(model, mesh), [own], forward, _rows(mesh), mesh)
 
     apart = scores(source.decoder, params) - scores(reference.decoder, reference.frozen(mesh))
     return (apart * columns["mask"]).sum(axis=1, dtype=np.float64).tolist()
 
 
-def _table(stage: Evaluate, experiment: Experiment, results: dict[str, Any], tasks: list[_Prompts]) -> dict[str, Any]:
+def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks: list[_Prompts]) -> dict[str, Any]:
     names = [task.task.name for task in tasks]
     scores = {  # [seeds, prompts] for each method and task
         entry.method: {
@@ -212,10 +212,10 @@ def _table(stage: Evaluate, experiment: Experiment, results: dict[str, Any], tas
         for entry in stage.entries
     }
     rows = [_row(stage, entry, results, scores, names) for entry in stage.entries]
-    done = [experiment.done(other) for other in experiment.recipe.stages if other.name != stage.name]
+    done = [workspace.done(other) for other in workspace.recipe.stages if other.name != stage.name]
     return {
         "title": stage.title,
-        "recipe": experiment.recipe.name,
+        "recipe": workspace.recipe.name,
         "stage": stage.name,
         "tasks": [
             {"name": it.task.name, "prompts": it.count, "metric": it.task.verifier, "samples": it.task.samples}

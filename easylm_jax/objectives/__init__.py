@@ -1,4 +1,4 @@
-"""Pure mathematics of training: every objective maps parameters and a batch to sums (`easylm_jax.steps.Loss`)."""
+"""Pure mathematics of training: every objective maps parameters and a batch to sums (`easylm_jax.train.step.Loss`)."""
 
 from easylm_jax.objectives.estimators import (
     adaptive_kl,

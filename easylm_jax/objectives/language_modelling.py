@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from easylm_jax.steps import Batch, Loss, Objective
+from easylm_jax.objectives.base import Batch, Loss, Objective
 from models.decoder import Decoder, Params
 
 Reduction = Literal["token", "sequence_sum"]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from easylm_jax.objectives.base import Batch, Sums
 from easylm_jax.objectives.numeric import masked_sum
-from easylm_jax.steps import Batch, Sums
 
 
 def valid_pairs(batch: Batch) -> jax.Array:

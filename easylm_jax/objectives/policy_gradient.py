@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from easylm_jax.objectives.base import Sums
 from easylm_jax.objectives.estimators import KLKind, kl_estimate
 from easylm_jax.objectives.numeric import as_float, bounded_exp, masked, masked_sum
 from easylm_jax.objectives.sequences import Sequences
-from easylm_jax.steps import Sums
 from models.errors import UserError
 
 Result = tuple[jax.Array, jax.Array, Sums]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from easylm_jax.objectives.base import Batch, Loss, Objective, Sums
 from easylm_jax.objectives.numeric import as_float, log1mexp, masked
 from easylm_jax.objectives.pairs import batch_counts, pair_sums, sum_sides, valid_pairs
-from easylm_jax.steps import Batch, Loss, Objective, Sums
 from models.decoder import Decoder, Params
 from models.errors import UserError
 

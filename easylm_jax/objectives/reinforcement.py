@@ -13,15 +13,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from easylm_jax.objectives.base import Batch, Loss, Objective
 from easylm_jax.objectives.estimators import KLKind
+from easylm_jax.objectives.forward import _hidden
 from easylm_jax.objectives.policy_gradient import Aggregation, grpo_loss, value_loss
-from easylm_jax.steps import Batch, Loss, Objective
 from models.decoder import Decoder, Params
 from models.heads import TokenScores, scalar_head
-
-
-def _hidden(model: Decoder, params: Params, batch: Batch) -> jax.Array:
-    return model(params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]).hidden
 
 
 def target_scores(model: Decoder, params: Params, batch: Batch, *, temperature: float = 1.0) -> TokenScores:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from easylm_jax.objectives.base import Batch, Loss, Objective
 from easylm_jax.objectives.numeric import as_float, masked
 from easylm_jax.objectives.pairs import batch_counts, last_of_sides, pair_sums, valid_pairs
-from easylm_jax.steps import Batch, Loss, Objective
 from models.decoder import Decoder, Params
 from models.errors import UserError
 from models.heads import scalar_head

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from easylm_jax.plan import hlo
 
 if TYPE_CHECKING:
-    from easylm_jax.plan.topology import Chip
+    from easylm_jax.runtime.chips import Chip
+from easylm_jax.runtime.chips import NANOSECOND
 
-NANOSECOND = 1e9  # a GPU's `clock`: its roofline is counted in these
 REACHED = 0.7  # of the peak that large products reach; an assumption
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "after-all",

@@ -19,11 +19,12 @@ from typing import Any
 
 import jax
 
-from easylm_jax import files
 from easylm_jax.config import RL, Evaluate, Recipe, Stage, Train, Write
-from easylm_jax.plan import alike, report, topology
+from easylm_jax.plan import dedupe, report, topology
 from easylm_jax.plan.programs import PLANNED
-from easylm_jax.plan.topology import GIB, Topology
+from easylm_jax.plan.topology import Topology
+from easylm_jax.runtime import files
+from easylm_jax.runtime.chips import GIB
 from models.errors import UserError
 
 Say = Callable[[str], None]
@@ -72,7 +73,7 @@ def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
             if not isinstance(stage, PLANNED):
                 continue
             try:
-                key, error = alike.key(stage, recipe, pod), None
+                key, error = dedupe.key(stage, recipe, pod), None
             except UserError as problem:
                 key, error = f"{name}/{stage.name}", str(problem)
             group = found.setdefault(key, Group(key, recipe, pod, [], error=error))
@@ -83,7 +84,7 @@ def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
 def plan(found: Sequence[Group], folder: Path, say: Say, jobs: int = 1) -> None:
     """Plans every group that is not kept in `folder` yet, `jobs` at a time, each in a process of its own; what fails is
     told in its group and the rest goes on."""
-    kept = folder / "stages" / alike.versions()
+    kept = folder / "stages" / dedupe.versions()
     waiting = [group for group in found if group.error is None and not _read(group, kept)]
     say(f"{len(found)} different stages, {len(found) - len(waiting)} of them planned already")
     for number, (group, programs, error) in enumerate(_planned(waiting, folder, say, jobs)):
@@ -239,7 +240,7 @@ def _cells(group: Group, took: Sequence[Took]) -> list[str]:
 def _meshes(group: Group) -> str:
     """The shapes of the devices that the stage makes use of."""
     trained, written = group.recipe.mesh, group.recipe.decode_mesh
-    if written is None or not isinstance(group.stage, alike.WRITING):
+    if written is None or not isinstance(group.stage, dedupe.WRITING):
         return trained
     return f"{trained}, writes on {written}" if isinstance(group.stage, RL) else written
 

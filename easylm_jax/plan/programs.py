@@ -18,19 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax import compiler, reference, rollout, sharding, signals
+from easylm_jax.checkpoint.load import Model
 from easylm_jax.config import DPO, PPO, RL, Evaluate, Recipe, Stage, Train, Write
-from easylm_jax.decode import Engine
+from easylm_jax.decode import Engine, rollout
 from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
-from easylm_jax.monitor import model_flops_per_token
+from easylm_jax.objectives import base as objectives_base
 from easylm_jax.objectives import score_responses
-from easylm_jax.optimizer import make_optimizer
 from easylm_jax.plan import shapes
-from easylm_jax.rl_memory import bytes_of
-from easylm_jax.rl_programs import RLPrograms
-from easylm_jax.start import Model, Start
-from easylm_jax.steps import make_train_step
+from easylm_jax.runtime import compiler, sharding
+from easylm_jax.runtime.monitor import model_flops_per_token
+from easylm_jax.runtime.sharding import bytes_of
+from easylm_jax.train import reference_logprobs
+from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.rl import advantages
+from easylm_jax.train.rl.programs import RLPrograms
+from easylm_jax.train.state import Start
+from easylm_jax.train.step import make_train_step
 from models.config import Compute, DecoderConfig
 from models.decoder import cast_kernels
 
@@ -150,7 +154,7 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
         _flops(source.config, length, stage.batch, mesh, 3), 1.0, options,
     )  # fmt: skip
     if cached:
-        score = reference.score_program(source.decoder, mesh)
+        score = reference_logprobs.score_program(source.decoder, mesh)
         micro = sharding.placed_batch(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
         yield Planned(
             "reference", lambda: score.lower(base, micro), {},
@@ -230,7 +234,7 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
 def _updates(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Planned]:
     """What trains the policy, and the value model where there is one."""
     width, frozen = rollout.bucket(shapes.longest(stage)), roles.placed.get("frozen", {})
-    rows = signals.of(stage, mesh).abstract(width)
+    rows = advantages.of(stage, mesh).abstract(width)
     for name, start in (("policy", roles.policy), ("value", roles.value)):
         if start is not None:
             yield Planned(
@@ -251,7 +255,7 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
     def flops(model: Model) -> float:
         return _flops(model.config, width, rows, mesh, 1)
 
-    forward = sharding.placed_batch(batch(rollout.FORWARD), mesh)
+    forward = sharding.placed_batch(batch(objectives_base.FORWARD), mesh)
     scored = roles.placed["reference"]
     # The policy as it writes and the reference are of one type, and scored by one program.
     yield Planned(

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from easylm_jax.config import PPO, RL, Evaluate, Recipe, Stage, Train, Write
-from easylm_jax.mesh import make_mesh
 from easylm_jax.plan import estimate, programs, shapes
-from easylm_jax.plan.compiling import Compiled, compile_for
+from easylm_jax.plan.compile_cache import Compiled, compile_for
 from easylm_jax.plan.programs import Planned
-from easylm_jax.plan.topology import GIB, Topology
+from easylm_jax.plan.topology import Topology
+from easylm_jax.runtime.chips import GIB
+from easylm_jax.runtime.mesh import make_mesh
 
 Say = Callable[[str], None]
 

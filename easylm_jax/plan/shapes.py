@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 import models
-from easylm_jax import hub
+from easylm_jax.checkpoint import hub
+from easylm_jax.checkpoint.load import Model, model_of
 from easylm_jax.config import RL, DataSpec, Recipe, RewardModel, Train, Write
-from easylm_jax.convert import model_of
-from easylm_jax.rollout import FORWARD
-from easylm_jax.start import Model
+from easylm_jax.objectives.base import FORWARD
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
-from models.hf import read_config
+from models.hf.convert import read_config
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 

@@ -25,9 +25,10 @@ from typing import Any
 import jax
 
 from easylm_jax.config import RL, Recipe, Stage, Train, Write
-from easylm_jax.mesh import BATCH_AXES, parse_mesh
 from easylm_jax.plan import report, shapes, topology
-from easylm_jax.plan.topology import GIB, Topology
+from easylm_jax.plan.topology import Topology
+from easylm_jax.runtime.chips import GIB
+from easylm_jax.runtime.mesh import BATCH_AXES, parse_mesh
 from models.errors import UserError
 
 Say = Callable[[str], None]
@@ -167,7 +168,7 @@ def _of_chips(pod: Topology, chips: int) -> str:
 
 
 def _with_remat(stage: Any, remat: str | None) -> Any:
-    from easylm_jax import fields
+    from easylm_jax.config import fields
 
     return stage if remat is None else fields.override(stage, "compute.remat", remat)
 

@@ -18,51 +18,9 @@ import re
 from typing import Any
 
 from easylm_jax.plan import gpu
+from easylm_jax.runtime.chips import _ALIASES, CHIPS, Chip
 from models.errors import UserError
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device of a generation as JAX sees it (half a chip on v3 and tpu7x).
-
-    `memory` bytes that the compiler lets one program use, read from its own message when a program is too large;
-    `flops` peak bfloat16 FLOP/s; `bandwidth` bytes/s of HBM; `link` bytes/s one way over one link between chips;
-    `clock` Hz by which the compiler's cycles become seconds (peak FLOP/s over the width of the matrix units);
-    `torus` dimensions; `per_chip` devices of a chip; `cores` that Google Cloud counts for a chip in its names.
-    """
-
-    name: str
-    memory: int
-    flops: float
-    bandwidth: float
-    link: float
-    clock: float
-    torus: int
-    per_chip: int = 1
-    cores: int = 1
-    kernel_share: float = 0.5  # of peak that an attention kernel reaches; an assumption
-    network: float = 6.25e9  # bytes/s of each device between slices or boxes: 50 Gb/s of a TPU's chip, an assumption
-    platform: str = "tpu"
-    options: tuple[tuple[str, str], ...] = ()  # for the description of the topology
-
-
-_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip as one device
-CHIPS: dict[str, Chip] = {
-    "v3": Chip("v3", int(15.48 * GIB), 61.5e12, 450e9, 70e9, 0.94e9, 2, per_chip=2, cores=2),
-    "v4": Chip(
-        "v4", int(30.75 * GIB), 275e12, 1228e9, 45e9, 1.05e9, 3, cores=2, options=(("chip_config_name", "megacore"),)
-    ),
-    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 45e9, 1.5e9, 2),
-    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 90e9, 1.75e9, 3, cores=2),
-    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 90e9, 1.75e9, 2, kernel_share=0.4),
-    "tpu7x": Chip("tpu7x", int(94.75 * GIB), 1153e12, 3690e9, 90e9, 2.2e9, 3, per_chip=2, kernel_share=0.4),
-    # 80 GB; 450 GB/s each way over NVLink inside a box, 400 Gb/s of InfiniBand a GPU between boxes.
-    "h100": Chip("h100", 80 * 10**9, 989e12, 3352e9, 225e9, gpu.NANOSECOND, 1, network=50e9, platform="gpu"),
-}
-_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x",
-            "trillium": "v6e"}  # fmt: skip
 _SHAPES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 
 

@@ -7,15 +7,12 @@ report.write("runs/quickstart")          # runs/quickstart/report.html
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.files import whole
 from easylm_jax.report import html, tables
 from easylm_jax.report.read import RunData, StageData, collect
+from easylm_jax.runtime.files import whole
 from models.errors import UserError
 
 __all__ = ["RunData", "StageData", "as_json", "collect", "html", "tables", "write"]
@@ -40,28 +37,6 @@ def as_json(run: RunData) -> dict[str, Any]:
             "tables": [table for table, _ in run.tables], "stages": stages, "missing": list(run.missing)}  # fmt: skip
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `easylm report`."""
-    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/quickstart")
-    parser.add_argument("--html", metavar="FILE", help=f"where the page goes (default: RUN/{PAGE})")
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    parser.add_argument(
-        "--json", metavar="FILE", help="also write the tables and every stage's metrics as JSON to FILE"
-    )
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """`easylm report RUN`: the tables on the screen, the page in a file."""
-    run = collect(arguments.run)
-    print((tables.markdown if arguments.markdown else tables.text)(run))
-    page = _write(Path(arguments.html) if arguments.html else run.folder / PAGE, html.page(run))
-    if arguments.json:
-        _write(Path(arguments.json), json.dumps(_finite(as_json(run)), indent=2, ensure_ascii=False) + "\n")
-    if not arguments.markdown:
-        print(f"wrote {page}")
-    return 0
-
-
 def _write(path: Path, text: str) -> Path:
     """Written beside and renamed, so that a reader never sees half a file."""
     try:
@@ -70,14 +45,3 @@ def _write(path: Path, text: str) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file") from error
     return path
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as the strings that metrics files have for them; JSON has neither."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.monitor import read_metrics
+from easylm_jax.runtime.monitor import read_metrics
 from models.errors import UserError
 
 RL_KINDS = ("PPO", "GRPO", "OnlineDPO")

@@ -36,8 +36,9 @@ _LARGEST_CHUNK = 64  # responses sent to a worker at once
 _READ = 1 << 16
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from easylm_jax.rewards import pool_worker; "
-    "pool_worker.serve()"
+    "pool_worker.serve(sys.argv[2])"
 )
+_BY_MODULE = "easylm_jax.runtime.functions:load_function"
 _ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # the same verdicts from every worker, also where one depends on the order of a set
     "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",  # the accelerator is the trainer's
@@ -66,20 +67,22 @@ class Pool:
         workers: how many processes; left out, one less than there are cores, 1 to 16.
         seconds: what one call may take. A verifier's attribute `warm_up`, a function without arguments, is called
             once in each worker before and outside of this time.
+        lookup: the function, as `module:function`, that gives a worker a verifier by its call; left out, calls are
+            `module:function` themselves.
     """
 
-    def __init__(self, workers: int | None = None, seconds: float = 10.0):
+    def __init__(self, workers: int | None = None, seconds: float = 10.0, lookup: str = _BY_MODULE):
         if workers is not None and workers < 1:
             raise UserError(f"reward: {workers} worker processes; at least 1 is needed")
         if not seconds > 0:
             raise UserError(f"reward: {seconds} seconds for a verifier; give more than 0")
         self.workers = workers or min(_MOST_WORKERS, max(1, cores() - 1))
-        self.seconds = float(seconds)
+        self.seconds, self.lookup = float(seconds), lookup
         self._reset()
 
     def _reset(self) -> None:
         self._owner = os.getpid()
-        self._all = tuple(_Worker() for _ in range(self.workers))
+        self._all = tuple(_Worker(self.lookup) for _ in range(self.workers))
         self._free = list(self._all)
         self._changed = threading.Condition()
         self._shut = weakref.finalize(self, _end, self._all, self._free, self._owner)
@@ -172,7 +175,8 @@ class _Worker:
     """One process. `phase`: gone, starting, idle, sending (and looking verifiers up) or calling; `calls` are the
     calls that it has yet to answer, in order; `deadline` is when it is given up."""
 
-    def __init__(self) -> None:
+    def __init__(self, lookup: str) -> None:
+        self.lookup = lookup
         self.process: subprocess.Popen[bytes] | None = None
         self.phase, self.deadline = "gone", math.inf
         self.calls: deque[tuple[int, int]] = deque()
@@ -182,7 +186,8 @@ class _Worker:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = [*sys.path, package]  # verifiers are looked for where this process would
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            [sys.executable, "-c", _START, json.dumps(path), self.lookup], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, bufsize=0,
             env={**os.environ, **_ENVIRONMENT}, start_new_session=True,  # Ctrl-C is for this process alone
         )  # fmt: skip
         for stream in (self.process.stdin, self.process.stdout):

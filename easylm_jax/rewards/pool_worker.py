@@ -23,6 +23,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from easylm_jax.rewards.verdict import Verifier, verdict
+from easylm_jax.runtime.functions import load_function
+
 HEAD = struct.Struct("<BIIddI")  # kind, row, column, value, seconds, bytes of text that follow
 LENGTH = struct.Struct("<Q")
 READY, RESOLVED, VALUE, WRONG, ENDED = range(5)
@@ -34,8 +37,11 @@ _RECURSION = 2000
 inside = False  # whether this process is such a worker; verifiers may then rely on the pool's time cap
 
 
-def serve() -> None:
-    """Answers requests until the standard input ends."""
+def serve(lookup: str) -> None:
+    """Answers requests until the standard input ends.
+
+    `lookup` names the function (`module:function`) that gives a verifier by its call.
+    """
     global inside
     inside = True
     requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
@@ -45,17 +51,16 @@ def serve() -> None:
     _limit_memory()
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
-    from easylm_jax.rewards import registry
-
-    judges: dict[str, Callable[..., float]] = {}
+    judges: dict[str, Verifier] = {}
     _answer(answers, READY)
     while True:
         calls, seconds, items = pickle.loads(inbox.get())
         try:
             _limit_cpu(START_SECONDS)
+            verifier = load_function(lookup)
             for call in calls:
                 if call not in judges:
-                    judges[call] = _find(registry, call)
+                    judges[call] = _find(verifier, call)
         except Exception as error:
             _answer(answers, WRONG, text=_told(error))
             continue
@@ -63,26 +68,21 @@ def serve() -> None:
         for row, first, response, record in items:
             for column in range(first, len(calls)):
                 _limit_cpu(seconds)
-                _judge(registry, judges[calls[column]], response, record, row, column, answers)
+                _judge(judges[calls[column]], response, record, row, column, answers)
 
 
-def _find(registry: Any, call: str) -> Callable[..., float]:
+def _find(lookup: Callable[[str], Verifier], call: str) -> Verifier:
     """A verifier by its call. What it wants to load before its first call (`warm_up`) is loaded now."""
-    from easylm_jax.rewards.expression import parse_call
-
-    judge = registry.verifier(call)
-    plain = registry.VERIFIERS.get(parse_call(call)[0], judge)
-    getattr(plain, "warm_up", lambda: None)()
-    return judge
+    found = lookup(call)
+    getattr(found, "warm_up", lambda: None)()
+    return found
 
 
-def _judge(
-    registry: Any, judge: Callable[..., float], response: str, record: Any, row: int, column: int, answers: int
-) -> None:
+def _judge(verifier: Verifier, response: str, record: Any, row: int, column: int, answers: int) -> None:
     began = time.perf_counter()
     kind, value, text = VALUE, 0.0, ""
     try:
-        value = registry.verdict(judge, response, record)
+        value = verdict(verifier, response, record)
     except (MemoryError, SystemExit, KeyboardInterrupt):
         kind = ENDED
     except BaseException as error:

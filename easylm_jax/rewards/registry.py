@@ -3,18 +3,67 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from easylm_jax.rewards import code, legacy_instructions, length, maths, rows, spurious, text
-from easylm_jax.rewards.expression import parse_call
-from easylm_jax.rewards.instructions import scoring
+from easylm_jax.config.expression import parse_call
+from easylm_jax.rewards import code, length, maths, spurious, text
+from easylm_jax.rewards.instructions import legacy, scoring
+from easylm_jax.rewards.verdict import Verifier
+from easylm_jax.runtime.functions import load_function
 from models.errors import UserError
 
-Verifier = Callable[..., float]  # (response, record, options)
+# Rows cannot call these by themselves: a recipe has to say so, as in by_dataset(code='code').
+ASKED_FOR = ("by_dataset", "code", "code_stdio", "judge")
+
+
+def by_dataset(response: str, record: Mapping[str, Any], **remap: str) -> float:
+    """The score of the verifier that the record's column `dataset` names, in any case: `"gsm8k"`, `"MATH"`, `"ifeval"`.
+
+    Tülu 3's data for RLVR have such rows (arXiv 2411.15124, Section 6): `dataset` names a verifier, `ground_truth` is
+    its label. Both may be lists of one length; the scores are then added (spec tulu3 §5.1).
+
+    `remap` has another verifier called in place of one that rows name: `by_dataset(ifeval='ifeval_old')` for Tülu 3's
+    constraints. Rows choose among the verifiers of the registry; only a recipe can name a `module:function`.
+
+    Raises:
+        UserError: a row names no verifier there is, or has not one label for each name.
+    """
+    names, labels = record["dataset"], record["ground_truth"]
+    if isinstance(names, str):
+        names, labels = [names], [labels]
+    where = f"record {record.get('_record')} of {record.get('_source')}"
+    if not (_is_list(names) and _is_list(labels) and len(names) == len(labels) and len(names) > 0):
+        raise UserError(f"reward: {where} has not one ground_truth for each verifier that its column dataset names")
+    score = 0.0
+    for name, label in zip(names, labels, strict=True):
+        score += float(_verifier(name, where, remap)(response, {**record, "dataset": name, "ground_truth": label}))
+    return score
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _verifier(name: Any, where: str, remap: Mapping[str, str]) -> Callable[..., float]:
+    """The verifier that a row names."""
+    plain = str(name).lower()
+    if plain in remap:
+        return _named(remap[plain])
+    if plain not in VERIFIERS or plain in ASKED_FOR:
+        known = ", ".join(sorted(set(VERIFIERS) - set(ASKED_FOR)))
+        raise UserError(
+            f"reward: {where} names the verifier {name!r}; rows may name {known}; say which other one is meant with "
+            f"by_dataset({plain if plain.isidentifier() else 'name'}='…')"
+        )
+    return VERIFIERS[plain]
+
+
+@functools.cache
+def _named(call: str) -> Callable[..., float]:
+    return verifier(call)
+
 
 VERIFIERS: dict[str, Verifier] = {
     "math": maths.math,
@@ -39,11 +88,11 @@ VERIFIERS: dict[str, Verifier] = {
     "max_length": length.max_length,
     "up_to_max_length": length.up_to_max_length,
     "overlong": length.overlong,
-    "ifeval_old": legacy_instructions.ifeval_old,
+    "ifeval_old": legacy.ifeval_old,
     "code": code.code,
     "code_stdio": code.code_stdio,
     "instructions": scoring.instructions,
-    "by_dataset": rows.by_dataset,
+    "by_dataset": by_dataset,
 }
 
 
@@ -74,42 +123,9 @@ def _function(name: str) -> Verifier:
     """A function by its name here, or as `module:function`."""
     if name in VERIFIERS:
         return VERIFIERS[name]
-    module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # the module is the user's program: whatever is wrong in it is told
-        known = ", ".join(sorted(VERIFIERS))
+        return load_function(name)
+    except UserError as error:
         raise UserError(
-            f"reward: no verifier {name!r} ({error or type(error).__name__}); there are {known}, or write "
-            "module:function"
+            f"reward: no verifier: {error}; there are {', '.join(sorted(VERIFIERS))}, or write module:function"
         ) from error
-    if not callable(found):
-        raise UserError(f"reward: {name!r} is no function that could judge a response")
-    return found
-
-
-def verdict(judge: Verifier, response: str, record: Mapping[str, Any]) -> float:
-    """What `judge` says, as a finite number.
-
-    Raises:
-        UserError: the record lacks what the verifier reads, the verifier fails, or it gives no finite number.
-    """
-    name = getattr(judge, "__name__", str(judge))
-    where = f"record {record.get('_record')} of {record.get('_source')}"
-    try:
-        given = judge(response, record)
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, KeyError) and error.args and error.args[0] not in record:
-            raise UserError(
-                f"reward: {name} needs the column {error}, which {where} does not have (DataSpec.keep)"
-            ) from None
-        raise UserError(f"reward: {name} failed on an answer to {where}: {type(error).__name__}: {error}") from error
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        raise UserError(f"reward: {name} gave {given!r} for {where}; a reward must be a number") from None
-    if not math.isfinite(value):
-        raise UserError(f"reward: {name} gave {value} for {where}; a reward must be a finite number")
-    return value

@@ -14,7 +14,6 @@ the response (`_draw`), so what is logged is what was trained on.
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from easylm_jax.rewards.maths.spurious import cleaned, last_boxed
+from easylm_jax.runtime.functions import load_function
 from models.errors import UserError
 
 SHORTEST, LONGEST, TIMES = 10, 256, 10  # characters of what repeats, and how often it does
@@ -158,11 +158,10 @@ def majority(answers: Iterable[str]) -> str | None:
 
 def extractor(name: str) -> Callable[[str], str]:
     """The function from response to answer that `module:function` names."""
-    module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"reward: no extractor {name!r} (module:function): {error}") from None
+        return load_function(name)
+    except UserError as error:
+        raise UserError(f"reward: no extractor: {error}") from None
 
 
 def _of_rollout(record: Mapping[str, Any], column: str, name: str) -> Any:

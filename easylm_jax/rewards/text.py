@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from easylm_jax.rewards.instructions.scoring import answer_of
 from models.errors import UserError
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -178,3 +177,14 @@ def _parsed(label: Any) -> list[str]:
             parsed = None
         return _texts(parsed if isinstance(parsed, (list, str)) else label.strip())
     return _texts(label)
+
+
+_ASSISTANT = re.compile(r"<\|assistant\|>")
+
+
+def answer_of(response: Any) -> str:
+    """The answer of a response that may hold its reasoning: what follows the last </think>, without answer tags."""
+    if not isinstance(response, str):
+        return ""
+    text = _ASSISTANT.sub("", response).rpartition("</think>")[2]
+    return text.replace("<answer>", "").replace("</answer>", "").strip()

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from easylm_jax.rewards.expression import JUDGE, MODEL, Expression
+from easylm_jax.config.expression import JUDGE, MODEL, Expression
 from easylm_jax.rewards.pool import Pool
 from easylm_jax.rewards.registry import verifier
 from models.errors import UserError
 
+LOOKUP = "easylm_jax.rewards.registry:verifier"  # how workers find verifiers
 SECONDS = 10.0  # that one verifier may take for one response, unless a recipe says otherwise
 
 
@@ -99,6 +100,6 @@ def shown(call: str) -> str:
 @functools.cache
 def pool(workers: int | None = None, seconds: float = SECONDS) -> Pool:
     """The pool of this process for these settings; it is closed when the process ends."""
-    made = Pool(workers, seconds)
+    made = Pool(workers, seconds, LOOKUP)
     atexit.register(made.close)
     return made

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from easylm_jax.config import Source
 from easylm_jax.data.prompts import prompt_of
-from easylm_jax.data.sources import BadRecord, read_records
+from easylm_jax.data.records import BadRecord
+from easylm_jax.data.sources import read_records
 from easylm_jax.rewards.instructions import REGISTRY, find
 from easylm_jax.rewards.instructions.combine import conflict
 from models.errors import UserError

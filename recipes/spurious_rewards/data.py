@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from easylm_jax.config import DataSpec, MakeData, Source
-from easylm_jax.data.sources import BadRecord, read_records
+from easylm_jax.data.records import BadRecord
+from easylm_jax.data.sources import read_records
 from models.errors import UserError
 
 DEEPSCALER = "hf:agentica-org/DeepScaleR-Preview-Dataset"

@@ -18,15 +18,19 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from easylm_jax import rollout
+from easylm_jax.checkpoint import load
+from easylm_jax.checkpoint.load import model_from
 from easylm_jax.config import Compute, Evaluate
+from easylm_jax.config.load import load_recipe
 from easylm_jax.data import load_tokenizer
-from easylm_jax.decode import Engine
+from easylm_jax.data.build import stage_cache
+from easylm_jax.decode import Engine, rollout
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
-from easylm_jax.experiment import Experiment, load_recipe
-from easylm_jax.mesh import make_mesh
+from easylm_jax.experiment import Experiment
+from easylm_jax.objectives import base as objectives_base
 from easylm_jax.objectives import target_scores
-from easylm_jax.start import model_from
+from easylm_jax.runtime import chunked
+from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 from recipes.spurious_rewards.analysis import token_probability
 
@@ -49,12 +53,12 @@ class _Meter:
     def __init__(self, experiment: Experiment, stage: Evaluate):
         self.experiment, self.mesh = experiment, make_mesh(experiment.recipe.mesh)
         task = stage.tasks[0]
-        self.sampling, self.cache = task.sampling, experiment.cache(task.data)
+        self.sampling, self.cache = task.sampling, stage_cache(experiment, task.data)
         self.tokenizer = load_tokenizer(experiment.data(task.data).tokenizer)
         self.batch = self.cache.read(np.arange(min(PROBLEMS, self.cache.rows)))
         source = self._model(str(stage.reference))
         self.engine = Engine(
-            rollout.writing(source.decoder, self.tokenizer), slots=task.sampling.slots,
+            load.writing(source.decoder, self.tokenizer), slots=task.sampling.slots,
             mesh=self.mesh if self.mesh.size > 1 else None,
         )  # fmt: skip
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
@@ -81,7 +85,7 @@ class _Meter:
         )
 
     def _model(self, name: str):
-        return model_from(name, self.experiment, self.mesh, compute=Compute())
+        return model_from(self.experiment.model(name), self.mesh, compute=Compute())
 
     def _written(self, params, *, samples: int, greedy: bool) -> rollout.Rollout:
         sampling = self.sampling if greedy else self.sampling.__class__(self.sampling.max_new_tokens)
@@ -93,8 +97,8 @@ class _Meter:
     def _scored(self, params, made: rollout.Rollout) -> tuple[np.ndarray, np.ndarray]:
         """Log-probabilities of the answers' tokens, and where they are."""
         columns = rollout.columns_of(made)
-        forward = {name: columns[name] for name in rollout.FORWARD}
-        return rollout.in_chunks(self.scores, [params], forward, ROWS, self.mesh), columns["mask"]
+        forward = {name: columns[name] for name in objectives_base.FORWARD}
+        return chunked.in_chunks(self.scores, [params], forward, ROWS, self.mesh), columns["mask"]
 
 
 def measure(folder: Path, recipe: str = RECIPE) -> dict[str, list[Sharpness]]:

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support import RECIPE, launcher, losses, project, rows_read
 
-from easylm_jax import checkpoint_store as store
-from easylm_jax.checkpoint_tools import diff
-from easylm_jax.monitor.metrics import FILE_NAME, read_metrics
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.tools import diff
+from easylm_jax.runtime.monitor.metrics import FILE_NAME, read_metrics
 
 pytestmark = pytest.mark.chaos
 

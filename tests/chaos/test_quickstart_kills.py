@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support import launcher
 
-from easylm_jax.checkpoint_tools import diff
+from easylm_jax.checkpoint.tools import diff
 
 pytestmark = pytest.mark.chaos
 

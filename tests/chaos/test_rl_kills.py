@@ -18,9 +18,9 @@ import rl_kit
 from rl_kit import lines
 from support import launcher
 
-from easylm_jax import checkpoint_store as store
-from easylm_jax.checkpoint_tools import diff
-from easylm_jax.monitor.metrics import FILE_NAME
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.tools import diff
+from easylm_jax.runtime.monitor.metrics import FILE_NAME
 
 pytestmark = pytest.mark.chaos
 

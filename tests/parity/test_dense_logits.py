@@ -10,8 +10,9 @@ import pytest
 from tiny_models import CASES, random_params, random_tokens
 
 import models
-from models import hf_names
-from models.hf import family_of, iter_hf_tensors
+from models import trees
+from models.hf import names as hf_names
+from models.hf.convert import family_of, iter_hf_tensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -161,7 +162,7 @@ def test_presets_have_the_parameters_that_transformers_makes(name):
     with torch.device("meta"):
         reference = transformers.AutoModelForCausalLM.from_config(hf_config)
     want = {key: tuple(value.shape) for key, value in reference.named_parameters()}
-    leaves = hf_names.flatten(models.build(config).abstract_params())
+    leaves = trees.flatten(models.build(config).abstract_params())
     got = {
         key: place.row.stored_shape(leaves[place.row.path].shape)
         for key, place in hf_names.places(family_of(config).hf_table(config), leaves)
@@ -175,5 +176,5 @@ def test_released_configurations_survive_a_visit_to_transformers(tmp_path):
         config_json = family_of(config).to_hf(config)
         kind = config_json.pop("model_type")
         transformers.AutoConfig.for_model(kind, **config_json).save_pretrained(tmp_path / str(number))
-        back = models.hf.read_config(tmp_path / str(number))
+        back = models.hf.convert.read_config(tmp_path / str(number))
         assert back.replace(vocab_used=config.vocab_used) == config, name

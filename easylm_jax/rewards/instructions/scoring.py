@@ -6,16 +6,15 @@ import ast
 import difflib
 import json
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from easylm_jax.rewards.instructions.base import REGISTRY, Instruction
+from easylm_jax.rewards.text import answer_of
 from models.errors import UserError
 
-_ASSISTANT = re.compile(r"<\|assistant\|>")
 _DRAWS = 1000
 
 
@@ -114,14 +113,6 @@ def interval(values: Sequence[bool]) -> tuple[float, float]:
     rng = random.Random(0)
     shares = sorted(share(rng.choices(values, k=len(values))) for _ in range(_DRAWS))
     return shares[int(0.025 * _DRAWS)], shares[int(0.975 * _DRAWS) - 1]
-
-
-def answer_of(response: Any) -> str:
-    """The answer of a response that may hold its reasoning: what follows the last </think>, without answer tags."""
-    if not isinstance(response, str):
-        return ""
-    text = _ASSISTANT.sub("", response).rpartition("</think>")[2]
-    return text.replace("<answer>", "").replace("</answer>", "").strip()
 
 
 def constraints(record: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Any] | None]]:

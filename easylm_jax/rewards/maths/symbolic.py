@@ -15,6 +15,7 @@ from typing import Any
 
 from easylm_jax.rewards import pool_worker
 from easylm_jax.rewards.maths.tidy import tidy, without_unit
+from easylm_jax.rewards.pool import Pool
 from models.errors import UserError
 
 SECONDS = 2.0  # for one comparison outside of a pool
@@ -90,13 +91,11 @@ def _available() -> bool:
     return importlib.util.find_spec("latex2sympy2_extended") is not None
 
 
-def _pool() -> Any:
+def _pool() -> Pool:
     with _starting:
         return _shared_pool()
 
 
 @functools.cache
-def _shared_pool() -> Any:
-    from easylm_jax.rewards.pool import Pool
-
+def _shared_pool() -> Pool:
     return Pool(workers=1, seconds=SECONDS)

@@ -1,0 +1,310 @@
+"""The arrays of a checkpoint: pytrees to flat names and back, and the one place that knows Orbax.
+
+JAX and Orbax are imported inside the functions: listing checkpoints, or `--help`, needs neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from easylm_jax.checkpoint import store
+from easylm_jax.runtime.processes import agree_any
+from models.errors import UserError
+from models.trees import nested
+
+
+def shared_damage(step_folder: Any) -> list[str]:
+    """`checkpoint_store.damage` with the reading shared among the processes, and one verdict for all."""
+    import jax
+
+    faults = store.damage(step_folder, (jax.process_index(), jax.process_count()))
+    if agree_any(bool(faults)):
+        return faults or ["another process found a damaged file"]
+    return []
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves of any pytree by dotted name: `{"params.embed.table": array, "opt.0.count": array, ...}`."""
+    import jax
+
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+        if name in leaves:
+            raise ValueError(f"checkpoint: two leaves of the state have the name {name}")
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise TypeError(f"checkpoint: {name} is a typed PRNG key; keep jax.random.key_data(key) in the state")
+        leaves[name] = leaf
+    return leaves
+
+
+def params_in_bfloat16(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The leaves under `params`, floating-point ones rounded to bfloat16."""
+    import jax.numpy as jnp
+
+    chosen = {name: leaf for name, leaf in leaves.items() if name.startswith("params.")}
+    if not chosen:
+        raise ValueError("checkpoint history: the state has no field `params`")
+    return {
+        name: jnp.asarray(leaf).astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        for name, leaf in chosen.items()
+    }
+
+
+def snapshot(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Leaves that nothing done to the originals can change (donation, writing into a numpy array).
+
+    Orbax itself copies from a GPU or TPU before its save returns. On a CPU backend it would keep a view of the very
+    buffer, which makes XLA copy instead of reusing donated memory at the next step, so the copy is made here.
+    """
+    import jax
+
+    host = {
+        name: np.array(leaf)
+        for name, leaf in leaves.items()
+        if not isinstance(leaf, jax.Array) or (jax.process_count() > 1 and leaf.is_fully_addressable)
+    }
+    device = {name: leaf for name, leaf in leaves.items() if name not in host}
+    if jax.default_backend() == "cpu" and device:
+        copies = jax.device_put(list(device.values()), [x.sharding for x in device.values()], may_alias=False)
+        device = dict(zip(device, jax.block_until_ready(copies), strict=True))
+    return {**host, **device}
+
+
+class _OrbaxIsQuiet(logging.Filter):
+    """Drops Orbax's own log lines: what goes wrong is raised, and said in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+
+def orbax() -> Any:
+    """The module `orbax.checkpoint`, quieted."""
+    import orbax.checkpoint as ocp
+
+    logger = logging.getLogger("absl")
+    if not any(isinstance(f, _OrbaxIsQuiet) for f in logger.filters):
+        logger.addFilter(_OrbaxIsQuiet())
+    return ocp
+
+
+def _handlers() -> dict[str, Any]:
+    # Uncompressed OCDBT: weights and moments hardly compress, and zstd costs three times the writing (docs).
+    ocp = orbax()
+    return {
+        store.STATE: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
+        store.META: ocp.JsonCheckpointHandler(store.META_FILE),
+    }
+
+
+@functools.cache
+def _save_classes() -> tuple[type, type]:
+    """(handler, arguments): Orbax's composite that also records checksums and writes the manifest before the commit."""
+    import jax
+
+    ocp = orbax()
+
+    class Handler(ocp.CompositeCheckpointHandler):
+        pending: dict[str, Any]
+
+        async def async_save(self, directory: Any, args: Any) -> Any:
+            futures = list(await super().async_save(directory, args) or [])
+            return [*futures, _Checksums(directory, jax.process_index(), futures)]
+
+        def finalize(self, directory: Any) -> None:
+            super().finalize(directory)
+            store.write_manifest(directory, **self.pending)
+
+    @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
+    class Arguments(ocp.args.Composite):
+        pass
+
+    return Handler, Arguments
+
+
+class Writer:
+    """Writes step folders in the background, one at a time, through Orbax."""
+
+    def __init__(self, deadline_seconds: float) -> None:
+        ocp = orbax()
+        handler, self._arguments = _save_classes()
+        self._handler = handler(**_handlers())
+        timeout = max(1, math.ceil(deadline_seconds))
+        self._orbax = ocp.AsyncCheckpointer(self._handler, async_options=ocp.AsyncOptions(timeout_secs=timeout))
+        self._deferred: Callable[[], None] | None = None
+
+    def start(self, target: Any, leaves: dict[str, Any], meta: Any, *, step: int, kind: str, name: str | None) -> None:
+        """Returns when `leaves` may be changed; `wait`, from any one thread, returns when `target` is committed."""
+        import jax
+
+        ocp = orbax()
+        described = {key: [str(_dtype(x)), list(np.shape(x))] for key, x in leaves.items()}
+        self._handler.pending = {"step": step, "kind": kind, "name": name, "leaves": described}
+        filled = {key: x for key, x in leaves.items() if math.prod(np.shape(x))}  # Orbax refuses arrays of size 0
+        arguments = self._arguments(
+            **{store.STATE: ocp.args.PyTreeSave(snapshot(filled)), store.META: ocp.args.JsonSave(meta)}
+        )
+        save = functools.partial(self._orbax.save, target, args=arguments)
+        if jax.default_backend() == "cpu" and jax.process_count() == 1:
+            # The snapshot is ours already, so Orbax's own set-up (a dozen threads to start) need not block either.
+            # Several processes must begin a save in the thread that trains: it runs a collective.
+            self._deferred = save
+        else:
+            save()
+
+    def wait(self) -> None:
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            deferred()
+        self._orbax.wait_until_finished()
+
+    def close(self) -> None:
+        self._orbax.close()
+
+
+class _Checksums:
+    """A commit future: when this process has written its arrays, hashes those files while they are in memory."""
+
+    def __init__(self, directory: Any, process: int, futures: list[Any]) -> None:
+        self._directory, self._process, self._futures = directory, process, futures
+
+    def result(self, timeout: float | None = None) -> None:
+        for future in self._futures:
+            future.result(timeout)
+        own = self._directory / store.STATE / f"ocdbt.process_{self._process}"
+        if own.exists():
+            path = self._directory / f"{store.CHECKSUMS}{self._process}.json"
+            path.write_text(json.dumps(store.hash_files(self._directory, own)))
+
+
+def _dtype(leaf: Any) -> np.dtype:
+    return np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def _is_floating(dtype: np.dtype) -> bool:
+    import jax.numpy as jnp
+
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def stored_dtype(text: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, text, text))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """How one array is to come back: a `jax.Array` laid out by `sharding`, or numpy where that is None."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    sharding: Any
+
+
+def read_tree(step_folder: Any, abstract: Any) -> Any:
+    """A whole state, strictly: names, shapes and dtypes must be those stored."""
+    import jax
+
+    leaves = named_leaves(abstract)
+    stored = store.read_manifest(step_folder).leaves
+    _check_names(step_folder, leaves, stored)
+    for name, leaf in leaves.items():
+        if stored_dtype(stored[name][0]) != _dtype(leaf):
+            raise UserError(
+                f"checkpoint {step_folder}: {name} is stored as {stored[name][0]}, the run wants "
+                f"{_dtype(leaf)}; use the configuration that wrote it"
+            )
+    values = _read(
+        step_folder,
+        {name: _Wanted(np.shape(leaf), _dtype(leaf), getattr(leaf, "sharding", None)) for name, leaf in leaves.items()},
+    )
+    return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
+
+
+def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> Any:
+    """One field of the state; see `checkpoint.restore_params`."""
+    import jax
+
+    stored = {
+        name: leaf for name, leaf in store.read_manifest(step_folder).leaves.items() if name.startswith(prefix + ".")
+    }
+    if not stored:
+        raise UserError(f"checkpoint {step_folder} holds no {prefix}; give the folder of a training stage")
+    leaves = None if abstract is None else named_leaves({prefix: abstract})
+    if leaves is not None:
+        _check_names(step_folder, leaves, stored)
+    wanted = {}
+    for name in leaves or stored:
+        kind, shape = stored[name]
+        leaf = leaves[name] if leaves is not None else None
+        asked = stored_dtype(kind) if leaf is None else _dtype(leaf)
+        if dtype is not None and _is_floating(asked):
+            asked = np.dtype(dtype)
+        wanted[name] = _Wanted(tuple(shape), asked, getattr(leaf, "sharding", None))
+    values = _read(step_folder, wanted)
+    if leaves is not None:
+        return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
+    return nested({name.removeprefix(prefix + "."): value for name, value in values.items()})
+
+
+def read_arrays(step_folder: Any, names: list[str]) -> dict[str, np.ndarray]:
+    """Stored arrays by name, as numpy, in their stored dtypes."""
+    stored = store.read_manifest(step_folder).leaves
+    return _read(step_folder, {n: _Wanted(tuple(stored[n][1]), stored_dtype(stored[n][0]), None) for n in names})
+
+
+def _check_names(step_folder: Any, leaves: dict[str, Any], stored: dict[str, list]) -> None:
+    missing, extra = sorted(leaves.keys() - stored.keys()), sorted(stored.keys() - leaves.keys())
+    if missing or extra:
+        parts = [
+            f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} ({len(names)})"
+            for what, names in (("lacks", missing), ("has in addition", extra))
+            if names
+        ]
+        raise UserError(f"checkpoint {step_folder} {' and '.join(parts)}; use the configuration that wrote it")
+    for name, leaf in leaves.items():
+        if tuple(stored[name][1]) != np.shape(leaf):
+            raise UserError(
+                f"checkpoint {step_folder}: {name} has shape {tuple(stored[name][1])}, the run wants "
+                f"{np.shape(leaf)}; use the configuration that wrote it"
+            )
+
+
+def _read(step_folder: Any, wanted: dict[str, _Wanted]) -> dict[str, Any]:
+    """Reads arrays by name; anything that goes wrong on the way is a damaged checkpoint."""
+    import jax
+
+    ocp = orbax()
+    filled = {name: w for name, w in wanted.items() if math.prod(w.shape)}
+    item = {name: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for name, w in filled.items()}
+    args = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=w.dtype)
+        if w.sharding is None
+        else ocp.ArrayRestoreArgs(sharding=w.sharding, global_shape=w.shape, dtype=w.dtype)
+        for name, w in filled.items()
+    }
+    restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
+    values: dict[str, Any] = {}
+    if filled:
+        reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
+        try:
+            values = dict(reader.restore(step_folder, args=ocp.args.Composite(**{store.STATE: restore}))[store.STATE])
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise UserError(f"checkpoint {step_folder} cannot be read: {reason}; use an earlier one") from error
+        finally:
+            reader.close()
+    for name in wanted.keys() - filled.keys():
+        empty = np.zeros(wanted[name].shape, wanted[name].dtype)
+        sharding = wanted[name].sharding
+        values[name] = empty if sharding is None else jax.device_put(empty, sharding)
+    return {name: np.asarray(values[name]) if w.sharding is None else values[name] for name, w in wanted.items()}

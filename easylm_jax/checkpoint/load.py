@@ -1,0 +1,304 @@
+"""Loads a model by its name: a stage, `run:<folder>`, `hf:<folder or hub name>`, or fresh parameters of a shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import models
+from easylm_jax.checkpoint import hub, store
+from easylm_jax.checkpoint.checkpointer import restore_params
+from easylm_jax.config import Compute
+from easylm_jax.data import Cache, load_tokenizer
+from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.runtime import sharding
+from easylm_jax.runtime.mesh import make_mesh
+from models.config import DecoderConfig, RopeScaling
+from models.decoder import Decoder, cast_kernels, score_kernel
+from models.errors import UserError
+from models.hf.convert.convert import read_config
+
+PyTree = Any
+Load = Callable[..., PyTree]
+
+
+def is_checkpoint(folder: str) -> bool:
+    """Whether `folder` is a stage's folder, its `checkpoints` folder or one step of it."""
+    path = Path(folder)
+    return (
+        (path / "checkpoints").is_dir()
+        or (path / store.MANIFEST).is_file()
+        or bool(path.is_dir() and store.committed_steps(path))
+    )
+
+
+def model_of(folder: str) -> DecoderConfig:
+    """The model that a checkpoint's meta describes under "model", or else its stage's `config.json`."""
+    step_folder = store.resolve(folder)
+    description = store.read_meta(step_folder).get("model")
+    stage_config = step_folder.parent.parent / "config.json"
+    if description is None and stage_config.is_file():
+        description = json.loads(stage_config.read_text()).get("model")
+    if description is None:
+        raise UserError(f"{step_folder} does not say what model it holds; name a preset with --model")
+    return read_model_config(description)
+
+
+def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
+    """A preset's name, or the fields of a `DecoderConfig` as JSON has them."""
+    if isinstance(description, str):
+        return models.preset(description)
+    fields = dict(description)
+    if fields.get("rope_scaling"):
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    known = {field.name for field in dataclasses.fields(DecoderConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise UserError(
+            f"the checkpoint's model has unknown fields {', '.join(unknown)}; use the version that wrote it"
+        )
+    return DecoderConfig(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model that can write: its parameters on `mesh`, its vocabulary, and how prompts were shown to it: under which
+    chat template (None: as plain text), behind a BOS or not."""
+
+    decoder: Decoder
+    params: PyTree
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    template: str | None
+    add_bos: bool
+
+
+def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Source:
+    """The model in a stage's or checkpoint's folder, or `hf:<folder or hub name>`, on `mesh` or all devices there are.
+
+    It computes in the type that its stage did; one of Hugging Face's in float32 on a CPU and bfloat16 elsewhere.
+    Raises `UserError` where there is none, for a reward model, and where its vocabulary is not known or too large.
+    """
+    init, meta, vocabulary = find(model)
+    stage = meta.get("config") or {}
+    dtype = (stage.get("compute") or {}).get("dtype") or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    mesh = make_mesh("fsdp=-1") if mesh is None else mesh
+    found = model_from(init, mesh, compute=Compute(dtype=dtype))
+    if found.config.scalar_head:
+        raise UserError(f"{model} is a reward model (scalar head), which cannot write; give the policy's folder")
+    if not (tokenizer or vocabulary):
+        raise UserError(f"{model} does not say its tokenizer; give it with --tokenizer, such as sp:FILE or hf:FOLDER")
+    words = load_tokenizer(tokenizer or vocabulary)
+    if words.vocab_size > found.config.vocab:
+        raise UserError(
+            f"the tokenizer {words.spec} has {words.vocab_size} tokens, the model only {found.config.vocab}; give the "
+            "model's own with --tokenizer"
+        )
+    if meta.get("tokenizer_hash") not in (None, words.hash):
+        print(f"easylm: {words.spec} is not the tokenizer that {model} was trained with", file=sys.stderr)
+    with jax.set_mesh(mesh):
+        params = found.frozen(mesh)
+    data = stage.get("data") or {}
+    decoder = writing(found.decoder, words)
+    return Source(decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
+
+
+def find(model: str) -> tuple[str, dict[str, Any], str | None]:
+    """How `start.model_from` names the model, what its checkpoint says of it, and its tokenizer if that is known."""
+    path = Path(model)
+    if model.startswith("hf:") or (not is_checkpoint(model) and any(path.glob("*.safetensors"))):
+        folder = hub.resolve(model.removeprefix("hf:"))
+        return f"hf:{folder}", {"config": {"data": {"add_bos": _adds_bos(folder)}}}, f"hf:{folder}"
+    folder = _step_folder(path)
+    meta = _meta(folder)
+    return f"run:{folder}", meta, _tokenizer_of(folder, meta)
+
+
+def _adds_bos(folder: Path) -> bool:
+    """Whether a Hugging Face tokenizer says that texts begin with its BOS."""
+    path = folder / "tokenizer_config.json"
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("add_bos_token")) if path.is_file() else False
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def _step_folder(path: Path) -> Path:
+    """The checkpoint that a stage left to later ones; of one that is not done, or a folder of steps, the newest."""
+    done = path / "done.json"
+    if done.is_file():
+        try:
+            left = json.loads(done.read_text(encoding="utf-8")).get("checkpoint")
+        except ValueError as error:
+            raise UserError(
+                f"{done} is damaged ({error}); give one of the stage's checkpoints/<step> folders"
+            ) from None
+        if left is None:
+            raise UserError(f"{path} is a stage that left no model; give one that trained")
+        return store.resolve(path / left)
+    return store.resolve(path)
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; an adapter alone is an error."""
+    meta = store.read_meta(folder)
+    if (meta.get("config") or {}).get("lora") and "merged" not in folder.parts:
+        raise UserError(
+            f"{folder} holds an adapter alone; give its stage's folder once that is done (merged/checkpoints)"
+        )
+    return meta
+
+
+def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
+    """The vocabulary that a checkpoint was trained with: beside its stage, where it lay then, or its source's."""
+    name = str(((meta.get("config") or {}).get("data") or {}).get("tokenizer") or "")
+    if name.startswith("stage:"):  # looked for in the run's folder first, which may have moved since
+        beside = [parent / name.removeprefix("stage:") / "tokenizer.model" for parent in folder.parents[:4]]
+        found = next((path for path in beside if path.is_file()), None)
+        if found is not None:
+            return f"sp:{found}"
+    if meta.get("tokenizer"):
+        return str(meta["tokenizer"])
+    return f"hf:{str(meta['source']).removeprefix('hf:')}" if meta.get("source") else None
+
+
+def writing(model: Decoder, tokenizer: Tokenizer) -> Decoder:
+    """The model as an engine should know it: rows of its vocabulary that no token of the tokenizer has are never drawn
+    (they have no text)."""
+    used = min(model.config.vocab_used, tokenizer.vocab_size)
+    return dataclasses.replace(model, config=model.config.replace(vocab_used=used))
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder and `load(abstract parameters with shardings) → parameters`; None draws fresh ones."""
+
+    decoder: Decoder
+    load: Load | None
+    folder: Path | None = None
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.decoder.config
+
+    def layout(self, mesh: jax.sharding.Mesh) -> PyTree:
+        """Shardings of the parameters."""
+        return sharding.parameter_shardings(self.decoder.abstract_params(), self.decoder.sharding_rules, mesh)
+
+    def params(self, mesh: jax.sharding.Mesh, seed: int = 0) -> PyTree:
+        """The parameters, float32, on the mesh; `seed` draws fresh ones."""
+        layout = self.layout(mesh)
+        if self.load is None:
+            key = jax.random.fold_in(jax.random.key(seed), 1)
+            return jax.jit(self.decoder.init, out_shardings=layout)(key)
+        return self.load(sharding.placed(self.decoder.abstract_params(), layout))
+
+    def frozen(self, mesh: jax.sharding.Mesh) -> PyTree:
+        """The parameters for a model that is not trained: kernels and tables in the type that is computed in.
+
+        That is the type they are cast to wherever they are used, so what is computed is the same bit for bit.
+        """
+        return jax.jit(functools.partial(cast_kernels, dtype=self.decoder.compute.dtype))(self.params(mesh))
+
+
+def model_from(
+    name: str | None, mesh: jax.sharding.Mesh, *, compute: Compute,
+    shape: str | DecoderConfig | None = None, dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
+) -> Model:  # fmt: skip
+    """The model that `name` says (`hf:<name>`, `run:<folder>`; `Workspace.model` resolves stages), or a fresh one of
+    `shape`.
+
+    With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed`.
+    """
+    compute = sharding.computed_on(compute, mesh)
+    load: Load | None = None
+    folder: Path | None = None
+    if name is None:
+        assert shape is not None
+        config = models.preset(shape) if isinstance(shape, str) else shape
+    elif name.startswith("hf:"):
+        folder = hub.resolve(name.removeprefix("hf:"))
+        config = read_config(folder)
+        load = functools.partial(_load_hf, folder, compute)
+    else:
+        folder = Path(name.removeprefix("run:"))
+        config = model_of(str(folder))
+        load = functools.partial(restore_params, folder)
+    if scalar_head and not config.scalar_head:
+        if load is not None:
+            load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh)
+        config = config.replace(scalar_head=True)
+    return Model(models.build(config.replace(dropout=dropout), compute), load, folder)
+
+
+def _with_scalar_head(source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
+    """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
+    layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
+    params = load(sharding.placed(source.abstract_params(), layout))
+    params.pop("head", None)
+    place = abstract["score"]["kernel"].sharding
+    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width), out_shardings=place)
+    return {**params, "score": {"kernel": fresh(jax.random.fold_in(jax.random.key(seed), 4))}}
+
+
+def _load_hf(folder: Path, compute, abstract: Any) -> Any:
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return models.load_hf(folder, compute=compute, shardings=layout)[1]
+
+
+def check_vocabulary(name: str, config: DecoderConfig, tokenizer: str) -> None:
+    """A tokenizer that knows more tokens than the model has rows is an error."""
+    size = load_tokenizer(tokenizer).vocab_size
+    if size > config.vocab:
+        raise UserError(f"stage {name}: the tokenizer has {size} tokens, the model only {config.vocab} (vocab)")
+
+
+def check_can_speak(name: str, source: Model) -> None:
+    """A reward model has no vocabulary to write with."""
+    if source.config.scalar_head:
+        raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot write")
+
+
+def check_room(name: str, source: Model, prompts: Cache, max_new_tokens: int) -> None:
+    """The longest prompt and a whole answer must fit into the context."""
+    longest = int(np.asarray(prompts.columns["lengths"]).max())
+    if longest + max_new_tokens > source.config.context:
+        raise UserError(
+            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
+            f"context of {source.config.context}; lower data.sequence_length (longer prompts are left out) or "
+            "sampling.max_new_tokens"
+        )
+
+
+def check_same_tokenizer(name: str, what: str, init: str, source: Model, tokenizer: Tokenizer) -> None:
+    """A model that scores the policy's tokens must know them by the same numbers."""
+    theirs = _tokenizer_hash(init, source.folder)
+    if theirs is not None and theirs != tokenizer.hash:
+        raise UserError(
+            f"stage {name}: the {what} {init} was trained with another tokenizer than the prompts' "
+            f"({tokenizer.spec}); train it with the same one"
+        )
+    if tokenizer.vocab_size > source.config.vocab:
+        raise UserError(
+            f"stage {name}: the tokenizer has {tokenizer.vocab_size} tokens, the {what} {init} only "
+            f"{source.config.vocab}"
+        )
+
+
+def _tokenizer_hash(init: str, folder: Path | None) -> str | None:
+    """The content hash of the tokenizer that a model was trained with; None where nothing says so."""
+    assert folder is not None
+    if not init.startswith("hf:"):
+        return store.read_meta(store.resolve(folder)).get("tokenizer_hash")
+    try:
+        return load_tokenizer(f"hf:{folder}").hash
+    except UserError:  # a folder of weights alone
+        return None

@@ -1,0 +1,214 @@
+"""What `easylm checkpoints list|verify|average|prune|diff` does. JAX is imported only where arrays are read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.store import Retention
+from models.errors import UserError
+
+BYTES_AT_ONCE = 1 << 30  # of arrays held in memory while two checkpoints are compared or several averaged
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One committed checkpoint. `age`: seconds since its commit; `kind`: "full" or "params"."""
+
+    step: int
+    kind: str
+    name: str | None
+    bytes: int
+    age: float
+    folder: str
+
+
+@dataclass(frozen=True)
+class DiffResult:
+    """`differ`: names of arrays, and `meta.data`, that are not the same; `max_abs_diff` by name of array, None where
+    it has no meaning (absent on one side, other shape or dtype, non-finite values)."""
+
+    identical: bool
+    differ: list[str]
+    max_abs_diff: dict[str, float | None]
+
+
+def list_checkpoints(stage_folder: Any) -> list[Entry]:
+    """Every committed checkpoint of a stage by step, history included.
+
+    Raises:
+      UserError: the folder does not exist, or a manifest cannot be read.
+    """
+    root = store.checkpoints_folder(stage_folder)
+    if not root.exists():
+        raise UserError(f"no such folder: {root}; give a stage's folder, runs/<recipe>/<stage>")
+    entries = []
+    for where in (root, root / store.HISTORY):
+        for step in store.committed_steps(where):
+            folder = where / str(step)
+            manifest = store.read_manifest(folder)
+            entries.append(
+                Entry(
+                    step,
+                    manifest.kind,
+                    manifest.name,
+                    store.total_bytes(folder),
+                    max(0.0, time.time() - manifest.saved_at),
+                    str(folder),
+                )
+            )
+    return sorted(entries, key=lambda e: (e.step, e.kind))
+
+
+def verify(folder: Any) -> dict[str, list[str]]:
+    """Faults by step folder: every checkpoint of a stage, or the one step given; an empty list means whole.
+
+    Every file's size and CRC-32 are compared with the manifest. Raises UserError when there is no checkpoint at all.
+    """
+    path = store.as_path(folder)
+    if store.is_committed(path):
+        return {str(path): store.damage(path)}
+    store.resolve(path)
+    root = store.checkpoints_folder(path)
+    return {
+        str(where / str(step)): store.damage(where / str(step))
+        for where in (root, root / store.HISTORY)
+        for step in store.committed_steps(where)
+    }
+
+
+def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]:
+    """Deletes what `retention` does not keep, and checkpoints set aside; history and named steps stay.
+
+    The newest checkpoint must be whole, so that the last good one is never deleted. A folder being written is not
+    touched, but do not prune a run that is going on.
+
+    Returns:
+      The folders deleted (with `dry_run`: that would be).
+    """
+    root = store.checkpoints_folder(folder)
+    newest = store.resolve(root)
+    faults = store.damage(newest)
+    if faults:
+        raise UserError(f"the newest checkpoint {newest} is damaged ({faults[0]}): nothing pruned; move it away first")
+    names = {step: store.read_manifest(root / str(step)).name for step in store.committed_steps(root)}
+    doomed = [root / str(step) for step in retention.doomed(names)]
+    aside = [
+        path
+        for where in (root, root / store.HISTORY)
+        if where.exists()
+        for path in sorted(where.iterdir())
+        if path.name.endswith(store.SET_ASIDE)
+    ]
+    if not dry_run:
+        for path in doomed:
+            store.delete_step(path)
+        for path in aside:
+            store.remove_tree(path)
+    return [str(path) for path in [*doomed, *aside]]
+
+
+def _batches(leaves: dict[str, list]) -> Iterator[list[str]]:
+    """Names in groups whose arrays fit in memory together."""
+    group: list[str] = []
+    size = 0
+    for name, (_, shape) in leaves.items():
+        count = 8
+        for n in shape:
+            count *= n
+        if group and size + count > BYTES_AT_ONCE:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += count
+    if group:
+        yield group
+
+
+def diff(a: Any, b: Any) -> DiffResult:
+    """Compares two checkpoints bit for bit: arrays and data cursor. Clocks and configurations are not looked at.
+
+    Args:
+      a, b: step folders, or stages' folders (their latest step).
+    """
+    import numpy as np
+
+    from easylm_jax.checkpoint import arrays
+
+    left, right = store.resolve(a), store.resolve(b)
+    stored, other = store.read_manifest(left).leaves, store.read_manifest(right).leaves
+    differ: dict[str, float | None] = {
+        name: None for name in stored.keys() | other.keys() if stored.get(name) != other.get(name)
+    }
+    for names in _batches({name: leaf for name, leaf in stored.items() if name not in differ}):
+        mine, theirs = arrays.read_arrays(left, names), arrays.read_arrays(right, names)
+        for name in names:
+            x, y = np.ascontiguousarray(mine[name]), np.ascontiguousarray(theirs[name])
+            if x.tobytes() != y.tobytes():
+                with np.errstate(invalid="ignore"):  # inf - inf
+                    gap = np.max(np.abs(x.astype(np.float64) - y.astype(np.float64)))
+                differ[name] = float(gap) if np.isfinite(gap) else None
+    changed = sorted(differ)
+    if store.read_meta(left).get("data") != store.read_meta(right).get("data"):
+        changed.append("meta.data")
+    return DiffResult(not changed, changed, {name: differ[name] for name in sorted(differ)})
+
+
+def average(folders: Sequence[Any], out: Any) -> str:
+    """The arithmetic mean of several runs' parameters (a soup), written as one checkpoint of parameters alone.
+
+    Summed in float64, so that the mean of equal values is that value, then cast back to each array's stored dtype.
+    Optimiser state is left out (OLMo 2, arXiv 2501.00656, Table 14: weights only).
+
+    Args:
+      folders: at least two step folders, or stages' folders (their latest step), of the same architecture.
+      out: the folder to make; `restore_params(out)` reads it.
+    """
+    import numpy as np
+
+    from easylm_jax.checkpoint import arrays
+
+    if len(folders) < 2:
+        raise UserError(f"average needs at least two checkpoints, {len(folders)} given")
+    target = store.as_path(out)
+    if target.exists():
+        raise UserError(f"{target} exists already; give a new folder with --out")
+    sources = [store.resolve(folder) for folder in folders]
+    trees = [
+        {name: leaf for name, leaf in store.read_manifest(source).leaves.items() if name.startswith("params.")}
+        for source in sources
+    ]
+    for source, tree in zip(sources, trees, strict=True):
+        odd = sorted(name for name in trees[0].keys() | tree.keys() if trees[0].get(name) != tree.get(name))
+        if odd or not tree:
+            what = f"{odd[0]} differs in shape, dtype or presence" if odd else "there are no params"
+            raise UserError(f"{source} cannot be averaged with {sources[0]}: {what}")
+        faults = store.damage(source)
+        if faults:
+            raise UserError(f"checkpoint {source} is damaged: {faults[0]}; use an earlier one")
+    mean: dict[str, Any] = {}
+    for names in _batches(trees[0]):
+        total = {name: x.astype(np.float64) for name, x in arrays.read_arrays(sources[0], names).items()}
+        for source in sources[1:]:
+            for name, x in arrays.read_arrays(source, names).items():
+                total[name] += x.astype(np.float64)
+        mean.update(
+            {name: (x / len(sources)).astype(arrays.stored_dtype(trees[0][name][0])) for name, x in total.items()}
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    writer = arrays.Writer(deadline_seconds=3600)
+    step = max(store.read_manifest(source).step for source in sources)
+    first = store.read_meta(sources[0])
+    described = {name: first[name] for name in ("model", "tokenizer") if name in first}
+    meta = {**described, "average_of": [str(s) for s in sources]}
+    try:
+        writer.start(target, mean, meta, step=step, kind="params", name=None)
+        writer.wait()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{target} could not be written: {store.write_failure(error)}") from error
+    finally:
+        writer.close()
+    return str(target)

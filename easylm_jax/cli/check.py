@@ -1,0 +1,237 @@
+"""`easylm check`: responses against the instructions of their prompts, in IFBench's and IFEval's own line formats."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MODES = ("strict", "loose")
+_SPAN = "repeat:repeat_span"  # published versions check another span than the prompts ask for
+_NEEDS = ("prompt", "instruction_id_list", "kwargs")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "responses",
+        metavar="FILE",
+        help="JSON lines with `prompt` and `response`; without --prompts also `instruction_id_list` and `kwargs`",
+    )
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="JSON lines with `prompt`, `instruction_id_list` and `kwargs`"
+    )
+    parser.add_argument(
+        "--version",
+        choices=["r26", "r25", "fixed"],
+        default="r26",
+        help="r26: the published scores (default); r25: the paper's numbers; fixed: the quirks of both repaired",
+    )
+    parser.add_argument(
+        "--answers", action="store_true", help="score what follows the last </think>, without <answer> tags"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the report and the verdict on every instruction")
+    parser.add_argument("--out", metavar="DIR", help="write strict.jsonl and loose.jsonl in IFBench's form of results")
+    parser.add_argument("--nltk-data", metavar="DIR", help="the folder of NLTK's data (else NLTK_DATA)")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A prompt with its instructions and its response; None where there is none."""
+
+    key: str
+    prompt: str
+    ids: list[str]
+    kwargs: list[Mapping[str, Any] | None]
+    response: str | None
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Scores the file, prints the report and writes what was asked for."""
+    from easylm_jax.rewards import text as rewards_text
+    from easylm_jax.rewards.instructions import scoring, use_nltk_data
+
+    if arguments.nltk_data:
+        use_nltk_data(arguments.nltk_data)
+    responses = _read(arguments.responses)
+    if arguments.prompts:
+        lines, unused = _join(_read(arguments.prompts), responses, arguments.prompts, arguments.responses)
+    else:
+        lines, unused = [_line(row, where, row.get("response")) for where, row in responses], 0
+    if not lines:
+        raise _error(f"{arguments.prompts or arguments.responses} holds no line to score")
+    answers = [rewards_text.answer_of(line.response) if arguments.answers else line.response for line in lines]
+    verdicts = [_judge(line, answer, arguments.version) for line, answer in zip(lines, answers, strict=True)]
+    missing = sum(1 for line in lines if line.response is None)
+    result = {
+        "version": arguments.version,
+        "prompts": len(lines),
+        "instructions": sum(len(line.ids) for line in lines),
+        "missing": missing,
+        "unused": unused,
+        **{mode: scoring.report(verdicts, mode) for mode in MODES},
+    }
+    if arguments.version != "fixed" and _SPAN in result["strict"]["counts"]:
+        result["span_as_asked"] = _span_as_asked(lines, answers)
+    print(table(result))
+    if arguments.json:
+        rows = [_verdict_row(line, verdict) for line, verdict in zip(lines, verdicts, strict=True)]
+        _write(Path(arguments.json), json.dumps({**result, "lines": rows}, indent=1, ensure_ascii=False) + "\n")
+    if arguments.out:
+        for mode in MODES:
+            rows = [_result_row(line, getattr(verdict, mode)) for line, verdict in zip(lines, verdicts, strict=True)]
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            _write(Path(arguments.out) / f"{mode}.jsonl", text)
+    return 0
+
+
+def _error(message: str) -> Exception:
+    from models.errors import UserError  # here, since it imports JAX
+
+    return UserError(message)
+
+
+def _read(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with where it stands. Blank lines are passed over."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _error(f"cannot read {path}: {error}") from None
+    rows = []
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise _error(f"{path} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise _error(f"{path} line {number} is no object with a text `prompt`")
+        rows.append((f"{path} line {number}", row))
+    return rows
+
+
+def _line(row: Mapping[str, Any], where: str, response: Any) -> Line:
+    for name in _NEEDS:
+        if name not in row:
+            raise _error(f"{where} has no `{name}`; give the file of prompts and instructions with --prompts")
+    if not row["instruction_id_list"]:
+        raise _error(f"{where} has no instruction; a prompt is scored by those in `instruction_id_list`")
+    key = str(row.get("key", where.rpartition(" ")[2]))
+    return Line(key, row["prompt"], row["instruction_id_list"], row["kwargs"], _text(response))
+
+
+def _text(response: Any) -> str | None:
+    """A response as a text; what is there and is none is the empty text, which follows nothing."""
+    return response if response is None or isinstance(response, str) else ""
+
+
+def _join(
+    prompts: Iterable[tuple[str, dict[str, Any]]],
+    responses: Iterable[tuple[str, dict[str, Any]]],
+    prompts_file: str,
+    responses_file: str,
+) -> tuple[list[Line], int]:
+    """Each prompt with the response to it, by the exact prompt or else by the prompt stripped; and how many are left.
+
+    Of several responses to one prompt the last one stands, and the others are left.
+    """
+    exact, stripped, given = {}, {}, 0
+    for where, row in responses:
+        if "response" not in row:
+            raise _error(f"{where} has no `response`")
+        exact[row["prompt"]] = stripped[row["prompt"].strip()] = (given, row["response"])
+        given += 1
+    lines, used = [], set()
+    for where, row in prompts:
+        number, response = exact.get(row["prompt"]) or stripped.get(row["prompt"].strip()) or (None, None)
+        lines.append(_line(row, where, "" if number is not None and response is None else response))
+        used.add(number)
+    if lines and used == {None}:
+        raise _error(f"no prompt of {prompts_file} has a response in {responses_file}; they are joined by `prompt`")
+    return lines, given - len(used - {None})
+
+
+def _judge(line: Line, response: str | None, version: str) -> Any:
+    from easylm_jax.rewards.instructions import scoring
+    from models.errors import UserError
+
+    try:
+        return scoring.judge(line.ids, line.kwargs, response, version)
+    except UserError as error:
+        raise UserError(f"prompt {line.key}: {error}") from None
+
+
+def _span_as_asked(lines: Iterable[Line], answers: Iterable[str | None]) -> dict[str, float]:
+    """The accuracies of copied spans by the span that the prompt asks for, words with the last one included."""
+    from easylm_jax.rewards.instructions import scoring
+
+    followed: dict[str, list[bool]] = {mode: [] for mode in MODES}
+    for line, answer in zip(lines, answers, strict=True):
+        for name, kwargs in zip(line.ids, line.kwargs, strict=True):
+            if name == _SPAN:
+                verdict = scoring.judge([name], [kwargs], answer, "fixed")
+                for mode in MODES:
+                    followed[mode] += getattr(verdict, mode)
+    return {mode: scoring.share(followed[mode]) for mode in MODES}
+
+
+def _verdict_row(line: Line, verdict: Any) -> dict[str, Any]:
+    return {
+        "key": line.key,
+        "prompt": line.prompt,
+        "response": line.response,
+        "instruction_id_list": line.ids,
+        "strict": list(verdict.strict),
+        "loose": list(verdict.loose),
+    }
+
+
+def _result_row(line: Line, followed: tuple[bool, ...]) -> dict[str, Any]:
+    return {
+        "follow_all_instructions": all(followed),
+        "follow_instruction_list": list(followed),
+        "instruction_id_list": line.ids,
+        "prompt": line.prompt,
+        "response": line.response or "",
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise _error(f"cannot write {path}: {error}") from None
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The report as text: a line for prompts, instructions, each group and each id, in percent."""
+    lines = [
+        f"{result['prompts']} prompts, {result['instructions']} instructions, version {result['version']}; "
+        f"{result['missing']} prompts without a response (they fail), {result['unused']} responses not used",
+        "",
+        f"{'':<48}{'n':>5}{'strict':>9}{'loose':>9}",
+    ]
+
+    def add(name: str, count: Any, *values: float) -> None:
+        lines.append(f"{name:<48}{count:>5}" + "".join(f"{100 * value:>9.2f}" for value in values))
+
+    strict, loose = (result[mode] for mode in MODES)
+    add("prompt-level", result["prompts"], strict["prompt"], loose["prompt"])
+    for place, name in enumerate(("  95 % interval, low", "  95 % interval, high")):
+        add(name, "", strict["prompt_interval"][place], loose["prompt_interval"][place])
+    add("instruction-level", result["instructions"], strict["instruction"], loose["instruction"])
+    counts = strict["counts"]
+    lines.append("")
+    for group in strict["groups"]:
+        count = sum(n for name, n in counts.items() if name.partition(":")[0] == group)
+        add(group, count, strict["groups"][group], loose["groups"][group])
+    lines.append("")
+    for name, count in counts.items():
+        add(name, count, strict["ids"][name], loose["ids"][name])
+        if name == _SPAN and "span_as_asked" in result:
+            add("  by the words asked for (fixed)", count, *(result["span_as_asked"][mode] for mode in MODES))
+    return "\n".join(lines)

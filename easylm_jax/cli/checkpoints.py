@@ -1,0 +1,114 @@
+"""`easylm checkpoints`: list, verify, average, prune and compare the checkpoints of a stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+from easylm_jax.checkpoint.store import Retention
+from easylm_jax.checkpoint.tools import average, diff, list_checkpoints, prune, verify
+from models.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions of `easylm checkpoints` to a parser; `main` takes what it parsed."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    def action(name: str, text: str, example: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=text, description=text, epilog=f"example: easylm checkpoints {example}")
+        made.add_argument("--json", metavar="FILE", help="also write the result as JSON to FILE")
+        return made
+
+    stage = "runs/quickstart/pretrain"
+    listing = action("list", "list a stage's checkpoints", f"list {stage}")
+    listing.add_argument("folder", help="a stage's folder")
+    checking = action("verify", "compare every file with its checksum", f"verify {stage}")
+    checking.add_argument("folder", help="a stage's folder or one step's")
+    text = "average the parameters of several checkpoints"
+    soup = action("average", text, f"average {stage} runs/b/pretrain --out soup")
+    soup.add_argument("folders", nargs="+", help="step folders, or stages' folders (their latest step)")
+    soup.add_argument("--out", required=True, help="the folder to make")
+    text = "delete old checkpoints; named ones and history stay"
+    pruning = action("prune", text, f"prune {stage} --latest 2 --dry-run")
+    pruning.add_argument("folder", help="a stage's folder")
+    pruning.add_argument("--latest", type=int, default=2, help="how many of the newest to keep (default 2)")
+    pruning.add_argument("--every", type=int, help="also keep steps divisible by this")
+    pruning.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
+    differing = action(
+        "diff",
+        "compare two checkpoints bit for bit; exit status 1 when they differ",
+        f"diff {stage} runs/b/pretrain --json diff.json",
+    )
+    differing.add_argument("a", help="a step folder or a stage's folder (its latest step)")
+    differing.add_argument("b", help="the other")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs one action. Exit status: 0; 1 when `diff` finds a difference or `verify` a fault."""
+    status, result, lines = _ACTIONS[args.action](args)
+    print("\n".join(lines))
+    if args.json:
+        try:
+            pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {args.json}: {error.strerror}; give another file with --json") from error
+    return status
+
+
+def _list(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    entries = list_checkpoints(args.folder)
+    lines = [f"{'step':>10}  {'kind':<6}  {'size':>9}  {'age':>8}  name"]
+    lines += [
+        f"{e.step:>10}  {e.kind:<6}  {_size(e.bytes):>9}  {_age(e.age):>8}  {e.name or ''}".rstrip() for e in entries
+    ]
+    return 0, {"checkpoints": [e.__dict__ for e in entries]}, lines if entries else ["no checkpoints"]
+
+
+def _verify(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    found = verify(args.folder)
+    lines = [f"{folder}: {'; '.join(faults) if faults else 'whole'}" for folder, faults in found.items()]
+    return int(any(found.values())), {"whole": not any(found.values()), "faults": found}, lines
+
+
+def _average(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    out = average(args.folders, args.out)
+    return 0, {"out": out, "count": len(args.folders)}, [f"average of {len(args.folders)} checkpoints: {out}"]
+
+
+def _prune(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    gone = prune(args.folder, Retention(latest=args.latest, every=args.every), args.dry_run)
+    verb = "would delete" if args.dry_run else "deleted"
+    return 0, {"deleted": gone, "dry_run": args.dry_run}, [f"{verb} {path}" for path in gone] or ["nothing to delete"]
+
+
+def _diff(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    found = diff(args.a, args.b)
+    lines = (
+        ["identical"]
+        if found.identical
+        else [
+            name + (f"  max abs difference {gap:.3g}" if (gap := found.max_abs_diff.get(name)) is not None else "")
+            for name in found.differ
+        ]
+    )
+    return int(not found.identical), found.__dict__, lines
+
+
+_ACTIONS = {"list": _list, "verify": _verify, "average": _average, "prune": _prune, "diff": _diff}
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,277 @@
+"""`easylm data build|inspect|stats|tokenizer`. Nothing heavy is imported before a subcommand runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_EXAMPLES = {
+    "build": "easylm data build a.jsonl --kind chat --template tulu --tokenizer sp:t.model --length 2048 --out cache",
+    "inspect": "easylm data inspect cache --rows 2",
+    "stats": "easylm data stats cache --json stats.json",
+    "tokenizer": "easylm data tokenizer texts.jsonl --vocab 8192 --out tok",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands of `easylm data` to its parser."""
+    commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    helps = {
+        "build": "make a packed cache from sources or a specification, or all those of a recipe (RECIPE.py)",
+        "inspect": "print packed rows as text, with the trained tokens marked",
+        "stats": "print what a cache holds",
+        "tokenizer": "train a SentencePiece vocabulary on the sources",
+    }
+    made = {}
+    for name, text in helps.items():
+        made[name] = commands.add_parser(name, help=text, epilog=f"example: {_EXAMPLES[name]}")
+        made[name].set_defaults(run=globals()[name])
+    _add_build(made["build"])
+    inspecting = made["inspect"]
+    inspecting.add_argument("cache", help="a cache folder")
+    inspecting.add_argument("--rows", type=int, default=3, help="how many rows (3)")
+    inspecting.add_argument("--start", type=int, default=0, help="the first row (0)")
+    inspecting.add_argument("--tokenizer", help="where the vocabulary is now, if it moved since the build")
+    inspecting.add_argument("--ids", action="store_true", help="print the token ids too")
+    made["stats"].add_argument("cache", help="a cache folder")
+    made["stats"].add_argument("--verify", action="store_true", help="compare all files with their checksums")
+    training = made["tokenizer"]
+    _add_sources(training)
+    training.add_argument("--vocab", type=int, required=True, help="number of pieces, 256 bytes included")
+    training.add_argument("--symbols", default="", help="control tokens to add, comma-separated")
+    training.add_argument("--out", required=True, help="folder for tokenizer.model")
+    for command in made.values():
+        command.add_argument("--json", metavar="FILE", help="write the result as JSON")
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME, seqio:NAME")
+    parser.add_argument("--fields", help="columns of the turns, as user=question,assistant=answer")
+    parser.add_argument("--format", choices=("hh",), help="chosen and rejected are Human/Assistant transcripts")
+    parser.add_argument("--text-field", default="text", help="column of plain text (text)")
+    parser.add_argument("--text-unit", default="file", choices=("file", "line", "paragraph"), help="document in .txt")
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first records of each source")
+    parser.add_argument("--limit", type=int, help="read at most this many records of each source")
+
+
+def _add_build(parser: argparse.ArgumentParser) -> None:
+    _add_sources(parser)
+    parser.add_argument("--spec", metavar="FILE", help="a DataSpec as JSON, in place of sources and options")
+    parser.add_argument("--out", help="folder that holds caches, each named by its key (a recipe: its runs folder)")
+    parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
+    parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
+    parser.add_argument("--length", type=int, help="tokens in a row")
+    parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts"))
+    parser.add_argument(
+        "--template", help="tulu, olmo, tulu25, llama3, llama31, qwen, qwen_math, chatml, think, r1 or plain"
+    )
+    parser.add_argument(
+        "--packing", choices=("concat", "best_fit", "none"), help="concat (text), best_fit (chat, pairs)"
+    )
+    parser.add_argument("--overlong", choices=("truncate", "drop", "error"), help="truncate (prompts: drop)")
+    parser.add_argument("--max-side-length", type=int, help="tokens of one side of a pair (half of --length)")
+    parser.add_argument("--max-pairs-per-row", type=int, help="bound on the pairs in a row")
+    parser.add_argument("--keep", help="columns that go with each prompt, comma-separated (all)")
+    parser.add_argument("--train-on", default="assistant", choices=("assistant", "last_assistant", "all"))
+    parser.add_argument("--no-document-mask", action="store_true", help="let documents of a row see each other")
+    parser.add_argument("--repetition-filter", action="store_true", help="leave out text that repeats a short unit")
+    parser.add_argument("--temperature", type=float, help="of the mixture: rates are sizes to the power 1/T")
+    parser.add_argument("--skip-bad", action="store_true", help="count bad records instead of stopping at the first")
+    parser.add_argument("--seed", type=int, default=42, help="of resampling (42)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the subcommand that was parsed; the exit status is 0 or an exception was raised."""
+    arguments.run(arguments)
+    return 0
+
+
+def _sources(arguments: argparse.Namespace) -> tuple:
+    from easylm_jax.config.data import Source
+    from models.errors import UserError
+
+    if not arguments.sources:
+        raise UserError("data: name at least one source")
+    fields = None
+    if arguments.fields:
+        pairs = [pair.partition("=")[::2] for pair in arguments.fields.split(",")]
+        if not all(role and column for role, column in pairs):
+            raise UserError(f"data: --fields {arguments.fields!r} must read role=column,role=column")
+        fields = tuple(pairs)
+    weights = getattr(arguments, "weights", None)
+    rates: list[float | None] = [None] * len(arguments.sources)
+    if weights:
+        try:
+            rates = [float(text) for text in weights.split(",")]
+        except ValueError:
+            raise UserError(f"data: --weights {weights!r} must be numbers with commas between") from None
+        if len(rates) != len(arguments.sources):
+            raise UserError(f"data: {len(rates)} weights for {len(arguments.sources)} sources")
+    common = {"fields": fields, "text_field": arguments.text_field, "text_unit": arguments.text_unit}
+    common |= {"skip": arguments.skip, "limit": arguments.limit, "format": arguments.format}
+    return tuple(Source(path, rate, **common) for path, rate in zip(arguments.sources, rates, strict=True))
+
+
+def _spec(arguments: argparse.Namespace):
+    from easylm_jax.config.data import DataSpec
+    from models.errors import UserError
+
+    if arguments.spec:
+        if arguments.sources:
+            raise UserError("data: give sources or --spec, not both")
+        try:
+            return DataSpec.from_dict(json.loads(Path(arguments.spec).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"data: cannot read the specification {arguments.spec}: {error}") from None
+    for option in ("tokenizer", "length"):
+        if getattr(arguments, option) is None:
+            raise UserError(f"data: build needs --{option} (or --spec)")
+    return DataSpec(
+        sources=_sources(arguments),
+        tokenizer=arguments.tokenizer,
+        sequence_length=arguments.length,
+        kind=arguments.kind,
+        template=arguments.template,
+        packing=arguments.packing or ("best_fit" if arguments.kind == "chat" else None),
+        document_mask=not arguments.no_document_mask,
+        overlong=arguments.overlong,
+        train_on=arguments.train_on,
+        repetition_filter=arguments.repetition_filter,
+        temperature=arguments.temperature,
+        on_bad="skip" if arguments.skip_bad else "error",
+        seed=arguments.seed,
+        max_side_length=arguments.max_side_length,
+        max_pairs_per_row=arguments.max_pairs_per_row,
+        keep=tuple(arguments.keep.split(",")) if arguments.keep else None,
+    )
+
+
+class ProgressLine:
+    """Documents or rows done and how many a second: one living line on a terminal, else a line every ten seconds."""
+
+    def __init__(self, stream: Any = None):
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.phase, self.began = "", time.monotonic()
+        self.seen = self.shown = self.began
+
+    def __call__(self, done: int, total: int | None, phase: str) -> None:
+        now = time.monotonic()
+        if phase != self.phase:
+            self.phase, self.began = phase, self.seen  # its first report tells of work since the report before
+        self.seen = now
+        finished = total is not None and done >= total
+        if not finished and now - self.shown < (0.2 if self.live else 10.0):
+            return
+        self.shown = now
+        rate = done / max(now - self.began, 1e-6)
+        unit = "rows" if phase == "write" else "documents"
+        text = f"{phase}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f} a second"
+        end = "\n" if finished or not self.live else ""
+        print(f"\r\x1b[K{text}" if self.live else text, end=end, file=self.stream, flush=True)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """`easylm data build`: make the cache (or find it made) and print where it is and what it holds."""
+    from easylm_jax.data.build import build_cache
+    from easylm_jax.data.inspection import summary
+    from models.errors import UserError
+
+    if arguments.sources and arguments.sources[0].endswith(".py"):
+        _build_recipe(arguments)
+        return
+    if arguments.out is None:
+        raise UserError("data: build needs --out, the folder to keep caches in")
+    cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
+    print(summary(cache))
+    _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def _build_recipe(arguments: argparse.Namespace) -> None:
+    """The caches that the stages of a recipe will read, and the vocabularies and files that those are made from."""
+    from easylm_jax.config import Train
+    from easylm_jax.config.load import load_recipe
+    from easylm_jax.data.build import stage_cache
+    from easylm_jax.data.inspection import summary
+    from easylm_jax.experiment import Experiment
+    from models.errors import UserError
+
+    if len(arguments.sources) > 1 or arguments.spec:
+        raise UserError("data: build takes one recipe by itself; its stages say what the sources are")
+    experiment = Experiment(load_recipe(arguments.sources[0]), Path(arguments.out or "runs"))
+    made: dict[str, Any] = {}
+    for stage in experiment.in_order():
+        if not isinstance(stage, Train):
+            experiment.run(stage)
+            continue
+        specs = {stage.name: stage.data}
+        if stage.validation is not None:
+            specs[f"{stage.name} validation"] = stage.validation.data
+        for name, spec in specs.items():
+            cache = stage_cache(experiment, spec)
+            print(f"── {name} ──\n{summary(cache)}")
+            made[name] = {"folder": str(cache.folder), **cache.manifest}
+    _write_json(arguments.json, made)
+
+
+def stats(arguments: argparse.Namespace) -> None:
+    """`easylm data stats`: what the manifest says, checked against the files with --verify."""
+    from easylm_jax.data.cache import open_cache
+    from easylm_jax.data.inspection import summary
+
+    cache = open_cache(arguments.cache)
+    if arguments.verify:
+        cache.verify()
+    print(summary(cache))
+    if arguments.verify:
+        print("every file agrees with its checksum")
+    _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """`easylm data inspect`: rows as text; trained tokens stand in green on a terminal, else in ⟦ ⟧."""
+    from easylm_jax.data.cache import open_cache
+    from easylm_jax.data.inspection import describe_row, heading
+    from easylm_jax.data.tokenizer import load_tokenizer
+
+    cache = open_cache(arguments.cache)
+    tokenizer = load_tokenizer(arguments.tokenizer or cache.manifest["tokenizer"]["spec"])
+    cache.check_tokenizer(tokenizer)
+    marks = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("⟦", "⟧")
+    shown = []
+    for row in range(arguments.start, min(arguments.start + arguments.rows, cache.rows)):
+        described = describe_row(cache, row, tokenizer)
+        shown.append(described)
+        print(f"── row {row} ──")
+        for document in described["documents"]:
+            print(f"── {heading(document)} ──")
+            print("".join(marks[0] + p["text"] + marks[1] if p["trained"] else p["text"] for p in document["pieces"]))
+            if arguments.ids:
+                print(" ".join(map(str, document["ids"])))
+            for column, value in document.get("kept", {}).items():
+                print(f"{column}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    _write_json(arguments.json, {"folder": str(cache.folder), "rows": shown})
+
+
+def tokenizer(arguments: argparse.Namespace) -> None:
+    """`easylm data tokenizer`: train a SentencePiece vocabulary on all text of the sources."""
+    from easylm_jax.data.sentencepiece_model import train_sentencepiece
+    from easylm_jax.data.texts import source_texts
+    from easylm_jax.data.tokenizer import load_tokenizer
+
+    symbols = [symbol for symbol in arguments.symbols.split(",") if symbol]
+    texts = source_texts(_sources(arguments))
+    path = train_sentencepiece(texts, arguments.vocab, arguments.out, symbols=symbols)
+    facts = load_tokenizer(f"sp:{path}").describe()
+    print(f"sp:{path}: {facts['vocab_size']:,} tokens")
+    _write_json(arguments.json, facts)
+
+
+def _write_json(path: str | None, value: Any) -> None:
+    if path:
+        Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")

@@ -1,0 +1,157 @@
+"""The command `easylm`. Nothing heavy is imported before a subcommand runs, so that help comes at once.
+
+Exit status: 0 done; 1 a comparison that failed; 2 a mistake in the input, told in one line (with `--debug`, the
+traceback); 75 a hang that the watchdog ended, worth starting again; 130 stopped by Ctrl-C or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from easylm_jax.cli.parser import Parser, UsageError, nearest
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+@dataclass(frozen=True)
+class Command:
+    """What help says of a subcommand: one line on what it does, and an example that works.
+
+    The code is the module `easylm_jax.cli.<name>` with its `add_arguments(parser)` and `main(arguments)`. With
+    `intermixed`, options may stand between positional arguments.
+    """
+
+    summary: str
+    example: str
+    intermixed: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command(
+        "run or resume the stages of a recipe",
+        "easylm run recipes/quickstart.py",
+        intermixed=True,
+    ),
+    "data": Command(
+        "build, inspect and count packed data caches",
+        "easylm data build runs/quickstart/data/pretrain.jsonl --tokenizer sp:runs/quickstart/tokenizer/tokenizer.model"
+        " --length 256 --out runs/cache",
+    ),
+    "checkpoints": Command(
+        "list, verify, average, prune and compare checkpoints",
+        "easylm checkpoints list runs/quickstart/pretrain",
+    ),
+    "convert": Command(
+        "a Hugging Face folder to a checkpoint, or a checkpoint to a Hugging Face folder",
+        "easylm convert runs/quickstart/sft exported",
+    ),
+    "generate": Command(
+        "the responses of a trained model",
+        'easylm generate runs/quickstart/sft "What is 12 + 30?" --temperature 0',
+        intermixed=True,
+    ),
+    "eval": Command(
+        "a trained model on named benchmarks (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench)",
+        "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",
+    ),
+    "plan": Command(
+        "whether a recipe fits a TPU pod, and how long it should take; no TPU needed",
+        "easylm plan recipes/olmo2/sft_1b.py --topology v5p-32",
+        intermixed=True,
+    ),
+    "report": Command(
+        "the tables and figures of a run, on the screen and as one HTML page",
+        "easylm report runs/quickstart",
+    ),
+    "check": Command(
+        "whether responses follow the instructions of their prompts (IFBench, IFEval)",
+        "easylm check responses.jsonl --prompts IFBench_test.jsonl",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit status; never raises for what a user can get wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [text for text in arguments if text != "--debug"]
+    try:
+        status = _dispatch(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print("easylm: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `easylm ... | head`: the interpreter must not complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        if not _is_user_error(error):
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"easylm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _is_user_error(error: Exception) -> bool:
+    errors = sys.modules.get("models.errors")  # where it was never imported, nothing can have raised it
+    return isinstance(error, UsageError) or (errors is not None and isinstance(error, errors.UserError))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"easylm_jax {_version()}")
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}{nearest(name, COMMANDS)} (see easylm --help)")
+    command = COMMANDS[name]
+    parser = Parser(
+        prog=f"easylm {name}",
+        description=command.summary[0].upper() + command.summary[1:] + ".",
+        epilog=f"example: {command.example}",
+    )
+    module = importlib.import_module(f"easylm_jax.cli.{name}")
+    module.add_arguments(parser)
+    try:
+        parsed = parser.parse(rest, intermixed=command.intermixed)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    return module.main(parsed) or 0
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("easylm_jax")
+    except PackageNotFoundError:
+        return "(run from its folder, not installed)"
+
+
+def _help() -> str:
+    lines = ["usage: easylm COMMAND ... [--debug]", "", "Train and post-train open language models in JAX.", ""]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<12} {command.summary}")
+    lines += [
+        "",
+        "`easylm COMMAND --help` tells more; --debug shows the traceback of an error; --version tells the version.",
+        "",
+        f"example: {COMMANDS['run'].example}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The argument parser of every subcommand: one-line errors that suggest the nearest name. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+
+class UsageError(Exception):
+    """A command line that cannot be understood; told like a `models.errors.UserError`, which would import JAX."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `UsageError` in place of printing the usage and exiting, and suggests the nearest name."""
+
+    def __init__(self, *args: Any, **options: Any):
+        # Defaults here, so that the parsers of nested commands have them too. An example is to be copied: no wrapping.
+        defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **{**defaults, **options})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            what = action.metavar or action.dest
+            raise UsageError(f"no {what} {str(value)!r}{nearest(str(value), names)} (see {self.prog} --help)")
+
+    def parse(self, arguments: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
+        """All of `arguments`; what is left over raises `UsageError` with the nearest option."""
+        parse = self.parse_known_intermixed_args if intermixed else self.parse_known_args
+        parsed, extra = parse(arguments)
+        if extra:
+            options = sorted(set(self._options(arguments)))
+            unknown = next((text for text in extra if text.startswith("-")), extra[0])
+            raise UsageError(
+                f"unknown argument {unknown!r}{nearest(unknown.split('=')[0], options)} (see {self.prog} --help)"
+            )
+        return parsed
+
+    def _options(self, arguments: Sequence[str]) -> Iterable[str]:
+        """The options of this command and of those of its subcommands that were named."""
+        yield from self._option_string_actions
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, parser in action.choices.items():
+                    if name in arguments:
+                        yield from parser._options(arguments)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or else what is known, or nothing for an option that resembles none."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return "" if name.startswith("-") or not known else f"; known: {', '.join(known)}"

@@ -1,0 +1,136 @@
+"""`easylm plan RECIPE --topology NAME`: does it fit a TPU pod, and how long should it take? No TPU is needed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from models.errors import UserError
+
+NOT_FITTING = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `easylm plan`."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a Python file that holds `recipe = Recipe(...)`")
+    parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.accumulate=2")
+    parser.add_argument("--stage", metavar="STAGE", help="this stage alone (default: all that run on devices)")
+    parser.add_argument(
+        "--topology", metavar="NAME", help="such as v5p:4x4x4, v5p-128, v5e:16x16*2 (default: the recipe's pod)"
+    )
+    parser.add_argument("--mesh", metavar="TEXT", help="in place of the recipe's, such as fsdp=32,tp=2")
+    parser.add_argument(
+        "--sweep", metavar="AXIS=VALUES", action="append",
+        help="over pods, meshes, remat and batches, such as chips=8..4096x8 or 'remat=attention full'; repeat for more",
+    )  # fmt: skip
+    parser.add_argument(
+        "--scaling", choices=("strong", "weak"), default="strong",
+        help="in a sweep over pods of several sizes: keep the batch (strong) or the rows a chip (weak)",
+    )  # fmt: skip
+    parser.add_argument("--write", metavar="FILE", help="put a sweep's table and figure into a Markdown page")
+    parser.add_argument("--json", metavar="FILE", help="also write the plan to FILE")
+    parser.add_argument("--out", metavar="DIR", default="runs", help="where compiled plans are kept (default: runs)")
+    parser.add_argument(
+        "--no-suggestion", action="store_true", help="where it does not fit, do not look for what would"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """`easylm plan`; exit status 1 where something does not fit."""
+    from easylm_jax.plan import topology as topologies
+
+    if arguments.topology is not None:
+        topologies.parse(arguments.topology)  # what is misspelt is told before anything is loaded
+    topologies.quiet()
+    from easylm_jax.config.load import load_recipe
+    from easylm_jax.plan import report
+
+    if arguments.write and not arguments.sweep:
+        raise UserError("--write is for the page of a sweep; give --sweep too, or --json for a plan")
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.mesh is not None:
+        recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
+    name = arguments.topology or recipe.pod
+    if name is None:
+        raise UserError(f"recipe {recipe.name} names no pod; give one with --topology, such as v5p-64")
+    topology = topologies.parse(name)
+    if arguments.sweep:
+        return _sweep(recipe, topology, arguments)
+    stages = recipe.stages if arguments.stage is None else (recipe.stage(arguments.stage),)
+    devices = topology.devices()
+    folder = Path(arguments.out) / "plans"
+    rows: list[Any] = []
+    for stage in stages:
+        own = report.plan(stage, recipe, topology, devices, folder, _say)
+        rows += own
+        if arguments.stage is not None and not own:
+            raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
+        if own and not all(row.fits for row in own) and not arguments.no_suggestion:
+            _suggest(stage, recipe, topology, folder)
+    print(report.text(rows, recipe, topology))
+    found = report.as_json(rows, topology)
+    if arguments.json:
+        _write(Path(arguments.json), found)
+    return 0 if found["fits"] else NOT_FITTING
+
+
+def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
+    from easylm_jax.plan import programs, report, scale, sweep
+
+    axes = sweep.parse(arguments.sweep)
+    if arguments.stage is None:
+        raise UserError(f"a sweep is over one stage; give --stage, one of {', '.join(s.name for s in recipe.stages)}")
+    stage = recipe.stage(arguments.stage)
+    if not isinstance(stage, programs.PLANNED):
+        raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
+    topology.devices()  # a compiler that is missing is told once, and not for every point
+    points = sweep.points(stage, recipe, topology, axes, arguments.scaling)
+    sweep.run(points, recipe, Path(arguments.out) / "plans", _say)
+    print(f"{scale.title(recipe, points[0], arguments.scaling)}\n\n{report.aligned(sweep.table(points))}")
+    if arguments.json:
+        _write(Path(arguments.json), {"scaling": arguments.scaling, "points": [point.as_json() for point in points]})
+    if arguments.write:
+        try:
+            scale.write(Path(arguments.write), points, recipe, arguments.scaling, _command(arguments))
+        except OSError as error:
+            raise UserError(f"cannot write {arguments.write}: {error.strerror}; give another with --write") from error
+    return 0 if any(point.fits for point in points) else NOT_FITTING
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was typed, without where things are kept."""
+    words = ["easylm", "plan", arguments.recipe, *arguments.overrides, "--stage", arguments.stage]
+    for option in ("topology", "mesh"):
+        if getattr(arguments, option):
+            words += [f"--{option}", getattr(arguments, option)]
+    for one in arguments.sweep:
+        words += ["--sweep", one]
+    return shlex.join([*words, "--scaling", arguments.scaling, "--write", arguments.write])
+
+
+def _suggest(stage: Any, recipe: Any, topology: Any, folder: Path) -> None:
+    from easylm_jax.plan.suggest import nearest
+
+    _say(f"{stage.name}: does not fit; looking for the nearest settings that do")
+    settings = nearest(stage, recipe, topology, folder, _say)
+    if settings is None:
+        _say(f"{stage.name}: does not fit {topology.chip.name}, however it is cut and however many chips there are")
+    else:
+        _say(f"{stage.name}: it does fit with {' '.join(settings)}")
+
+
+def _say(text: str) -> None:
+    print(f"[plan] {text}", file=sys.stderr, flush=True)
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    from easylm_jax.runtime.files import write_json
+
+    try:
+        write_json(path, found)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another file with --json") from error

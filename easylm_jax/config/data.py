@@ -1,0 +1,272 @@
+"""What a data set is: `Source` (one file, folder or named set) and `DataSpec` (a mixture made into rows)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from models.errors import UserError
+
+KINDS = ("text", "chat", "preference", "prompts")
+PACKINGS = ("concat", "best_fit", "none")
+OVERLONG = ("truncate", "drop", "error")
+TRAIN_ON = ("assistant", "last_assistant", "all")
+NAMED_PREFIXES = ("hf:", "tfds:", "seqio:")
+ROLES = ("system", "user", "assistant")
+FORMATS = (None, "hh")
+# What `Source.fields` may name, by kind of data.
+FIELDS = {
+    "text": ROLES,
+    "chat": ROLES,
+    "preference": ("system", "prompt", "chosen", "rejected", "margin"),
+    "prompts": (*ROLES, "prompt", "chosen", "rejected"),
+}
+# Not part of a cache's key while at their defaults: caches from before these fields stay valid. `streaming` changes
+# how records travel and never what they are, so it is left out always.
+ADDED_LATER = {
+    "source": ("format", "data_files", "data_dir"),
+    "spec": ("max_side_length", "max_pairs_per_row", "keep"),
+}
+
+
+def _choice(what: str, value: Any, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        named = ", ".join(name for name in allowed if name is not None)
+        raise UserError(f"data: {what} is {value!r}; use one of {named}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One source of a mixture.
+
+    `path` is a file, glob or folder (.jsonl, .json, .parquet, .csv, .txt, the text ones also with .gz or .zst), or a
+    named set: `hf:name[:split]` (`datasets`), `tfds:name[:split]`, `seqio:task_or_mixture[:split]`.
+
+    `weight`: its share of the rows drawn (relative to the other weights); None = natural size. Give it to all sources
+    of a mixture or to none. `skip` and `limit` count records in reading order, so `Source(p, limit=100)` and
+    `Source(p, skip=100)` never share one. After that `count` (records) or `fraction` (of the records; 2.5 = two full
+    passes and a random half) resamples, seeded by `DataSpec.seed`: two names, so 1.0 can never be read as one record.
+
+    Columns: `text_field` for kind "text"; for kind "chat" `fields`, a mapping from role to column in the order of the
+    turns (`{"user": "question", "assistant": "answer"}`), else `messages_field`, else prompt and completion columns.
+    Kind "preference" reads the columns chosen, rejected, prompt and margin, or those that `fields` names for them;
+    kind "prompts" reads `fields` or the first of several usual columns (see `preference` and `prompts`).
+    `format="hh"`: chosen and rejected are transcripts, "\\n\\nHuman: …\\n\\nAssistant: …", as in hh-rlhf.
+    `text_unit`: what one document of a .txt file is: the whole file, a line, or a paragraph (parted by empty lines).
+
+    For `hf:` sets `subset` is the configuration, `data_dir` and `data_files` choose files of the repository or folder,
+    and `streaming` reads records as they arrive instead of downloading the whole set first. `module` is imported
+    first, where it registers a `seqio:` task.
+    """
+
+    path: str
+    weight: float | None = None
+    skip: int = 0
+    limit: int | None = None
+    count: int | None = None
+    fraction: float | None = None
+    text_field: str = "text"
+    messages_field: str = "messages"
+    fields: Mapping[str, str] | tuple[tuple[str, str], ...] | None = None
+    text_unit: Literal["file", "line", "paragraph"] = "file"
+    subset: str | None = None
+    module: str | None = None
+    format: Literal["hh"] | None = None
+    data_files: str | tuple[str, ...] | None = None
+    data_dir: str | None = None
+    streaming: bool = False
+
+    def __post_init__(self):
+        if not self.path:
+            raise UserError("data: a source needs a path")
+        if self.weight is not None and not self.weight > 0:
+            raise UserError(f"data: weight {self.weight} of source {self.path} must be above 0; leave the source out")
+        if self.count is not None and self.fraction is not None:
+            raise UserError(f"data: source {self.path} has both count and fraction; give one")
+        for name in ("skip", "limit", "count", "fraction"):
+            value = getattr(self, name)
+            if value is not None and (value < 0 or (value == 0 and name != "skip")):
+                raise UserError(f"data: {name} {value} of source {self.path} must be above 0")
+        _choice(f"text_unit of source {self.path}", self.text_unit, ("file", "line", "paragraph"))
+        _choice(f"format of source {self.path}", self.format, FORMATS)
+        for name in ("data_files", "data_dir", "streaming"):
+            if getattr(self, name) and not self.path.startswith("hf:"):
+                raise UserError(f"data: {name} of source {self.path} is for hf: sets only")
+        if isinstance(self.data_files, list):
+            object.__setattr__(self, "data_files", tuple(self.data_files))
+        for name in ("weight", "fraction"):  # 3 and 3.0 are one weight and must give one key
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
+        if self.fields is not None:
+            pairs = self.fields.items() if isinstance(self.fields, Mapping) else self.fields
+            pairs = tuple((str(role), str(column)) for role, column in pairs)
+            known = dict.fromkeys(name for names in FIELDS.values() for name in names)
+            unknown = [role for role, _ in pairs if role not in known]
+            if unknown:
+                raise UserError(f"data: fields of {self.path} name the role {unknown[0]!r}; use {', '.join(known)}")
+            object.__setattr__(self, "fields", pairs)  # hashable, like the rest of a frozen dataclass
+
+    @property
+    def named(self) -> bool:
+        """True for a set known by name (`hf:`, `tfds:`, `seqio:`) rather than by a path on disk."""
+        return self.path.startswith(NAMED_PREFIXES)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """All that decides the bytes of a packed cache.
+
+    `tokenizer`: `sp:/path.model` or `hf:folder`, `hf:tokenizer.json`, `hf:hub/name`. `sequence_length` S is the number
+    of input tokens in a row. `packing`: "concat" joins documents with EOS and cuts windows of S (the last token of a
+    window is the first of the next, so every token is a target once); "best_fit" packs whole documents by best-fit
+    decreasing; "none" puts one document in a row. `document_mask=False` lets tokens attend across the documents of a
+    row, as OLMo 2's pre-training does. `overlong` says what happens to a document above S tokens where documents stay
+    whole. `train_on` chooses the turns that carry loss (kinds "chat" and "preference").
+
+    Kind "preference": a pair's two sides stand in one row (see `preference`); a side is held to `max_side_length`
+    tokens (S // 2), a row to `max_pairs_per_row` pairs (chosen from the data when None). Kind "prompts": one prompt of
+    at most S tokens in a row (see `prompts`), longer ones are dropped; `keep` names the columns whose values go with
+    each prompt (None = all). Left at None, `packing` is "best_fit" for preference, "none" for prompts, else "concat",
+    and `overlong` is "drop" for prompts, else "truncate".
+
+    `repetition_filter`: the n-gram filter of OLMo 2 (see `filters`): drops whole documents, or zeroes the loss of a
+    window under "concat". `temperature` T samples sources at rates proportional to rows^(1/T), or to weight^(1/T)
+    where weights are given. `compat="tulu25"` trains what the Tülu 2.5 code also trained: the newline after the EOS of
+    a turn and headers with no untrained turn before them. `on_bad="skip"` counts bad records instead of stopping.
+    """
+
+    sources: tuple[Source, ...]
+    tokenizer: str
+    sequence_length: int
+    kind: Literal["text", "chat", "preference", "prompts"] = "text"
+    template: str | None = None
+    packing: Literal["concat", "best_fit", "none"] | None = None
+    document_mask: bool = True
+    overlong: Literal["truncate", "drop", "error"] | None = None
+    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    add_bos: bool = False
+    repetition_filter: bool = False
+    temperature: float | None = None
+    compat: Literal["tulu25"] | None = None
+    on_bad: Literal["error", "skip"] = "error"
+    seed: int = 42
+    max_side_length: int | None = None
+    max_pairs_per_row: int | None = None
+    keep: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        sources = (self.sources,) if isinstance(self.sources, Source) else tuple(self.sources)
+        object.__setattr__(self, "sources", sources)
+        if not sources:
+            raise UserError("data: sources is empty; give at least one Source")
+        _choice("kind", self.kind, KINDS)
+        usual = {"packing": {"preference": "best_fit", "prompts": "none"}.get(self.kind, "concat")}
+        usual["overlong"] = "drop" if self.kind == "prompts" else "truncate"
+        for name, value in usual.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.keep is not None:
+            object.__setattr__(self, "keep", (self.keep,) if isinstance(self.keep, str) else tuple(self.keep))
+        _choice("packing", self.packing, PACKINGS)
+        _choice("overlong", self.overlong, OVERLONG)
+        _choice("train_on", self.train_on, TRAIN_ON)
+        _choice("on_bad", self.on_bad, ("error", "skip"))
+        _choice("compat", self.compat, (None, "tulu25"))
+        if self.sequence_length < 2:
+            raise UserError(f"data: sequence_length {self.sequence_length} must be at least 2")
+        if self.temperature is not None and not self.temperature > 0:
+            raise UserError(f"data: temperature {self.temperature} must be above 0")
+        if self.temperature is not None:
+            object.__setattr__(self, "temperature", float(self.temperature))
+        if len({source.weight is None for source in sources}) == 2:
+            bare = next(source.path for source in sources if source.weight is None)
+            raise UserError(f"data: source {bare} has no weight but others have; give a weight to all or to none")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        self._check_options()
+        for source in self.sources:
+            strange = [name for name, _ in source.fields or () if name not in FIELDS[self.kind]]
+            if strange:
+                allowed = ", ".join(FIELDS[self.kind])
+                raise UserError(
+                    f"data: fields of {source.path} name {strange[0]!r}, but kind {self.kind!r} uses {allowed}"
+                )
+        if self.kind == "text":
+            if self.template is not None:
+                raise UserError(f"data: template {self.template!r} needs kind 'chat'")
+            if self.compat is not None:
+                raise UserError(f"data: compat {self.compat!r} needs kind 'chat'")
+            return
+        from easylm_jax.config.chat_templates import get_template
+
+        if self.template is None:
+            raise UserError(f"data: kind {self.kind!r} needs a template, for example 'tulu'")
+        get_template(self.template)
+        if self.add_bos:
+            raise UserError(
+                f"data: add_bos is for kind 'text'; with kind {self.kind!r} the template says where BOS stands"
+            )
+
+    def _check_options(self) -> None:
+        """Options that belong to one kind, and what a kind cannot do."""
+        owners = {"max_side_length": "preference", "max_pairs_per_row": "preference", "keep": "prompts"}
+        for name, kind in owners.items():
+            if getattr(self, name) is not None and self.kind != kind:
+                raise UserError(f"data: {name} is for kind {kind!r}, this is kind {self.kind!r}")
+        if self.kind in ("text", "chat"):
+            formatted = next((source for source in self.sources if source.format is not None), None)
+            if formatted is not None:
+                what = f"format {formatted.format!r} of source {formatted.path}"
+                raise UserError(f"data: {what} is for kinds 'preference' and 'prompts'")
+            return
+        if not self.document_mask:
+            raise UserError(f"data: document_mask=False is for kinds 'text' and 'chat', not for {self.kind!r}")
+        if self.kind == "prompts":
+            if self.packing != "none":
+                raise UserError("data: kind 'prompts' puts one prompt in a row; leave packing out")
+            if self.overlong == "truncate":
+                raise UserError("data: a prompt cannot be truncated; overlong is 'drop' or 'error' for kind 'prompts'")
+            return
+        if self.packing == "concat":
+            raise UserError("data: pairs stay whole; packing is 'best_fit' or 'none' for kind 'preference'")
+        if self.train_on == "all":
+            raise UserError("data: train_on is 'assistant' or 'last_assistant' for kind 'preference'")
+        limit = self.max_side_length
+        if limit is not None and not 2 <= limit <= self.sequence_length - 2:
+            raise UserError(f"data: max_side_length {limit} must lie between 2 and sequence_length - 2")
+        if self.sequence_length < 4:
+            raise UserError(f"data: sequence_length {self.sequence_length} has no room for the two sides of a pair")
+        if self.max_pairs_per_row is not None and self.max_pairs_per_row < 1:
+            raise UserError(f"data: max_pairs_per_row {self.max_pairs_per_row} must be at least 1")
+
+    @property
+    def side_limit(self) -> int:
+        """Most tokens that one side of a pair may have."""
+        return self.max_side_length or self.sequence_length // 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is the way back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
+        """Build a spec from JSON values. Raises UserError for an unknown or missing field."""
+        sources = values.get("sources", ())
+        sources = tuple(source if isinstance(source, Source) else _construct(Source, source) for source in sources)
+        return _construct(cls, {**values, "sources": sources})
+
+
+def _construct(cls: type, values: Mapping[str, Any]) -> Any:
+    if isinstance(values, str) and cls is Source:
+        return Source(values)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UserError(f"data: {cls.__name__} has no field {unknown[0]!r}; its fields are {', '.join(fields)}")
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise UserError(f"data: {cls.__name__} needs the field {missing[0]!r}")
+    return cls(**values)

@@ -1,0 +1,86 @@
+"""A recipe and the folder that its stages are kept in: names resolved to paths, what is done, settings.
+
+runs/<recipe>/<stage>/   config.json  metrics.jsonl  checkpoints/  done.json
+runs/cache/              packed data caches, shared by every run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from easylm_jax.config import fields
+from easylm_jax.config.base import Stage
+from easylm_jax.config.data import DataSpec, Source
+from easylm_jax.config.recipe import Recipe
+from models.errors import UserError
+
+
+class Workspace:
+    """What a stage may ask about the others of its recipe."""
+
+    def __init__(self, recipe: Recipe, out: Path):
+        self.recipe, self.out, self.root = recipe, out, out / recipe.name
+
+    def folder(self, name: str) -> Path:
+        """The folder of a stage."""
+        return self.root / name
+
+    def in_order(self) -> list[Stage]:
+        """All stages, each behind those that it needs."""
+        ordered: list[Stage] = []
+
+        def visit(stage: Stage, above: tuple[str, ...]) -> None:
+            if stage.name in above:
+                raise UserError(f"recipe {self.recipe.name}: stages need each other in a circle: {' → '.join(above)}")
+            for need in stage.needs:
+                visit(self.recipe.stage(need), (*above, stage.name))
+            if stage not in ordered:
+                ordered.append(stage)
+
+        for stage in self.recipe.stages:
+            visit(stage, ())
+        return ordered
+
+    def settings(self, stage: Stage) -> dict[str, Any]:
+        """All that decides what a stage produces: its own fields and, under `needs`, those of the stages before it."""
+        own = {name: value for name, value in fields.encode(stage).items() if name not in stage.FREE}
+        return {**own, "needs": {need: self.settings(self.recipe.stage(need)) for need in stage.needs}}
+
+    def done(self, stage: Stage) -> dict[str, Any] | None:
+        """What `done.json` says, or None."""
+        path = self.folder(stage.name) / "done.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
+        """Sources with `stage:<name>/<file>` replaced by the file that the stage wrote."""
+        return tuple(
+            dataclasses.replace(source, path=str(self.root / source.path.removeprefix("stage:")))
+            if source.path.startswith("stage:") else source
+            for source in sources
+        )  # fmt: skip
+
+    def data(self, spec: DataSpec) -> DataSpec:
+        """The spec with what `stage:<name>` names (the tokenizer, files) replaced by what that stage made."""
+        tokenizer = spec.tokenizer
+        if tokenizer.startswith("stage:"):
+            tokenizer = f"sp:{self.folder(tokenizer.removeprefix('stage:')) / 'tokenizer.model'}"
+        return dataclasses.replace(spec, sources=self.sources(spec.sources), tokenizer=tokenizer)
+
+    def result(self, name: str) -> Path:
+        """The checkpoint that a finished stage of this recipe leaves to later ones."""
+        done = self.done(self.recipe.stage(name))
+        if done is None or "checkpoint" not in done:
+            raise UserError(f"stage {name} left no checkpoint to start from ({self.folder(name)})")
+        return self.folder(name) / done["checkpoint"]
+
+    def model(self, name: str) -> str:
+        """The model called `name` as `checkpoint.load` takes it: a stage of the recipe becomes `run:<its checkpoint>`;
+        `hf:<name>` and `run:<folder>` stay as they are.
+
+        Raises:
+            UserError: the stage is not done, or leaves no checkpoint.
+        """
+        return name if name.startswith(("hf:", "run:")) else f"run:{self.result(name)}"

@@ -1,0 +1,68 @@
+"""The stages that make no model: data files written by a function of the recipe, and a vocabulary."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from easylm_jax.config import MakeData, Tokenizer
+from easylm_jax.config.workspace import Workspace
+from easylm_jax.data import load_tokenizer, train_sentencepiece
+from easylm_jax.data.texts import source_texts
+from easylm_jax.runtime import processes
+from easylm_jax.runtime.files import write_lines
+from easylm_jax.runtime.functions import load_function
+from easylm_jax.runtime.processes import say
+from models.errors import UserError
+
+
+def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
+    """Writes the files of a `MakeData` stage; returns what `done.json` will say."""
+    try:
+        function = load_function(stage.function)
+    except UserError as error:
+        raise UserError(f"stage {stage.name}: {error}") from None
+    folder = workspace.folder(stage.name)
+    arguments = dict(stage.arguments)
+    try:
+        inspect.signature(function).bind(stage.seed, **arguments)
+    except TypeError as error:
+        raise UserError(f"stage {stage.name}: {stage.function} cannot be called so: {error}") from None
+    files = function(stage.seed, **arguments)
+    if processes.is_first_process():
+        for file, records in files.items():
+            write_lines(folder / file, records)
+        say(f"{stage.name}: wrote {', '.join(files)}")
+    processes.barrier(f"data {stage.name}")
+    return {"files": list(files)}
+
+
+def train_tokenizer(stage: Tokenizer, workspace: Workspace) -> dict[str, Any]:
+    """Trains the vocabulary of a `Tokenizer` stage; returns what `done.json` will say."""
+    folder = workspace.folder(stage.name)
+    path = folder / "tokenizer.model"
+    sources = workspace.sources(stage.sources)
+    if processes.is_first_process():
+        say(f"{stage.name}: training a vocabulary of {stage.vocab_size}")
+        _sentencepiece_of(source_texts(sources), stage, folder)
+    processes.barrier(f"tokenizer {stage.name}")
+    return {"tokenizer": load_tokenizer(f"sp:{path}").describe()}
+
+
+def _sentencepiece_of(texts: Iterable[str], stage: Tokenizer, folder: Path) -> None:
+    """Trains the vocabulary. An error in the texts is told as it is, not in the words that SentencePiece has for it."""
+    failed: list[UserError] = []
+
+    def watched() -> Iterator[str]:
+        try:
+            yield from texts
+        except UserError as error:
+            failed.append(error)
+            raise
+
+    try:
+        train_sentencepiece(watched(), stage.vocab_size, folder, symbols=stage.symbols)
+    except UserError as error:
+        raise (failed or [error])[0] from None

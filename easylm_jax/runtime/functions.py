@@ -1,0 +1,25 @@
+"""Functions by the name `module:function`, as recipes give them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from models.errors import UserError
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names.
+
+    Raises:
+        UserError: the module cannot be imported, whatever is wrong in it, or has no such function.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module is the user's program
+        raise UserError(f"no function {name!r} (module:function): {error or type(error).__name__}") from error
+    if not callable(found):
+        raise UserError(f"{name!r} is no function")
+    return found

@@ -1,0 +1,83 @@
+"""Devices to a mesh, from a recipe's short text such as `"fsdp=-1"` or `"dp=2,fsdp=4,tp=2"`.
+
+| axis | splits |
+|---|---|
+| `slice` | the batch, over TPU slices joined by the data-centre network |
+| `dp` | the batch; parameters are whole on each |
+| `fsdp` | the batch, and every parameter along its width |
+| `cp` | the sequence, and every parameter along its width as `fsdp` does |
+| `ep` | experts |
+| `tp` | heads, feed-forward and vocabulary |
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from models.errors import UserError
+
+AXES = ("slice", "dp", "fsdp", "cp", "ep", "tp")
+BATCH_AXES = ("slice", "dp", "fsdp")
+
+
+def parse_mesh(text: str, devices: int) -> dict[str, int]:
+    """Sizes of all axes for `devices` devices. One axis may be −1 and takes what is left; unnamed ones are 1."""
+    sizes = dict.fromkeys(AXES, 1)
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        axis, _, size = (p.strip() for p in part.partition("="))
+        if axis not in AXES:
+            near = difflib.get_close_matches(axis, AXES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the axes are {', '.join(AXES)}"
+            raise UserError(f"mesh {text!r}: unknown axis {axis!r}; {hint}")
+        if size != "-1" and not (size.isdigit() and int(size) > 0):
+            raise UserError(f"mesh {text!r}: the size of {axis} must be a positive whole number or -1, not {size!r}")
+        sizes[axis] = int(size)
+    free = [axis for axis in AXES if sizes[axis] == -1]
+    if len(free) > 1:
+        raise UserError(f"mesh {text!r}: only one axis may be -1, not {' and '.join(free)}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if devices % fixed or (not free and fixed != devices):
+        raise UserError(
+            f"mesh {text!r} needs {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}; "
+            f"make one axis -1 or change the sizes so that their product is {devices}"
+        )
+    if free:
+        sizes[free[0]] = devices // fixed
+    return sizes
+
+
+def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh over all axes (size 1 where unnamed) on the given devices, or on all there are."""
+    devices = list(jax.devices() if devices is None else devices)
+    shape = tuple(parse_mesh(text, len(devices)).values())
+    if devices[0].platform == "tpu":
+        from jax.experimental import mesh_utils
+
+        if shape[0] > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(
+                (1, *shape[1:]), (shape[0], *(1,) * (len(shape) - 1)), devices=devices
+            )
+        else:
+            try:
+                grid = mesh_utils.create_device_mesh(shape, devices=devices)
+            except NotImplementedError:  # an axis that is no product of the torus's own sides has to cut one
+                grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    else:
+        grid = np.asarray(devices).reshape(shape)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def reshaped(mesh: jax.sharding.Mesh, text: str) -> jax.sharding.Mesh:
+    """The devices of a mesh in the same order as another one: what moves between the two moves inside one program."""
+    shape = tuple(parse_mesh(text, mesh.size).values())
+    return jax.sharding.Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
+
+
+def batch_split(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the mesh splits the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,0 +1,1 @@
+"""Models write data for later stages: best-of-N, majority votes."""

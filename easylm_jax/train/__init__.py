@@ -1,0 +1,1 @@
+"""Training: one train step, the loop, the train state, the optimiser; reinforcement learning in `rl/`."""

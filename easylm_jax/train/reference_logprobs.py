@@ -1,0 +1,78 @@
+"""Log-probabilities of the model that preference training starts from: computed once, kept beside the data's cache.
+
+They are found again by the cache and by a fingerprint of the parameters, so that a run that resumes, a second seed or
+another loss on the same pairs does not compute them anew, and a changed model never reads old ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easylm_jax.data import Cache, open_columns, write_columns
+from easylm_jax.objectives import sequence_logprobs
+from easylm_jax.runtime import compiler, processes, sharding
+from models.decoder import Decoder
+from models.trees import leaf_names
+
+PyTree = Any
+NAME = "reference"
+
+
+def with_reference(cache: Cache, model: Decoder, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh) -> Cache:
+    """The cache with the columns `reference_chosen` and `reference_rejected` of these parameters in every batch."""
+    key = f"{model.compute.dtype} {parameter_fingerprint(params)}"
+    store = open_columns(cache, NAME, key)
+    if store is None:
+        columns = reference_logprobs(cache, model, params, batch_rows, mesh)
+        store = write_columns(cache, NAME, key, columns, facts={"model": model.config.family})
+    processes.barrier("reference log-probabilities")
+    return cache.with_columns(store)
+
+
+def reference_logprobs(
+    cache: Cache, model: Decoder, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh
+) -> dict[str, np.ndarray]:
+    """Sums over the counted tokens of both sides of every pair, float32 [pairs]; one pass over the cache in order."""
+    score = score_program(model, mesh)
+    # Pairs that no row holds keep 0: their values are never read, but must be finite.
+    columns = {
+        name: np.zeros(cache.manifest["pairs"], np.float32) for name in ("reference_chosen", "reference_rejected")
+    }
+    for local in cache.in_order(batch_rows, sharding.local_rows(batch_rows, mesh)):
+        index, *sides = jax.device_get(score(params, sharding.place_batch(local, batch_rows, mesh)))
+        for column, values in zip(columns.values(), sides, strict=True):
+            column[index[index >= 0]] = values[index >= 0]
+    return columns
+
+
+def score_program(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
+    """A jitted `score(params, batch)`: the numbers of a batch's pairs and the sums of both sides, on every device."""
+
+    def score(params, batch):
+        sides = sequence_logprobs(model, params, batch)
+        return batch["pair_index"], sides.chosen, sides.rejected
+
+    return compiler.scorer(score, mesh, model.compute)
+
+
+def parameter_fingerprint(params: PyTree) -> str:
+    """Hexadecimal digits that change with any bit of any parameter, and not with how they lie on a mesh.
+
+    Each leaf's bits are summed as integers, weighted by their place; such a sum does not depend on its order.
+    """
+    sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_weighted_bits, tree))(params))
+    parts = (f"{name}:{int(value):08x}" for name, value in zip(leaf_names(params), jax.tree.leaves(sums), strict=True))
+    return " ".join(parts)
+
+
+def _weighted_bits(x: jax.Array) -> jax.Array:
+    kinds = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+    bits = jax.lax.bitcast_convert_type(x, kinds[x.dtype.itemsize]).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = place * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (place * np.uint32(2654435761) | np.uint32(1)), dtype=jnp.uint32)

@@ -1,0 +1,1 @@
+"""Training on rollouts: the collector, advantages, the trainer."""

@@ -1,0 +1,331 @@
+"""The loop for stages that make their own data: rollout, reward, advantages, updates.
+
+    batch_at(step) → prompts → engine → responses → scores → log-probabilities, values → advantages
+                   → updates of the policy (and the value model) → metrics line → checkpoint
+
+One step is one rollout with all its updates, and every step can be saved: prompts are a pure function of the step,
+tokens of (parameters, seed, step), so a run that was killed makes the same rollouts again and goes on bit for bit.
+What differs between PPO, GRPO and online DPO is in `signals.py`: how scores become columns of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from easylm_jax.checkpoint import load
+from easylm_jax.config import PPO
+from easylm_jax.data.loader import permutation
+from easylm_jax.decode import Engine, rollout
+from easylm_jax.decode.rollout import Rollout
+from easylm_jax.objectives import adaptive_kl, base
+from easylm_jax.rewards.scorer import verified
+from easylm_jax.rewards.verify import Verify
+from easylm_jax.runtime import chunked, processes, sharding
+from easylm_jax.train.loop import Line, Loop, describe_mesh
+from easylm_jax.train.rl import advantages
+from easylm_jax.train.rl.collector import Ahead, Writer, Written
+from easylm_jax.train.rl.job import RLState, RolloutJob
+from easylm_jax.train.rl.memory import memory_of
+from easylm_jax.train.step import State
+from models.decoder import Decoder
+
+PyTree = Any
+Columns = dict[str, np.ndarray]
+
+
+def reinforce(job: RolloutJob) -> Line:
+    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
+    return RolloutLoop(job).run()
+
+
+@dataclasses.dataclass
+class _Pending:
+    line: Line
+    updates: list[dict[str, jax.Array]]
+    began: float
+    ready: float  # seconds until the updates could begin
+
+
+class RolloutLoop(Loop):
+    """Rollouts one after the other, each trained on at once, or written ahead of the updates (`writer.Ahead`)."""
+
+    job: RolloutJob
+
+    def __init__(self, job: RolloutJob):
+        super().__init__(job)
+        stage, mesh = job.stage, job.mesh
+        self.model: Decoder = job.policy.model
+        self.score_rows = stage.score_rows
+        self.token_scores, self.policy_of = job.programs.token_scores, job.programs.policy_of
+        if job.value is not None:
+            self.values = job.programs.values
+        writes = job.decode_mesh
+        self.engine = Engine(
+            load.writing(self.model, job.tokenizer), slots=min(stage.sampling.slots, stage.batch * stage.samples),
+            mesh=writes if writes.size > 1 else None,
+        )  # fmt: skip
+        self.writer = Writer(stage, self.engine, job.judge, job.loader, job.tokenizer, job.judge.mesh)
+        self.ahead: Ahead | None = None
+        self.signals = advantages.of(stage, mesh)
+        self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
+        self.check_verifier = Verify(stage.check, seconds=stage.reward.seconds) if stage.check else None
+
+    # Before the first step
+
+    def prepare(self, state: RLState, start: int) -> None:
+        """Compiles the updates for the longest rows and tells what everything needs on a device."""
+        job, stage = self.job, self.job.stage
+        longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
+        with self.monitor.phase("compile"):
+            programs = self.compiled(self.signals.abstract(rollout.bucket(longest)))
+        self.monitor.message(
+            f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} answers a rollout, "
+            f"{stage.updates} updates of {stage.update_rows}"
+        )
+        self.monitor.message(str(memory_of(job, self.abstract, self.engine, programs, longest)))
+        self.prepare_rollouts(state, start)
+
+    def prepare_rollouts(self, state: RLState, start: int) -> None:
+        """Has the rollouts behind step `start` written that older policies write."""
+        if self.job.stage.asynchronous:
+            apart = self.job.stage.rollout_devices is not None
+            alone = self.job.mesh.size == 1 and jax.process_count() == 1
+            self.ahead = Ahead(self.writer, int(state.drawn), overlapping=apart or alone)
+            for number, policy in enumerate(state.behind, start + 1):
+                self._ask(policy, number)
+
+    def close(self) -> None:
+        if self.ahead is not None:
+            self.ahead.close()
+
+    def _ask(self, policy: PyTree, number: int) -> None:
+        """Has rollout `number` written by this policy, which is brought to the devices that write."""
+        assert self.ahead is not None
+        if number <= self.job.steps:
+            self.ahead.submit(jax.device_put(policy, self.job.writing_layout), number)
+
+    def compiled(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+        """The compiled updates for batches of these shapes."""
+        key = tuple(batch["tokens"].shape)
+        if key not in self.programs:
+            states = {"policy": self.abstract.policy, "value": self.abstract.value}
+            self.programs[key] = {
+                name: self.job.programs.update(name, state, self.job.frozen, batch).compile()
+                for name, state in states.items() if state is not None
+            }  # fmt: skip
+        return self.programs[key]
+
+    # A step
+
+    def advance(self, state: RLState, number: int) -> tuple[RLState, _Pending]:
+        began = time.perf_counter()
+        written, columns, behind = self._written(state, number)
+        with self.monitor.phase("reward", number):
+            made, rows, line = written.made, *self.signals.rows(written.made, columns, float(state.kl))
+            line |= {**written.line, **self._line(made, columns), "kl_coefficient": float(state.kl)}
+            self._keep(number, made, columns)
+        made_ready = time.perf_counter() - began
+        state, updates = self._updates(state, rows, number)
+        kl = self._next_kl(state.kl, line["kl"])
+        # Placed like the state that was restored, so that both are the same programs' arguments.
+        layout = self.job.layout
+        step, drawn = jax.device_put((np.int32(number), np.int32(written.drawn)), (layout.step, layout.drawn))
+        return state._replace(step=step, kl=kl, drawn=drawn, behind=behind), _Pending(line, updates, began, made_ready)
+
+    def _written(self, state: RLState, number: int) -> tuple[Written, Columns, tuple[PyTree, ...]]:
+        """The rollout of a step, what the models say of it, and the policies that the next ones are written by.
+
+        The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns, but for
+        those that are kept.
+        """
+        job, ahead = self.job, self.ahead
+        policy = self.policy_of(state.params, job.frozen)
+        began = time.perf_counter()
+        with self.monitor.phase("rollout", number):
+            if ahead is None:
+                written, behind = self.writer.write(policy, number, int(state.drawn)), ()
+            else:
+                self._ask(policy, number + job.stage.asynchronous)
+                written, behind = ahead.take(number), (*state.behind[1:], policy)
+                written.line["wait_seconds"] = time.perf_counter() - began
+                written.line["staleness"] = min(number - 1, job.stage.asynchronous)
+        with self.monitor.phase("reward", number):
+            began = time.perf_counter()
+            columns = self._measured(rollout.columns_of(written.made), policy, state.value)
+            judged = 0.0 if ahead is not None else written.line["judge_seconds"]
+            written.line["score_seconds"] = judged + time.perf_counter() - began
+        return written, columns, behind
+
+    def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
+        """The columns with what the models say of every target: trainer, reference, value."""
+        in_chunks = functools.partial(chunked.in_chunks, size=self.score_rows, mesh=self.job.mesh)
+        forward = {name: columns[name] for name in base.FORWARD}
+        old, entropy = in_chunks(self.token_scores, [policy], forward)
+        reference, _ = in_chunks(self.token_scores, [self.job.reference], forward)
+        measured = {**columns, "old_logprobs": old, "entropy": entropy, "reference_logprobs": reference}
+        if value is not None:
+            measured["old_values"] = in_chunks(self.values, [value.params], forward)
+        return measured
+
+    def _updates(self, state: RLState, rows: Columns, number: int) -> tuple[RLState, list[dict[str, jax.Array]]]:
+        """All updates of one rollout, mini-batch by mini-batch, epoch by epoch."""
+        stage, size = self.job.stage, self.signals.update_rows
+        done = []
+        for epoch in range(stage.rollout_epochs):
+            order = self._order(len(rows["tokens"]), number, epoch)
+            for chunk in chunked.chunks(len(order), size):
+                part = {name: array[order[chunk]] for name, array in rows.items()}
+                if isinstance(stage, PPO) and stage.compat == "tulu25":
+                    policy = self.policy_of(state.params, self.job.frozen)
+                    part, _ = self.signals.again(self._measured(part, policy, state.value), float(state.kl))
+                state, metrics = self._update(state, self.signals.batch(part), number)
+                done.append(metrics)
+        return state, done
+
+    def _order(self, count: int, number: int, epoch: int) -> np.ndarray:
+        """A fresh shuffle of the rows, so that a prompt's answers spread over updates; as written with compat."""
+        stage = self.job.stage
+        if isinstance(stage, PPO) and stage.compat == "tulu25":
+            return np.arange(count)
+        return permutation(count, self.job.fingerprint, stage.seed, number, epoch)
+
+    def _update(self, state: RLState, part: Columns, number: int) -> tuple[RLState, dict[str, jax.Array]]:
+        job, stage = self.job, self.job.stage
+        size = len(part["tokens"])
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in part.items()}
+        if tuple(part["tokens"].shape) not in self.programs:
+            with self.monitor.phase("compile", number):
+                self.compiled(shapes)
+        programs = self.compiled(shapes)
+        with self.monitor.phase("step", number):
+            batch = sharding.place_batch(chunked.local(part, size, job.mesh), size, job.mesh)
+            metrics: dict[str, jax.Array] = {}
+            if state.value is not None:
+                value, told = programs["value"](state.value, batch, {})
+                state = state._replace(value=value)
+                metrics |= {f"value_{name}" if name in _OPTIMIZER else name: x for name, x in told.items()}
+                metrics["value_total"] = metrics.pop("loss")
+            if isinstance(stage, PPO) and number <= stage.value_only:
+                return state, metrics
+            policy, told = programs["policy"](state.policy, batch, job.frozen)
+            state = state._replace(updates=policy.step, params=policy.params, opt=policy.opt, rng=policy.rng)
+            return state, {**metrics, **told}
+
+    def _next_kl(self, kl: jax.Array, observed: float) -> jax.Array:
+        stage = self.job.stage
+        if not (isinstance(stage, PPO) and stage.kl_target):
+            return kl
+        new = adaptive_kl(np.float32(jax.device_get(kl)), observed, target=stage.kl_target)
+        return jax.device_put(np.float32(new), self.job.layout.kl)
+
+    # What is told
+
+    def _line(self, made: Rollout, columns: Columns) -> Line:
+        """What a rollout says of itself; divergences are sums over a response, in nats."""
+        mask = columns["mask"] > 0
+        tokens = mask.sum()
+        gap = np.where(mask, columns["old_logprobs"] - self._comparable(columns), 0.0)
+        divergence = np.where(mask, columns["old_logprobs"] - columns["reference_logprobs"], 0.0)
+        return {
+            "score": float(made.scores.mean()),
+            "score_std": float(made.scores.std()),
+            "ended": float(made.ended.mean()),
+            "length": float(made.lengths.mean()),
+            "kl": float(divergence.sum(axis=1).mean()),
+            "kl_per_token": float(divergence.sum() / tokens),
+            "entropy": float(made.entropy.sum() / tokens),
+            "token_probability": float(np.exp(columns["old_logprobs"][mask]).mean()),
+            "sampler_gap": float(np.abs(gap).sum() / tokens),
+            "sampler_gap_max": float(np.abs(gap).max()),
+        }
+
+    def _comparable(self, columns: Columns) -> np.ndarray:
+        """The sampler's log-probabilities that should equal the trainer's: of the same temperature."""
+        stage = self.job.stage
+        if stage.temperature == 1.0:
+            return columns["untruncated_logprobs"]
+        return columns["sampler_logprobs"]
+
+    def read(self, pending: _Pending) -> Line:
+        updates = jax.device_get(pending.updates)
+        seconds = time.perf_counter() - pending.began
+        names = list(dict.fromkeys(name for told in updates for name in told))
+        told = {name: [float(update[name]) for update in updates if name in update] for name in names}
+        line = {name: _LATEST.get(name, _mean)(values) for name, values in told.items()}
+        tokens = int(sum(told.get("tokens", [0])))
+        self.tokens_seen += tokens
+        line.setdefault("loss", line.get("value_total", 0.0))
+        return {
+            **line, **pending.line, "tokens": self.tokens_seen, "seconds": seconds,
+            "update_seconds": seconds - pending.ready, "tokens_per_second": tokens / seconds,
+        }  # fmt: skip
+
+    def check(self, line: Line, number: int) -> None:
+        if "skipped_in_row" in line:
+            self.job.policy.optimizer.check(line, number)
+        if self.job.value is not None:
+            names = {"loss": "value_total", "grad_norm": "value_grad_norm", "skipped_in_row": "value_skipped_in_row"}
+            self.job.value.optimizer.check({name: line[theirs] for name, theirs in names.items()}, number)
+
+    def validate(self, state: RLState, number: int) -> tuple[dict[str, float], str]:
+        """Greedy answers to the held-out prompts, judged by the stage's `check`."""
+        job, stage = self.job, self.job.stage
+        assert job.held_out is not None and self.check_verifier is not None
+        batch = job.held_out.read(np.arange(job.held_out.rows))
+        policy = self.policy_of(state.params, job.frozen)
+        made = rollout.sample(
+            self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer,
+            end_ids=rollout.end_ids(job.held_out, job.tokenizer), greedy=True,
+        )  # fmt: skip
+        (found,) = verified([self.check_verifier], made, job.held_out, job.tokenizer, seed=stage.seed)
+        scores = found.scores
+        error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
+        means = {"score": float(scores.mean()), "stderr": error, "prompts": float(len(scores))}
+        return means, f"score {means['score']:.3f} ± {error:.3f} (standard error, {len(scores)} prompts)"
+
+    def _keep(self, number: int, made: Rollout, columns: Columns) -> None:
+        """Writes a few answers of about every tenth rollout, for a person to read."""
+        job, stage = self.job, self.job.stage
+        due = number in (1, job.steps) or number % max(1, job.steps // 10) == 0
+        if not (due and stage.keep_samples and processes.is_first_process()):
+            return
+        divergence = ((columns["old_logprobs"] - columns["reference_logprobs"]) * columns["mask"]).sum(axis=1)
+        folder = job.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        with open(folder / f"{number}.jsonl", "w", encoding="utf-8") as file:
+            for row in range(0, made.rows, max(1, made.rows // stage.keep_samples))[: stage.keep_samples]:
+                prompt = job.tokenizer.decode(made.prompts[row, : made.prompt_lengths[row]].tolist())
+                record = {
+                    "prompt": prompt, "response": rollout.text_of(made, row, job.tokenizer),
+                    "score": float(made.scores[row]), "ended": bool(made.ended[row]), "kl": float(divergence[row]),
+                }  # fmt: skip
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+_OPTIMIZER = (
+    "lr", "grad_norm", "param_norm", "skipped", "skipped_total", "skipped_in_row", "loss_deviation",
+    "grad_norm_deviation", "update_norm",
+)  # fmt: skip
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+_LATEST: dict[str, Callable[[list[float]], float]] = {
+    **{
+        prefix + name: (lambda values: values[-1])
+        for prefix in ("", "value_")
+        for name in ("lr", "param_norm", "skipped_total", "skipped_in_row")
+    },
+    "skipped": sum,
+    "value_skipped": sum,
+}

@@ -1,0 +1,196 @@
+"""The loop for stages that read data: batches in, one jitted step, one metrics line and one checkpoint out.
+
+    batch_at(step) → devices → step(state, batch, frozen) → metrics line → checkpoint
+
+It knows no model and no objective; `stages.py` puts a `TrainJob` together and `train` runs it to its end (`loop.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from easylm_jax.data import Cache, Loader
+from easylm_jax.objectives.base import Batch, Objective
+from easylm_jax.runtime import sharding
+from easylm_jax.runtime.compiler import Options, peak_bytes
+from easylm_jax.runtime.monitor import Throughput, model_flops_per_token, total_peak_flops
+from easylm_jax.train.loop import Job, Line, Loop, describe_mesh
+from easylm_jax.train.optimizer import Optimizer
+from easylm_jax.train.step import State, make_score_step, make_train_step
+from models.config import DecoderConfig
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainJob(Job):
+    """A stage that reads data. `frozen` is on the devices already; `score` is the objective for held-out data."""
+
+    model: DecoderConfig
+    objective: Objective
+    score: Objective
+    optimizer: Optimizer
+    frozen: PyTree
+    loader: Loader
+    held_out: Cache | None
+    accumulate: int
+    options: Options | None
+
+
+def train(job: TrainJob) -> Line:
+    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
+    # A CPU's peak is measured on one device, so this must come before the mesh is set.
+    per_token = model_flops_per_token(job.model, job.loader.cache.sequence_length)
+    throughput = Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
+    return _DataLoop(job, throughput).run()
+
+
+class _DataLoop(Loop):
+    """Batches are read ahead; metrics are read one step late."""
+
+    job: TrainJob
+
+    def __init__(self, job: TrainJob, throughput: Throughput):
+        super().__init__(job)
+        self.throughput = throughput
+        everywhere = jax.sharding.NamedSharding(job.mesh, jax.sharding.PartitionSpec())
+        self.rows = sharding.local_rows(job.loader.batch_rows, job.mesh)
+        self.batch_layout = sharding.batch_sharding(job.mesh)
+        self.step = make_train_step(
+            job.objective,
+            job.optimizer,
+            accumulate=job.accumulate,
+            shardings=(job.layout, self.batch_layout, everywhere),
+            options=job.options,
+        )
+        self.score = make_score_step(
+            job.score, shardings=(job.layout.params, self.batch_layout, everywhere), options=job.options
+        )
+        self.read_at = 0.0
+
+    def prepare(self, state: State, start: int) -> None:
+        """Compiles the step for these shapes and tells what it needs on a device before it runs."""
+        loader = self.job.loader
+        with self.monitor.phase("compile"):
+            columns = loader.batch_at(0, slice(0, 1))
+            batch = {
+                name: jax.ShapeDtypeStruct((loader.batch_rows, *x.shape[1:]), x.dtype, sharding=self.batch_layout)
+                for name, x in columns.items()
+            }
+            self.compiled = self.step.lower(self.abstract, batch, self.job.frozen).compile()
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
+        self.monitor.message(
+            f"{parameters:,} trained parameters, mesh {describe_mesh(self.job.mesh)}, "
+            f"{peak_bytes(self.compiled) / 2**20:,.0f} MiB a device for a step"
+        )
+        self.batches = Prefetch(loader, self.rows, start, self.job.steps, self.job.mesh)
+
+    def close(self) -> None:
+        if hasattr(self, "batches"):
+            self.batches.close()
+
+    def advance(self, state: State, number: int) -> tuple[State, _Pending]:
+        with self.monitor.phase("data", number):
+            batch = next(self.batches)
+        with self.monitor.phase("step", number):
+            began = time.perf_counter()
+            state, metrics = self.compiled(state, batch, self.job.frozen)
+        return state, _Pending(metrics, began)
+
+    def read(self, pending: _Pending) -> Line:
+        host = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
+        # A step that was sent while the one before it still ran begins when that one was read.
+        now = time.perf_counter()
+        seconds, self.read_at = now - max(pending.began, self.read_at), now
+        tokens = int(host.pop("tokens"))
+        self.tokens_seen += tokens
+        self.throughput.update(tokens, seconds)
+        return {**host, "tokens": self.tokens_seen, "seconds": seconds, **self.throughput.metrics()}
+
+    def check(self, line: Line, number: int) -> None:
+        self.job.optimizer.check(line, number)
+
+    def validate(self, state: State, number: int) -> tuple[dict[str, float], str]:
+        """Scores the held-out rows; sums before means."""
+        job = self.job
+        assert job.held_out is not None
+        means = evaluate(self.score, state.params, job.frozen, job.held_out, job.loader.batch_rows, job.mesh)
+        words = f"loss {means['loss']:.4f}"
+        if "accuracy" in means and means.get("pairs"):
+            half = 1.96 * math.sqrt(means["accuracy"] * (1 - means["accuracy"]) / means["pairs"])
+            words += f", accuracy {means['accuracy']:.3f} ± {half:.3f} (95 %, {means['pairs']:.0f} pairs)"
+        if "confidence" in means:  # a calibrated model is right as often as it thinks
+            words += f", mean confidence {means['confidence']:.3f}"
+        return means, words
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that was sent to the device."""
+
+    metrics: Mapping[str, jax.Array]
+    began: float
+
+
+def evaluate(
+    score, params: PyTree, frozen: PyTree, cache: Cache, batch_rows: int, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+    """Mean metrics over all rows of a cache; `score` is a jitted score step."""
+    sums: dict[str, np.ndarray] = {}
+    for local in cache.in_order(batch_rows, sharding.local_rows(batch_rows, mesh)):
+        batch = sharding.place_batch(local, batch_rows, mesh)
+        for name, pair in jax.device_get(score(params, batch, frozen)).items():
+            sums[name] = sums.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
+    return {name: float(total / count) if count else float(total) for name, (total, count) in sums.items()}
+
+
+class Prefetch(Iterator[Batch]):
+    """Global batches on the devices, read one ahead by a thread while the current step runs."""
+
+    def __init__(
+        self, loader: Loader, rows: np.ndarray, start: int, stop: int, mesh: jax.sharding.Mesh, depth: int = 2
+    ):
+        self._queue: queue.Queue = queue.Queue(maxsize=depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(
+            target=self._read, args=(loader, rows, start, stop, mesh), name="prefetch", daemon=True
+        )
+        self._thread.start()
+
+    def _read(self, loader: Loader, rows: np.ndarray, start: int, stop: int, mesh: jax.sharding.Mesh) -> None:
+        try:
+            for step in range(start, stop):
+                batch = sharding.place_batch(loader.batch_at(step, rows), loader.batch_rows, mesh)
+                if not self._put(batch):
+                    return
+        except BaseException as error:  # whatever it was belongs to the thread that trains
+            self._put(error)
+
+    def _put(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __next__(self) -> Batch:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()

@@ -1,0 +1,68 @@
+"""Qwen 2 and Qwen 2.5 (general and Math): sizes, and their form on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.config import DecoderConfig
+from models.errors import UserError
+from models.hf import names
+
+ARCHITECTURE = {**names.PLAIN, "qkv_bias": True}
+MODEL_TYPES = ("qwen2",)
+
+_SMALL = {"vocab": 151936, "tie_embeddings": True}
+_LARGE = {"vocab": 152064}
+
+# layers, width, heads, key-value heads, ffn. The bases of 14B and above were trained with eps 1e-5, all others (and all
+# instruct models) with 1e-6: a checkpoint's own config.json decides.
+_SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
+    "0.5b": (24, 896, 14, 2, 4864, _SMALL),
+    "1.5b": (28, 1536, 12, 2, 8960, _SMALL),
+    "3b": (36, 2048, 16, 2, 11008, _SMALL),
+    "7b": (28, 3584, 28, 4, 18944, _LARGE),
+    "14b": (48, 5120, 40, 8, 13824, {**_LARGE, "norm_eps": 1e-5}),
+    "32b": (64, 5120, 40, 8, 27648, {**_LARGE, "norm_eps": 1e-5}),
+    "72b": (80, 8192, 64, 8, 29568, {**_LARGE, "norm_eps": 1e-5}),
+}
+
+
+def _qwen(size: str, *, context: int, vocab_used: int, rope_theta: float = 1_000_000.0) -> DecoderConfig:
+    layers, width, heads, kv_heads, ffn, rest = _SIZES[size]
+    shape = {"layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads, "ffn": ffn, "context": context}
+    fields = {"rope_theta": rope_theta, "vocab_used": vocab_used, "eos_id": 151643, "pad_id": 151643}
+    return DecoderConfig("qwen2", **shape, **fields, **ARCHITECTURE, **rest)
+
+
+PRESETS: dict[str, DecoderConfig] = {
+    **{f"qwen2-{size}": _qwen(size, context=131072, vocab_used=151646) for size in ("0.5b", "1.5b", "7b", "72b")},
+    **{f"qwen2.5-{size}": _qwen(size, context=32768, vocab_used=151665) for size in ("0.5b", "1.5b", "3b")},
+    **{f"qwen2.5-{size}": _qwen(size, context=131072, vocab_used=151665) for size in ("7b", "14b", "32b", "72b")},
+    **{
+        f"qwen2.5-math-{size}": _qwen(size, context=4096, vocab_used=151665, rope_theta=10_000.0)
+        for size in ("1.5b", "7b", "72b")
+    },
+}
+
+
+def hf_table(config: DecoderConfig) -> tuple[names.Row, ...]:
+    """The name table of a model of this family."""
+    return names.DENSE + names.PRE_NORM
+
+
+def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
+    """The model that a `qwen2` `config.json` describes; raises `UserError` when it cannot be built."""
+    sliding = config_json.get("use_sliding_window") and "sliding_attention" in (
+        config_json.get("layer_types") or ["sliding_attention"]
+    )
+    if sliding:
+        raise UserError("config.json has use_sliding_window=true; no released Qwen 2 uses it, nor is it supported here")
+    return names.read_config(config_json, ARCHITECTURE, norm_eps=1e-6)
+
+
+def to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The `config.json` of a model of this family with weights stored as `dtype`."""
+    fields = names.write_config(config, ARCHITECTURE, "Qwen2ForCausalLM", dtype)
+    del fields["attention_bias"]  # the class always has biases on queries, keys and values, and has no such field
+    return {**fields, "use_sliding_window": False}

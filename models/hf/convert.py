@@ -1,0 +1,330 @@
+"""Models from and to folders of Hugging Face: `config.json` and safetensors, one tensor at a time.
+
+Reading fills each stacked leaf layer by layer straight from the files, so the host holds the model once and one tensor
+more; with shardings, each host reads only the slices that its own devices keep. The families' name tables
+(`models/families/`) say what is called what, so a new family needs a table and no code here.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from models import registry, trees
+from models.config import Compute, DecoderConfig
+from models.errors import UserError
+from models.hf import files
+from models.hf import names as hf_names
+
+# Buffers that old exports carry and every reader recomputes.
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+
+
+def load_hf(
+    folder: str | os.PathLike,
+    dtype: str | None = "float32",
+    compute: Compute | None = None,
+    *,
+    shardings: Any = None,
+    vocab: int | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """The model in a Hugging Face folder and its parameters.
+
+    Args:
+        folder: holds `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`.
+        dtype: of the parameters; None keeps what is on disk (the widest, where a leaf's layers differ).
+        compute: how the model will be computed.
+        shardings: a tree of `jax.sharding.Sharding` like the parameters, or one for all; each leaf is placed as it is
+            read. Left out, everything goes to the default device.
+        vocab: rows of the embedding and the head. More than the files hold are filled with zeros (so that a mesh can
+            divide them); `config.vocab_used` keeps the number of real ones. Left out, `config.json` decides.
+
+    Raises:
+        UserError: no such folder, no or an unusable `config.json`, no safetensors; or, in one message, every tensor
+            that is missing, unknown, of another shape or type than the model's.
+    """
+
+    folder = Path(folder)
+    _check_dtype(dtype)
+    config = read_config(folder)
+    stored_vocab = config.vocab
+    if vocab is not None:
+        if vocab < config.vocab_used:
+            raise UserError(f"vocab {vocab} is fewer than the {config.vocab_used} entries that {folder} uses")
+        config = config.replace(vocab=vocab)
+    model = registry.build(config, compute)
+    with files.Store(folder) as store:
+        params = _read(store, family_of(config).hf_table(config), model, dtype, shardings, stored_vocab)
+    return model, params
+
+
+def save_hf(
+    model: Any,
+    params: Mapping[str, Any],
+    folder: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: float = 5e9,
+    tokenizer_folder: str | os.PathLike | None = None,
+    vocab: int | None = None,
+) -> None:
+    """Writes the model as a folder that `transformers` loads unchanged.
+
+    `dtype` converts the weights (None keeps theirs); a shard of at most `max_shard_bytes` is in memory at a time.
+    `tokenizer_folder` is where the tokenizer's files are copied from. `vocab` keeps only the first rows of the
+    embedding and the head, to drop padding that `load_hf` added. An existing export is replaced only once the new one
+    is whole. With several processes all must call this, and the first writes. Raises `UserError` when the family cannot
+    express the model, the parameters are not the model's, or the folder cannot be written.
+    """
+    folder, config = Path(folder), model.config
+    leaves = trees.flatten(params)
+    _check_leaves(leaves, trees.flatten(model.abstract_params()))
+    _check_dtype(dtype)
+    if vocab is not None:
+        if vocab > config.vocab:
+            raise UserError(f"cannot export vocab {vocab}: the model has only {config.vocab} rows")
+        config = config.replace(vocab=vocab, vocab_used=min(vocab, config.vocab_used))
+    family = family_of(config)
+    stored_as = dtype or _common_dtype(leaves)
+    config_json = family.to_hf(config, stored_as)
+    tensors = iter_hf_tensors(family.hf_table(config), leaves, dtype=dtype, vocab=vocab)
+    if jax.process_index() != 0:
+        for _ in tensors:  # takes part in gathering
+            pass
+        return
+    try:
+        with files.replacing(folder) as fresh:
+            files.write_shards(tensors, fresh, max_shard_bytes)
+            (fresh / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
+            if tokenizer_folder is not None:
+                files.copy_tokenizer(Path(tokenizer_folder), fresh)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        raise UserError(f"cannot write {folder}: {reason}") from error
+
+
+def read_config(folder: str | os.PathLike) -> DecoderConfig:
+    """The configuration in `folder`/config.json; `vocab_used` comes from tokenizer.json where there is one."""
+    path = Path(folder) / "config.json"
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}; give a folder with config.json and safetensors")
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
+    config_json = files.read_json(path)
+    kind = config_json.get("model_type")
+    for family in _families():
+        if kind in family.MODEL_TYPES:
+            try:
+                config = family.from_hf(config_json)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+            return config.replace(vocab_used=min(config.vocab, files.tokenizer_size(folder) or config.vocab))
+    known = ", ".join(kind for family in _families() for kind in family.MODEL_TYPES)
+    raise UserError(f"{path} has model_type {kind!r}; supported are {known}")
+
+
+def family_of(config: DecoderConfig) -> Any:
+    """The module of `registry.families()` that owns this configuration."""
+    for family in _families():
+        if config.family in family.MODEL_TYPES:
+            return family
+    raise UserError(f"no family {config.family!r} has a Hugging Face form; it is no member of registry.families()")
+
+
+def iter_hf_tensors(
+    table: Sequence[hf_names.Row],
+    params: Mapping[str, Any],
+    *,
+    dtype: str | None = None,
+    vocab: int | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each stored name with its tensor on the host, in the order of the released files, one at a time.
+
+    `params` is the tree or its `flatten`; leaves may be numpy or (sharded, global) jax arrays.
+    """
+    leaves = trees.flatten(params)
+    for name, place in hf_names.places(table, leaves):
+        tensor = leaves[place.row.path]
+        for i in place.index:  # not tensor[i]: a constant index would compile once for each layer
+            tensor = jax.lax.dynamic_index_in_dim(tensor, i, 0, False) if isinstance(tensor, jax.Array) else tensor[i]
+        tensor = _to_host(tensor)
+        tensor = tensor.T if place.row.transpose else tensor
+        tensor = tensor[:vocab] if place.row.vocab else tensor
+        # Contiguous, because the writer copies raw memory without looking at strides.
+        out = np.empty(tensor.shape, np.dtype(dtype) if dtype else tensor.dtype)
+        _copy(tensor, out)
+        yield name, out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def _read(store: files.Store, table, model, dtype: str | None, shardings, stored_vocab: int) -> dict[str, Any]:
+    """The parameter tree, after a check of every name, shape and type in the files."""
+    shapes = trees.flatten(model.abstract_params())
+    expected = dict(hf_names.places(table, shapes))
+    _check_stored(store, expected, shapes, stored_vocab, tied=model.config.tie_embeddings)
+    names: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in shapes}
+    for name, place in expected.items():
+        names[place.row.path][place.index] = name
+    many = isinstance(shardings, Mapping)
+    placement = trees.flatten(shardings) if many else dict.fromkeys(shapes, shardings)
+    leaves = {}
+    for path, row in hf_names.rows_for(table, shapes).items():
+        stored = [np.dtype(store.dtype(name)) for name in names[path].values()]
+        kind = np.dtype(dtype) if dtype else functools.reduce(np.promote_types, stored)
+        leaves[path] = _read_leaf(store, row, names[path], shapes[path].shape, kind, placement[path])
+    return trees.unflatten(leaves)
+
+
+def _read_leaf(
+    store: files.Store,
+    row: hf_names.Row,
+    names: Mapping[tuple[int, ...], str],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding | None,
+) -> jax.Array:
+    """One leaf on its devices. Devices that keep the same slice share one reading of it."""
+    done: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        if bounds not in done:
+            done[bounds] = _read_region(store, row, names, bounds, dtype)
+        return done[bounds]
+
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(shape, sharding, read)
+
+
+def _read_region(
+    store: files.Store,
+    row: hf_names.Row,
+    names: Mapping[tuple[int, ...], str],
+    bounds: tuple[tuple[int, int], ...],
+    dtype: np.dtype,
+) -> np.ndarray:
+    """The part of a leaf between `bounds` (start, stop along each axis), filled tensor by tensor."""
+    out = _aligned_empty([stop - start for start, stop in bounds], dtype)
+    stacked, tail = bounds[: len(row.stacked)], bounds[len(row.stacked) :]
+    tail = tail[::-1] if row.transpose else tail
+    for position in itertools.product(*(range(*bound) for bound in stacked)):
+        name = names[position]
+        stored = [
+            (min(start, size), min(stop, size)) for (start, stop), size in zip(tail, store.shape(name), strict=True)
+        ]
+        here = out[(*(i - start for i, (start, _) in zip(position, stacked, strict=True)), ...)]
+        here = here.T if row.transpose else here
+        if stored != list(tail):
+            here[...] = 0  # the padding of a vocabulary: rows that are not stored
+        _copy(store.read(name, stored), here[(*(slice(stop - start) for start, stop in stored), ...)])
+    return out
+
+
+def _copy(source: np.ndarray, target: np.ndarray, rows: int = 64) -> None:
+    """target[...] = source with a cast, in blocks that fit a cache: twice as quick where one of them is transposed."""
+    source, target = np.atleast_1d(source, target)  # views, for leaves of one number a layer
+    for at in range(0, len(source), rows):
+        target[at : at + rows] = source[at : at + rows].astype(target.dtype)
+
+
+def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory at a multiple of 64 bytes, which JAX adopts on a CPU instead of copying it."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _check_stored(store: files.Store, expected, shapes, stored_vocab: int, tied: bool) -> None:
+    """Raises one `UserError` that names everything wrong with the files."""
+    found = {name for name in store.slices if not _IGNORED.search(name)}
+    unknown = found - set(expected)
+    problems = []
+    head, table = "lm_head.weight", "model.embed_tokens.weight"
+    if tied and head in unknown:
+        unknown.remove(head)
+        if table in found and not _equal(store, head, table):
+            problems.append(f"{head} differs from {table}, although config.json ties them")
+    missing = [name for name in expected if name not in found]
+    if missing:
+        problems.append(f"missing: {', '.join(missing)}")
+    if unknown:
+        problems.append(f"unknown: {', '.join(sorted(unknown))}")
+    for name in (name for name in expected if name in found):
+        row = expected[name].row
+        want = row.stored_shape(shapes[row.path].shape)
+        want = (stored_vocab, *want[1:]) if row.vocab else want
+        if store.shape(name) != want:
+            problems.append(f"misshapen: {name} is {list(store.shape(name))}, the model's is {list(want)}")
+        if store.dtype(name) not in files.FLOATS.values():
+            problems.append(f"unreadable: {name} is stored as {store.dtype(name)}, not as a float")
+    if problems:
+        raise UserError(f"weights in {store.folder} are not those of its config.json: {'; '.join(problems)}")
+
+
+def _equal(store: files.Store, first: str, second: str, rows: int = 4096) -> bool:
+    """Whether two stored tensors [V, d] are the same, compared some rows at a time."""
+    shape = store.shape(first)
+    if shape != store.shape(second):
+        return False
+    parts = [[(at, min(at + rows, shape[0])), (0, shape[1])] for at in range(0, shape[0], rows)]
+    return all(np.array_equal(store.read(first, part), store.read(second, part)) for part in parts)
+
+
+def _check_dtype(dtype: str | None) -> None:
+    known = files.FLOATS.values()
+    if dtype is not None and dtype not in known:
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(known)}")
+
+
+def _families() -> Sequence[Any]:
+
+    return registry.families()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def _to_host(tensor: Any) -> np.ndarray:
+    """A whole tensor as numpy, gathered from the other processes where they hold parts of it."""
+    if not isinstance(tensor, jax.Array) or tensor.is_fully_addressable or tensor.is_fully_replicated:
+        return np.asarray(tensor)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(tensor, tiled=True))
+
+
+def _check_leaves(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless the parameters have the model's names and shapes."""
+    problems = [f"missing {path}" for path in expected if path not in leaves]
+    problems += [f"unknown {path}" for path in leaves if path not in expected]
+    problems += [
+        f"{path} is {list(leaf.shape)}, the model's is {list(expected[path].shape)}"
+        for path, leaf in leaves.items()
+        if path in expected and tuple(leaf.shape) != tuple(expected[path].shape)
+    ]
+    if problems:
+        raise UserError(f"these parameters are not the model's: {'; '.join(problems)}")
+
+
+def _common_dtype(leaves: Mapping[str, Any]) -> str:
+    """The type that config.json announces: that of the most parameters."""
+    sizes: dict[str, int] = {}
+    for leaf in leaves.values():
+        name = np.dtype(leaf.dtype).name
+        sizes[name] = sizes.get(name, 0) + leaf.size
+    return max(sizes, key=sizes.__getitem__)
