@@ -24,7 +24,7 @@ from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig, RopeScaling
 from models.decoder import Decoder, cast_kernels, score_kernel
 from models.errors import UserError
-from models.hf.convert.convert import read_config
+from models.hf.convert import read_config
 
 PyTree = Any
 Load = Callable[..., PyTree]
