@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
 from models.config import Compute, DecoderConfig
+from models.flops import model_flops_per_token
 from models.heads import TokenScores, token_scores
 from models.layers import (
     Linear,
@@ -30,13 +31,13 @@ from models.layers import (
     rotate,
     truncated_normal,
 )
+from models.model import Attend, Output, Params, Rules
 
-Params = dict[str, Any]
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+BlockAttend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v) → output
 
 # Logical axes of every parameter, by dotted name. `runtime/sharding.py` maps them to mesh axes and insists that each
 # leaf matches exactly one rule. `None` is never split: it is the layer axis that the scan walks, or a small vector.
-SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+SHARDING_RULES: Rules = (
     (r"embed\.table", ("vocab", "width")),
     (r"layers\.attn\.[qkv]\.kernel", (None, "width", "heads")),
     (r"layers\.attn\.[qkv]\.bias", (None, "heads")),
@@ -49,13 +50,6 @@ SHARDING_RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"head\.kernel", ("width", "vocab")),
     (r"score\.kernel", ("width", None)),
 )
-
-
-class Output(NamedTuple):
-    """`hidden` [B, S, d] after the final norm; `aux` what the blocks report, stacked over layers (empty when dense)."""
-
-    hidden: jax.Array
-    aux: dict[str, jax.Array]
 
 
 class Attention(nn.Module):
@@ -79,7 +73,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(inner, c.norm_eps)
             self.k_norm = RMSNorm(kv_inner, c.norm_eps)
 
-    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend) -> jax.Array:
+    def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: BlockAttend) -> jax.Array:
         c = self.config
         projected = linear_each(x, [self.q, self.k, self.v], self.platform)
         if self.platform == "tpu" and x.shape[-2] == 1:
@@ -112,7 +106,7 @@ class Block(nn.Module):
             self.post_attn_norm, self.post_ffn_norm = residual_norm(c), residual_norm(c)
 
     def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend, dropout_key: jax.Array | None = None
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: BlockAttend, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """x [B, S, d] → the same, and what this layer reports (nothing, for a dense one)."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
@@ -145,7 +139,7 @@ _REMAT: dict[str, Callable[..., bool] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A model: its shape and how it is computed. Holds no arrays, and is hashable, so `jit` may close over it."""
+    """A dense model (`models.model.Model`): its shape and how it is computed."""
 
     config: DecoderConfig
     compute: Compute = Compute()
@@ -155,7 +149,7 @@ class Decoder:
         return self.compute.platform or jax.default_backend()
 
     @property
-    def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    def sharding_rules(self) -> Rules:
         return SHARDING_RULES
 
     @functools.cached_property
@@ -234,8 +228,12 @@ class Decoder:
         x = params["embed"]["table"].astype(dtype)[tokens]
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
-        x, aux = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
-        return Output(residual_norm(c).apply({"params": params.get("final_norm", {})}, x), aux)
+        x, _ = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
+        return Output(residual_norm(c).apply({"params": params.get("final_norm", {})}, x), {})
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """FLOPs of the forward pass for each token of a sequence of this length."""
+        return model_flops_per_token(self.config, sequence_length)
 
     def ropes(self, positions: jax.Array) -> dict[int | None, tuple[jax.Array, jax.Array]]:
         """One rotary table for each kind of layer: YaRN applies to full-attention layers only (spec olmo §2.4)."""
@@ -244,39 +242,71 @@ class Decoder:
         table = functools.partial(rope_table, positions, c.head_dim, c.rope_theta)
         return {w: table(c.rope_scaling if w is None else sliding_scaling) for w in set(c.pattern)}
 
-    def _layers(self, layers, x, positions, segment_ids, dropout_key):
-        """Scan over the stacked layers. One iteration holds one period of the window pattern, so windows are static."""
+    def _layers(self, layers, x, positions, segment_ids, dropout_key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """All blocks for training and scoring: x, and what they report, stacked over layers."""
         c, compute = self.config, self.compute
-        pattern = c.pattern
-        period = next(
-            p for p in range(1, c.layers + 1) if c.layers % p == 0 and pattern[:p] * (c.layers // p) == pattern
-        )
-        ropes = self.ropes(positions)
-        keys = None if dropout_key is None or c.dropout == 0 else jax.random.split(dropout_key, c.layers)
 
-        def run_block(layer, x, key, window):
-            attend = functools.partial(
-                attention, segment_ids=segment_ids, window=window, kernel=compute.attention,
-                platform=self.platform, batch_axes=compute.batch_axes, sequence_axis=compute.sequence_axis,
+        def attend(q, k, v, window, carry, number):
+            out = attention(
+                q, k, v, segment_ids=segment_ids, window=window, kernel=compute.attention, platform=self.platform,
+                batch_axes=compute.batch_axes, sequence_axis=compute.sequence_axis,
             )  # fmt: skip
-            with jax.named_scope("block"):
-                x, aux = self._block.apply({"params": layer}, x, ropes[window], attend, key)
-            return self._split(x), aux
+            return out, carry
 
-        def iteration(x, xs):
+        keys = None if dropout_key is None or c.dropout == 0 else jax.random.split(dropout_key, c.layers)
+        x, _, aux = self._scan(layers, x, self.ropes(positions), attend, None, keys, compute.remat, compute.unroll)
+        return x, aux
+
+    def walk(self, layers: Any, x: jax.Array, ropes: dict, attend: Attend, carry: Any) -> tuple[jax.Array, Any]:
+        """All blocks for decoding; see `models.model.Model.walk`. With a list of layers, `carry` is a list too, one
+        part for each, and the layer number that `attend` is given is None."""
+        if isinstance(layers, list):
+            parts = []
+            for layer, window, part in zip(layers, self.config.pattern, carry, strict=True):
+                x, part, _ = self._apply(layer, x, ropes, attend, window, part, None)
+                parts.append(part)
+            return x, parts
+        x, carry, _ = self._scan(layers, x, ropes, attend, carry)
+        return x, carry
+
+    def _apply(self, layer, x, ropes, attend: Attend, window, carry, number, key=None):
+        """One block: x, `carry` as `attend` leaves it, and what the block reports."""
+
+        def inner(q, k, v):
+            nonlocal carry
+            out, carry = attend(q, k, v, window, carry, number)
+            return out
+
+        with jax.named_scope("block"):
+            x, aux = self._block.apply({"params": layer}, x, ropes[window], inner, key)
+        return x, carry, aux
+
+    def _scan(self, layers, x, ropes, attend: Attend, carry, keys=None, remat: str = "none", unroll: int = 1):
+        """Scan over the stacked layers. One iteration holds one period of the window pattern, so windows are static."""
+        count, pattern = self.config.layers, self.config.pattern
+        period = next(p for p in range(1, count + 1) if count % p == 0 and pattern[:p] * (count // p) == pattern)
+        numbered = bool(jax.tree.leaves(carry))  # only an attention that carries something asks for its layer's number
+
+        def run_block(layer, x, carry, number, key, window):
+            x, carry, aux = self._apply(layer, x, ropes, attend, window, carry, number, key)
+            return self._split(x), carry, aux
+
+        def iteration(state, xs):
+            (x, carry), (group, first) = state, xs
             reports = []
             for i, window in enumerate(pattern[:period]):
-                layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], xs)
+                layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], group)
                 run = functools.partial(run_block, window=window)
-                if compute.remat != "none":
-                    run = jax.checkpoint(run, policy=_REMAT[compute.remat], prevent_cse=False)
-                x, aux = run(layer, x, key)
+                if remat != "none":
+                    run = jax.checkpoint(run, policy=_REMAT[remat], prevent_cse=False)
+                x, carry, aux = run(layer, x, carry, first + i if numbered else None, key)
                 reports.append(aux)
-            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+            return (x, carry), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
         groups = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), (layers, keys))
-        x, aux = jax.lax.scan(iteration, x, groups, unroll=min(compute.unroll, c.layers // period))
-        return x, jax.tree.map(lambda leaf: leaf.reshape(c.layers, *leaf.shape[2:]), aux)
+        firsts = jnp.arange(0, count, period) if numbered else None
+        (x, carry), aux = jax.lax.scan(iteration, (x, carry), (groups, firsts), unroll=min(unroll, count // period))
+        return x, carry, jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), aux)
 
     def _rows(self, x: jax.Array) -> jax.Array:
         """Embeddings, which come split in width as their table is, on the way to be split along their length.

@@ -8,7 +8,6 @@ order of magnitude faster.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,19 +18,18 @@ from easylm_jax.decode.cache import Cache
 from easylm_jax.runtime.sharding import parameter_shardings
 from models.attention import MASKED, attention
 from models.decode_attention import decode_attention, fits_kernel
-from models.decoder import Decoder, Params, cast_kernels
+from models.decoder import cast_kernels
 from models.heads import head_logits
 from models.layers import residual_norm
+from models.model import Attend, Model, Params
 
 Weights = dict[str, Any]
-# (q, k, v, window, the layer's part of the cache, layer number or None) → (output, the same part)
-Attend = Callable[..., tuple[jax.Array, Any]]
 
 _JOINED = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 
 
 def prepare(
-    model: Decoder, params: Params, *, unroll: bool, join: bool, mesh: jax.sharding.Mesh | None, gather: bool
+    model: Model, params: Params, *, unroll: bool, join: bool, mesh: jax.sharding.Mesh | None, gather: bool
 ) -> Weights:
     """Weights in the activation type and the layout of the decode programs.
 
@@ -69,7 +67,7 @@ def _join(layer: Params) -> Params:
     return layer
 
 
-def _unjoin(layer: Params, model: Decoder) -> Params:
+def _unjoin(layer: Params, model: Model) -> Params:
     """The tree that `Block` knows. It concatenates the slices again, which XLA folds back into the joined matrix."""
     c = model.config
     sizes = {"q": c.heads * c.head_dim, "k": c.kv_heads * c.head_dim, "v": c.kv_heads * c.head_dim,
@@ -86,42 +84,15 @@ def _unjoin(layer: Params, model: Decoder) -> Params:
 
 
 def run_layers(
-    model: Decoder, layers: Any, x: jax.Array, ropes: dict, attend: Attend, cache: Cache
+    model: Model, layers: Any, x: jax.Array, ropes: dict, attend: Attend, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """All blocks over x [B, S, d]; each layer's attention is given its part of the cache and returns it changed."""
-    pattern = model.config.pattern
-
-    def block(layer, x, window, part, number):
-        def inner(q, k, v):
-            nonlocal part
-            out, part = attend(q, k, v, window, part, number)
-            return out
-
-        x, _ = model._block.apply({"params": _unjoin(layer, model)}, x, ropes[window], inner)
-        return x, part
-
     if isinstance(layers, list):
-        parts = []
-        for layer, window, part in zip(layers, pattern, cache, strict=True):
-            x, part = block(layer, x, window, part, None)
-            parts.append(part)
-        return x, parts
-    count = len(pattern)
-    period = next(p for p in range(1, count + 1) if count % p == 0 and pattern[:p] * (count // p) == pattern)
-
-    def iteration(carry, xs):
-        x, cache = carry
-        group, first = xs
-        for i, window in enumerate(pattern[:period]):
-            x, cache = block(jax.tree.map(lambda leaf, i=i: leaf[i], group), x, window, cache, first + i)
-        return (x, cache), None
-
-    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), layers)
-    (x, cache), _ = jax.lax.scan(iteration, (x, cache), (groups, jnp.arange(0, count, period)))
-    return x, cache
+        layers = [_unjoin(layer, model) for layer in layers]
+    return model.walk(layers, x, ropes, attend, cache)
 
 
-def prefill(model: Decoder, weights: Weights, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> Cache:
+def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> Cache:
     """Keys and values of whole prompts.
 
     Args:
@@ -144,7 +115,7 @@ def prefill(model: Decoder, weights: Weights, tokens: jax.Array, lengths: jax.Ar
 
 
 def step(
-    model: Decoder, weights: Weights, tokens: jax.Array, counts: jax.Array, clock: jax.Array, cache: Cache
+    model: Model, weights: Weights, tokens: jax.Array, counts: jax.Array, clock: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
     """One token a row: float32 logits [B, V] of what follows, and the cache with column `clock` written.
 

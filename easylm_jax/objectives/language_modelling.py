@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from easylm_jax.objectives.base import Batch, Loss, Objective
-from models.decoder import Decoder, Params
+from easylm_jax.objectives.forward import forward
+from models.model import Model, Params
 
 Reduction = Literal["token", "sequence_sum"]
 
 
 def language_modelling(
-    model: Decoder, *, z_loss: float = 0.0, reduction: Reduction = "token", dropout: bool = False
+    model: Model, *, z_loss: float = 0.0, reduction: Reduction = "token", dropout: bool = False
 ) -> Objective:
     """Σ w_t (−log p(target_t) + z · logsumexp_t²) over a batch's weighted tokens, and what to divide it by.
 
@@ -32,13 +33,7 @@ def language_modelling(
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
-        output = model(
-            params,
-            batch["tokens"],
-            positions=batch["positions"],
-            segment_ids=batch["segment_ids"],
-            dropout_key=key if dropout else None,
-        )
+        output = forward(model, params, batch, dropout_key=key if dropout else None)
         scores = model.target_scores(params, output.hidden, batch["targets"])
         weights = batch["loss_weights"].astype(jnp.float32)
         count = weights.sum()
@@ -53,7 +48,7 @@ def language_modelling(
             "trained_tokens": (count, jnp.zeros_like(count)),
             "tokens": ((batch["segment_ids"] > 0).sum().astype(jnp.float32), jnp.zeros_like(count)),
         }
-        return Loss(nll + z_loss * z, denominator, metrics)
+        return Loss(nll + z_loss * z, denominator, metrics, output.aux)
 
     return objective
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from easylm_jax.objectives.base import Batch, Loss, Objective, Sums
+from easylm_jax.objectives.forward import forward
 from easylm_jax.objectives.numeric import as_float, log1mexp, masked
 from easylm_jax.objectives.pairs import batch_counts, pair_sums, sum_sides, valid_pairs
-from models.decoder import Decoder, Params
 from models.errors import UserError
+from models.model import Model, Output, Params
 
 PairKind = Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo"]
 KINDS = ("dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto")
@@ -183,14 +184,17 @@ class SequenceLogprobs(NamedTuple):
     entropy: tuple[jax.Array, jax.Array]
 
 
-def sequence_logprobs(model: Decoder, params: Params, batch: Batch) -> SequenceLogprobs:
+def sequence_logprobs(model: Model, params: Params, batch: Batch) -> SequenceLogprobs:
     """Log-probabilities of both sides of every packed pair, in one forward pass.
 
     A reference's cache holds `chosen` and `rejected` of this, by `pair_index`, from the parameters that training
     starts from; it comes back as the columns `reference_chosen` and `reference_rejected`.
     """
-    hidden = model(params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]).hidden
-    scores = model.target_scores(params, hidden, batch["targets"])
+    return _sequence_logprobs(model, params, forward(model, params, batch), batch)
+
+
+def _sequence_logprobs(model: Model, params: Params, output: Output, batch: Batch) -> SequenceLogprobs:
+    scores = model.target_scores(params, output.hidden, batch["targets"])
     weights = batch["loss_weights"].astype(jnp.float32)
     pairs = batch["pair_index"].shape[1]
     chosen, rejected = sum_sides(weights * scores.logprobs, batch["segment_ids"], pairs)
@@ -200,7 +204,7 @@ def sequence_logprobs(model: Decoder, params: Params, batch: Batch) -> SequenceL
 
 
 def preference_optimization(
-    model: Decoder,
+    model: Model,
     kind: str,
     *,
     beta: float,
@@ -237,7 +241,8 @@ def preference_optimization(
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
         valid = valid_pairs(batch)
-        policy = sequence_logprobs(model, params, batch)
+        output = forward(model, params, batch)
+        policy = _sequence_logprobs(model, params, output, batch)
         pair = masked(policy.chosen, valid), masked(policy.rejected, valid)
         base = None, None
         if kind not in REFERENCE_FREE:
@@ -252,7 +257,8 @@ def preference_optimization(
             )  # fmt: skip
             total, denominator = masked(losses, valid).sum(), valid.sum().astype(jnp.float32)
             metrics = pair_sums(values, valid)
-        return Loss(total, denominator, {**metrics, "entropy": policy.entropy, **batch_counts(batch)})
+        metrics = {**metrics, "entropy": policy.entropy, **batch_counts(batch)}
+        return Loss(total, denominator, metrics, output.aux)
 
     return objective
 
@@ -264,7 +270,7 @@ def _check_kto(label_smoothing: float, gamma: float | None, reference: str | Non
         raise UserError("preference loss: kto has neither label_smoothing nor gamma; leave them out")
 
 
-def _reference(model: Decoder, batch: Batch, frozen, source: str | None) -> tuple[jax.Array, jax.Array]:
+def _reference(model: Model, batch: Batch, frozen, source: str | None) -> tuple[jax.Array, jax.Array]:
     """Sums of log-probabilities of both sides under the reference, without a gradient."""
     if source == "model":
         scores = sequence_logprobs(model, frozen["reference"], batch)

@@ -15,24 +15,24 @@ import jax.numpy as jnp
 
 from easylm_jax.objectives.base import Batch, Loss, Objective
 from easylm_jax.objectives.estimators import KLKind
-from easylm_jax.objectives.forward import _hidden
+from easylm_jax.objectives.forward import forward
 from easylm_jax.objectives.policy_gradient import Aggregation, grpo_loss, value_loss
-from models.decoder import Decoder, Params
 from models.heads import TokenScores, scalar_head
+from models.model import Model, Params
 
 
-def target_scores(model: Decoder, params: Params, batch: Batch, *, temperature: float = 1.0) -> TokenScores:
+def target_scores(model: Model, params: Params, batch: Batch, *, temperature: float = 1.0) -> TokenScores:
     """Log-probabilities and entropy of every target of a batch, each float32 [B, S]."""
-    return model.target_scores(params, _hidden(model, params, batch), batch["targets"], temperature)
+    return model.target_scores(params, forward(model, params, batch).hidden, batch["targets"], temperature)
 
 
-def token_values(model: Decoder, params: Params, batch: Batch) -> jax.Array:
+def token_values(model: Model, params: Params, batch: Batch) -> jax.Array:
     """What a value model expects at every position, float32 [B, S]; `model` has a scalar head."""
-    return scalar_head(_hidden(model, params, batch), params["score"]["kernel"])
+    return scalar_head(forward(model, params, batch).hidden, params["score"]["kernel"])
 
 
 def policy_optimization(
-    model: Decoder,
+    model: Model,
     *,
     temperature: float = 1.0,
     clip_low: float = 0.2,
@@ -52,7 +52,8 @@ def policy_optimization(
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
-        scores = target_scores(model, params, batch, temperature=temperature)
+        output = forward(model, params, batch)
+        scores = model.target_scores(params, output.hidden, batch["targets"], temperature)
         loss, denominator, metrics = grpo_loss(
             scores.logprobs, batch["old_logprobs"], batch["advantages"], batch["mask"],
             clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, aggregation=aggregation, constant=constant,
@@ -60,18 +61,19 @@ def policy_optimization(
             reference_logprobs=batch.get("reference_logprobs") if kl else None, beta=kl, kl=kl_kind,
             weights=batch.get("weights"), entropy=scores.entropy,
         )  # fmt: skip
-        return Loss(loss, denominator, {**metrics, "tokens": _total(batch["segment_ids"] > 0)})
+        return Loss(loss, denominator, {**metrics, "tokens": _total(batch["segment_ids"] > 0)}, output.aux)
 
     return objective
 
 
-def value_regression(model: Decoder, *, clip: float | None, coefficient: float = 1.0) -> Objective:
+def value_regression(model: Model, *, clip: float | None, coefficient: float = 1.0) -> Objective:
     """`value_loss` of a value model over rollouts, times `coefficient`; the batch has `old_values` and `returns`."""
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
-        values = token_values(model, params, batch)
+        output = forward(model, params, batch)
+        values = scalar_head(output.hidden, params["score"]["kernel"])
         loss, denominator, metrics = value_loss(values, batch["old_values"], batch["returns"], batch["mask"], clip=clip)
-        return Loss(coefficient * loss, denominator, metrics)
+        return Loss(coefficient * loss, denominator, metrics, output.aux)
 
     return objective
 

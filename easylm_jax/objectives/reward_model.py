@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from easylm_jax.objectives.base import Batch, Loss, Objective
+from easylm_jax.objectives.forward import forward
 from easylm_jax.objectives.numeric import as_float, masked
 from easylm_jax.objectives.pairs import batch_counts, last_of_sides, pair_sums, valid_pairs
-from models.decoder import Decoder, Params
 from models.errors import UserError
 from models.heads import scalar_head
+from models.model import Model, Output, Params
 
 
 def reward_model_loss(
@@ -48,14 +49,17 @@ def reward_model_loss(
     return losses, jax.lax.stop_gradient(metrics)
 
 
-def pair_scores(model: Decoder, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def pair_scores(model: Model, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Scores of the chosen and the rejected sides of packed pairs, each float32 [rows, P]; 0 where there is no pair."""
-    hidden = model(params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"]).hidden
-    scores = scalar_head(hidden, params["score"]["kernel"])
+    return _pair_scores(forward(model, params, batch), params, batch)
+
+
+def _pair_scores(output: Output, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    scores = scalar_head(output.hidden, params["score"]["kernel"])
     return last_of_sides(scores, batch["segment_ids"], batch["pair_index"].shape[1])
 
 
-def score_responses(model: Decoder, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def score_responses(model: Model, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
     """Scores of unpacked rows (prompt and response) at their last real token; float32 [B].
 
     Args:
@@ -71,7 +75,7 @@ def score_responses(model: Decoder, params: Params, tokens: jax.Array, lengths: 
     return scalar_head(last[:, 0], params["score"]["kernel"])
 
 
-def reward_modelling(model: Decoder, *, use_margin: bool = False) -> Objective:
+def reward_modelling(model: Model, *, use_margin: bool = False) -> Objective:
     """Σ of `reward_model_loss` over a batch's packed pairs, divided by the number of pairs.
 
     Args:
@@ -86,10 +90,11 @@ def reward_modelling(model: Decoder, *, use_margin: bool = False) -> Objective:
         if use_margin and "margins" not in batch:
             raise UserError("reward model: use_margin is set, but the batch has no column margins")
         valid = valid_pairs(batch)
-        chosen, rejected = pair_scores(model, params, batch)
+        output = forward(model, params, batch)
+        chosen, rejected = _pair_scores(output, params, batch)
         losses, values = reward_model_loss(chosen, rejected, batch["margins"] if use_margin else None)
         metrics = {**pair_sums(values, valid), **batch_counts(batch)}
-        return Loss(masked(losses, valid).sum(), valid.sum().astype(jnp.float32), metrics)
+        return Loss(masked(losses, valid).sum(), valid.sum().astype(jnp.float32), metrics, output.aux)
 
     return objective
 

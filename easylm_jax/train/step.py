@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from easylm_jax.objectives.base import Batch, Objective, PyTree, Sums
+from easylm_jax.objectives.base import Batch, Loss, Objective, PyTree, Sums
 from easylm_jax.runtime.compiler import Options
 
 
@@ -55,11 +55,25 @@ def micro_batches(batch: Batch, accumulate: int) -> Batch:
 def gradients(
     objective: Objective, params: PyTree, batch: Batch, key: jax.Array, frozen: PyTree, accumulate: int = 1
 ) -> tuple[PyTree, jax.Array, dict[str, jax.Array]]:
-    """Gradient of Σ total / Σ denominator over all micro-batches, that loss, and the metrics."""
+    """Gradient of the loss over all micro-batches, that loss, and the metrics.
+
+    The loss is Σ total / Σ denominator, and weight · Σ total / Σ count for each auxiliary loss of the model.
+    """
+    divisors: dict[str, jax.Array] = {}  # of the whole batch; known beforehand where there are auxiliary losses
+    reported: set[str] = set()
 
     def loss(params, micro, key):
         result = objective(params, micro, key, frozen)
-        return result.total, (result.denominator, result.metrics)
+        metrics = {**result.metrics, **{name: (it.total, it.count) for name, it in result.auxiliary.items()}}
+        if not result.auxiliary:
+            return result.total, (result.denominator, metrics)
+        reported.update(result.auxiliary)
+        # Sums that are divided by numbers of their own are divided here, before they are added.
+        divided = divisors or _divisors(result)
+        total = result.total / divided["loss"]
+        for name, it in result.auxiliary.items():
+            total += it.weight * it.total / divided[name]
+        return total, (jnp.full((), 1.0 / accumulate), metrics)
 
     def one(micro, key):
         (total, (denominator, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, micro, key)
@@ -75,11 +89,20 @@ def gradients(
         inputs = (micro_batches(batch, accumulate), jax.random.split(key, accumulate))
         first = jax.tree.map(lambda x: x[0], inputs)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *first))
+        if reported:
+            # Counts depend on the batch alone: the rest of this forward pass is dead code, which the compiler drops.
+            divisors |= _divisors(objective(params, batch, key, frozen))
         sums, _ = jax.lax.scan(add, zeros, inputs)
     grads, total, denominator, metrics = sums
     scale = 1.0 / jnp.maximum(denominator, 1e-8)  # a batch without a single trained token has a zero gradient
     means = {name: jnp.where(n > 0, s / jnp.where(n > 0, n, 1.0), s) for name, (s, n) in metrics.items()}
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), total * scale, means
+
+
+def _divisors(whole: Loss) -> dict[str, jax.Array]:
+    """What the sums of a whole batch are divided by: `loss`, and each auxiliary loss by its name."""
+    found = {"loss": whole.denominator, **{name: it.count for name, it in whole.auxiliary.items()}}
+    return {name: jnp.maximum(jax.lax.stop_gradient(count), 1e-8) for name, count in found.items()}
 
 
 def make_train_step(
@@ -121,7 +144,8 @@ def make_score_step(
 
     def score(params: PyTree, batch: Batch, frozen: PyTree) -> Sums:
         result = objective(params, batch, jax.random.key(0), frozen)
-        return {**result.metrics, "loss": (result.total, result.denominator)}
+        auxiliary = {name: (it.total, it.count) for name, it in result.auxiliary.items()}
+        return {**result.metrics, **auxiliary, "loss": (result.total, result.denominator)}
 
     if shardings is None:
         return jax.jit(score, compiler_options=options)
