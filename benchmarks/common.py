@@ -60,7 +60,7 @@ def tpu_compiler() -> None:
         raise BenchmarkError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
     from easylm_jax.plan import topology
 
-    topology.quiet()
+    topology.configure_compiler_env()
 
 
 # Workers

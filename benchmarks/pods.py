@@ -44,7 +44,8 @@ def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
     """One row: seconds of a step [low, high], MFU by each, the peak in GiB, and MFU over the published one."""
     model, pod, length, rows, remat, tile, published = case
     from easylm_jax.config import SFT, Compute, DataSpec, OptimizerConfig, Recipe, Source
-    from easylm_jax.plan import compile_cache, estimate, programs, topology
+    from easylm_jax.experiment import programs_of
+    from easylm_jax.plan import compile_cache, estimate, topology
     from easylm_jax.runtime import chips
     from easylm_jax.runtime.mesh import batch_split, make_mesh
 
@@ -55,7 +56,7 @@ def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
         "sft", model=model, data=data, batch=rows * batch_split(mesh), steps=1, optimizer=OptimizerConfig("1e-4"),
         compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile),
     )  # fmt: skip
-    (planned,) = programs.of(stage, Recipe("pods", mesh="fsdp=-1", stages=(stage,)), mesh)
+    (planned,) = programs_of(stage, Recipe("pods", mesh="fsdp=-1", stages=(stage,)), mesh)
     found = compile_cache.compile_for(planned, topo, mesh, folder)
     row = {"model": model, "pod": pod, "length": length, "rows": rows, "remat": remat, "tile_kib": tile}
     if not found.fits:

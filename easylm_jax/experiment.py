@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from easylm_jax import config, report
+from easylm_jax import report
 from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.checkpointer import config_difference, guard_fresh_start
 from easylm_jax.config import (
@@ -36,6 +36,7 @@ from easylm_jax.config import (
     MakeData,
     OnlineDPO,
     Pretrain,
+    Recipe,
     RewardModel,
     Stage,
     Tokenizer,
@@ -45,9 +46,18 @@ from easylm_jax.config.load import load_recipe
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
+from easylm_jax.plan.programs import (
+    PlannedProgram,
+    Programs,
+    collect,
+    evaluation,
+    generation,
+    reinforcement,
+    training,
+)  # fmt: skip
 from easylm_jax.runtime import files, processes
 from easylm_jax.runtime.host_memory import keep_freed_memory
-from easylm_jax.runtime.processes import end_at_once, initialize_processes, say
+from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
 from easylm_jax.synthesize.best_of_n import best_of_n
 from easylm_jax.synthesize.majority_vote import majority_vote
 from easylm_jax.train.loop import Stopped
@@ -63,26 +73,34 @@ class StageKind:
     """What the runner knows of a kind of stage.
 
     `run(stage, workspace)` runs a stage to its end, resuming what is there, and returns what `done.json` will say.
+    `programs(stage, recipe, mesh)` are those that it runs on devices, lowered from shapes, for `easylm plan`.
     """
 
     run: Callable[[Any, Workspace], dict[str, Any]]
+    programs: Programs | None = None
 
 
 # Every kind of stage: a new one is a dataclass in `config/`, a function that runs it, and a line here.
 STAGES: dict[type[Stage], StageKind] = {
     MakeData: StageKind(make_data),
     Tokenizer: StageKind(train_tokenizer),
-    Pretrain: StageKind(train_on_data),
-    SFT: StageKind(train_on_data),
-    RewardModel: StageKind(train_on_data),
-    DPO: StageKind(train_on_data),
-    PPO: StageKind(train_on_rollouts),
-    GRPO: StageKind(train_on_rollouts),
-    OnlineDPO: StageKind(train_on_rollouts),
-    BestOfN: StageKind(best_of_n),
-    MajorityVote: StageKind(majority_vote),
-    Evaluate: StageKind(evaluate),
+    Pretrain: StageKind(train_on_data, training),
+    SFT: StageKind(train_on_data, training),
+    RewardModel: StageKind(train_on_data, training),
+    DPO: StageKind(train_on_data, training),
+    PPO: StageKind(train_on_rollouts, reinforcement),
+    GRPO: StageKind(train_on_rollouts, reinforcement),
+    OnlineDPO: StageKind(train_on_rollouts, reinforcement),
+    BestOfN: StageKind(best_of_n, generation),
+    MajorityVote: StageKind(majority_vote, generation),
+    Evaluate: StageKind(evaluate, evaluation),
 }
+
+
+def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[PlannedProgram]:
+    """The programs of a stage on a mesh, for a plan; none for a stage that runs none."""
+    programs = kind_of(stage).programs
+    return [] if programs is None else collect(programs, stage, recipe, mesh)
 
 
 def kind_of(stage: Stage) -> StageKind:
@@ -164,7 +182,7 @@ class Experiment(Workspace):
         if not overwrite:
             self._refuse_other_settings(stage, folder, settings)
         if done is not None:
-            say(f"{stage.name}: done ({folder})")
+            log_once(f"{stage.name}: done ({folder})")
             return
         processes.barrier(f"{stage.name} looked at")  # by all processes, before the first one changes anything
         if overwrite and processes.is_first_process():
@@ -179,14 +197,14 @@ class Experiment(Workspace):
         result = kind_of(stage).run(stage, self)
         # A stage that was stopped and resumed tells how long all its parts took.
         seconds = max(time.time() - began, result.get("metrics", {}).pop("wall_seconds", 0.0))
-        _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__,
+        _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__, "family": stage.family,
                                            "hash": fields.digest(settings), "seconds": seconds,
                                            **result})  # fmt: skip
         processes.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
     def tell(self, chosen: list[Stage]) -> None:
         """Prints the tables of the stages that were asked for, and writes the page that shows the whole run."""
-        if not (processes.is_first_process() and any(isinstance(stage, config.Evaluate) for stage in chosen)):
+        if not (processes.is_first_process() and any(stage.family == "evaluate" for stage in chosen)):
             return
         print(report.tables.text(report.collect(self.root)))
         print(f"\nEverything is in {self.root}; the whole run with figures: {report.write(self.root)}")

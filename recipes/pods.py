@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m recipes.pods", description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="plan these files alone (default: all)")
     parser.add_argument(
-        "--only", choices=("train", "rl", "write", "all"), default="all",
+        "--only", choices=("train", "rl", "generate", "all"), default="all",
         help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
     )  # fmt: skip
     parser.add_argument("--out", default="runs", help="where compiled plans are kept (default: runs)")
@@ -49,9 +49,11 @@ def _planned(arguments: argparse.Namespace) -> int:
         raise UserError(f"--jobs must be at least 1, not {arguments.jobs}")
     from easylm_jax.plan import topology
 
-    topology.quiet()
+    topology.configure_compiler_env()
     from easylm_jax.config.load import load_recipe
+    from easylm_jax.experiment import programs_of
     from easylm_jax.plan import pods
+    from easylm_jax.plan.report import Planner
     from recipes.durations import DURATIONS
 
     paths = [Path(one).resolve() for one in arguments.recipes] or recipe_files()
@@ -73,7 +75,7 @@ def _planned(arguments: argparse.Namespace) -> int:
     planned = list(asked.values())
     planned[0].topology.devices()  # a compiler that is missing is told once, and not for every group
     say = functools.partial(print, file=sys.stderr, flush=True)
-    pods.plan(planned, Path(arguments.out) / "plans", say, arguments.jobs)
+    pods.plan(planned, Planner(programs_of, Path(arguments.out) / "plans", say), arguments.jobs)
     shown = [group for group in groups if group.key in asked or group.told or group.error]
     page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
     said = f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit"

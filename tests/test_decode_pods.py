@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 COMPILE = """
 import json, sys
 from easylm_jax.plan import topology
-topology.quiet()
+topology.configure_compiler_env()
 import jax
 from easylm_jax.runtime.compiler import peak_bytes
 from easylm_jax.runtime.mesh import make_mesh

@@ -7,7 +7,7 @@ import rl_kit
 
 from easylm_jax.cli.main import main
 from easylm_jax.evaluate import tasks
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.verify import ExpressionScorer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def test_a_stage_is_judged_and_the_table_is_written(problems, tmp_path, capsys):
     assert [row["method"] for row in table["rows"]] == ["sft"] and table["tasks"][0]["prompts"] == 4
     folder = next((tmp_path / "runs").glob("eval-*"))
     samples = [json.loads(line) for line in (folder / "table" / "samples.jsonl").read_text().splitlines()]
-    judged = Verify("gsm8k")([s["response"] for s in samples], [{"ground_truth": str(i)} for i in range(4)])
+    judged = ExpressionScorer("gsm8k")([s["response"] for s in samples], [{"ground_truth": str(i)} for i in range(4)])
     assert judged.scores.tolist() == [sample["score"] for sample in samples]
     assert run(model, *options, "--out", tmp_path / "runs") == 0  # nothing is asked again
     assert "table: done" in capsys.readouterr().err
@@ -60,5 +60,5 @@ def test_every_task_is_made_of_verifiers_that_exist():
     for name, make in tasks.TASKS.items():
         task = make("hf:some/model", "tulu", None)
         for text in (task.verifier, *dict(task.also).values()):
-            assert Verify(text).expression.calls, name
+            assert ExpressionScorer(text).expression.calls, name
         assert task.data.kind == "prompts" and task.data.keep

@@ -145,7 +145,7 @@ def test_the_divergence_of_the_reference_from_itself_is_zero_and_another_models_
     model, tokenizer = models.build(rl_kit.MODEL), rl_kit.made().tokenizer()
     cache = stage_cache(ready, PROMPTS)
     made = rollout.sample(
-        rollout.Engine(load.writing(model, tokenizer), slots=8), params["pretrain"], cache.read(np.arange(6)),
+        rollout.Engine(load.restrict_vocab(model, tokenizer), slots=8), params["pretrain"], cache.read(np.arange(6)),
         Sampling(rl_kit.NEW), samples=1, seed=3, tokenizer=tokenizer, end_ids=rollout.end_ids(cache, tokenizer),
     )  # fmt: skip
     columns = rollout.columns_of(made)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from easylm_jax.config import Reward
 from easylm_jax.config.expression import Expression, parse_call
 from easylm_jax.rewards.registry import verifier
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.verify import ExpressionScorer
 from models.errors import UserError
 
 
@@ -72,7 +72,7 @@ def test_options_that_are_no_literals_or_that_a_verifier_has_not_are_told():
     with pytest.raises(UserError, match=r"'gsm8k\(1, 2, 3, 4, 5\)': too many positional arguments"):
         verifier("gsm8k(1, 2, 3, 4, 5)")
     with pytest.raises(UserError, match="no verifier 'gsm9k'"):
-        Verify("gsm8k + gsm9k")
+        ExpressionScorer("gsm8k + gsm9k")
 
 
 def test_a_reward_model_that_the_expression_does_not_use_is_an_error_and_so_is_one_that_is_missing():
@@ -84,14 +84,14 @@ def test_a_reward_model_that_the_expression_does_not_use_is_an_error_and_so_is_o
 
 
 def test_a_batch_is_scored_with_its_parts():
-    scored = Verify("10 * gsm8k + model", scored=True)(
+    scored = ExpressionScorer("10 * gsm8k + model", scored=True)(
         ["it is 7", "it is 8"], [{"ground_truth": "7"}] * 2, model=np.array([0.25, -1])
     )
     assert scored.scores.tolist() == [10.25, -1]
-    assert scored.parts["gsm8k"].tolist() == [1, 0] and scored.timed_out == 0
+    assert scored.components["gsm8k"].tolist() == [1, 0] and scored.timed_out == 0
 
 
 def test_a_score_that_is_no_number_is_told_with_its_record():
     record = {"ground_truth": "7", "_record": 3, "_source": "a.jsonl"}
     with pytest.raises(UserError, match="is nan for record 3 of a.jsonl"):
-        Verify("gsm8k + model", scored=True)(["7"], [record], model=np.array([np.nan]))
+        ExpressionScorer("gsm8k + model", scored=True)(["7"], [record], model=np.array([np.nan]))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from easylm_jax.runtime.files import whole, write_json, write_lines
+from easylm_jax.runtime.files import atomic_write, write_json, write_lines
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -30,7 +30,7 @@ def test_records_are_one_a_line_whatever_their_text_holds(tmp_path):
 
 def test_a_file_written_whole_leaves_nothing_beside_it(tmp_path):
     write_json(tmp_path / "table.json", {"rows": [1]})
-    with whole(tmp_path / "page.html") as file:
+    with atomic_write(tmp_path / "page.html") as file:
         file.write(b"<p>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "table.json"]
     assert json.loads((tmp_path / "table.json").read_text()) == {"rows": [1]}

@@ -96,7 +96,7 @@ def test_objectives_over_parts_of_sequences_have_the_loss_and_gradient_of_whole_
     params = jax.device_get(jax.jit(models.build(config).init)(jax.random.key(2)))
     found = []
     for mesh in (make_mesh("dp=1", jax.devices()[:1]), make_mesh("fsdp=2,cp=2,tp=2")):
-        model = models.build(config, sharding.computed_on(Compute(), mesh))
+        model = models.build(config, sharding.with_mesh_axes(Compute(), mesh))
         placed = jax.device_put(params, sharding.parameter_shardings(params, model.sharding_rules, mesh))
         with jax.set_mesh(mesh):
             run = jax.jit(functools.partial(gradients, objective(model), frozen={}))
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_one_layout_comes_back_on_another(saved, restored, tmp_p
     with Checkpointer(tmp_path, asynchronous=False) as checkpointer:
         checkpointer.save(1, state, {})
         abstract = jax.eval_shape(then.fresh, then.model.abstract_params())
-        back, _ = checkpointer.restore(sharding.placed(abstract, then.layout), 1)
+        back, _ = checkpointer.restore(sharding.with_shardings(abstract, then.layout), 1)
     for leaf, place, before in zip(*map(jax.tree.leaves, (back, then.layout, state)), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim) and leaf.sharding.memory_kind == place.memory_kind
         np.testing.assert_array_equal(leaf, before)

@@ -10,7 +10,8 @@ import pytest
 import models
 from easylm_jax.config import GRPO, RL, SFT, DataSpec, OptimizerConfig, Recipe, Reward, Sampling, Source, Train
 from easylm_jax.config.load import load_recipe
-from easylm_jax.plan import compile_cache, estimate, hlo, programs, shapes, topology
+from easylm_jax.experiment import programs_of
+from easylm_jax.plan import compile_cache, estimate, hlo, shapes, topology
 from easylm_jax.runtime.mesh import make_mesh, parse_mesh
 from models.config import DecoderConfig
 from models.errors import UserError
@@ -172,9 +173,9 @@ RECIPE = Recipe("tiny", (
 
 def test_programs_come_from_shapes_alone_and_say_what_is_resident_beside_them():
     mesh = make_mesh("fsdp=4", jax.devices()[:4])
-    (train,) = programs.of(RECIPE.stage("sft"), RECIPE, mesh)
+    (train,) = programs_of(RECIPE.stage("sft"), RECIPE, mesh)
     assert (train.name, train.runs, train.resident) == ("train", 1.0, {})
-    found = {one.name: one for one in programs.of(RECIPE.stage("grpo"), RECIPE, mesh)}
+    found = {one.name: one for one in programs_of(RECIPE.stage("grpo"), RECIPE, mesh)}
     assert list(found) == ["policy", "score", "prefill", "decode"]
     assert found["policy"].runs == 2 and found["score"].runs == 2 * 2  # policy and reference, two chunks of 8
     assert set(found["policy"].resident) == {"reference"}
@@ -223,7 +224,7 @@ print(len(texts))
 
 
 @pytest.mark.parametrize(
-    ("quiet", "different"), [("from easylm_jax.plan import topology; topology.quiet()", 1), ("", 2)]
+    ("quiet", "different"), [("from easylm_jax.plan import topology; topology.configure_compiler_env()", 1), ("", 2)]
 )
 def test_what_was_planned_is_known_again_from_another_folder(quiet, different):
     """The text of a program decides; a kernel's has places in files in it, unless it is traced without them."""

@@ -98,7 +98,7 @@ def test_a_generation_that_takes_no_kernels_is_planned_without(tmp_path):
 
 PRODUCT = """
 from easylm_jax.plan import topology
-topology.quiet()
+topology.configure_compiler_env()
 import jax
 from easylm_jax import compiler
 from easylm_jax.runtime.mesh import make_mesh
@@ -121,7 +121,7 @@ def test_a_product_with_a_kernel_that_lies_split_stays_whole():
 
 ROWS = """
 from easylm_jax.plan import topology
-topology.quiet()
+topology.configure_compiler_env()
 import numpy as np
 from easylm_jax import sharding
 from easylm_jax.runtime.mesh import make_mesh, reshaped
@@ -149,7 +149,7 @@ ON_HOST = """
 import sys
 from pathlib import Path
 from easylm_jax.plan import compiling, topology
-topology.quiet()
+topology.configure_compiler_env()
 import jax
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.plan.programs import Planned
@@ -175,17 +175,19 @@ def test_what_lies_in_the_hosts_memory_takes_none_of_the_devices(tmp_path):
 SEVERAL = """
 import dataclasses, sys
 from pathlib import Path
-from easylm_jax.experiment import load_recipe
+from easylm_jax.config.load import load_recipe
+from easylm_jax.experiment import programs_of
 from easylm_jax.plan import pods, topology
+from easylm_jax.plan.report import Planner
 
-topology.quiet()
+topology.configure_compiler_env()
 recipe = load_recipe(sys.argv[1])
 stages = [dataclasses.replace(recipe.stages[0], name=f"sft-{batch}", batch=batch) for batch in (8, 16)]
 recipe = dataclasses.replace(recipe, stages=tuple(stages))
 made = []
 for jobs in (2, 1):
     found = pods.groups([("a/one", recipe)])
-    pods.plan(found, Path(sys.argv[2]) / str(jobs), print, jobs)
+    pods.plan(found, Planner(programs_of, Path(sys.argv[2]) / str(jobs), print), jobs)
     made.append([(group.fits, group.programs) for group in found])
 print(made[0] == made[1], [group.error or group.fits for group in found])
 """

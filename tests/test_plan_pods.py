@@ -9,7 +9,9 @@ from test_plan import RECIPE
 
 from easylm_jax.config import DPO, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source
 from easylm_jax.config.load import load_recipe
-from easylm_jax.plan import dedupe, pods, programs, report, scale, suggest, sweep, topology
+from easylm_jax.experiment import programs_of
+from easylm_jax.plan import dedupe, pods, report, scale, suggest, sweep, topology
+from easylm_jax.plan.report import Planner
 from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 from recipes.__main__ import FOLDER, name_of, recipe_files
@@ -72,7 +74,7 @@ def test_every_stage_of_the_papers_recipes_has_a_group_and_figures_share_theirs(
     named = [(name_of(path), load_recipe(str(path))) for path in recipe_files()]
     found = pods.groups(named)
     assert not [group.error for group in found if group.error]
-    stages = sum(isinstance(stage, programs.PLANNED) for _, one in named if one.pod for stage in one.stages)
+    stages = sum(stage.compiles for _, one in named if one.pod for stage in one.stages)
     assert sum(len(group.members) for group in found) == stages
     assert len(found) < stages / 4
     known = {(name, stage.name) for group in found for name, stage in group.members}
@@ -100,17 +102,17 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
             raise RuntimeError("it\nbroke")
         return [type("Row", (), {"as_json": lambda self: PROGRAM})()]
 
-    monkeypatch.setattr(pods.report, "plan", planned)
+    monkeypatch.setattr(Planner, "plan", lambda self, *given, **options: planned(*given, **options))
     monkeypatch.setattr(pods.report, "versions", lambda: "a compiler")
     monkeypatch.setattr(topology.Topology, "devices", lambda self: [])
-    pods.plan(found, tmp_path, lambda text: None)
+    pods.plan(found, Planner(programs_of, tmp_path))
     assert asked == ["sft", "bad"] and [group.fits for group in found] == [True, False]
     took = pods.Took("a/two", "sft", "a week on 8 chips", "a paper")
     page = pods.page(found, [took], "the command")
     assert "10–3,600 | 0.00278–2 | 0.0111–8 | a week on 8 chips | one: sft, long; two: sft <!--" in page
     assert "not planned: RuntimeError: it broke" in page and "1 of the different ones do not fit" in page
     again = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))])
-    pods.plan(again, tmp_path, lambda text: None)
+    pods.plan(again, Planner(programs_of, tmp_path))
     assert asked == ["sft", "bad", "bad"]  # what was planned is kept, what failed is tried again
     assert pods.page(again, [took], "the command") == page
     later = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))])
@@ -138,7 +140,7 @@ def test_stages_planned_in_processes_end_as_they_do_one_by_one(tmp_path):
     ends = []
     for jobs in (1, 2):
         found = pods.groups([("a/one", recipe(*bad))])
-        pods.plan(found, tmp_path / str(jobs), lambda text: None, jobs)
+        pods.plan(found, Planner(programs_of, tmp_path / str(jobs)), jobs)
         ends.append([group.error for group in found])
     assert ends[0] == ends[1] and len(ends[0]) == 2 and all(ends[0])
 
@@ -147,7 +149,7 @@ def test_a_judge_is_resident_and_has_programs_of_its_own():
     judge = JudgeModel(model="sft", tokenizer="hf:none", chat_template="tulu", sampling=Sampling(32, 0.0, slots=8))
     judged = dataclasses.replace(GRPO, reward=Reward(verifier="judge", judge=judge))
     mesh = make_mesh("fsdp=4", jax.devices()[:4])
-    found = {one.name: one for one in programs.of(judged, recipe(SFT, judged), mesh)}
+    found = {one.name: one for one in programs_of(judged, recipe(SFT, judged), mesh)}
     assert {"judge's prefill", "judge's decode"} < set(found)
     assert (
         found["policy"].resident["judge"] == found["policy"].resident["reference"]
@@ -200,8 +202,8 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         named = type("Planned", (), {"name": "train"})
         return [type("Row", (), {"fits": need <= limits[-1], "planned": named})()]
 
-    monkeypatch.setattr(suggest.report, "plan", planned)
-    monkeypatch.setattr(suggest.report, "least_over", lambda *_: None)
+    monkeypatch.setattr(Planner, "plan", lambda self, *given, **options: planned(*given, **options))
+    monkeypatch.setattr(Planner, "least_over", lambda *_: None)
     monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
     stage = dataclasses.replace(SFT, batch=16, optimizer=dataclasses.replace(SFT.optimizer, b2=0.999))
     for limit, told in (
@@ -212,7 +214,7 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         (-1, None),
     ):  # fmt: skip
         limits.append(limit)
-        assert suggest.nearest(stage, recipe(stage), POD, tmp_path, lambda text: None) == told
+        assert suggest.nearest(stage, recipe(stage), POD, Planner(programs_of, tmp_path)) == told
     assert tried[-1][0] == "v5e:16x16"  # as far as pods go
 
 
@@ -222,18 +224,18 @@ def test_weights_that_are_too_large_to_write_are_split_over_more_devices(monkeyp
         named = type("Planned", (), {"name": "weights"})
         return [type("Row", (), {"fits": split >= 4, "planned": named})()]
 
-    monkeypatch.setattr(suggest.report, "plan", planned)
-    monkeypatch.setattr(suggest.report, "least_over", lambda *_: None)
+    monkeypatch.setattr(Planner, "plan", lambda self, *given, **options: planned(*given, **options))
+    monkeypatch.setattr(Planner, "least_over", lambda *_: None)
     monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
-    told = suggest.nearest(GRPO, recipe(SFT, GRPO), POD, tmp_path, lambda text: None)
+    told = suggest.nearest(GRPO, recipe(SFT, GRPO), POD, Planner(programs_of, tmp_path))
     assert told == ("decode_mesh=fsdp=-1,tp=4",)
 
 
 def test_kinds_of_stages_that_run_programs_are_all_planned_and_described():
     table = Evaluate("table", title="t", tasks=(), entries=())
-    assert isinstance(table, programs.PLANNED) and not any(pods.KINDS[kind](table) for kind in ("train", "rl"))
+    assert table.compiles and not any(pods.KINDS[kind](table) for kind in ("train", "rl"))
     assert report.described(SFT, recipe(SFT)) == "SFT, olmo2 of width 256; 8 × 128 tokens"
-    assert report.described(GRPO, recipe(SFT, GRPO)) == "GRPO, olmo2 of width 256; 4 × 4 answers of 64 + 64 tokens"
+    assert report.described(GRPO, recipe(SFT, GRPO)) == "GRPO, olmo2 of width 256; 4 × 4 responses of 64 + 64 tokens"
 
 
 def test_a_sweeps_section_is_replaced_and_its_figure_is_valid_xml(tmp_path, monkeypatch):

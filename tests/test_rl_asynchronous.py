@@ -48,8 +48,8 @@ def test_a_rollout_is_written_by_the_policy_of_so_many_steps_before(tmp_path, la
     with rl_kit.begun(loop) as state:
         loop.prepare_rollouts(state, 0)
         policies, written = [rl_kit.copies(loop.policy_of(state.params, loop.job.frozen))], []
-        original = loop.signals.rows
-        loop.signals.rows = lambda made, *rest: written.append(made) or original(made, *rest)
+        original = loop.batches.rows
+        loop.batches.rows = lambda made, *rest: written.append(made) or original(made, *rest)
         for number in range(1, 5):
             state, pending = loop.advance(state, number)
             assert pending.line["staleness"] == min(number - 1, lag)
@@ -156,11 +156,11 @@ def test_refill_replaces_groups_that_teach_nothing(tmp_path):
     with rl_kit.begun(loops[0]) as state:
         policy = loops[0].policy_of(state.params, loops[0].job.frozen)
         once, filled = (loop.writer.write(policy, 1, 5) for loop in loops)
-    assert once.drawn == 6 and filled.drawn == 5 + filled.line["batches_drawn"] > 6
+    assert once.prompt_batches_used == 6 and filled.prompt_batches_used == 5 + filled.line["batches_drawn"] > 6
     before, after = (loop.writer._teaches(it.made) for loop, it in zip(loops, (once, filled), strict=True))
     assert before.sum() < after.sum() and len(after) == 8
     # Those of the first batch stand first, as they were drawn.
-    first = rollout.taken(once.made, np.flatnonzero(np.repeat(before, 2)))
+    first = rollout.select(once.made, np.flatnonzero(np.repeat(before, 2)))
     np.testing.assert_array_equal(filled.made.responses[: first.rows], first.responses)
     np.testing.assert_array_equal(filled.made.scores[: first.rows], first.scores)
     again = loops[1].writer.write(policy, 1, 5)

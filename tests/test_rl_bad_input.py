@@ -9,7 +9,7 @@ from support import launcher, only_line
 from easylm_jax.checkpoint import store
 from easylm_jax.config import BestOfN, Reward, Validation
 from easylm_jax.data.build import stage_cache
-from easylm_jax.rewards.scorer import Judge
+from easylm_jax.rewards.scorer import RewardScorer
 from models.errors import UserError
 
 STAGES = """
@@ -115,14 +115,14 @@ def test_a_reward_model_of_another_vocabulary_is_refused(in_process, tmp_path):
 def test_a_reward_model_that_gives_no_number_ends_the_stage_and_it_goes_on(in_process, tmp_path, monkeypatch):
     broken = rl_kit.broken_reward(tmp_path / "broken")
     it = rl_kit.experiment(tmp_path / "runs", rl_kit.ppo(steps=3))
-    original, calls = Judge._model_scores, []
+    original, calls = RewardScorer._model_scores, []
 
     def breaks(self, made):
         calls.append(made)
         return original(self, made) * (float("nan") if len(calls) == 3 else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Judge, "_model_scores", breaks)
+        patch.setattr(RewardScorer, "_model_scores", breaks)
         with pytest.raises(UserError, match="reward: the reward model gave nan for record [0-9]+ of .*prompts.jsonl"):
             it.run(it.recipe.stage("ppo"))
     checkpoints = it.folder("ppo") / "checkpoints"

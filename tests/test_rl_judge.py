@@ -8,7 +8,7 @@ import rl_kit
 
 from easylm_jax.config import JudgeModel, Reward, Sampling
 from easylm_jax.rewards import lm_judge
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.verify import ExpressionScorer
 from models.errors import UserError
 
 
@@ -47,6 +47,6 @@ def test_a_judge_stands_beside_verifiers_and_a_reward_model(tmp_path, monkeypatc
 def test_scores_of_models_stand_in_rewards_alone():
     for text in ("model", "gsm8k + judge"):
         with pytest.raises(UserError, match="which only a reward has"):
-            Verify(text)
+            ExpressionScorer(text)
     with pytest.raises(UserError, match="say which model judges"):
         Reward(verifier="judge")

@@ -30,7 +30,7 @@ def stage(kind, **more):
     return kind("rl", **{**fields, **more})
 
 
-def signals_of(stage):
+def batches_of(stage):
     return rl_advantages.of(stage, make_mesh("dp=1", jax.devices()[:1]))
 
 
@@ -52,7 +52,7 @@ def measured(made, values=None, divergence=None):
 def ppo_rows(made, columns, kl=0.05, **settings):
     """Advantages and returns of responses [B, T], and the line."""
     settings = {"reward": Reward(verifier="gsm8k", missing_end=None), **settings}
-    rows, line = signals_of(stage(PPO, **settings)).rows(made, columns, kl)
+    rows, line = batches_of(stage(PPO, **settings)).rows(made, columns, kl)
     return *(rl_kit.of_responses(rows[name], made) for name in ("advantages", "returns")), line
 
 
@@ -165,7 +165,7 @@ def test_whitening_of_a_rollout_does_not_depend_on_how_it_is_cut_into_updates():
     real = np.arange(8)[None] < made.lengths[:, None]
     assert whole[real].mean() == pytest.approx(0, abs=1e-6) and whole[real].std(ddof=1) == pytest.approx(1, abs=1e-5)
     # By mini-batch, each has mean 0 of its own.
-    own = signals_of(stage(PPO, batch=4, mini_batch=2, whiten="mini_batch"))
+    own = batches_of(stage(PPO, batch=4, mini_batch=2, whiten="mini_batch"))
     rows, _ = own.rows(made, columns, 0.05)
     for part in (slice(0, 2), slice(2, 4)):
         batch = own.batch({name: array[part] for name, array in rows.items()})
@@ -178,7 +178,7 @@ def test_whitening_of_a_rollout_does_not_depend_on_how_it_is_cut_into_updates():
 def grpo_rows(scores, ended=None, **settings):
     made = rl_kit.a_rollout([2, 2, 5, 5], [4, 1, 8, 6], ended=ended)
     made.scores = np.array(scores, np.float32)
-    it = signals_of(stage(GRPO, **{"samples": 2, "reward": Reward(verifier="gsm8k", missing_end=None), **settings}))
+    it = batches_of(stage(GRPO, **{"samples": 2, "reward": Reward(verifier="gsm8k", missing_end=None), **settings}))
     rows, line = it.rows(made, measured(made), 0.0)
     return made, it.batch(rows), line
 
@@ -210,7 +210,7 @@ def test_pairs_put_the_best_answer_before_the_worst_and_skip_equal_ones():
     made.scores = np.array([0.2, 0.9, 0.1, 0.5, 0.5, 0.5], np.float32)
     columns = measured(made)
     columns["reference_logprobs"] = np.random.default_rng(0).normal(size=columns["mask"].shape).astype(np.float32)
-    it = signals_of(stage(OnlineDPO, samples=3, reward=Reward(verifier="gsm8k", missing_end=None)))
+    it = batches_of(stage(OnlineDPO, samples=3, reward=Reward(verifier="gsm8k", missing_end=None)))
     rows, line = it.rows(made, columns, 0.0)
     batch = it.batch(rows)
     assert batch["pair_index"].tolist() == [[0], [-1]] and line["equal_groups"] == 0.5
@@ -235,7 +235,7 @@ def test_the_shapes_that_are_compiled_are_those_that_come(kind):
     more = {"samples": 2, "kl": 0.1, "sampler_correction": 2.0} if kind is GRPO else {"sampler_correction": 2.0}
     made = rl_kit.a_rollout([3, 3, 5, 5], [4, 1, 8, 6])
     own = stage(kind, **{"batch": 2, "samples": 2, **more})
-    it = signals_of(own)
+    it = batches_of(own)
     rows, line = it.rows(made, measured(made), 0.05)
     batch = it.batch(rows)
     shapes = it.abstract(batch["tokens"].shape[1])

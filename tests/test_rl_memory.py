@@ -9,7 +9,7 @@ import pytest
 import rl_kit
 
 import models
-from easylm_jax.checkpoint.load import Model
+from easylm_jax.checkpoint.load import ModelSource
 from easylm_jax.config import PPO, Compute, Reward, Sampling
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
@@ -20,25 +20,27 @@ from easylm_jax.train.rl.job import RolloutJob
 from easylm_jax.train.rl.memory import MIB, memory_of
 from easylm_jax.train.rl.programs import RLPrograms
 from easylm_jax.train.rl.trainer import RolloutLoop
-from easylm_jax.train.state import Start
+from easylm_jax.train.state import TrainStateInit
 from models.decoder import cast_kernels
 
 
 def abstract_job(config, mesh, stage) -> RolloutJob:
     """A job of shapes alone: models are neither drawn nor loaded."""
     compute = Compute(dtype=stage.compute.dtype, remat=stage.compute.remat, batch_axes=BATCH_AXES)
-    policy_model = Model(models.build(config, compute), None)
-    value_model = Model(models.build(config.replace(scalar_head=True), compute), None)
-    policy, value = (Start(stage, it, make_optimizer(stage.optimizer, 10), mesh) for it in (policy_model, value_model))
+    policy_model = ModelSource(models.build(config, compute), None)
+    value_model = ModelSource(models.build(config.replace(scalar_head=True), compute), None)
+    policy, value = (
+        TrainStateInit(stage, it, make_optimizer(stage.optimizer, 10), mesh) for it in (policy_model, value_model)
+    )
 
     def frozen(model):
         cast = functools.partial(cast_kernels, dtype=compute.dtype)
-        return sharding.placed(jax.eval_shape(cast, model.decoder.abstract_params()), model.layout(mesh))
+        return sharding.with_shardings(jax.eval_shape(cast, model.decoder.abstract_params()), model.layout(mesh))
 
     programs = RLPrograms(stage, mesh, policy, value)
-    behind = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
+    stale_policies = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
     return RolloutJob(
-        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stage._abstract(stage, policy, value, behind),
+        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stage._abstract(stage, policy, value, stale_policies),
         layout=rl_stage._layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
         validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
         policy=policy, value=value, programs=programs, writing_layout=policy_model.layout(mesh), decode_mesh=mesh,
@@ -58,7 +60,7 @@ def test_the_memory_of_a_billion_parameters_over_eight_devices_is_that_of_the_pr
     )  # fmt: skip
     with jax.set_mesh(mesh):
         loop = RolloutLoop(abstract_job(config, mesh, stage))
-        programs = loop.compiled(loop.signals.abstract(1024))
+        programs = loop.compiled(loop.batches.abstract(1024))
         memory = memory_of(loop.job, loop.abstract, loop.engine, programs, 1024)
     analyses = {name: program.memory_analysis() for name, program in programs.items()}
     programs_need = sum(it.argument_size_in_bytes for it in analyses.values())

@@ -52,8 +52,8 @@ class Watched:
     """One rollout of a stage: its columns before the updates, the batches of these, and what each update told."""
 
     def __init__(self, loop, state, number=1):
-        self.loop, self.parts = loop, []
-        rows, batch = loop.signals.rows, loop.signals.batch
+        self.loop, self.components = loop, []
+        rows, batch = loop.batches.rows, loop.batches.batch
 
         def keep_columns(made, columns, kl):
             self.made, self.columns = made, columns
@@ -61,15 +61,15 @@ class Watched:
             return self.rows, line
 
         def keep_parts(part):
-            self.parts.append(part)
+            self.components.append(part)
             return batch(part)
 
-        loop.signals.rows, loop.signals.batch = keep_columns, keep_parts
+        loop.batches.rows, loop.batches.batch = keep_columns, keep_parts
         self.policy = copies(state.params)
         self.state, pending = loop.advance(state, number)
         self.updates = jax.device_get(pending.updates)
         self.line = loop.read(pending)
-        loop.signals.rows, loop.signals.batch = rows, batch
+        loop.batches.rows, loop.batches.batch = rows, batch
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_every_update_is_counted_and_every_row_is_seen_once_an_epoch(plain):
     assert int(it.state.step) == 1
     whole = sorted(row.tobytes() for row in it.rows["tokens"])
     orders = []
-    for epoch in (it.parts[:2], it.parts[2:]):
+    for epoch in (it.components[:2], it.components[2:]):
         rows = [row.tobytes() for part in epoch for row in part["tokens"]]
         assert sorted(rows) == whole and len(set(rows)) == len(rows)
         orders.append(rows)
@@ -156,9 +156,9 @@ def test_with_compat_tulu25_the_ratio_is_always_one(ready):
         assert told["value_clip_fraction"] == 0 and told["value"] == pytest.approx(told["value"])
     # The parameters move all the same, and the penalty is of the parameters of each update.
     assert all(told["update_norm"] > 0 for told in it.updates if "update_norm" in told)
-    diverged = [np.abs((p["old_logprobs"] - p["reference_logprobs"]) * p["mask"]).max() for p in it.parts]
+    diverged = [np.abs((p["old_logprobs"] - p["reference_logprobs"]) * p["mask"]).max() for p in it.components]
     assert diverged[0] == 0 and min(diverged[1:]) > 0
-    assert [row.tobytes() for part in it.parts[:2] for row in part["tokens"]] == [
+    assert [row.tobytes() for part in it.components[:2] for row in part["tokens"]] == [
         row.tobytes() for row in it.rows["tokens"]
     ]  # in order, as written
 
@@ -281,7 +281,7 @@ def test_the_reward_model_scores_any_number_of_responses_alike(plain):
     it, _, _ = plain
     judge, made = it.loop.job.judge, it.made
     for count in (1, 3, 8):
-        part = rollout.taken(made, np.arange(count))
+        part = rollout.select(made, np.arange(count))
         part.scores = np.zeros(count, np.float32)
         judge(part)
         np.testing.assert_allclose(part.scores, made.scores[:count], atol=1e-6)
@@ -292,7 +292,7 @@ def test_memory_is_told_as_the_arrays_have_it(ready, tmp_path):
 
     loop = loop_of(ready, "plain")
     with rl_kit.begun(loop) as state:
-        programs = loop.compiled(loop.signals.abstract(32))
+        programs = loop.compiled(loop.batches.abstract(32))
         memory = memory_of(loop.job, loop.abstract, loop.engine, programs, 30)
 
     def real(tree):

@@ -15,7 +15,7 @@ import models
 from easylm_jax.config import GRPO, Evaluate, MajorityVote, MakeData, fields
 from easylm_jax.config.load import load_recipe
 from easylm_jax.experiment import Experiment
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime.mesh import AXES, parse_mesh
 from easylm_jax.runtime.sharding import check_rows, parameter_shardings
 from models.errors import UserError
@@ -82,7 +82,7 @@ def test_each_run_says_how_its_policy_is_talked_to():
 def test_every_reward_is_made_of_verifiers_that_there_are(name):
     for key in ("qwen2.5-math-7b", "olmo2-7b"):
         text = arms.reward(arms.arm(name), POLICIES[key])
-        assert Verify(text).expression.calls and "{" not in text
+        assert ExpressionScorer(text).expression.calls and "{" not in text
 
 
 def test_rewards_differ_from_ground_truth_in_the_verifier_or_in_the_labels_alone():

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from easylm_jax.checkpoint import store
 from easylm_jax.runtime.processes import agree_any
 from models.errors import UserError
 from models.trees import nested
+
+# Fields of the train state that earlier versions wrote under another name.
+FORMER_NAMES = {"prompt_batches_used": "drawn", "stale_policies": "behind"}
 
 
 def shared_damage(step_folder: Any) -> list[str]:
@@ -130,7 +133,7 @@ def _save_classes() -> tuple[type, type]:
     return Handler, Arguments
 
 
-class Writer:
+class CheckpointWriter:
     """Writes step folders in the background, one at a time, through Orbax."""
 
     def __init__(self, deadline_seconds: float) -> None:
@@ -214,8 +217,8 @@ def read_tree(step_folder: Any, abstract: Any) -> Any:
     """A whole state, strictly: names, shapes and dtypes must be those stored."""
     import jax
 
-    leaves = named_leaves(abstract)
     stored = store.read_manifest(step_folder).leaves
+    leaves = {_stored_name(name, stored): leaf for name, leaf in named_leaves(abstract).items()}
     _check_names(step_folder, leaves, stored)
     for name, leaf in leaves.items():
         if stored_dtype(stored[name][0]) != _dtype(leaf):
@@ -228,6 +231,13 @@ def read_tree(step_folder: Any, abstract: Any) -> Any:
         {name: _Wanted(np.shape(leaf), _dtype(leaf), getattr(leaf, "sharding", None)) for name, leaf in leaves.items()},
     )
     return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
+
+
+def _stored_name(name: str, stored: Mapping[str, Any]) -> str:
+    """The name that a checkpoint has for a leaf: its own, or the one that an earlier version wrote it under."""
+    field, dot, rest = name.partition(".")
+    former = FORMER_NAMES.get(field, field) + dot + rest
+    return former if name not in stored and former in stored else name
 
 
 def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> Any:

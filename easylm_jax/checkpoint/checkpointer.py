@@ -73,7 +73,7 @@ class Checkpointer:
             else:
                 self._names[step] = manifest.name
                 self._last = (step, manifest.saved_at)
-        self._writer = arrays.Writer(deadline_seconds)
+        self._writer = arrays.CheckpointWriter(deadline_seconds)
         self._queue: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
         self._thread.start()

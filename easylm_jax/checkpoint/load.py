@@ -69,7 +69,7 @@ def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class LoadedModel:
     """A model that can write: its parameters on `mesh`, its vocabulary, and how prompts were shown to it: under which
     chat template (None: as plain text), behind a BOS or not."""
 
@@ -81,7 +81,7 @@ class Source:
     add_bos: bool
 
 
-def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Source:
+def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:
     """The model in a stage's or checkpoint's folder, or `hf:<folder or hub name>`, on `mesh` or all devices there are.
 
     It computes in the type that its stage did; one of Hugging Face's in float32 on a CPU and bfloat16 elsewhere.
@@ -107,8 +107,8 @@ def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | 
     with jax.set_mesh(mesh):
         params = found.frozen(mesh)
     data = stage.get("data") or {}
-    decoder = writing(found.decoder, words)
-    return Source(decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
+    decoder = restrict_vocab(found.decoder, words)
+    return LoadedModel(decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
 
 
 def find(model: str) -> tuple[str, dict[str, Any], str | None]:
@@ -170,7 +170,7 @@ def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
     return f"hf:{str(meta['source']).removeprefix('hf:')}" if meta.get("source") else None
 
 
-def writing(model: Decoder, tokenizer: Tokenizer) -> Decoder:
+def restrict_vocab(model: Decoder, tokenizer: Tokenizer) -> Decoder:
     """The model as an engine should know it: rows of its vocabulary that no token of the tokenizer has are never drawn
     (they have no text)."""
     used = min(model.config.vocab_used, tokenizer.vocab_size)
@@ -178,7 +178,7 @@ def writing(model: Decoder, tokenizer: Tokenizer) -> Decoder:
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelSource:
     """A decoder and `load(abstract parameters with shardings) → parameters`; None draws fresh ones."""
 
     decoder: Decoder
@@ -199,7 +199,7 @@ class Model:
         if self.load is None:
             key = jax.random.fold_in(jax.random.key(seed), 1)
             return jax.jit(self.decoder.init, out_shardings=layout)(key)
-        return self.load(sharding.placed(self.decoder.abstract_params(), layout))
+        return self.load(sharding.with_shardings(self.decoder.abstract_params(), layout))
 
     def frozen(self, mesh: jax.sharding.Mesh) -> PyTree:
         """The parameters for a model that is not trained: kernels and tables in the type that is computed in.
@@ -212,13 +212,13 @@ class Model:
 def model_from(
     name: str | None, mesh: jax.sharding.Mesh, *, compute: Compute,
     shape: str | DecoderConfig | None = None, dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
-) -> Model:  # fmt: skip
+) -> ModelSource:  # fmt: skip
     """The model that `name` says (`hf:<name>`, `run:<folder>`; `Workspace.model` resolves stages), or a fresh one of
     `shape`.
 
     With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed`.
     """
-    compute = sharding.computed_on(compute, mesh)
+    compute = sharding.with_mesh_axes(compute, mesh)
     load: Load | None = None
     folder: Path | None = None
     if name is None:
@@ -236,13 +236,13 @@ def model_from(
         if load is not None:
             load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh)
         config = config.replace(scalar_head=True)
-    return Model(models.build(config.replace(dropout=dropout), compute), load, folder)
+    return ModelSource(models.build(config.replace(dropout=dropout), compute), load, folder)
 
 
 def _with_scalar_head(source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
     """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
     layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
-    params = load(sharding.placed(source.abstract_params(), layout))
+    params = load(sharding.with_shardings(source.abstract_params(), layout))
     params.pop("head", None)
     place = abstract["score"]["kernel"].sharding
     fresh = jax.jit(functools.partial(score_kernel, width=source.config.width), out_shardings=place)
@@ -261,13 +261,13 @@ def check_vocabulary(name: str, config: DecoderConfig, tokenizer: str) -> None:
         raise UserError(f"stage {name}: the tokenizer has {size} tokens, the model only {config.vocab} (vocab)")
 
 
-def check_can_speak(name: str, source: Model) -> None:
+def check_generative(name: str, source: ModelSource) -> None:
     """A reward model has no vocabulary to write with."""
     if source.config.scalar_head:
         raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot write")
 
 
-def check_room(name: str, source: Model, prompts: Cache, max_new_tokens: int) -> None:
+def check_context_length(name: str, source: ModelSource, prompts: Cache, max_new_tokens: int) -> None:
     """The longest prompt and a whole answer must fit into the context."""
     longest = int(np.asarray(prompts.columns["lengths"]).max())
     if longest + max_new_tokens > source.config.context:
@@ -278,7 +278,7 @@ def check_room(name: str, source: Model, prompts: Cache, max_new_tokens: int) ->
         )
 
 
-def check_same_tokenizer(name: str, what: str, init: str, source: Model, tokenizer: Tokenizer) -> None:
+def check_same_tokenizer(name: str, what: str, init: str, source: ModelSource, tokenizer: Tokenizer) -> None:
     """A model that scores the policy's tokens must know them by the same numbers."""
     theirs = _tokenizer_hash(init, source.folder)
     if theirs is not None and theirs != tokenizer.hash:

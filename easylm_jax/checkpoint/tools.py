@@ -199,7 +199,7 @@ def average(folders: Sequence[Any], out: Any) -> str:
             {name: (x / len(sources)).astype(arrays.stored_dtype(trees[0][name][0])) for name, x in total.items()}
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    writer = arrays.Writer(deadline_seconds=3600)
+    writer = arrays.CheckpointWriter(deadline_seconds=3600)
     step = max(store.read_manifest(source).step for source in sources)
     first = store.read_meta(sources[0])
     described = {name: first[name] for name in ("model", "tokenizer") if name in first}

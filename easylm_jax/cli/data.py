@@ -194,7 +194,6 @@ def build(arguments: argparse.Namespace) -> None:
 
 def _build_recipe(arguments: argparse.Namespace) -> None:
     """The caches that the stages of a recipe will read, and the vocabularies and files that those are made from."""
-    from easylm_jax.config import Train
     from easylm_jax.config.load import load_recipe
     from easylm_jax.data.build import stage_cache
     from easylm_jax.data.inspection import summary
@@ -206,7 +205,7 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
     experiment = Experiment(load_recipe(arguments.sources[0]), Path(arguments.out or "runs"))
     made: dict[str, Any] = {}
     for stage in experiment.in_order():
-        if not isinstance(stage, Train):
+        if not stage.trains:
             experiment.run(stage)
             continue
         specs = {stage.name: stage.data}

@@ -16,7 +16,7 @@ from models.errors import UserError
 if TYPE_CHECKING:
     from easylm_jax.data.tokenizer import Tokenizer
     from easylm_jax.decode import ScoredCompletions
-from easylm_jax.checkpoint.load import Source, load
+from easylm_jax.checkpoint.load import LoadedModel, load
 
 PyTree = Any
 Messages = list[dict[str, str]]
@@ -141,7 +141,7 @@ def _record(text: str, where: str) -> Messages:
     return messages
 
 
-def encode(source: Source, messages: Messages, template: str | None, number: int = 1) -> list[int]:
+def encode(source: LoadedModel, messages: Messages, template: str | None, number: int = 1) -> list[int]:
     """Token ids of a prompt: the conversation up to the opening of the answer, or without a template its plain text."""
     from easylm_jax.config import chat_templates
     from easylm_jax.data import templates
@@ -158,7 +158,7 @@ def encode(source: Source, messages: Messages, template: str | None, number: int
     return start + source.tokenizer.encode(messages[0]["content"])
 
 
-def _room(source: Source, prompts: Sequence[Sequence[int]], asked: int | None) -> int:
+def _room(source: LoadedModel, prompts: Sequence[Sequence[int]], asked: int | None) -> int:
     """The longest answer: as asked, or what the context has room for."""
     context = source.decoder.config.context
     longest = max(map(len, prompts))
@@ -172,7 +172,9 @@ def _room(source: Source, prompts: Sequence[Sequence[int]], asked: int | None) -
     return asked if asked is not None else min(MOST_NEW_TOKENS, context - longest)
 
 
-def complete(source: Source, prompts: Sequence[Sequence[int]], *, samples: int = 1, **how: Any) -> ScoredCompletions:
+def complete(
+    source: LoadedModel, prompts: Sequence[Sequence[int]], *, samples: int = 1, **how: Any
+) -> ScoredCompletions:
     """`decode.generate` with the model's own vocabulary for stop strings; `how` goes on as it is (`end_ids` are the
     tokens that end an answer)."""
     from easylm_jax import decode

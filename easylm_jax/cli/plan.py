@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     if arguments.topology is not None:
         topologies.parse(arguments.topology)  # what is misspelt is told before anything is loaded
-    topologies.quiet()
+    topologies.configure_compiler_env()
     from easylm_jax.config.load import load_recipe
     from easylm_jax.plan import report
 
@@ -62,15 +62,15 @@ def main(arguments: argparse.Namespace) -> int:
         return _sweep(recipe, topology, arguments)
     stages = recipe.stages if arguments.stage is None else (recipe.stage(arguments.stage),)
     devices = topology.devices()
-    folder = Path(arguments.out) / "plans"
+    planner = _planner(arguments)
     rows: list[Any] = []
     for stage in stages:
-        own = report.plan(stage, recipe, topology, devices, folder, _say)
+        own = planner.plan(stage, recipe, topology, devices)
         rows += own
         if arguments.stage is not None and not own:
             raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
         if own and not all(row.fits for row in own) and not arguments.no_suggestion:
-            _suggest(stage, recipe, topology, folder)
+            _suggest(stage, recipe, topology, planner)
     print(report.text(rows, recipe, topology))
     found = report.as_json(rows, topology)
     if arguments.json:
@@ -78,18 +78,25 @@ def main(arguments: argparse.Namespace) -> int:
     return 0 if found["fits"] else NOT_FITTING
 
 
+def _planner(arguments: argparse.Namespace) -> Any:
+    from easylm_jax.experiment import programs_of
+    from easylm_jax.plan.report import Planner
+
+    return Planner(programs_of, Path(arguments.out) / "plans", _say)
+
+
 def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
-    from easylm_jax.plan import programs, report, scale, sweep
+    from easylm_jax.plan import report, scale, sweep
 
     axes = sweep.parse(arguments.sweep)
     if arguments.stage is None:
         raise UserError(f"a sweep is over one stage; give --stage, one of {', '.join(s.name for s in recipe.stages)}")
     stage = recipe.stage(arguments.stage)
-    if not isinstance(stage, programs.PLANNED):
+    if not stage.compiles:
         raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
     topology.devices()  # a compiler that is missing is told once, and not for every point
     points = sweep.points(stage, recipe, topology, axes, arguments.scaling)
-    sweep.run(points, recipe, Path(arguments.out) / "plans", _say)
+    sweep.run(points, recipe, _planner(arguments))
     print(f"{scale.title(recipe, points[0], arguments.scaling)}\n\n{report.aligned(sweep.table(points))}")
     if arguments.json:
         _write(Path(arguments.json), {"scaling": arguments.scaling, "points": [point.as_json() for point in points]})
@@ -112,11 +119,11 @@ def _command(arguments: argparse.Namespace) -> str:
     return shlex.join([*words, "--scaling", arguments.scaling, "--write", arguments.write])
 
 
-def _suggest(stage: Any, recipe: Any, topology: Any, folder: Path) -> None:
+def _suggest(stage: Any, recipe: Any, topology: Any, planner: Any) -> None:
     from easylm_jax.plan.suggest import nearest
 
     _say(f"{stage.name}: does not fit; looking for the nearest settings that do")
-    settings = nearest(stage, recipe, topology, folder, _say)
+    settings = nearest(stage, recipe, topology, planner)
     if settings is None:
         _say(f"{stage.name}: does not fit {topology.chip.name}, however it is cut and however many chips there are")
     else:

@@ -19,7 +19,7 @@ from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, SkipStep
 from easylm_jax.config.recipe import Recipe
 from easylm_jax.config.reward import JudgeModel, Reward, Sampling
 from easylm_jax.config.rl import GRPO, PPO, RL, OnlineDPO
-from easylm_jax.config.synthesize import BestOfN, MajorityVote, Write
+from easylm_jax.config.synthesize import BestOfN, Generate, MajorityVote
 from easylm_jax.config.train import DPO, SFT, Pretrain, RewardModel, Train
 from models.config import Compute, DecoderConfig, RopeScaling
 
@@ -38,6 +38,7 @@ __all__ = [
     "JudgeModel",
     "LoraConfig",
     "MajorityVote",
+    "Generate",
     "MakeData",
     "Monitoring",
     "OnlineDPO",
@@ -57,5 +58,4 @@ __all__ = [
     "Tokenizer",
     "Train",
     "Validation",
-    "Write",
 ]

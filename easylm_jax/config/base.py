@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from easylm_jax.config import fields
 from easylm_jax.config.data import DataSpec, Source
@@ -47,7 +47,16 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of a recipe. Its name is the name of its folder, and how later stages refer to it."""
+    """One step of a recipe. Its name is the name of its folder, and how later stages refer to it.
+
+    What others ask a kind of stage is answered here, and by the kinds that differ: nobody asks for its class. `family`
+    says which of the project's rooms runs it: "data", "train", "rl", "synthesize" or "evaluate". `trains`: whether it
+    leaves a model; `generates`: whether a model generates on the recipe's `decode_mesh`.
+    """
+
+    family: ClassVar[str] = "data"
+    trains: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
 
     name: str = dataclasses.field(kw_only=False)
     seed: int = 0
@@ -57,8 +66,38 @@ class Stage:
         """Names of the stages that must be done before."""
         return ()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether it runs programs on devices, so that it can be planned."""
+        return self.family != "data"
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The models that it runs besides the one that it trains, by role."""
+        return {}
+
+    @property
+    def rows_per_update(self) -> int:
+        """Rows that are split over the mesh at once."""
+        return self.responses_per_step
+
+    @property
+    def responses_per_step(self) -> int:
+        """Responses that are generated in one step; 0 where none are."""
+        return 0
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one step: of its batch, or of the longest prompts and responses of a rollout."""
+        return 0
+
+    @property
+    def work(self) -> str:
+        """The size of what one step goes through, in words."""
+        return ""
+
     # Fields that change how a stage runs but not what comes out: they may differ when a run goes on.
-    FREE = ("checkpoints", "monitoring", "examples")
+    NOT_HASHED = ("checkpoints", "monitoring", "examples")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

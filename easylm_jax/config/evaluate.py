@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from easylm_jax.config import fields
 from easylm_jax.config.base import Stage, models_of, stages_of_data
@@ -57,6 +58,9 @@ class Evaluate(Stage):
     With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
     """
 
+    family: ClassVar[str] = "evaluate"
+    generates: ClassVar[bool] = True
+
     title: str
     tasks: tuple[Task, ...]
     entries: tuple[Entry, ...]
@@ -78,6 +82,14 @@ class Evaluate(Stage):
                 raise UserError(f"stage {self.name}: two tasks are called {task.name!r}")
             if task.data.kind != "prompts":
                 raise UserError(f"stage {self.name}: task {task.name} must have prompts (kind 'prompts')")
+
+    @property
+    def models(self) -> dict[str, str]:
+        return {"model": self.entries[0].stages[0]}
+
+    @property
+    def work(self) -> str:
+        return ", ".join(task.name for task in self.tasks)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from easylm_jax.config.base import models_of
 from easylm_jax.config.optimizer import OptimizerConfig
@@ -13,7 +13,7 @@ from models.errors import UserError
 
 if TYPE_CHECKING:
     from easylm_jax.objectives.base import Objective
-    from models.decoder import Decoder
+    from models.model import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,10 @@ class RL(Train):
     devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
     nothing overlaps.
     """
+
+    family: ClassVar[str] = "rl"
+    generates: ClassVar[bool] = True
+    algorithm: ClassVar[str] = ""  # which rows an update is made of; see `train/rl/advantages.py`
 
     reward: Reward
     sampling: Sampling
@@ -79,6 +83,63 @@ class RL(Train):
             raise UserError(f"stage {self.name}: rollout_devices are for asynchronous rollouts; set asynchronous")
 
     @property
+    def models(self) -> dict[str, str]:
+        found = {"value": self.value_init, "reward": self.reward.model,
+                 "judge": self.reward.judge and self.reward.judge.model}  # fmt: skip
+        return {role: name for role, name in found.items() if name is not None}
+
+    @property
+    def value_init(self) -> str | None:
+        """What the value model starts from; None without one."""
+        return None
+
+    def value_objective(self, model: Model) -> Objective:
+        """What the value model minimises, where there is one."""
+        raise NotImplementedError(f"{type(self).__name__} has no value model")
+
+    @property
+    def value_warmup(self) -> int:
+        """Rollouts at the start that train the value model alone."""
+        return 0
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether what belongs to a rollout is computed anew for each of its updates."""
+        return False
+
+    @property
+    def adaptive_kl_target(self) -> float | None:
+        """The divergence in nats a response that the KL coefficient adapts to; None where it is constant."""
+        return None
+
+    @property
+    def rollout_attempts(self) -> int:
+        """Batches of prompts that one rollout may be generated from."""
+        return 1
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of an update that must stay on one device."""
+        return 1
+
+    @property
+    def rows_per_update(self) -> int:
+        return self.update_rows
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.batch * self.samples
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.responses_per_step * (self.data.sequence_length + self.sampling.max_new_tokens)
+
+    @property
+    def work(self) -> str:
+        lengths = f"{self.data.sequence_length:,} + {self.sampling.max_new_tokens:,} tokens"
+        return f"{self.batch} × {self.samples} responses of {lengths}"
+
+    @property
     def update_rows(self) -> int:
         """Responses of one update."""
         return self.mini_batch or self.batch * self.samples
@@ -118,6 +179,8 @@ class PPO(RL):
     the rollout with the parameters of each mini-batch, as the released code did, so that the ratio is always 1.
     """
 
+    algorithm: ClassVar[str] = "ppo"
+
     value: str | None = None
     value_optimizer: OptimizerConfig | None = None
     kl: float = 0.05
@@ -146,16 +209,37 @@ class PPO(RL):
 
     @property
     def value_init(self) -> str:
-        """What the value model starts from."""
         return self.value or self.reward.model or str(self.init)
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    @property
+    def value_warmup(self) -> int:
+        return self.value_only
+
+    @property
+    def recomputes(self) -> bool:
+        return self.compat == "tulu25"
+
+    @property
+    def adaptive_kl_target(self) -> float | None:
+        return self.kl_target
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        own = {} if self.value_optimizer is None else {"value_optimizer": self.value_optimizer}
+        return {**super().optimizers, **own}
+
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import policy_optimization
 
         return policy_optimization(
             model, temperature=self.temperature, clip_low=self.clip, clip_high=self.clip,
             dual_clip=self.dual_clip,
         )  # fmt: skip
+
+    def value_objective(self, model: Model) -> Objective:
+        from easylm_jax.objectives import value_regression
+
+        return value_regression(model, clip=self.value_clip, coefficient=self.value_coefficient)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,6 +253,8 @@ class GRPO(RL):
     `refill`, up to so many more batches of prompts are answered to replace them (DAPO's dynamic sampling).
     `mask_truncated` leaves out responses that never ended.
     """
+
+    algorithm: ClassVar[str] = "grpo"
 
     kl: float = 0.0
     kl_kind: Literal["k1", "k2", "k3", "k4"] = "k3"
@@ -191,7 +277,11 @@ class GRPO(RL):
         if self.refill < 0:
             raise UserError(f"stage {self.name}: refill must not be below 0, but is {self.refill}")
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    @property
+    def rollout_attempts(self) -> int:
+        return 1 + self.refill
+
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import policy_optimization
 
         return policy_optimization(
@@ -208,6 +298,8 @@ class OnlineDPO(RL):
     Prompts whose answers are all worth the same are skipped (spec tulu25 §4.5). `mini_batch` counts answers, two of
     which make a pair at most.
     """
+
+    algorithm: ClassVar[str] = "online_dpo"
 
     samples: int = 2
     loss: Literal["dpo", "dpo_norm", "ipo", "simpo"] = "dpo"
@@ -228,10 +320,14 @@ class OnlineDPO(RL):
             )
 
     @property
+    def group_rows(self) -> int:
+        return self.samples
+
+    @property
     def correction(self) -> None:
         """None: a loss of whole answers has no weights of tokens, whoever wrote them."""
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import preference_optimization
 
         return preference_optimization(

@@ -16,11 +16,14 @@ from models.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Write(Stage):
+class Generate(Stage):
     """Answers to prompts, for later stages to train on: what best-of-N and votes share.
 
     `init` is the model that writes, `batch` the prompts that are answered at a time, `limit` how many in all.
     """
+
+    family: ClassVar[str] = "synthesize"
+    generates: ClassVar[bool] = True
 
     init: str
     data: DataSpec
@@ -44,9 +47,26 @@ class Write(Stage):
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*stages_of_data([self.data]), *models_of(self.init)]))
 
+    @property
+    def models(self) -> dict[str, str]:
+        return {"model": self.init}
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.batch * self.samples
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.responses_per_step * (self.data.sequence_length + self.sampling.max_new_tokens)
+
+    @property
+    def work(self) -> str:
+        lengths = f"{self.data.sequence_length:,} + {self.sampling.max_new_tokens:,} tokens"
+        return f"{self.batch} × {self.samples} responses of {lengths}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BestOfN(Write):
+class BestOfN(Generate):
     """Answers every prompt `samples` times and keeps the best: rejection sampling, and pairs of best and worst.
 
     It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model) and `answers.jsonl`
@@ -70,7 +90,7 @@ _VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MajorityVote(Write):
+class MajorityVote(Generate):
     """Labels prompts with the answer that a model gives most often of `samples` (spec spurious_rewards §4.2).
 
     It writes `labelled.jsonl` (every prompt with its pseudo-label in the column `label` and the record's own one in

@@ -14,7 +14,7 @@ from models.errors import UserError
 
 if TYPE_CHECKING:
     from easylm_jax.objectives.base import Objective
-    from models.decoder import Decoder
+    from models.model import Model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class Train(Stage):
     the stage's length by it.
     """
 
+    family: ClassVar[str] = "train"
+    trains: ClassVar[bool] = True
     scalar_head: ClassVar[bool] = False
 
     model: str | DecoderConfig | None = None
@@ -69,11 +71,33 @@ class Train(Stage):
         return tuple(dict.fromkeys([*stages_of_data(data), *models_of(self.init)]))
 
     @property
+    def rows_per_update(self) -> int:
+        return self.batch
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.data.sequence_length
+
+    @property
+    def work(self) -> str:
+        return f"{self.batch:,} × {self.data.sequence_length:,} tokens"
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerConfig]:
+        """The optimisers by the names of their fields."""
+        return {"optimizer": self.optimizer}
+
+    @property
+    def reference_source(self) -> Literal["cached", "model"] | None:
+        """Where log-probabilities of the starting model come from, for a loss that compares with it."""
+        return None
+
+    @property
     def whole_rows(self) -> bool:
         """Whether every example has a row of its own."""
         return self.data.packing == "none" or (self.data.kind == "prompts" and self.data.packing is None)
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    def objective(self, model: Model, *, training: bool) -> Objective:
         """What the stage minimises; `training` is False on held-out data (no dropout)."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
 
@@ -84,7 +108,7 @@ class Pretrain(Train):
 
     z_loss: float = 0.0
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import language_modelling
 
         return language_modelling(model, z_loss=self.z_loss if training else 0.0, dropout=training and self.dropout > 0)
@@ -96,7 +120,7 @@ class SFT(Train):
 
     reduction: Literal["token", "sequence_sum"] = "token"
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import language_modelling
 
         reduction = self.reduction if training else "token"
@@ -113,7 +137,7 @@ class RewardModel(Train):
     scalar_head: ClassVar[bool] = True
     use_margin: bool = False
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import reward_modelling
 
         return reward_modelling(model, use_margin=self.use_margin)
@@ -138,10 +162,14 @@ class DPO(Train):
         """Whether the loss compares with the starting model."""
         return self.loss not in ("simpo", "orpo")
 
-    def objective(self, model: Decoder, *, training: bool) -> Objective:
+    @property
+    def reference_source(self) -> Literal["cached", "model"] | None:
+        return self.reference if self.needs_reference else None
+
+    def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import preference_optimization
 
         return preference_optimization(
             model, self.loss, beta=self.beta, label_smoothing=self.label_smoothing, gamma=self.gamma,
-            reference=self.reference if self.needs_reference else None,
+            reference=self.reference_source,
         )  # fmt: skip

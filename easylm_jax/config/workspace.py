@@ -46,7 +46,7 @@ class Workspace:
 
     def settings(self, stage: Stage) -> dict[str, Any]:
         """All that decides what a stage produces: its own fields and, under `needs`, those of the stages before it."""
-        own = {name: value for name, value in fields.encode(stage).items() if name not in stage.FREE}
+        own = {name: value for name, value in fields.encode(stage).items() if name not in stage.NOT_HASHED}
         return {**own, "needs": {need: self.settings(self.recipe.stage(need)) for need in stage.needs}}
 
     def done(self, stage: Stage) -> dict[str, Any] | None:

@@ -26,7 +26,7 @@ from easylm_jax.data import cache as cache_files
 from easylm_jax.data.cache import Cache, open_cache
 from easylm_jax.data.sources import file_fingerprint, source_files
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
-from easylm_jax.runtime.processes import say
+from easylm_jax.runtime.processes import log_once
 from models.errors import UserError
 
 Progress = Callable[[int, int | None, str], None]
@@ -220,6 +220,6 @@ def _progress():
     def progress(done: int, total: int | None, phase: str) -> None:
         if time.monotonic() - last[0] > 5:
             last[0] = time.monotonic()
-            say(f"data: {phase} {done:,}" + (f" of {total:,}" if total else ""))
+            log_once(f"data: {phase} {done:,}" + (f" of {total:,}" if total else ""))
 
     return progress

@@ -14,7 +14,7 @@ from easylm_jax.data.texts import source_texts
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.runtime.functions import load_function
-from easylm_jax.runtime.processes import say
+from easylm_jax.runtime.processes import log_once
 from models.errors import UserError
 
 
@@ -34,7 +34,7 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
     if processes.is_first_process():
         for file, records in files.items():
             write_lines(folder / file, records)
-        say(f"{stage.name}: wrote {', '.join(files)}")
+        log_once(f"{stage.name}: wrote {', '.join(files)}")
     processes.barrier(f"data {stage.name}")
     return {"files": list(files)}
 
@@ -45,7 +45,7 @@ def train_tokenizer(stage: Tokenizer, workspace: Workspace) -> dict[str, Any]:
     path = folder / "tokenizer.model"
     sources = workspace.sources(stage.sources)
     if processes.is_first_process():
-        say(f"{stage.name}: training a vocabulary of {stage.vocab_size}")
+        log_once(f"{stage.name}: training a vocabulary of {stage.vocab_size}")
         _sentencepiece_of(source_texts(sources), stage, folder)
     processes.barrier(f"tokenizer {stage.name}")
     return {"tokenizer": load_tokenizer(f"sp:{path}").describe()}

@@ -25,7 +25,7 @@ from easylm_jax.objectives import final_scores
 
 PyTree = Any
 LEAST_WIDTH = 16
-_NO_ROWS = ("samples", "parts")
+_NO_ROWS = ("samples", "components")
 _DRAWS = 0x0D0C  # sets the numbers that random rewards use apart from every other use of a seed
 
 
@@ -51,7 +51,7 @@ class Rollout:
     entropy: np.ndarray
     scores: np.ndarray
     samples: int = 1
-    parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    components: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -142,30 +142,31 @@ def answers(
     return texts, records
 
 
-def differ(groups: np.ndarray) -> np.ndarray:
+def nonzero_variance(groups: np.ndarray) -> np.ndarray:
     """Which prompts have answers of unequal worth, bool [prompts], from final scores [prompts, samples]; the others
     teach nothing."""
     return groups.max(axis=1) > groups.min(axis=1)
 
 
-def joined(parts: Sequence[Rollout]) -> Rollout:
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
     """Several rollouts for the same number of samples and longest answer as one."""
 
     def together(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
+        values = [getattr(one, name) for one in rollouts]
         if name == "samples":
             return values[0]
-        if name == "parts":
+        if name == "components":
             return {key: np.concatenate([value[key] for value in values]) for key in values[0]}
         return np.concatenate(values)
 
     return Rollout(**{field.name: together(field.name) for field in dataclasses.fields(Rollout)})
 
 
-def taken(whole: Rollout, rows: np.ndarray) -> Rollout:
+def select(whole: Rollout, rows: np.ndarray) -> Rollout:
     """These rows of a rollout, whole groups in order."""
     arrays = {f.name: getattr(whole, f.name)[rows] for f in dataclasses.fields(Rollout) if f.name not in _NO_ROWS}
-    return dataclasses.replace(whole, **arrays, parts={name: values[rows] for name, values in whole.parts.items()})
+    components = {name: values[rows] for name, values in whole.components.items()}
+    return dataclasses.replace(whole, **arrays, components=components)
 
 
 def bucket(length: int) -> int:

@@ -16,7 +16,13 @@ import jax
 import numpy as np
 
 from easylm_jax.checkpoint import load
-from easylm_jax.checkpoint.load import Model, check_can_speak, check_room, check_same_tokenizer, model_from
+from easylm_jax.checkpoint.load import (
+    ModelSource,
+    check_context_length,
+    check_generative,
+    check_same_tokenizer,
+    model_from,
+)
 from easylm_jax.config import Entry, Evaluate, Reward, Task, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
@@ -24,8 +30,8 @@ from easylm_jax.data.build import stage_cache
 from easylm_jax.decode import Engine, rollout
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.objectives import base, target_scores
-from easylm_jax.rewards.scorer import judge_of, verified
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.scorer import make_scorer, verified
+from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, compiler, processes, sharding
 from easylm_jax.runtime.files import write_json, write_lines
 from easylm_jax.runtime.mesh import batch_split, make_mesh
@@ -41,10 +47,12 @@ def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns what `done.json` will say."""
     folder = workspace.folder(stage.name)
     recipe = workspace.recipe
-    mesh = sharding.decoding(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
+    mesh = sharding.decode_mesh_of(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
     tasks = [_Prompts(task, workspace) for task in stage.tasks]
     # An unknown verifier is told before any work.
-    judges = {text: Verify(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())}
+    judges = {
+        text: ExpressionScorer(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())
+    }
     names = dict.fromkeys(name for entry in stage.entries for name in entry.stages)
     results = {}
     for name in names:
@@ -101,15 +109,15 @@ def _judged(
 ) -> dict[str, Any]:
     """What one model gives on all tasks, prompt by prompt."""
     source = model_from(workspace.model(name), mesh, compute=stage.compute)
-    check_can_speak(stage.name, source)
+    check_generative(stage.name, source)
     for it in tasks:
         check_same_tokenizer(stage.name, "model", name, source, it.tokenizer)
     params = source.frozen(mesh)
     found: dict[str, Any] = {"tasks": {}}
     for it in tasks:
         task = it.task
-        check_room(stage.name, source, it.cache, task.sampling.max_new_tokens)
-        engine = _engine(load.writing(source.decoder, it.tokenizer), task.sampling.slots, mesh)
+        check_context_length(stage.name, source, it.cache, task.sampling.max_new_tokens)
+        engine = _engine(load.restrict_vocab(source.decoder, it.tokenizer), task.sampling.slots, mesh)
         greedy = task.sampling.temperature == 0
         if greedy and task.samples > 1:
             raise UserError(f"stage {stage.name}: task {task.name} takes {task.samples} greedy samples, all the same")
@@ -156,7 +164,7 @@ def _liked(
     stage: Evaluate, task: Task, made: rollout.Rollout, it: _Prompts, workspace: Workspace, mesh: jax.sharding.Mesh
 ) -> np.ndarray:
     """[prompts]: which of its answers a reward model likes best (best-of-N; spec tulu25 §11.3)."""
-    judge = judge_of(
+    judge = make_scorer(
         stage.name, Reward(model=task.best_of), workspace, mesh, it.cache, it.tokenizer, stage.compute, _rows(mesh),
         stage.seed,
     )  # fmt: skip
@@ -180,14 +188,14 @@ def _scorer(model: Decoder, mesh: jax.sharding.Mesh):
 
 
 def _divergence(
-    stage: Evaluate, source: Model, params: PyTree, it: _Prompts, workspace: Workspace, mesh: jax.sharding.Mesh
+    stage: Evaluate, source: ModelSource, params: PyTree, it: _Prompts, workspace: Workspace, mesh: jax.sharding.Mesh
 ) -> list[float]:
     """Σ log π − log π_reference over one sampled answer (temperature 1) to each prompt, in nats."""
     assert stage.reference is not None
     reference = model_from(workspace.model(stage.reference), mesh, compute=stage.compute)
     batch = {name: array[: stage.kl_prompts] for name, array in it.batch.items()}
     sampling = dataclasses.replace(it.task.sampling, temperature=1.0, top_k=None, top_p=None)
-    engine = _engine(load.writing(source.decoder, it.tokenizer), sampling.slots, mesh)
+    engine = _engine(load.restrict_vocab(source.decoder, it.tokenizer), sampling.slots, mesh)
     made = rollout.sample(
         engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer,
         end_ids=rollout.end_ids(it.cache, it.tokenizer),

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from easylm_jax.plan import estimate, gpu, hlo
-from easylm_jax.plan.programs import Planned
+from easylm_jax.plan.programs import PlannedProgram
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime import files
 from easylm_jax.runtime.chips import GIB
@@ -46,7 +46,7 @@ class Compiled:
         return estimate.Seconds(self.compute, self.kernels, self.exposed, self.hidden)
 
 
-def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, folder: Path) -> Compiled:
+def compile_for(planned: PlannedProgram, topology: Topology, mesh: jax.sharding.Mesh, folder: Path) -> Compiled:
     """Compiles a program for the devices of `mesh`, which are the pod's, or reads what that gave the last time."""
     try:
         with jax.set_mesh(mesh):
@@ -63,7 +63,7 @@ def compile_for(planned: Planned, topology: Topology, mesh: jax.sharding.Mesh, f
     return found
 
 
-def _key(lowered: jax.stages.Lowered, topology: Topology, planned: Planned) -> str:
+def _key(lowered: jax.stages.Lowered, topology: Topology, planned: PlannedProgram) -> str:
     """Of the program's text (shapes, shardings and donations are in it), the pod, the compiler and what it is told."""
     from importlib.metadata import version
 

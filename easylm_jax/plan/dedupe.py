@@ -19,7 +19,7 @@ import jax
 
 import easylm_jax
 import models
-from easylm_jax.config import DPO, PPO, RL, DataSpec, Evaluate, Recipe, Stage, Train, Write, fields
+from easylm_jax.config import DataSpec, Recipe, Stage, fields
 from easylm_jax.plan import compile_cache, shapes
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.mesh import parse_mesh
@@ -30,7 +30,6 @@ _OUTSIDE = {
     "value_only", "refill", "limit", "lr", "entries", "published", "title", "variants", "extract", "label", "pairs",
     "verifier", "also", "stop_strings", "kl_prompts", "model", "init", "value", "reward", "best_of",
 }  # fmt: skip
-WRITING = (RL, Write, Evaluate)  # stages whose models write, on the recipe's `decode_mesh`
 # Of data, what gives a batch its shape.
 _OF_DATA = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing")
 
@@ -41,30 +40,19 @@ def key(stage: Stage, recipe: Recipe, topology: Topology) -> str:
         "stage": _plain(stage), "models": [fields.encode(config) for config in _models(stage, recipe)],
         "mesh": parse_mesh(recipe.mesh, topology.count), "topology": topology.name,
     }  # fmt: skip
-    if recipe.decode_mesh is not None and isinstance(stage, WRITING):
+    if recipe.decode_mesh is not None and stage.generates:
         said["decode mesh"] = parse_mesh(recipe.decode_mesh, topology.count)
-    if not isinstance(stage, DPO):  # elsewhere it is the name of a model
+    if stage.family != "train":  # there it is the name of a model
         said["stage"].pop("reference", None)
-    if isinstance(stage, RL) and stage.reward.judge is not None:
+    if "judge" in stage.models:
         said["judge"] = _plain(stage.reward.judge)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _models(stage: Stage, recipe: Recipe) -> list[Any]:
     """The configurations of the models that a stage runs."""
-    names: list[str | None] = []
-    found: list[Any] = []
-    if isinstance(stage, Train):
-        found.append(shapes.stage_config(stage, recipe))
-    if isinstance(stage, PPO):
-        names.append(stage.value_init)
-    if isinstance(stage, RL):
-        names += stage.reward.models
-    if isinstance(stage, Write):
-        names.append(stage.init)
-    if isinstance(stage, Evaluate):
-        names.append(stage.entries[0].stages[0])
-    return [*found, *(None if name is None else shapes.config_of(name, recipe) for name in names)]
+    own = [shapes.stage_config(stage, recipe)] if stage.trains else []
+    return [*own, *(shapes.config_of(name, recipe) for name in stage.models.values())]
 
 
 def _plain(value: Any) -> Any:

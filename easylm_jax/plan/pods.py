@@ -12,26 +12,25 @@ import gc
 import json
 import multiprocessing
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from easylm_jax.config import RL, Evaluate, Recipe, Stage, Train, Write
+from easylm_jax.config import Recipe, Stage
 from easylm_jax.plan import dedupe, report, topology
-from easylm_jax.plan.programs import PLANNED
+from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime import files
 from easylm_jax.runtime.chips import GIB
 from models.errors import UserError
 
-Say = Callable[[str], None]
 KINDS = {
-    "train": lambda stage: isinstance(stage, Train) and not isinstance(stage, RL),
-    "rl": lambda stage: isinstance(stage, RL),
-    "write": lambda stage: isinstance(stage, (Write, Evaluate)),
+    "train": lambda stage: stage.family == "train",
+    "rl": lambda stage: stage.family == "rl",
+    "generate": lambda stage: stage.family in ("synthesize", "evaluate"),
 }
 
 
@@ -70,7 +69,7 @@ def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
             continue
         pod = topology.parse(recipe.pod)
         for stage in recipe.stages:
-            if not isinstance(stage, PLANNED):
+            if not stage.compiles:
                 continue
             try:
                 key, error = dedupe.key(stage, recipe, pod), None
@@ -81,13 +80,13 @@ def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
     return list(found.values())
 
 
-def plan(found: Sequence[Group], folder: Path, say: Say, jobs: int = 1) -> None:
-    """Plans every group that is not kept in `folder` yet, `jobs` at a time, each in a process of its own; what fails is
-    told in its group and the rest goes on."""
-    kept = folder / "stages" / dedupe.versions()
+def plan(found: Sequence[Group], planner: Planner, jobs: int = 1) -> None:
+    """Plans every group that is not kept in the planner's folder yet, `jobs` at a time, each in a process of its own;
+    what fails is told in its group and the rest goes on."""
+    say, kept = planner.say, planner.folder / "stages" / dedupe.versions()
     waiting = [group for group in found if group.error is None and not _read(group, kept)]
     say(f"{len(found)} different stages, {len(found) - len(waiting)} of them planned already")
-    for number, (group, programs, error) in enumerate(_planned(waiting, folder, say, jobs)):
+    for number, (group, programs, error) in enumerate(_planned(waiting, planner, jobs)):
         name = f"{group.members[0][0]}, {group.stage.name}"
         if error is not None:
             group.error = error
@@ -102,14 +101,15 @@ def plan(found: Sequence[Group], folder: Path, say: Say, jobs: int = 1) -> None:
 Made = tuple[Group, list[dict[str, Any]], str | None]  # a group, its programs, or why there are none
 
 
-def _planned(waiting: Sequence[Group], folder: Path, say: Say, jobs: int) -> Iterator[Made]:
+def _planned(waiting: Sequence[Group], planner: Planner, jobs: int) -> Iterator[Made]:
     """Each group as soon as it is planned."""
     if jobs == 1 or len(waiting) < 2:
-        yield from ((group, *_one(group, folder, say)) for group in waiting)
+        yield from ((group, *_one(group, planner)) for group in waiting)
         return
     start = multiprocessing.get_context("spawn")  # the compiler has threads, which a forked process would lack
-    with ProcessPoolExecutor(min(jobs, len(waiting)), start, initializer=topology.quiet) as pool:
-        asked = {pool.submit(_one, group, folder): group for group in waiting}
+    with ProcessPoolExecutor(min(jobs, len(waiting)), start, initializer=topology.configure_compiler_env) as pool:
+        silent = dataclasses.replace(planner, say=report.silent)
+        asked = {pool.submit(_one, group, silent): group for group in waiting}
         try:
             for done in as_completed(asked):
                 failed = done.exception()  # its process died
@@ -119,9 +119,9 @@ def _planned(waiting: Sequence[Group], folder: Path, say: Say, jobs: int) -> Ite
             raise
 
 
-def _one(group: Group, folder: Path, say: Say = lambda text: None) -> tuple[list[dict[str, Any]], str | None]:
+def _one(group: Group, planner: Planner) -> tuple[list[dict[str, Any]], str | None]:
     try:
-        rows = report.plan(group.stage, group.recipe, group.topology, group.topology.devices(), folder, say)
+        rows = planner.plan(group.stage, group.recipe, group.topology, group.topology.devices())
         return [row.as_json() for row in rows], None
     except Exception as error:  # whatever it is, the other recipes are planned all the same
         return [], _told(error)
@@ -230,7 +230,7 @@ def _cells(group: Group, took: Sequence[Took]) -> list[str]:
     if not group.fits:
         return [*head, "**no**", memory, *["–"] * 5, *tail]
     step = [sum(one["step_seconds"][end] for one in group.programs) for end in (0, 1)]
-    trained = group.programs[0]["mfu"] if isinstance(group.stage, Train) else None
+    trained = group.programs[0]["mfu"] if group.stage.trains else None
     return [
         *head, "yes", memory, report.span(*step), "–" if trained is None else f"{100 * trained:.0f} %",
         *_length(group, step), *tail,
@@ -240,16 +240,16 @@ def _cells(group: Group, took: Sequence[Took]) -> list[str]:
 def _meshes(group: Group) -> str:
     """The shapes of the devices that the stage makes use of."""
     trained, written = group.recipe.mesh, group.recipe.decode_mesh
-    if written is None or not isinstance(group.stage, dedupe.WRITING):
+    if written is None or not group.stage.generates:
         return trained
-    return f"{trained}, writes on {written}" if isinstance(group.stage, RL) else written
+    return f"{trained}, writes on {written}" if group.stage.trains else written
 
 
 def _length(group: Group, step: Sequence[float]) -> list[str]:
     """Steps, hours and chip-hours of the shortest to the longest of the stages."""
-    if not isinstance(group.stage, Train):
+    if not group.stage.trains:
         return ["–"] * 3
-    known = {report.steps_of(stage) for _, stage in group.members if isinstance(stage, Train)}
+    known = {report.steps_of(stage) for _, stage in group.members if stage.trains}
     told = sorted(steps for steps in known if steps is not None)
     if not told:
         told = [1000]

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax.checkpoint.load import Model
-from easylm_jax.config import DPO, PPO, RL, Evaluate, Recipe, Stage, Train, Write
+from easylm_jax.checkpoint.load import ModelSource
+from easylm_jax.config import RL, Evaluate, Generate, Recipe, Stage, Train
 from easylm_jax.decode import Engine, rollout
 from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
@@ -33,18 +33,17 @@ from easylm_jax.train import reference_logprobs
 from easylm_jax.train.optimizer import make_optimizer
 from easylm_jax.train.rl import advantages
 from easylm_jax.train.rl.programs import RLPrograms
-from easylm_jax.train.state import Start
+from easylm_jax.train.state import TrainStateInit
 from easylm_jax.train.step import make_train_step
 from models.config import Compute, DecoderConfig
 from models.decoder import cast_kernels
 
 PyTree = Any
-PLANNED = (Train, Write, Evaluate)  # the kinds of stages that run programs on devices
 MANY = 10**6  # steps, for schedules whose length is not known
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
+class PlannedProgram:
     """One program. `lower()` traces it; `resident` bytes on a device by what is there beside its own arguments;
     `flops` of the model on one device for one run (forward 1, training 3 passes); `runs` in one step of the stage;
     `options` that its compiler is told, which are no part of its text; `rounds` of a loop whose length is an argument;
@@ -60,16 +59,19 @@ class Planned:
     read: float = 0.0
 
 
-def of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Planned]:
-    """The programs of a stage on this mesh; none for a stage that has none (data, tokenizer)."""
+Programs = Callable[[Any, Recipe, jax.sharding.Mesh], Iterator[PlannedProgram]]  # of a stage, on the recipe's mesh
+
+
+def collect(programs: Programs, stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[PlannedProgram]:
+    """The programs of a stage on this mesh, by the function that its kind has for them."""
     found = []
     try:
-        for planned in _of(stage, recipe, mesh):
+        for planned in programs(stage, recipe, mesh):
             found.append(planned)
     except jax.errors.JaxRuntimeError as error:  # whole copies of the weights, which decoding wants, are too large
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found.append(Planned("weights", functools.partial(_raise, error), {}, 0.0, 1.0))
+        found.append(PlannedProgram("weights", functools.partial(_raise, error), {}, 0.0, 1.0))
     return found
 
 
@@ -77,25 +79,17 @@ def _raise(error: Exception) -> jax.stages.Lowered:
     raise error
 
 
-def _of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
-    if isinstance(stage, RL):
-        yield from _reinforcement(stage, recipe, mesh)
-    elif isinstance(stage, Train):
-        yield from _training(stage, recipe, mesh)
-    elif isinstance(stage, Write):
-        mesh = sharding.decoding(stage.name, mesh, recipe.decode_mesh)
-        config = shapes.config_of(stage.init, recipe)
-        source = shapes.model(config, _compute(stage.compute, mesh))
-        slots = min(stage.sampling.slots, stage.batch * stage.samples)
-        answers = stage.batch * stage.samples
-        yield from _on(mesh, _writing(
-            source, mesh, slots, shapes.longest(stage), answers, stage.sampling.max_new_tokens, {}
-        ))  # fmt: skip
-    elif isinstance(stage, Evaluate):
-        yield from _evaluation(stage, recipe, sharding.decoding(stage.name, mesh, recipe.decode_mesh))
+def generation(stage: Generate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[PlannedProgram]:
+    """The programs of a stage whose model generates responses for later stages."""
+    mesh = sharding.decode_mesh_of(stage.name, mesh, recipe.decode_mesh)
+    source = shapes.model(shapes.config_of(stage.init, recipe), _compute(stage.compute, mesh))
+    slots, responses = min(stage.sampling.slots, stage.responses_per_step), stage.responses_per_step
+    yield from _on(mesh, _writing(
+        source, mesh, slots, shapes.longest(stage), responses, stage.sampling.max_new_tokens, {}
+    ))  # fmt: skip
 
 
-def _on(mesh: jax.sharding.Mesh, programs: Iterator[Planned]) -> Iterator[Planned]:
+def _on(mesh: jax.sharding.Mesh, programs: Iterator[PlannedProgram]) -> Iterator[PlannedProgram]:
     """Programs that are traced on a mesh of their own."""
 
     def lower(traced: Callable[[], jax.stages.Lowered]) -> jax.stages.Lowered:
@@ -108,16 +102,16 @@ def _on(mesh: jax.sharding.Mesh, programs: Iterator[Planned]) -> Iterator[Planne
 
 def _compute(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
     """How a stage computes, on the pod's devices in place of this machine's."""
-    placed = sharding.computed_on(compute, mesh)
+    placed = sharding.with_mesh_axes(compute, mesh)
     if mesh.devices.flat[0].platform == "gpu":  # cuDNN's attention is chosen on a device; blocks are compiled without
         return dataclasses.replace(placed, platform="gpu", attention="blocked")
     return dataclasses.replace(placed, platform="tpu")
 
 
-def _placed_params(source: Model, mesh: jax.sharding.Mesh) -> PyTree:
+def _placed_params(source: ModelSource, mesh: jax.sharding.Mesh) -> PyTree:
     """A frozen model's parameters: kernels in the type that is computed in."""
     cast = functools.partial(cast_kernels, dtype=source.decoder.compute.dtype)
-    return sharding.placed(jax.eval_shape(cast, source.decoder.abstract_params()), source.layout(mesh))
+    return sharding.with_shardings(jax.eval_shape(cast, source.decoder.abstract_params()), source.layout(mesh))
 
 
 def _flops(config: DecoderConfig, length: int, rows: float, mesh: jax.sharding.Mesh, passes: int) -> float:
@@ -125,22 +119,25 @@ def _flops(config: DecoderConfig, length: int, rows: float, mesh: jax.sharding.M
     return passes * model_flops_per_token(config, length) * length * rows / mesh.size
 
 
-def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
+def training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[PlannedProgram]:
+    """The programs of a stage that trains on a packed cache."""
     sharding.check_rows(stage.batch, stage.accumulate, mesh)
     sharding.check_length(stage.data.sequence_length, mesh)
     source = shapes.model(shapes.stage_config(stage, recipe), _compute(stage.compute, mesh), stage.dropout)
     sharding.check_heads(source.config, mesh)
-    start = Start(stage, source, make_optimizer(stage.optimizer, MANY, stage.batch * stage.data.sequence_length), mesh)
-    state = sharding.placed(start.abstract(), start.layout)
+    start = TrainStateInit(
+        stage, source, make_optimizer(stage.optimizer, MANY, stage.batch * stage.data.sequence_length), mesh
+    )
+    state = sharding.with_shardings(start.abstract(), start.layout)
     frozen: dict[str, PyTree] = {}
-    base = sharding.placed(source.decoder.abstract_params(), start.base_layout)
+    base = sharding.with_shardings(source.decoder.abstract_params(), start.base_layout)
     if stage.lora is not None:
         frozen["base"] = base
-    cached = isinstance(stage, DPO) and stage.needs_reference and stage.reference == "cached"
-    if isinstance(stage, DPO) and stage.needs_reference and not cached:
+    cached = stage.reference_source == "cached"
+    if stage.reference_source == "model":
         frozen["reference"] = frozen.get("base", base)
     rows = shapes.batch(stage.data, stage.batch, reference=cached)
-    placed = sharding.placed_batch(rows, mesh)
+    placed = sharding.batch_with_shardings(rows, mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     objective = start.adapted(stage.objective(source.decoder, training=True), training=True)
     options = compiler.options(mesh, stage.compute)
@@ -149,14 +146,14 @@ def _training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator
         shardings=(start.layout, sharding.batch_sharding(mesh), everywhere), options=options,
     )  # fmt: skip
     length = stage.data.sequence_length
-    yield Planned(
+    yield PlannedProgram(
         "train", lambda: step.lower(state, placed, frozen), {},
         _flops(source.config, length, stage.batch, mesh, 3), 1.0, options,
     )  # fmt: skip
     if cached:
         score = reference_logprobs.score_program(source.decoder, mesh)
-        micro = sharding.placed_batch(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
-        yield Planned(
+        micro = sharding.batch_with_shardings(shapes.batch(stage.data, stage.batch // stage.accumulate), mesh)
+        yield PlannedProgram(
             "reference", lambda: score.lower(base, micro), {},
             _flops(source.config, length, stage.batch / stage.accumulate, mesh, 1), 0.0, options,
         )  # fmt: skip
@@ -167,10 +164,10 @@ class _Roles:
     """The models of a stage of reinforcement learning, and by role the shapes of what each has on the devices. The
     reference, and the policy as it writes, have the policy's parameters in the type that is computed in."""
 
-    policy: Start
-    value: Start | None
-    reward: Model | None
-    judge: Model | None
+    policy: TrainStateInit
+    value: TrainStateInit | None
+    reward: ModelSource | None
+    judge: ModelSource | None
     placed: dict[str, PyTree]
 
     @functools.cached_property
@@ -186,24 +183,24 @@ class _Roles:
 def _roles(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> _Roles:
     compute = _compute(stage.compute, mesh)
 
-    def model(config: DecoderConfig) -> Model:
+    def model(config: DecoderConfig) -> ModelSource:
         return shapes.model(config, compute)
 
     source = model(shapes.stage_config(stage, recipe))
     sharding.check_heads(source.config, mesh)
-    policy = Start(stage, source, make_optimizer(stage.optimizer, MANY), mesh)
+    policy = TrainStateInit(stage, source, make_optimizer(stage.optimizer, MANY), mesh)
     value = reward = judge = None
-    placed = {"policy": sharding.placed(policy.abstract(), policy.layout)}
-    if isinstance(stage, PPO):
+    placed = {"policy": sharding.with_shardings(policy.abstract(), policy.layout)}
+    if stage.value_init is not None:
         config = shapes.config_of(stage.value_init, recipe).replace(scalar_head=True)
-        optimizer = make_optimizer(stage.value_optimizer or stage.optimizer, MANY)
-        value = Start(dataclasses.replace(stage, lora=None), model(config), optimizer, mesh)
-        placed["value"] = sharding.placed(value.abstract(), value.layout)
+        optimizer = make_optimizer(stage.optimizers.get("value_optimizer", stage.optimizer), MANY)
+        value = TrainStateInit(dataclasses.replace(stage, lora=None), model(config), optimizer, mesh)
+        placed["value"] = sharding.with_shardings(value.abstract(), value.layout)
     if stage.lora is not None:
-        placed["frozen"] = {"base": sharding.placed(source.decoder.abstract_params(), policy.base_layout)}
+        placed["frozen"] = {"base": sharding.with_shardings(source.decoder.abstract_params(), policy.base_layout)}
     placed["reference"] = _placed_params(source, mesh)
     if stage.asynchronous:
-        placed["older policies"] = [placed["reference"]] * stage.asynchronous
+        placed["stale policies"] = [placed["reference"]] * stage.asynchronous
     if stage.reward.model is not None:
         reward = model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True))
         placed["reward model"] = _placed_params(reward, mesh)
@@ -213,10 +210,11 @@ def _roles(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> _Roles:
     return _Roles(policy, value, reward, judge, placed)
 
 
-def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
+def reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[PlannedProgram]:
+    """The programs of a stage that trains on rollouts."""
     sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
     sharding.check_length(rollout.LEAST_WIDTH, mesh)
-    decodes = sharding.decoding(stage.name, mesh, recipe.decode_mesh)
+    decodes = sharding.decode_mesh_of(stage.name, mesh, recipe.decode_mesh)
     roles = _roles(stage, recipe, mesh)
     programs = RLPrograms(stage, mesh, roles.policy, roles.value)
     yield from _updates(stage, mesh, roles, programs)
@@ -231,20 +229,20 @@ def _reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterat
             yield dataclasses.replace(planned, name=f"judge's {planned.name}")
 
 
-def _updates(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Planned]:
+def _updates(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[PlannedProgram]:
     """What trains the policy, and the value model where there is one."""
     width, frozen = rollout.bucket(shapes.longest(stage)), roles.placed.get("frozen", {})
-    rows = advantages.of(stage, mesh).abstract(width)
+    rows = advantages.make_batch_builder(stage, mesh).abstract(width)
     for name, start in (("policy", roles.policy), ("value", roles.value)):
         if start is not None:
-            yield Planned(
+            yield PlannedProgram(
                 name, functools.partial(programs.update, name, roles.placed[name], frozen, rows),
                 roles.beside(name, *(("frozen",) if name == "policy" else ())),
                 _flops(start.source.config, width, stage.update_rows, mesh, 3), stage.updates, programs.options,
             )  # fmt: skip
 
 
-def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Planned]:
+def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[PlannedProgram]:
     """What goes once through the responses of a rollout, `score_rows` at a time."""
     width, rows = rollout.bucket(shapes.longest(stage)), stage.score_rows
     chunks, options = stage.batch * stage.samples / rows, programs.options
@@ -252,33 +250,34 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
     def batch(columns: Iterable[str]) -> dict[str, jax.ShapeDtypeStruct]:
         return {name: jax.ShapeDtypeStruct((rows, width), jnp.int32) for name in columns}
 
-    def flops(model: Model) -> float:
+    def flops(model: ModelSource) -> float:
         return _flops(model.config, width, rows, mesh, 1)
 
-    forward = sharding.placed_batch(batch(objectives_base.FORWARD), mesh)
+    forward = sharding.batch_with_shardings(batch(objectives_base.FORWARD), mesh)
     scored = roles.placed["reference"]
     # The policy as it writes and the reference are of one type, and scored by one program.
-    yield Planned(
+    yield PlannedProgram(
         "score", lambda: programs.token_scores.lower(scored, forward), roles.beside("reference"),
         flops(roles.policy.source), 2 * chunks, options,
     )  # fmt: skip
     if roles.value is not None:
-        yield Planned(
+        yield PlannedProgram(
             "values", lambda: programs.values.lower(roles.placed["value"].params, forward), roles.beside("value"),
             flops(roles.value.source), chunks, options,
         )  # fmt: skip
     if roles.reward is not None:
         judged = {**batch(["tokens"]), "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32)}
-        judged = sharding.placed_batch(judged, mesh)
+        judged = sharding.batch_with_shardings(judged, mesh)
         score = compiler.scorer(functools.partial(score_responses, roles.reward.decoder), mesh, stage.compute)
-        yield Planned(
+        yield PlannedProgram(
             "reward", lambda: score.lower(roles.placed["reward model"], judged["tokens"], judged["lengths"]),
             roles.beside("reward model"), flops(roles.reward), chunks, options,
         )  # fmt: skip
 
 
-def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Planned]:
-    """The first entry's model on the task with the longest answers; the others are of its kind."""
+def evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[PlannedProgram]:
+    """The first entry's model on the task with the longest responses; the others are of its kind."""
+    mesh = sharding.decode_mesh_of(stage.name, mesh, recipe.decode_mesh)
     task = max(stage.tasks, key=lambda task: task.data.sequence_length + task.sampling.max_new_tokens)
     source = shapes.model(shapes.config_of(stage.entries[0].stages[0], recipe), _compute(stage.compute, mesh))
     longest = task.data.sequence_length + task.sampling.max_new_tokens
@@ -289,8 +288,14 @@ def _evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Ite
 
 
 def _writing(
-    source: Model, mesh: jax.sharding.Mesh, slots: int, longest: int, answers: int, new: int, sizes: dict[str, int]
-) -> Iterator[Planned]:
+    source: ModelSource,
+    mesh: jax.sharding.Mesh,
+    slots: int,
+    longest: int,
+    answers: int,
+    new: int,
+    sizes: dict[str, int],
+) -> Iterator[PlannedProgram]:
     """The engine's programs: a prefill of one bucket of prompts, and a block of steps of decoding."""
     engine = Engine(source.decoder, slots=slots, mesh=mesh if mesh.size > 1 else None, max_length=longest)
     weights = _weights(engine, _placed_params(source, mesh), mesh)
@@ -303,7 +308,7 @@ def _writing(
     def number(shape: tuple[int, ...] = (), dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
-    yield Planned(
+    yield PlannedProgram(
         "prefill", lambda: engine._prefill.lower(weights, number((rows, prompt)), number((rows,))),
         {**sizes, "cache": bytes_of(cache)}, _flops(source.config, prompt, rows, mesh, 1), answers / rows,
     )  # fmt: skip
@@ -317,7 +322,7 @@ def _writing(
     per_step = model_flops_per_token(source.config, columns) * engine.slots / mesh.size
     # Of the embedding only the rows of the last tokens are read.
     read = bytes_of({name: part for name, part in weights.items() if name != "embed"}) + bytes_of(cache)
-    yield Planned(
+    yield PlannedProgram(
         "decode", lambda: engine._decode.lower(*arguments), sizes, per_step * steps,
         answers / engine.slots * new / steps, rounds=steps, read=read * steps,
     )  # fmt: skip
@@ -331,7 +336,7 @@ def _weights(engine: Engine, params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), made)
     with jax.set_mesh(mesh):
         places = engine._prepare.lower(params).compile().output_shardings
-    return sharding.placed(made, places)
+    return sharding.with_shardings(made, places)
 
 
 def _cache(engine: Engine, rows: int, columns: int) -> PyTree:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.config import PPO, RL, Evaluate, Recipe, Stage, Train, Write
-from easylm_jax.plan import estimate, programs, shapes
+import jax
+
+from easylm_jax.config import Recipe, Stage
+from easylm_jax.plan import estimate, shapes
 from easylm_jax.plan.compile_cache import Compiled, compile_for
-from easylm_jax.plan.programs import Planned
+from easylm_jax.plan.programs import PlannedProgram
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.chips import GIB
 from easylm_jax.runtime.mesh import make_mesh
@@ -23,7 +25,7 @@ class Row:
     """A program with what was compiled. `need` bytes of one device: its peak and what is resident beside it."""
 
     stage: str
-    planned: Planned
+    planned: PlannedProgram
     compiled: Compiled
     topology: Topology
 
@@ -68,33 +70,48 @@ class Row:
         return self.compiled.flops / self.planned.flops if self.planned.flops and self.compiled.flops else None
 
 
-def plan(
-    stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], folder: Path, say: Say, *,
-    until_over: bool = False,
-) -> list[Row]:  # fmt: skip
-    """Every program of a stage, compiled; stops at the first that does not fit alone, or with `until_over` at the first
-    that does not fit beside what is resident."""
-    mesh = make_mesh(recipe.mesh, devices)
-    rows = []
-    for planned in programs.of(stage, recipe, mesh):
-        say(f"{stage.name}: compiling {planned.name} for {topology.name} ({recipe.mesh})")
-        rows.append(Row(stage.name, planned, compile_for(planned, topology, mesh, folder), topology))
-        if not rows[-1].compiled.fits or (until_over and not rows[-1].fits):
-            break
-    return rows
+ProgramsOf = Callable[[Stage, Recipe, jax.sharding.Mesh], list[PlannedProgram]]
 
 
-def least_over(stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any]) -> str | None:
-    """ "resident" where what stays on the devices beside some program is too much already: told without compiling."""
-    most = max((sum(one.resident.values()) for one in programs.of(stage, recipe, make_mesh(recipe.mesh, devices))),
-               default=0)  # fmt: skip
-    return "resident" if most > topology.chip.memory else None
+def silent(text: str) -> None:
+    """Tells nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Compiles stages. `programs` gives those of a stage (`experiment.programs_of`), `folder` keeps what was compiled,
+    and `say` tells a person what is under way."""
+
+    programs: ProgramsOf
+    folder: Path
+    say: Say = silent
+
+    def plan(
+        self, stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], *, until_over: bool = False
+    ) -> list[Row]:
+        """Every program of a stage, compiled; stops at the first that does not fit alone, or with `until_over` at the
+        first that does not fit beside what is resident."""
+        mesh = make_mesh(recipe.mesh, devices)
+        rows = []
+        for planned in self.programs(stage, recipe, mesh):
+            self.say(f"{stage.name}: compiling {planned.name} for {topology.name} ({recipe.mesh})")
+            rows.append(Row(stage.name, planned, compile_for(planned, topology, mesh, self.folder), topology))
+            if not rows[-1].compiled.fits or (until_over and not rows[-1].fits):
+                break
+        return rows
+
+    def least_over(self, stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any]) -> str | None:
+        """What is over before anything is compiled: "resident" where what stays on the devices beside some program is
+        too much already, else None."""
+        found = self.programs(stage, recipe, make_mesh(recipe.mesh, devices))
+        most = max((sum(one.resident.values()) for one in found), default=0)
+        return "resident" if most > topology.chip.memory else None
 
 
 def steps_of(stage: Stage) -> int | None:
     """The steps of a stage, where it gives them or says how many examples an epoch has; rows that hold several each
     are known once the data are."""
-    if not isinstance(stage, Train):
+    if not stage.trains:
         return None
     if stage.epochs is None or stage.examples is None or not stage.whole_rows:
         return stage.steps
@@ -105,26 +122,13 @@ def steps_of(stage: Stage) -> int | None:
 def described(stage: Stage, recipe: Recipe) -> str:
     """What a stage trains or runs, in a few words: its kind, its models, the size of its batch."""
     kind = type(stage).__name__
-    if isinstance(stage, RL):
-        names = [shapes.named(shapes.stage_config(stage, recipe))]
-        if isinstance(stage, PPO):
-            names.append(f"value {shapes.named(shapes.config_of(stage.value_init, recipe))}")
-        if stage.reward.model is not None:
-            names.append(f"reward {shapes.named(shapes.config_of(stage.reward.model, recipe))}")
-        answers = f"{stage.batch} × {stage.samples} answers"
-        lengths = f"{stage.data.sequence_length:,} + {stage.sampling.max_new_tokens:,} tokens"
-        return f"{kind}, {', '.join(names)}; {answers} of {lengths}"
-    if isinstance(stage, Train):
-        rows = f"{stage.batch:,} × {stage.data.sequence_length:,} tokens"
-        return f"{kind}, {shapes.named(shapes.stage_config(stage, recipe))}; {rows}"
-    if isinstance(stage, Write):
-        lengths = f"{stage.data.sequence_length:,} + {stage.sampling.max_new_tokens:,} tokens"
-        name = shapes.named(shapes.config_of(stage.init, recipe))
-        return f"{kind}, {name}; {stage.batch} × {stage.samples} answers of {lengths}"
-    if isinstance(stage, Evaluate):
-        name = shapes.named(shapes.config_of(stage.entries[0].stages[0], recipe))
-        return f"{kind}, {name}; {', '.join(task.name for task in stage.tasks)}"
-    return kind
+    if not stage.compiles:
+        return kind
+    names = [shapes.named(shapes.stage_config(stage, recipe))] if stage.trains else []
+    for role, name in stage.models.items():
+        known = shapes.named(shapes.config_of(name, recipe))
+        names.append(known if role == "model" else f"{role} {known}")
+    return f"{kind}, {', '.join(names)}; {stage.work}"
 
 
 def text(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> str:

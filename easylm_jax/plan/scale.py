@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from easylm_jax.config import Recipe
-from easylm_jax.plan import dedupe, report
+from easylm_jax.plan import report
 from easylm_jax.plan.sweep import Point, table
 from easylm_jax.report import plots
 from easylm_jax.report.style import STYLE
@@ -40,7 +40,7 @@ def write(path: Path, found: Sequence[Point], recipe: Recipe, scaling: str, comm
     lines = [_line(cells) for cells in table(found)]
     lines.insert(1, _line(["---"] * len(table(found)[0])))
     how = _HOW[scaling]
-    if recipe.decode_mesh is not None and isinstance(found[0].stage, dedupe.WRITING):
+    if recipe.decode_mesh is not None and found[0].stage.generates:
         how += f" Models write on `{recipe.decode_mesh}`."
     body = "\n".join([f"{how} Written by `{command}` with {report.versions()}.", "", *image, *lines, ""])
     old = path.read_text(encoding="utf-8") if path.is_file() else _PAPER

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 import models
 from easylm_jax.checkpoint import hub
-from easylm_jax.checkpoint.load import Model, model_of
-from easylm_jax.config import RL, DataSpec, Recipe, RewardModel, Train, Write
+from easylm_jax.checkpoint.load import ModelSource, model_of
+from easylm_jax.config import RL, DataSpec, Generate, Recipe, Train
 from easylm_jax.objectives.base import FORWARD
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
@@ -60,7 +60,7 @@ def config_of(init: str, recipe: Recipe) -> DecoderConfig:
             return read_config(Path(name).expanduser())
         return released(name) or read_config(hub.resolve(name))
     stage = recipe.stage(init)
-    if isinstance(stage, Train):
+    if stage.trains:
         return stage_config(stage, recipe)
     raise UserError(f"recipe {recipe.name}: {init} leaves no model")
 
@@ -72,7 +72,7 @@ def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
         config = models.preset(stage.model) if isinstance(stage.model, str) else stage.model
     else:
         config = config_of(stage.init, recipe)
-    return config.replace(scalar_head=True) if isinstance(stage, RewardModel) else config
+    return config.replace(scalar_head=True) if stage.scalar_head else config
 
 
 def named(config: DecoderConfig) -> str:
@@ -82,9 +82,9 @@ def named(config: DecoderConfig) -> str:
     return next(known, f"{config.family} of width {config.width}")
 
 
-def model(config: DecoderConfig, compute: Compute, dropout: float = 0.0) -> Model:
+def model(config: DecoderConfig, compute: Compute, dropout: float = 0.0) -> ModelSource:
     """A model of which there are shapes alone."""
-    return Model(models.build(config.replace(dropout=dropout), compute), None)
+    return ModelSource(models.build(config.replace(dropout=dropout), compute), None)
 
 
 def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
@@ -102,6 +102,6 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
     return columns
 
 
-def longest(stage: RL | Write) -> int:
+def longest(stage: RL | Generate) -> int:
     """Tokens of the longest prompt and answer together."""
     return stage.data.sequence_length + stage.sampling.max_new_tokens

@@ -9,31 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from easylm_jax.config import PPO, RL, Recipe, Stage, Train, Write, fields
-from easylm_jax.plan import report, topology
+from easylm_jax.config import Recipe, Stage, fields
+from easylm_jax.plan import topology
+from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.mesh import batch_split, make_mesh, parse_mesh
 from models.errors import UserError
 
-Say = Callable[[str], None]
 _WRITING = ("prefill", "decode")
 _WRITES_ON = "decode_mesh"  # of what is changed, the one that is the recipe's
 _SPLITS = ("fsdp=-1", "fsdp=-1,tp=2", "fsdp=-1,tp=4", "fsdp=-1,tp=8")
 
 
-def nearest(stage: Stage, recipe: Recipe, pod: Topology, folder: Path, say: Say) -> tuple[str, ...] | None:
+def nearest(stage: Stage, recipe: Recipe, pod: Topology, planner: Planner) -> tuple[str, ...] | None:
     """Arguments of `easylm plan` with which a stage fits (`--topology`, `mesh=…`, `<stage>.<field>=…`), as near as can
     be to what it has; None where nothing that is tried does."""
     for place, mesh in _places(recipe, pod):
         moved = dataclasses.replace(recipe, mesh=mesh)
         try:
-            changed = _on(stage, moved, place, folder, say)
+            changed = _on(stage, moved, place, planner)
         except UserError as error:  # rows or heads do not divide over this mesh
-            say(f"{stage.name}: {error}")
+            planner.say(f"{stage.name}: {error}")
             continue
         if changed is not None:
             told = [] if place == pod else [f"--topology {place.name}"]
@@ -71,17 +70,17 @@ def _same(mesh: str, pod: Topology) -> tuple[Any, ...]:
     return pod.name, *parse_mesh(mesh, pod.count).values()
 
 
-def _on(stage: Stage, recipe: Recipe, pod: Topology, folder: Path, say: Say) -> dict[str, Any] | None:
+def _on(stage: Stage, recipe: Recipe, pod: Topology, planner: Planner) -> dict[str, Any] | None:
     """The changes of fields with which a stage fits this pod and mesh; None where they do not help."""
     devices = pod.devices()
     split = batch_split(make_mesh(recipe.mesh, devices))
     changed: dict[str, Any] = {}
     while True:
-        say(f"{stage.name}: trying {' '.join([pod.name, *settings(stage, recipe, changed)])}")
+        planner.say(f"{stage.name}: trying {' '.join([pod.name, *settings(stage, recipe, changed)])}")
         now, inside = with_changes(stage, recipe, changed)
-        over = report.least_over(now, inside, pod, devices)
+        over = planner.least_over(now, inside, pod, devices)
         if over is None:
-            rows = report.plan(now, inside, pod, devices, folder, say, until_over=True)
+            rows = planner.plan(now, inside, pod, devices, until_over=True)
             if rows and rows[-1].fits:
                 return changed
             over = rows[-1].planned.name if rows else None
@@ -109,10 +108,10 @@ def _next(stage: Stage, recipe: Recipe, split: int, over: str) -> dict[str, Any]
         return _split_weights(recipe)
     if over.endswith(_WRITING):
         return _fewer_rows(stage, split) or _split_weights(recipe) or _smaller_moments(stage)
-    if over != "resident" and isinstance(stage, Train):
+    if over != "resident" and stage.trains:
         if stage.compute.remat != "full":
             return {"compute.remat": "full"}
-        rows = (stage.update_rows if isinstance(stage, RL) else stage.batch) // split
+        rows = stage.rows_per_update // split
         cut = next((n for n in range(stage.accumulate + 1, rows + 1) if rows % n == 0), None)
         if cut is not None:
             return {"accumulate": cut}
@@ -126,9 +125,9 @@ def _split_weights(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:
-    if not isinstance(stage, (RL, Write)):
+    if not stage.responses_per_step:
         return None
-    slots = min(stage.sampling.slots, stage.batch * stage.samples)
+    slots = min(stage.sampling.slots, stage.responses_per_step)
     half = slots // 2 // split * split
     return {"sampling.slots": half} if 0 < half < slots else None
 
@@ -136,16 +135,13 @@ def _fewer_rows(stage: Stage, split: int) -> dict[str, Any] | None:
 def _smaller_moments(stage: Stage) -> dict[str, Any] | None:
     """Moments in bfloat16, the second too where its decay lets it, then in the host's memory; of the value model as
     well."""
-    if not isinstance(stage, Train):
+    if not stage.trains:
         return None
     changed: dict[str, Any] = {}
-    optimizers = {"optimizer": stage.optimizer}
-    if isinstance(stage, PPO) and stage.value_optimizer is not None:
-        optimizers["value_optimizer"] = stage.value_optimizer
-    for name, optimizer in optimizers.items():
+    for name, optimizer in stage.optimizers.items():
         for moment in ("moment_dtype", *(["second_moment_dtype"] if optimizer.b2 <= 0.99 else [])):
             if getattr(optimizer, moment) != "bfloat16":
                 changed[f"{name}.{moment}"] = "bfloat16"
     if not changed:
-        changed = {f"{name}.offload": True for name, optimizer in optimizers.items() if not optimizer.offload}
+        changed = {f"{name}.offload": True for name, optimizer in stage.optimizers.items() if not optimizer.offload}
     return changed or None

@@ -18,20 +18,19 @@ import fractions
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from easylm_jax.config import RL, Recipe, Stage, Train, Write
+from easylm_jax.config import Recipe, Stage
 from easylm_jax.plan import report, shapes, topology
+from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.chips import GIB
 from easylm_jax.runtime.mesh import BATCH_AXES, parse_mesh
 from models.errors import UserError
 
-Say = Callable[[str], None]
 AXES = ("chips", "topology", "mesh", "remat", "batch")
 SCALINGS = ("strong", "weak")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:x(\d+))?")
@@ -64,11 +63,8 @@ class Point:
 
     @property
     def tokens(self) -> int:
-        """Of one step: of its batch, or of the longest prompts and answers of a rollout."""
-        stage = self.stage
-        if isinstance(stage, (RL, Write)):
-            return stage.batch * stage.samples * (stage.data.sequence_length + stage.sampling.max_new_tokens)
-        return stage.batch * stage.data.sequence_length if isinstance(stage, Train) else 0
+        """Of one step: of its batch, or of the longest prompts and responses of a rollout."""
+        return self.stage.tokens_per_step
 
     @property
     def tokens_a_second(self) -> float:
@@ -195,20 +191,13 @@ def _scaled(stage: Any, ratio: fractions.Fraction, batch: str | None) -> Any:
     return dataclasses.replace(stage, **changed)
 
 
-def _rows(stage: Stage) -> int:
-    """Rows that are split over the mesh."""
-    if isinstance(stage, RL):
-        return stage.update_rows
-    return stage.batch if isinstance(stage, Train) else getattr(stage, "batch", 0) * getattr(stage, "samples", 1)
-
-
 def _split(sizes: dict[str, int]) -> int:
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
 def _mesh_for(stage: Stage, recipe: Recipe, place: Topology) -> str:
     """The recipe's mesh where it fits the devices and divides the rows; else as much of them as divides is `fsdp`."""
-    rows = _rows(stage)
+    rows = stage.rows_per_update
     try:
         if rows % _split(parse_mesh(recipe.mesh, place.count)) == 0:
             return recipe.mesh
@@ -216,33 +205,33 @@ def _mesh_for(stage: Stage, recipe: Recipe, place: Topology) -> str:
         pass
     parts = math.gcd(rows, place.count)
     left = place.count // parts
-    heads = math.gcd(left, shapes.stage_config(stage, recipe).kv_heads) if isinstance(stage, Train) else left
+    heads = math.gcd(left, shapes.stage_config(stage, recipe).kv_heads) if stage.trains else left
     return f"fsdp={parts},tp={heads}" + (f",cp={left // heads}" if left > heads else "")
 
 
 def _micro_batches(stage: Any, own: Stage, mesh: str, pod: Topology, text: str, place: Topology) -> Any:
     """With micro-batches that hold no more rows for a device than on the recipe's own pod."""
-    if not isinstance(stage, Train) or not isinstance(own, Train):
+    if not stage.trains or not own.trains:
         return stage
-    most = fractions.Fraction(_rows(own), own.accumulate * pod.count)
-    rows, left = divmod(_rows(stage), _split(parse_mesh(text, place.count)))
+    most = fractions.Fraction(own.rows_per_update, own.accumulate * pod.count)
+    rows, left = divmod(stage.rows_per_update, _split(parse_mesh(text, place.count)))
     if left:
         return stage  # compiling it says what is wrong
     cuts = [n for n in range(1, rows + 1) if rows % n == 0]
-    cut = next((n for n in cuts if fractions.Fraction(_rows(stage), n * place.count) <= most), cuts[-1])
+    cut = next((n for n in cuts if fractions.Fraction(stage.rows_per_update, n * place.count) <= most), cuts[-1])
     return dataclasses.replace(stage, accumulate=cut)
 
 
-def run(found: Sequence[Point], recipe: Recipe, folder: Path, say: Say) -> None:
+def run(found: Sequence[Point], recipe: Recipe, planner: Planner) -> None:
     """Compiles every point; what cannot be compiled says why and the rest goes on."""
     for number, point in enumerate(found):
         if point.refused is not None:
             continue
-        say(f"{number + 1} of {len(found)}: {point.topology.name}, {point.mesh}")
+        planner.say(f"{number + 1} of {len(found)}: {point.topology.name}, {point.mesh}")
         stages = tuple(point.stage if other.name == point.stage.name else other for other in recipe.stages)
         inside = dataclasses.replace(recipe, mesh=point.mesh, stages=stages)
         try:
-            rows = report.plan(point.stage, inside, point.topology, point.topology.devices(), folder, say)
+            rows = planner.plan(point.stage, inside, point.topology, point.topology.devices())
         except (UserError, jax.errors.JaxRuntimeError) as error:
             point.refused = " ".join(str(error).split())[:200]
             continue

@@ -142,7 +142,7 @@ def sizes(chip: Chip) -> list[tuple[int, ...]]:
     return shapes
 
 
-def quiet() -> None:
+def configure_compiler_env() -> None:
     """What the TPU compiler wants to be told before it is loaded: then it stays silent, finds no TPU to take, and two
     plans can be made at once. Of JAX's own backends only the CPU's is ever started, and programs are traced without the
     places in files that they come from, by which a kernel's text would differ from folder to folder."""

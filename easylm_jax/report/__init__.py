@@ -12,7 +12,7 @@ from typing import Any
 
 from easylm_jax.report import html, tables
 from easylm_jax.report.read import RunData, StageData, collect
-from easylm_jax.runtime.files import whole
+from easylm_jax.runtime.files import atomic_write
 from models.errors import UserError
 
 __all__ = ["RunData", "StageData", "as_json", "collect", "html", "tables", "write"]
@@ -40,7 +40,7 @@ def as_json(run: RunData) -> dict[str, Any]:
 def _write(path: Path, text: str) -> Path:
     """Written beside and renamed, so that a reader never sees half a file."""
     try:
-        with whole(path) as file:
+        with atomic_write(path) as file:
             file.write(text.encode("utf-8", "replace"))  # samples may hold halves of characters
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file") from error

@@ -52,7 +52,7 @@ class LMJudge:
         self.seed, self.room = seed, model.config.context - sampling.max_new_tokens
         self._ends = templates.end_tokens(self.chat_template, tokenizer)
         parts = mesh if mesh is not None and mesh.size > 1 else None
-        self._engine = Engine(checkpoint_load.writing(model, tokenizer), slots=sampling.slots, mesh=parts)
+        self._engine = Engine(checkpoint_load.restrict_vocab(model, tokenizer), slots=sampling.slots, mesh=parts)
 
     def __call__(
         self, conversations: Sequence[Messages], responses: Sequence[str], records: Sequence[Mapping[str, Any]],

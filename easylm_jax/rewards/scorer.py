@@ -19,7 +19,7 @@ from easylm_jax.decode import rollout
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import score_responses
 from easylm_jax.rewards import lm_judge
-from easylm_jax.rewards.verify import Verified, Verify
+from easylm_jax.rewards.verify import ExpressionScorer, Scores
 from easylm_jax.runtime import chunked, compiler
 from models.config import Compute
 from models.decoder import Decoder
@@ -28,7 +28,7 @@ from models.errors import UserError
 PyTree = Any
 
 
-class Judge:
+class RewardScorer:
     """Scores of responses by a `Reward`. Raw: the trainer applies gain, bias and missing end.
 
     Args:
@@ -47,7 +47,7 @@ class Judge:
         self.params, self.rows, self.seed, self.lm = params, rows, seed, lm
         self.verify = None
         if reward.verifier is not None:
-            self.verify = Verify(reward.verifier, seconds=reward.seconds, workers=reward.workers, scored=True)
+            self.verify = ExpressionScorer(reward.verifier, seconds=reward.seconds, workers=reward.workers, scored=True)
         self._score = None
         if model is not None:
             self._score = compiler.scorer(functools.partial(score_responses, model), mesh, model.compute)
@@ -69,9 +69,9 @@ class Judge:
             verified = self._verified(made, number, part, scores, opinion)
             line |= {"verify_seconds": time.perf_counter() - began, "verify_busy_seconds": verified.busy_seconds,
                      "verifier_timeouts": verified.timed_out}  # fmt: skip
-            made.parts = dict(verified.parts)
-            if len(made.parts) + (scores is not None) + (opinion is not None) > 1:
-                line |= {f"verdict/{name}": float(values.mean()) for name, values in made.parts.items()}
+            made.components = dict(verified.components)
+            if len(made.components) + (scores is not None) + (opinion is not None) > 1:
+                line |= {f"verdict/{name}": float(values.mean()) for name, values in made.components.items()}
                 if scores is not None:
                     line["model_score"] = float(scores.mean())
                 if opinion is not None:
@@ -109,7 +109,7 @@ class Judge:
 
     def _verified(
         self, made: Rollout, number: int, part: int, model: np.ndarray | None, judge: np.ndarray | None
-    ) -> Verified:  # fmt: skip
+    ) -> Scores:  # fmt: skip
         assert self.verify is not None
         (found,) = verified(
             [self.verify], made, self.cache, self.tokenizer, seed=self.seed, number=number, part=part, model=model,
@@ -119,58 +119,58 @@ class Judge:
 
 
 def verified(
-    verifies: Sequence[Verify], made: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0,
-    part: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
-) -> list[Verified]:  # fmt: skip
+    scorers: Sequence[ExpressionScorer], made: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0,
+    number: int = 0, part: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
+) -> list[Scores]:  # fmt: skip
     """What each of these expressions says of a rollout. One process's pool gives the verdicts, and the others take them
     from it."""
-    found: list[Verified] = []
+    found: list[Scores] = []
     if jax.process_index() == 0:
-        group = any(verify.reads_group for verify in verifies)
+        group = any(scorer.reads_group for scorer in scorers)
         texts, records = rollout.answers(made, cache, tokenizer, seed=seed, number=number, part=part, group=group)
-        found = [verify(texts, records, model=model, judge=judge) for verify in verifies]
+        found = [scorer(texts, records, model=model, judge=judge) for scorer in scorers]
     if jax.process_count() == 1:
         return found
-    own = found or [None] * len(verifies)
-    return [_broadcast(verify, one, made.rows) for verify, one in zip(verifies, own, strict=True)]
+    own = found or [None] * len(scorers)
+    return [_broadcast(scorer, one, made.rows) for scorer, one in zip(scorers, own, strict=True)]
 
 
-def _broadcast(verify: Verify, found: Verified | None, rows: int) -> Verified:
+def _broadcast(scorer: ExpressionScorer, found: Scores | None, rows: int) -> Scores:
     from jax.experimental import multihost_utils
 
-    names = verify.names
+    names = scorer.names
     table = np.zeros((len(names) + 1, rows))
     counts = np.zeros(2)
     if found is not None:
         table[0] = found.scores
         for place, name in enumerate(names):
-            table[place + 1] = found.parts[name]
+            table[place + 1] = found.components[name]
         counts[:] = found.timed_out, found.busy_seconds
     # As whole words of 32 bits: a transfer may round float64.
     words = multihost_utils.broadcast_one_to_all(np.concatenate([table.reshape(-1), counts]).view(np.uint32))
     numbers = np.ascontiguousarray(np.asarray(words)).view(np.float64)
     table = numbers[:-2].reshape(table.shape)
     parts = {name: table[place + 1] for place, name in enumerate(names)}
-    return Verified(table[0], parts, int(numbers[-2]), float(numbers[-1]))
+    return Scores(table[0], parts, int(numbers[-2]), float(numbers[-1]))
 
 
-def judge_of(
+def make_scorer(
     name: str, reward: Reward, workspace: Workspace, mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer,
     compute: Compute, rows: int, seed: int, decodes: jax.sharding.Mesh | None = None,
-) -> Judge:  # fmt: skip
+) -> RewardScorer:  # fmt: skip
     """What scores the answers of stage `name`; its reward model is frozen in the type that is computed in.
 
     A language model that judges writes, so it lies on the mesh `decodes`, where that is another than `mesh`.
     """
     lm = None if reward.judge is None else lm_judge.load(reward.judge, workspace, decodes or mesh, seed)
     if reward.model is None:
-        return Judge(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
+        return RewardScorer(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
     source = model_from(workspace.model(reward.model), mesh, compute=compute)
     if not source.config.scalar_head:
         raise UserError(f"stage {name}: {reward.model} has no scalar head, so it is no reward model")
     check_same_tokenizer(name, "reward model", reward.model, source, tokenizer)
     with jax.set_mesh(mesh):
-        return Judge(
+        return RewardScorer(
             reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,
             lm=lm,
         )  # fmt: skip

@@ -24,7 +24,7 @@ SECONDS = 10.0  # that one verifier may take for one response, unless a recipe s
 
 
 @dataclasses.dataclass(frozen=True)
-class Verified:
+class Scores:
     """Scores float64 [B]; `parts` has what each verifier gave, float64 [B]; `timed_out` counts calls that were ended
     (and count as 0); `busy_seconds` are those of the workers, added up."""
 
@@ -34,7 +34,7 @@ class Verified:
     busy_seconds: float
 
 
-class Verify:
+class ExpressionScorer:
     """Scores responses by an expression.
 
     Args:
@@ -66,7 +66,7 @@ class Verify:
     def __call__(
         self, responses: Sequence[str], records: Sequence[Mapping[str, Any]], *, model: np.ndarray | None = None,
         judge: np.ndarray | None = None,
-    ) -> Verified:  # fmt: skip
+    ) -> Scores:  # fmt: skip
         """`model` and `judge`, float [B], are needed where the expression has them.
 
         Raises:
@@ -89,7 +89,7 @@ class Verify:
                     f"reward: {self.expression.text!r} is {scores[row]} for record {records[row].get('_record')} of "
                     f"{records[row].get('_source')}; a reward must be a finite number"
                 )
-        return Verified(scores, parts, timed_out, busy)
+        return Scores(scores, parts, timed_out, busy)
 
 
 def shown(call: str) -> str:

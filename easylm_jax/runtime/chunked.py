@@ -18,7 +18,7 @@ def chunks(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def filled(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
+def pad_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     """Rows repeated from the first up to `size`; what they give is thrown away."""
     count = len(next(iter(rows.values())))
     if count == size:
@@ -27,7 +27,7 @@ def filled(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
     return {name: array[take] for name, array in rows.items()}
 
 
-def local(rows: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+def process_rows(rows: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     """The part of a global batch of `size` rows that this process provides."""
     mine = sharding.local_rows(size, mesh)
     return {name: array[mine] for name, array in rows.items()}
@@ -44,7 +44,7 @@ def in_chunks(
     count = len(columns["tokens"])
     parts = []
     for chunk in chunks(count, size):
-        rows = filled({name: array[chunk] for name, array in columns.items()}, size)
-        placed = sharding.place_batch(local(rows, size, mesh), size, mesh)
+        rows = pad_rows({name: array[chunk] for name, array in columns.items()}, size)
+        placed = sharding.place_batch(process_rows(rows, size, mesh), size, mesh)
         parts.append(jax.device_get(function(*params, placed)))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write, which takes its place when the block ends without an error."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
@@ -21,12 +21,12 @@ def whole(path: Path) -> Iterator[BinaryIO]:
 def write_json(path: Path, value: Any) -> None:
     """One JSON value, indented; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """One record a line, made as they are written; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.writelines((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)

@@ -106,7 +106,7 @@ def _whole_number(name: str) -> int:
         raise UserError(f"{name} must be a whole number, not {os.environ[name]!r}") from None
 
 
-def say(text: str) -> None:
+def log_once(text: str) -> None:
     """A line for the person who watches, once however many processes there are."""
     if processes.is_first_process():
         print(text, file=sys.stderr, flush=True)

@@ -91,7 +91,7 @@ def with_moments_on_host(layout: PyTree) -> PyTree:
     return layout._replace(opt=layout.opt._replace(mu=moved(layout.opt.mu), nu=moved(layout.opt.nu)))
 
 
-def placed(tree: PyTree, shardings: PyTree) -> PyTree:
+def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
     """The shapes and types of a tree with a sharding each, for compiling and restoring."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
@@ -114,7 +114,9 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def placed_batch(batch: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_with_shardings(
+    batch: Mapping[str, jax.ShapeDtypeStruct], mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch's columns with rows over the batch axes."""
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)) for name, x in batch.items()}
 
@@ -137,7 +139,7 @@ def check_length(length: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def decoding(name: str, mesh: jax.sharding.Mesh, text: str | None) -> jax.sharding.Mesh:
+def decode_mesh_of(name: str, mesh: jax.sharding.Mesh, text: str | None) -> jax.sharding.Mesh:
     """The devices of `mesh` in the shape in which a stage writes: that of `text` (a recipe's `decode_mesh`), if any.
 
     A cache of keys and values is not split along its length, so that a mesh with `cp` cannot write.
@@ -154,7 +156,7 @@ def decoding(name: str, mesh: jax.sharding.Mesh, text: str | None) -> jax.shardi
     return writes
 
 
-def computed_on(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
+def with_mesh_axes(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
     """How a model is computed on this mesh: the axes that split rows and sequences, where there are any, and attention
     without kernels where a TPU takes none (the compiler refuses their bfloat16 products for v2 and v3)."""
     kinds = ("TPU v2", "TPU v3")
@@ -192,7 +194,7 @@ def place_batch(local: Mapping[str, np.ndarray], rows: int, mesh: jax.sharding.M
     """The global batch on the devices, from the rows `local_rows` that each process holds."""
     sharding, mine = batch_sharding(mesh), local_rows(rows, mesh)
 
-    def placed(array: np.ndarray) -> jax.Array:
+    def place(array: np.ndarray) -> jax.Array:
         def of_device(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(rows)
             first = np.searchsorted(mine, start)
@@ -200,7 +202,7 @@ def place_batch(local: Mapping[str, np.ndarray], rows: int, mesh: jax.sharding.M
 
         return jax.make_array_from_callback((rows, *array.shape[1:]), sharding, of_device, dtype=array.dtype)
 
-    return {name: placed(array) for name, array in local.items()}
+    return {name: place(array) for name, array in local.items()}
 
 
 def describe(tree: PyTree, shardings: PyTree) -> str:

@@ -21,21 +21,21 @@ import jax
 import numpy as np
 
 from easylm_jax.checkpoint import load
-from easylm_jax.checkpoint.load import check_can_speak, check_room, check_same_tokenizer, model_from
-from easylm_jax.config import Write
+from easylm_jax.checkpoint.load import check_context_length, check_generative, check_same_tokenizer, model_from
+from easylm_jax.config import Generate
 from easylm_jax.data import Cache, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, rollout
 from easylm_jax.runtime import chunked, sharding
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.runtime.mesh import make_mesh
-from easylm_jax.runtime.processes import say
+from easylm_jax.runtime.processes import log_once
 from models.errors import UserError
 
 NOTE = "made_from.txt"
 
 
-def parts_folder(stage: Stage, workspace: Workspace, name: str) -> Path:
+def partial_folder(stage: Stage, workspace: Workspace, name: str) -> Path:
     """The folder for a stage's finished parts. Those made with other settings, or from a stage that was since run anew,
     are taken away."""
     folder = workspace.folder(stage.name) / name
@@ -56,7 +56,7 @@ Writing = Callable[[rollout.Rollout], Iterator[dict[str, Any]]]
 
 
 def in_parts(
-    stage: Write,
+    stage: Generate,
     workspace: Workspace,
     prepared: Callable[[jax.sharding.Mesh, Cache, Tokenizer], tuple[Scoring | None, Writing]],
 ) -> list[Path]:
@@ -69,19 +69,19 @@ def in_parts(
     if greedy and stage.samples > 1:
         raise UserError(f"stage {stage.name}: {stage.samples} greedy samples are all the same; set a temperature")
     recipe = workspace.recipe
-    mesh = sharding.decoding(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
+    mesh = sharding.decode_mesh_of(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
     cache = stage_cache(workspace, stage.data)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     source = model_from(workspace.model(stage.init), mesh, compute=stage.compute)
-    check_can_speak(stage.name, source)
+    check_generative(stage.name, source)
     check_same_tokenizer(stage.name, "model", stage.init, source, tokenizer)
     sharding.check_heads(source.config, mesh)
-    check_room(stage.name, source, cache, stage.sampling.max_new_tokens)
+    check_context_length(stage.name, source, cache, stage.sampling.max_new_tokens)
     score, write = prepared(mesh, cache, tokenizer)
-    writer = load.writing(source.decoder, tokenizer)
+    writer = load.restrict_vocab(source.decoder, tokenizer)
     engine = Engine(writer, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
-    folder = parts_folder(stage, workspace, "parts")
+    folder = partial_folder(stage, workspace, "parts")
     paths = []
     with jax.set_mesh(mesh):
         params = source.frozen(mesh)
@@ -98,7 +98,7 @@ def in_parts(
                 score(made, number)
             if processes.is_first_process():
                 write_lines(paths[-1], write(made))
-                say(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
+                log_once(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
             processes.barrier(f"{stage.name} {number}")
     return paths
 

@@ -20,7 +20,7 @@ from easylm_jax.data import Cache
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import rollout
 from easylm_jax.evaluate.statistics import mean
-from easylm_jax.rewards.scorer import judge_of
+from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.mesh import batch_split
 from easylm_jax.synthesize.batches import Scoring, Writing, in_parts, lines_of
@@ -31,7 +31,9 @@ def best_of_n(stage: BestOfN, workspace: Workspace) -> dict[str, Any]:
 
     def prepared(mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer) -> tuple[Scoring, Writing]:
         rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
-        judge = judge_of(stage.name, stage.reward, workspace, mesh, cache, tokenizer, stage.compute, rows, stage.seed)
+        judge = make_scorer(
+            stage.name, stage.reward, workspace, mesh, cache, tokenizer, stage.compute, rows, stage.seed
+        )
         return judge, lambda made: _answered(stage, made, cache, tokenizer)
 
     parts = in_parts(stage, workspace, prepared)

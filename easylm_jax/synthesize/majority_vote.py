@@ -19,7 +19,7 @@ from easylm_jax.config.workspace import Workspace
 from easylm_jax.decode import rollout
 from easylm_jax.evaluate.statistics import mean
 from easylm_jax.rewards import spurious
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.synthesize.batches import in_parts, lines_of
@@ -49,7 +49,7 @@ def _counting(
     stage: MajorityVote, mesh: Any, cache: Any, tokenizer: Any
 ) -> Callable[[rollout.Rollout], Iterator[Line]]:
     """From a batch's answers to a line for each prompt."""
-    extract, verify = spurious.extractor(stage.extract), Verify(stage.check)
+    extract, verify = spurious.extractor(stage.extract), ExpressionScorer(stage.check)
 
     def lines(made: rollout.Rollout) -> Iterator[Line]:
         texts, records = rollout.answers(made, cache, tokenizer, seed=stage.seed)

@@ -60,7 +60,7 @@ class Loop(abc.ABC):
 
     def __init__(self, job: Job):
         self.job = job
-        self.abstract = sharding.placed(job.abstract_state, job.layout)
+        self.abstract = sharding.with_shardings(job.abstract_state, job.layout)
         self.tokens_seen = 0
         self.validation: dict[str, float] = {}
 

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 
 from easylm_jax.checkpoint.load import check_vocabulary
-from easylm_jax.config import DPO, Train, fields
+from easylm_jax.config import Train, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Loader, load_tokenizer
 from easylm_jax.data.build import stage_cache
 from easylm_jax.runtime import compiler, sharding
 from easylm_jax.runtime.mesh import make_mesh
-from easylm_jax.runtime.processes import say
+from easylm_jax.runtime.processes import log_once
 from easylm_jax.train.optimizer import make_optimizer
 from easylm_jax.train.reference_logprobs import with_reference
-from easylm_jax.train.state import Start, stage_model
+from easylm_jax.train.state import TrainStateInit, stage_model
 from easylm_jax.train.supervised import TrainJob, train
 from models.config import DecoderConfig
 from models.errors import UserError
@@ -41,14 +41,14 @@ def train_on_data(stage: Train, workspace: Workspace) -> dict[str, Any]:
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
     steps = steps_of(stage, loader)
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)
-    start = Start(stage, source, optimizer, mesh)
+    start = TrainStateInit(stage, source, optimizer, mesh)
     meta = meta_of(stage, source.config, tokenizer, workspace.settings(stage))
     model = source.decoder
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": start.base()}
-        if isinstance(stage, DPO) and stage.needs_reference:
+        if stage.reference_source is not None:
             base = frozen.get("base") or start.base()
-            if stage.reference == "model":
+            if stage.reference_source == "model":
                 frozen["reference"] = base
             else:
                 cache = with_reference(cache, model, base, stage.batch, mesh)
@@ -84,7 +84,7 @@ def train_on_data(stage: Train, workspace: Workspace) -> dict[str, Any]:
     facts = ("rows", "pairs", "tokens", "trained_tokens", "unigram_entropy_nats")
     return {
         "step": steps,
-        "checkpoint": start.leave(folder, frozen, steps, meta),
+        "checkpoint": start.finalize(folder, frozen, steps, meta),
         "metrics": metrics,
         "data": {name: cache.manifest.get(name) for name in facts},
     }
@@ -100,7 +100,7 @@ def steps_of(stage: Train, loader: Loader) -> int:
         )
     told, found = stage.examples, loader.cache.rows
     if told is not None and stage.whole_rows and abs(found - told) > 0.02 * told:
-        say(f"{stage.name}: {found:,} rows of data, where the recipe was planned with examples={told:,}")
+        log_once(f"{stage.name}: {found:,} rows of data, where the recipe was planned with examples={told:,}")
     return steps
 
 

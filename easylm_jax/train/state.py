@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
-from easylm_jax.checkpoint.load import Model, model_from
+from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import Train
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.objectives.base import Objective
@@ -26,7 +26,7 @@ from models.errors import UserError
 PyTree = Any
 
 
-def stage_model(stage: Train, workspace: Workspace, mesh: jax.sharding.Mesh) -> Model:
+def stage_model(stage: Train, workspace: Workspace, mesh: jax.sharding.Mesh) -> ModelSource:
     """The model that a stage trains."""
     name = None if stage.init is None else workspace.model(stage.init)
     return model_from(
@@ -35,10 +35,10 @@ def stage_model(stage: Train, workspace: Workspace, mesh: jax.sharding.Mesh) -> 
     )  # fmt: skip
 
 
-class Start:
+class TrainStateInit:
     """Where a stage's train state comes from: fresh parameters, another checkpoint, or an adapter on a frozen base."""
 
-    def __init__(self, stage: Train, source: Model, optimizer: Optimizer, mesh: jax.sharding.Mesh):
+    def __init__(self, stage: Train, source: ModelSource, optimizer: Optimizer, mesh: jax.sharding.Mesh):
         self.stage, self.source, self.optimizer, self.mesh = stage, source, optimizer, mesh
         self.model, self.load = source.decoder, source.load
         rules = self.model.sharding_rules
@@ -76,7 +76,7 @@ class Start:
         """The state with the optimiser's moments of the checkpoint that the parameters came from."""
         if not (isinstance(self.load, functools.partial) and self.load.func is restore_params):
             raise UserError(f"stage {self.stage.name}: keep_moments needs init to be a stage or run:<folder>")
-        old: OptState = self.load(sharding.placed(state.opt, self.layout.opt), prefix="opt")
+        old: OptState = self.load(sharding.with_shardings(state.opt, self.layout.opt), prefix="opt")
         return state._replace(opt=state.opt._replace(mu=old.mu, nu=old.nu, count=old.count))
 
     def adapted(self, objective: Objective, *, training: bool) -> Objective:
@@ -91,7 +91,7 @@ class Start:
 
         return on_adapter
 
-    def leave(self, folder: Path, frozen: PyTree, step: int, meta: Mapping[str, Any]) -> str:
+    def finalize(self, folder: Path, frozen: PyTree, step: int, meta: Mapping[str, Any]) -> str:
         """What a finished stage leaves to later ones, by its place in the stage's folder; adapters are merged first."""
         if self.stage.lora is None:
             return f"checkpoints/{step}"
@@ -101,7 +101,7 @@ class Start:
 
     def _save_merged(self, folder: Path, frozen: PyTree, step: int, meta: Mapping[str, Any]) -> None:
         """The base with the trained adapter merged into it, as a checkpoint of `folder`/merged."""
-        adapter = restore_params(folder, sharding.placed(self.abstract().params, self.layout.params))
+        adapter = restore_params(folder, sharding.with_shardings(self.abstract().params, self.layout.params))
         merge = functools.partial(lora.merge, config=self.stage.lora)
         merged = jax.jit(merge, out_shardings=self.base_layout)(frozen["base"], adapter)
         with Checkpointer(folder / "merged" / "checkpoints", asynchronous=False) as checkpointer:

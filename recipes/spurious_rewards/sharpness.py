@@ -58,7 +58,7 @@ class _Meter:
         self.batch = self.cache.read(np.arange(min(PROBLEMS, self.cache.rows)))
         source = self._model(str(stage.reference))
         self.engine = Engine(
-            load.writing(source.decoder, self.tokenizer), slots=task.sampling.slots,
+            load.restrict_vocab(source.decoder, self.tokenizer), slots=task.sampling.slots,
             mesh=self.mesh if self.mesh.size > 1 else None,
         )  # fmt: skip
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())

@@ -1,7 +1,8 @@
 """From scores to what an update trains on: advantages and returns (PPO), group advantages (GRPO), pairs (online DPO).
 
 One class for each kind of stage. `rows` turns a rollout and what the models say of it into the rows of its updates and
-a few metrics; `batch` picks the columns that reach the device. A new algorithm is a class here and a line in `of`.
+a few metrics; `batch` picks the columns that reach the device. A new algorithm is a class here and a line in
+`BATCH_BUILDERS`.
 """
 
 from __future__ import annotations
@@ -32,13 +33,12 @@ Columns = dict[str, np.ndarray]
 Line = dict[str, Any]
 
 
-def of(stage: RL, mesh: jax.sharding.Mesh) -> Signals:
-    """The signals of a stage."""
-    kinds = {PPO: _PPO, GRPO: _GRPO, OnlineDPO: _Pairs}
-    return next(make for kind, make in kinds.items() if isinstance(stage, kind))(stage, mesh)
+def make_batch_builder(stage: RL, mesh: jax.sharding.Mesh) -> BatchBuilder:
+    """What makes the batches of a stage's updates."""
+    return BATCH_BUILDERS[stage.algorithm](stage, mesh)
 
 
-class Signals:
+class BatchBuilder:
     """What the kinds share. `update_rows` is the number of rows of one update."""
 
     columns: tuple[str, ...] = (*FORWARD, "mask", "old_logprobs", "advantages")
@@ -53,7 +53,7 @@ class Signals:
         """Rows of the updates, and metrics of the rollout."""
         raise NotImplementedError
 
-    def again(self, columns: Columns, kl: float) -> tuple[Columns, Line]:
+    def recompute(self, columns: Columns, kl: float) -> tuple[Columns, Line]:
         """The columns of these rows from what current parameters say of them, and metrics."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to compute again")
 
@@ -71,7 +71,7 @@ class Signals:
     def on_mesh(self, function: Any, columns: Columns, *scalars: float) -> Any:
         """`function(columns, *scalars)` over all rows at once, on the host afterwards."""
         count = len(next(iter(columns.values())))
-        placed = sharding.place_batch(chunked.local(columns, count, self.mesh), count, self.mesh)
+        placed = sharding.place_batch(chunked.process_rows(columns, count, self.mesh), count, self.mesh)
         return jax.device_get(function(placed, *map(np.float32, scalars)))
 
     def corrected(self, columns: Columns) -> tuple[Columns, Line]:
@@ -86,10 +86,10 @@ class Signals:
         return {**columns, "weights": np.asarray(weights, np.float32)}, line
 
 
-class _PPO(Signals):
+class _PPO(BatchBuilder):
     """Per-token rewards, GAE, whitening. Computed once a rollout, with the parameters before its updates."""
 
-    columns = (*Signals.columns, "old_values", "returns")
+    columns = (*BatchBuilder.columns, "old_values", "returns")
 
     def __init__(self, stage: PPO, mesh: jax.sharding.Mesh):
         super().__init__(stage, mesh)
@@ -102,10 +102,10 @@ class _PPO(Signals):
             **columns, "final_scores": made.final(self.stage.reward), "lengths": made.lengths.astype(np.int32),
             "prompt_lengths": made.prompt_lengths.astype(np.int32),
         }  # fmt: skip
-        columns, told = self.again(columns, kl)
+        columns, told = self.recompute(columns, kl)
         return columns, {**line, "reward": float(columns["final_scores"].mean()), **told}
 
-    def again(self, columns: Columns, kl: float) -> tuple[Columns, Line]:
+    def recompute(self, columns: Columns, kl: float) -> tuple[Columns, Line]:
         wanted = (
             "mask",
             "old_logprobs",
@@ -143,7 +143,7 @@ def _advantages(stage: PPO, columns: dict[str, jax.Array], kl: jax.Array) -> tup
     return advantages, returns, told
 
 
-class _GRPO(Signals):
+class _GRPO(BatchBuilder):
     """A response's advantage against the other answers to its prompt, the same at each of its tokens."""
 
     def __init__(self, stage: GRPO, mesh: jax.sharding.Mesh):
@@ -157,7 +157,7 @@ class _GRPO(Signals):
         rewards = made.final(self.stage.reward)
         groups = rewards.reshape(-1, stage.samples)
         advantages = np.asarray(group_advantages(groups, stage.advantages), np.float32).reshape(-1)
-        equal = ~rollout.differ(groups)
+        equal = ~rollout.nonzero_variance(groups)
         kept = np.ones(made.rows, bool)
         if stage.drop_equal:
             kept &= ~np.repeat(equal, stage.samples)
@@ -175,7 +175,7 @@ class _GRPO(Signals):
         return columns, line
 
 
-class _Pairs(Signals):
+class _Pairs(BatchBuilder):
     """A prompt's best answer against its worst, side by side in a row as preference data lies (`objectives.pairs`)."""
 
     columns = (*FORWARD, "loss_weights", "pair_index", "reference_chosen", "reference_rejected")
@@ -199,7 +199,7 @@ class _Pairs(Signals):
         groups = rewards.reshape(-1, self.stage.samples)
         first = np.arange(len(groups)) * self.stage.samples
         best, worst = first + groups.argmax(axis=1), first + groups.argmin(axis=1)
-        differ = rollout.differ(groups)
+        differ = rollout.nonzero_variance(groups)
         reference = (columns["reference_logprobs"] * columns["mask"]).sum(axis=1)
 
         def both(name: str, scale: int = 1) -> np.ndarray:
@@ -214,3 +214,6 @@ class _Pairs(Signals):
             "reference_rejected": reference[worst].astype(np.float32)[:, None],
         }  # fmt: skip
         return pairs, {"reward": float(rewards.mean()), "equal_groups": float(1 - differ.mean())}
+
+
+BATCH_BUILDERS: dict[str, type[BatchBuilder]] = {"ppo": _PPO, "grpo": _GRPO, "online_dpo": _Pairs}

@@ -20,40 +20,46 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax.config import GRPO, RL
+from easylm_jax.config import RL
 from easylm_jax.data import Loader
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, rollout
 from easylm_jax.decode.rollout import Rollout
-from easylm_jax.rewards.scorer import Judge
+from easylm_jax.rewards.scorer import RewardScorer
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class CollectedRollout:
     """A rollout, how many batches of prompts were drawn up to and with it, and what to log of its making."""
 
     made: Rollout
-    drawn: int
+    prompt_batches_used: int
     line: dict[str, Any]
 
 
-class Writer:
+class RolloutCollector:
     """Writes the rollouts of a stage on the devices of `mesh`."""
 
     def __init__(
-        self, stage: RL, engine: Engine, judge: Judge, loader: Loader, tokenizer: Tokenizer, mesh: jax.sharding.Mesh
+        self,
+        stage: RL,
+        engine: Engine,
+        judge: RewardScorer,
+        loader: Loader,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
     ):
         self.stage, self.engine, self.judge, self.loader, self.tokenizer = stage, engine, judge, loader, tokenizer
         self.mesh = mesh
         self.ends = rollout.end_ids(loader.cache, tokenizer)
         self.stopping = threading.Event()
 
-    def write(self, policy: PyTree, number: int, drawn: int) -> Written:
-        """Rollout `number` by these parameters, from the batch of prompts after the `drawn` ones before it."""
+    def write(self, policy: PyTree, number: int, prompt_batches_used: int) -> CollectedRollout:
+        """Rollout `number` by these parameters, from the batch of prompts after the first `prompt_batches_used`."""
         stage = self.stage
-        most = 1 + (stage.refill if isinstance(stage, GRPO) else 0)
+        most = stage.rollout_attempts
         parts: list[Rollout] = []
         line: dict[str, Any] = {}
         sampling = 0.0
@@ -61,9 +67,9 @@ class Writer:
         for part in range(most):
             began = time.perf_counter()
             made = rollout.sample(
-                self.engine, policy, self.loader.batch_at(drawn + part), stage.sampling, samples=stage.samples,
-                seed=rollout.seed_of(stage.seed, number, part), tokenizer=self.tokenizer, end_ids=self.ends,
-                cancelled=self.stopping.is_set,
+                self.engine, policy, self.loader.batch_at(prompt_batches_used + part), stage.sampling,
+                samples=stage.samples, seed=rollout.seed_of(stage.seed, number, part), tokenizer=self.tokenizer,
+                end_ids=self.ends, cancelled=self.stopping.is_set,
             )  # fmt: skip
             sampling += time.perf_counter() - began
             began = time.perf_counter()
@@ -82,17 +88,17 @@ class Writer:
         if most > 1:
             line |= {"batches_drawn": len(parts), "useful_groups": useful / (len(parts) * stage.batch)}
             made = self._chosen(parts)
-        return Written(made, drawn + len(parts), line)
+        return CollectedRollout(made, prompt_batches_used + len(parts), line)
 
     def _teaches(self, made: Rollout) -> np.ndarray:
         """Which groups have answers of unequal worth, bool [prompts]."""
-        return rollout.differ(made.final(self.stage.reward).reshape(-1, self.stage.samples))
+        return rollout.nonzero_variance(made.final(self.stage.reward).reshape(-1, self.stage.samples))
 
     def _chosen(self, parts: list[Rollout]) -> Rollout:
         """As many groups as a rollout has, in the order drawn: those that teach first, then, if need be, others."""
-        whole = rollout.joined(parts)
+        whole = rollout.concatenate(parts)
         order = np.argsort(~self._teaches(whole), kind="stable")[: self.stage.batch]
-        return rollout.taken(whole, (order[:, None] * whole.samples + np.arange(whole.samples)).reshape(-1))
+        return rollout.select(whole, (order[:, None] * whole.samples + np.arange(whole.samples)).reshape(-1))
 
 
 def _add(line: dict[str, Any], more: dict[str, float]) -> None:
@@ -101,7 +107,7 @@ def _add(line: dict[str, Any], more: dict[str, float]) -> None:
         line[name] = value + (line.get(name, 0) if name.endswith(("_seconds", "_timeouts")) else 0)
 
 
-class Ahead:
+class AsyncCollector:
     """Rollouts that are asked for before they are needed, written in order.
 
     With `overlapping` a thread writes them while the updates of earlier ones go on. Without, each is written when it is
@@ -109,12 +115,12 @@ class Ahead:
     several devices, or of several processes, on the same devices: their collectives could wait for each other.
     """
 
-    def __init__(self, writer: Writer, drawn: int, overlapping: bool = True):
-        self.writer, self.drawn = writer, drawn
+    def __init__(self, writer: RolloutCollector, prompt_batches_used: int, overlapping: bool = True):
+        self.writer, self.prompt_batches_used = writer, prompt_batches_used
         self._thread = None
         if overlapping:
             self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        self._coming: dict[int, Callable[[], Written]] = {}
+        self._coming: dict[int, Callable[[], CollectedRollout]] = {}
 
     def submit(self, policy: PyTree, number: int) -> None:
         """Asks for rollout `number`, the one after the last that was asked for."""
@@ -123,7 +129,7 @@ class Ahead:
         else:
             self._coming[number] = self._thread.submit(self._write, policy, number).result
 
-    def take(self, number: int) -> Written:
+    def take(self, number: int) -> CollectedRollout:
         """Waits for rollout `number`, or writes it; raises what its making raised."""
         return self._coming.pop(number)()
 
@@ -134,10 +140,10 @@ class Ahead:
             self._thread.shutdown(cancel_futures=True)
             self.writer.stopping.clear()
 
-    def _write(self, policy: PyTree, number: int) -> Written:
+    def _write(self, policy: PyTree, number: int) -> CollectedRollout:
         mesh = self.writer.mesh
         alone = jax.default_device(mesh.devices.flat[0]) if mesh.size == 1 else contextlib.nullcontext()
         with jax.set_mesh(mesh), alone:
-            written = self.writer.write(policy, number, self.drawn)
-        self.drawn = written.drawn
+            written = self.writer.write(policy, number, self.prompt_batches_used)
+        self.prompt_batches_used = written.prompt_batches_used
         return written

@@ -10,10 +10,10 @@ import jax
 from easylm_jax.config import RL
 from easylm_jax.data import Cache, Loader
 from easylm_jax.data.tokenizer import Tokenizer
-from easylm_jax.rewards.scorer import Judge
+from easylm_jax.rewards.scorer import RewardScorer
 from easylm_jax.train.loop import Job
 from easylm_jax.train.rl.programs import RLPrograms
-from easylm_jax.train.state import Start
+from easylm_jax.train.state import TrainStateInit
 from easylm_jax.train.step import State
 
 PyTree = Any
@@ -21,9 +21,10 @@ PyTree = Any
 
 class RLState(NamedTuple):
     """All that a step changes. `step` int32 counts rollouts; `params`, `opt`, `rng` are the policy's, after `updates`
-    updates; `value` is the value model's whole train state (None without one); `kl` float32 is the price of a nat.
-    `drawn` counts the batches of prompts that were drawn; `behind` are the policies, as they write, of the last
-    `asynchronous` steps before this one, by which the next rollouts are written: a run that goes on writes them again.
+    updates; `value` is the value model's whole train state (None without one); `kl` float32 is the KL coefficient.
+    `prompt_batches_used` counts the batches of prompts that rollouts were generated from. `stale_policies` are the
+    parameters, as the engine takes them, of the last `asynchronous` steps before this one, by which the next rollouts
+    are generated: a resumed run generates them again.
     """
 
     step: jax.Array
@@ -33,8 +34,8 @@ class RLState(NamedTuple):
     updates: jax.Array
     value: State | None
     kl: jax.Array
-    drawn: jax.Array
-    behind: tuple[PyTree, ...]
+    prompt_batches_used: jax.Array
+    stale_policies: tuple[PyTree, ...]
 
     @property
     def policy(self) -> State:
@@ -42,7 +43,7 @@ class RLState(NamedTuple):
         return State(self.updates, self.params, self.opt, self.rng)
 
 
-REPLICATED = ("step", "rng", "updates", "kl", "drawn")
+REPLICATED = ("step", "rng", "updates", "kl", "prompt_batches_used")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,14 +55,14 @@ class RolloutJob(Job):
     """
 
     stage: RL
-    policy: Start
-    value: Start | None
+    policy: TrainStateInit
+    value: TrainStateInit | None
     programs: RLPrograms
     writing_layout: PyTree
     decode_mesh: jax.sharding.Mesh
     frozen: PyTree
     reference: PyTree
-    judge: Judge
+    judge: RewardScorer
     loader: Loader
     held_out: Cache | None
     tokenizer: Tokenizer

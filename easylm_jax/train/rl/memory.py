@@ -49,7 +49,11 @@ def memory_of(job: RolloutJob, state: RLState, engine: Engine, programs: dict[st
     stays = {"policy": state.params, "its moments": state.opt, "frozen base": job.frozen.get("base")}
     if state.value is not None:
         stays |= {"value model": state.value.params, "moments of that": state.value.opt}
-    stays |= {"reference": job.reference, "reward model": job.judge.params, "older policies": state.behind or None}
+    stays |= {
+        "reference": job.reference,
+        "reward model": job.judge.params,
+        "older policies": state.stale_policies or None,
+    }
     writing = {"weights": _decode_weights(job), "cache": _decode_cache(job, engine, longest)}
     if job.stage.lora is not None or job.policy.model.compute.dtype != "float32":
         writing["policy"] = bytes_of(job.reference)  # merged or cast for the rollout; of the reference's shape and type

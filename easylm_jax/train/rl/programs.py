@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from easylm_jax.config import PPO, RL
-from easylm_jax.objectives import target_scores, token_values, value_regression
+from easylm_jax.config import RL
+from easylm_jax.objectives import target_scores, token_values
 from easylm_jax.runtime import compiler, sharding
 from easylm_jax.train import lora
-from easylm_jax.train.state import Start
+from easylm_jax.train.state import TrainStateInit
 from easylm_jax.train.step import State, make_train_step
 from models.decoder import Decoder, cast_kernels
 
@@ -32,7 +32,7 @@ class RLPrograms:
     value model expects.
     """
 
-    def __init__(self, stage: RL, mesh: jax.sharding.Mesh, policy: Start, value: Start | None):
+    def __init__(self, stage: RL, mesh: jax.sharding.Mesh, policy: TrainStateInit, value: TrainStateInit | None):
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         self.mesh = mesh
         batch = sharding.batch_sharding(mesh)
@@ -48,8 +48,7 @@ class RLPrograms:
         scores = functools.partial(_scores, policy.model, stage.temperature)
         self.token_scores = compiler.scorer(scores, mesh, stage.compute)
         if value is not None:
-            assert isinstance(stage, PPO)
-            regression = value_regression(value.model, clip=stage.value_clip, coefficient=stage.value_coefficient)
+            regression = stage.value_objective(value.model)
             self.value_step = step(
                 regression, value.optimizer, shardings=(value.layout, batch, everywhere)
             )  # fmt: skip
@@ -58,13 +57,13 @@ class RLPrograms:
     def update(self, name: str, state: State, frozen: PyTree, batch: Shapes) -> jax.stages.Lowered:
         """The update of the "policy" (beside what is frozen) or the "value" model for batches of these shapes, lowered.
         States may be shapes."""
-        rows = sharding.placed_batch(batch, self.mesh)
+        rows = sharding.batch_with_shardings(batch, self.mesh)
         if name == "value":
             return self.value_step.lower(state, rows, {})
         return self.policy_step.lower(state, rows, frozen)
 
 
-def _policy_of(stage: RL, policy: Start) -> Callable[[PyTree, PyTree], PyTree]:
+def _policy_of(stage: RL, policy: TrainStateInit) -> Callable[[PyTree, PyTree], PyTree]:
     def policy_of(params: PyTree, frozen: PyTree) -> PyTree:
         whole = params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
         whole = cast_kernels(whole, stage.compute.dtype)

@@ -10,15 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax.checkpoint.load import Model, check_can_speak, check_room, check_same_tokenizer, model_from
-from easylm_jax.config import PPO, RL, OnlineDPO, Recipe
+from easylm_jax.checkpoint.load import (
+    ModelSource,
+    check_context_length,
+    check_generative,
+    check_same_tokenizer,
+    model_from,
+)
+from easylm_jax.config import RL, Recipe
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Loader, load_tokenizer
 from easylm_jax.data.build import stage_cache
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import rollout
-from easylm_jax.rewards.scorer import judge_of
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.scorer import make_scorer
+from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.train.optimizer import make_optimizer
@@ -26,7 +32,7 @@ from easylm_jax.train.rl.job import REPLICATED, RLState, RolloutJob
 from easylm_jax.train.rl.programs import RLPrograms
 from easylm_jax.train.rl.trainer import reinforce
 from easylm_jax.train.stage import meta_of, steps_of
-from easylm_jax.train.state import Start, stage_model
+from easylm_jax.train.state import TrainStateInit, stage_model
 from models.errors import UserError
 
 PyTree = Any
@@ -38,7 +44,7 @@ def train_on_rollouts(stage: RL, workspace: Workspace) -> dict[str, Any]:
     metrics = reinforce(job)
     return {
         "step": job.steps,
-        "checkpoint": job.policy.leave(job.folder, job.frozen, job.steps, job.meta),
+        "checkpoint": job.policy.finalize(job.folder, job.frozen, job.steps, job.meta),
         "metrics": metrics,
         "data": {name: job.loader.cache.manifest.get(name) for name in ("rows", "prompts", "tokens")},
     }
@@ -50,28 +56,28 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
     # What needs no data and no weights is looked at first.
     _check_rows(stage, mesh)
     if stage.reward.verifier is not None:
-        Verify(stage.reward.verifier, scored=True)
+        ExpressionScorer(stage.reward.verifier, scored=True)
     if stage.check is not None:
-        Verify(stage.check)
+        ExpressionScorer(stage.check)
     source = stage_model(stage, workspace, mesh)
-    check_can_speak(stage.name, source)
+    check_generative(stage.name, source)
     for each in (mesh, decodes):
         sharding.check_heads(source.config, each)
         source.layout(each)
     cache = stage_cache(workspace, stage.data)
     held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
     for prompts in filter(None, (cache, held_out)):
-        check_room(stage.name, source, prompts, stage.sampling.max_new_tokens)
+        check_context_length(stage.name, source, prompts, stage.sampling.max_new_tokens)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
     steps = steps_of(stage, Loader(cache, stage.batch, stage.seed, stage.epochs))
     loader = Loader(
         cache, stage.batch, stage.seed
     )  # without an end: rollouts may draw more batches than there are steps
-    rollouts = steps - stage.value_only if isinstance(stage, PPO) else steps
-    policy = Start(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
+    rollouts = steps - stage.value_warmup
+    policy = TrainStateInit(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
     value = _value_start(stage, workspace, mesh, tokenizer, steps)
-    judge = judge_of(
+    judge = make_scorer(
         stage.name,
         stage.reward,
         workspace,
@@ -87,13 +93,13 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
         frozen = {} if stage.lora is None else {"base": policy.base()}
         reference = _reference(stage, workspace, mesh, source)
     programs = RLPrograms(stage, mesh, policy, value)
-    behind = jax.eval_shape(programs.policy_of, policy.abstract().params, frozen)
+    stale = jax.eval_shape(programs.policy_of, policy.abstract().params, frozen)
 
     return RolloutJob(
         name=stage.name,
         folder=workspace.folder(stage.name),
         mesh=mesh,
-        abstract_state=_abstract(stage, policy, value, behind),
+        abstract_state=_abstract(stage, policy, value, stale),
         layout=_layout(stage, policy, value, mesh),
         fresh_state=lambda: _fresh(stage, policy, value, mesh, lambda params: programs.policy_of(params, frozen)),
         fingerprint=loader.fingerprint,
@@ -118,7 +124,7 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
     )
 
 
-def _reference(stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, source: Model) -> PyTree:
+def _reference(stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, source: ModelSource) -> PyTree:
     """The parameters that divergence is measured from; they belong to the policy's own architecture."""
     reference = model_from(workspace.model(stage.reference or stage.init), mesh, compute=stage.compute)
     if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
@@ -130,7 +136,7 @@ def _meshes(stage: RL, recipe: Recipe) -> tuple[jax.sharding.Mesh, jax.sharding.
     """The devices that train, those that write and judge, which are the same unless a stage sets some apart, and the
     latter in the shape in which they write."""
     mesh, writes = _devices(stage, recipe.mesh)
-    return mesh, writes, sharding.decoding(stage.name, writes, recipe.decode_mesh)
+    return mesh, writes, sharding.decode_mesh_of(stage.name, writes, recipe.decode_mesh)
 
 
 def _devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
@@ -149,54 +155,58 @@ def _devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh
 def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:
     sharding.check_rows(stage.update_rows, stage.accumulate, mesh)
     sharding.check_length(rollout.LEAST_WIDTH, mesh)  # rows are padded to multiples of it
-    if isinstance(stage, OnlineDPO):
-        sharding.check_rows(stage.update_rows // stage.samples, stage.accumulate, mesh)
+    if stage.group_rows > 1:
+        sharding.check_rows(stage.update_rows // stage.group_rows, stage.accumulate, mesh)
 
 
 def _value_start(
     stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, steps: int
-) -> Start | None:
+) -> TrainStateInit | None:
     """The value model's train state: its own trunk and optimiser; no adapter."""
-    if not isinstance(stage, PPO):
+    if stage.value_init is None:
         return None
     source = model_from(
         workspace.model(stage.value_init), mesh, compute=stage.compute, scalar_head=True, seed=stage.seed
     )
     check_same_tokenizer(stage.name, "value model", stage.value_init, source, tokenizer)
-    optimizer = make_optimizer(stage.value_optimizer or stage.optimizer, steps * stage.updates)
-    return Start(dataclasses.replace(stage, lora=None), source, optimizer, mesh)
+    optimizer = make_optimizer(stage.optimizers.get("value_optimizer", stage.optimizer), steps * stage.updates)
+    return TrainStateInit(dataclasses.replace(stage, lora=None), source, optimizer, mesh)
 
 
-def _abstract(stage: RL, policy: Start, value: Start | None, behind: PyTree) -> RLState:
+def _abstract(stage: RL, policy: TrainStateInit, value: TrainStateInit | None, stale: PyTree) -> RLState:
     """Shapes and types of all that a step changes."""
     first = policy.abstract()
     number = jax.ShapeDtypeStruct((), jnp.int32)
     return RLState(
         step=number, params=first.params, opt=first.opt, rng=first.rng, updates=number,
-        value=value and value.abstract(), kl=jax.ShapeDtypeStruct((), jnp.float32), drawn=number,
-        behind=(behind,) * stage.asynchronous,
+        value=value and value.abstract(), kl=jax.ShapeDtypeStruct((), jnp.float32), prompt_batches_used=number,
+        stale_policies=(stale,) * stage.asynchronous,
     )  # fmt: skip
 
 
-def _layout(stage: RL, policy: Start, value: Start | None, mesh: jax.sharding.Mesh) -> RLState:
+def _layout(stage: RL, policy: TrainStateInit, value: TrainStateInit | None, mesh: jax.sharding.Mesh) -> RLState:
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     own = dict.fromkeys(REPLICATED, everywhere)
-    behind = (policy.base_layout,) * stage.asynchronous
+    stale = (policy.base_layout,) * stage.asynchronous
     return RLState(
-        params=policy.layout.params, opt=policy.layout.opt, value=value and value.layout, behind=behind, **own
+        params=policy.layout.params, opt=policy.layout.opt, value=value and value.layout, stale_policies=stale, **own
     )  # fmt: skip
 
 
 def _fresh(
-    stage: RL, policy: Start, value: Start | None, mesh: jax.sharding.Mesh, writes: Callable[[PyTree], PyTree]
+    stage: RL,
+    policy: TrainStateInit,
+    value: TrainStateInit | None,
+    mesh: jax.sharding.Mesh,
+    writes: Callable[[PyTree], PyTree],
 ) -> RLState:
     """The state before the first rollout, on the mesh; `writes` makes the policy as it writes."""
     first = policy.state()
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    counters = {name: np.int32(0) for name in ("step", "updates", "drawn")}
+    counters = {name: np.int32(0) for name in ("step", "updates", "prompt_batches_used")}
     numbers = {**counters, "kl": np.float32(getattr(stage, "kl", 0.0))}
     placed = {name: jax.device_put(number, everywhere) for name, number in numbers.items()}
-    behind = tuple(writes(first.params) for _ in range(stage.asynchronous))
+    stale = tuple(writes(first.params) for _ in range(stage.asynchronous))
     return RLState(
-        params=first.params, opt=first.opt, rng=first.rng, value=value and value.state(), behind=behind, **placed
+        params=first.params, opt=first.opt, rng=first.rng, value=value and value.state(), stale_policies=stale, **placed
     )  # fmt: skip

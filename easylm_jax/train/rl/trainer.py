@@ -5,7 +5,7 @@
 
 One step is one rollout with all its updates, and every step can be saved: prompts are a pure function of the step,
 tokens of (parameters, seed, step), so a run that was killed makes the same rollouts again and goes on bit for bit.
-What differs between PPO, GRPO and online DPO is in `signals.py`: how scores become columns of a batch.
+What differs between PPO, GRPO and online DPO is in `advantages.py`: how scores become columns of a batch.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ import jax
 import numpy as np
 
 from easylm_jax.checkpoint import load
-from easylm_jax.config import PPO
 from easylm_jax.data.loader import permutation
 from easylm_jax.decode import Engine, rollout
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import adaptive_kl, base
 from easylm_jax.rewards.scorer import verified
-from easylm_jax.rewards.verify import Verify
+from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, processes, sharding
 from easylm_jax.train.loop import Line, Loop, describe_mesh
 from easylm_jax.train.rl import advantages
-from easylm_jax.train.rl.collector import Ahead, Writer, Written
+from easylm_jax.train.rl.collector import AsyncCollector, CollectedRollout, RolloutCollector
 from easylm_jax.train.rl.job import RLState, RolloutJob
 from easylm_jax.train.rl.memory import memory_of
 from easylm_jax.train.step import State
@@ -69,14 +68,14 @@ class RolloutLoop(Loop):
             self.values = job.programs.values
         writes = job.decode_mesh
         self.engine = Engine(
-            load.writing(self.model, job.tokenizer), slots=min(stage.sampling.slots, stage.batch * stage.samples),
-            mesh=writes if writes.size > 1 else None,
+            load.restrict_vocab(self.model, job.tokenizer),
+            slots=min(stage.sampling.slots, stage.batch * stage.samples), mesh=writes if writes.size > 1 else None,
         )  # fmt: skip
-        self.writer = Writer(stage, self.engine, job.judge, job.loader, job.tokenizer, job.judge.mesh)
-        self.ahead: Ahead | None = None
-        self.signals = advantages.of(stage, mesh)
+        self.writer = RolloutCollector(stage, self.engine, job.judge, job.loader, job.tokenizer, job.judge.mesh)
+        self.ahead: AsyncCollector | None = None
+        self.batches = advantages.make_batch_builder(stage, mesh)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
-        self.check_verifier = Verify(stage.check, seconds=stage.reward.seconds) if stage.check else None
+        self.check_verifier = ExpressionScorer(stage.check, seconds=stage.reward.seconds) if stage.check else None
 
     # Before the first step
 
@@ -85,7 +84,7 @@ class RolloutLoop(Loop):
         job, stage = self.job, self.job.stage
         longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
         with self.monitor.phase("compile"):
-            programs = self.compiled(self.signals.abstract(rollout.bucket(longest)))
+            programs = self.compiled(self.batches.abstract(rollout.bucket(longest)))
         self.monitor.message(
             f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} answers a rollout, "
             f"{stage.updates} updates of {stage.update_rows}"
@@ -94,12 +93,12 @@ class RolloutLoop(Loop):
         self.prepare_rollouts(state, start)
 
     def prepare_rollouts(self, state: RLState, start: int) -> None:
-        """Has the rollouts behind step `start` written that older policies write."""
+        """Asks for the rollouts after step `start` that stale policies generate."""
         if self.job.stage.asynchronous:
             apart = self.job.stage.rollout_devices is not None
             alone = self.job.mesh.size == 1 and jax.process_count() == 1
-            self.ahead = Ahead(self.writer, int(state.drawn), overlapping=apart or alone)
-            for number, policy in enumerate(state.behind, start + 1):
+            self.ahead = AsyncCollector(self.writer, int(state.prompt_batches_used), overlapping=apart or alone)
+            for number, policy in enumerate(state.stale_policies, start + 1):
                 self._ask(policy, number)
 
     def close(self) -> None:
@@ -127,9 +126,9 @@ class RolloutLoop(Loop):
 
     def advance(self, state: RLState, number: int) -> tuple[RLState, _Pending]:
         began = time.perf_counter()
-        written, columns, behind = self._written(state, number)
+        written, columns, stale = self._written(state, number)
         with self.monitor.phase("reward", number):
-            made, rows, line = written.made, *self.signals.rows(written.made, columns, float(state.kl))
+            made, rows, line = written.made, *self.batches.rows(written.made, columns, float(state.kl))
             line |= {**written.line, **self._line(made, columns), "kl_coefficient": float(state.kl)}
             self._keep(number, made, columns)
         made_ready = time.perf_counter() - began
@@ -137,10 +136,13 @@ class RolloutLoop(Loop):
         kl = self._next_kl(state.kl, line["kl"])
         # Placed like the state that was restored, so that both are the same programs' arguments.
         layout = self.job.layout
-        step, drawn = jax.device_put((np.int32(number), np.int32(written.drawn)), (layout.step, layout.drawn))
-        return state._replace(step=step, kl=kl, drawn=drawn, behind=behind), _Pending(line, updates, began, made_ready)
+        step, used = jax.device_put(
+            (np.int32(number), np.int32(written.prompt_batches_used)), (layout.step, layout.prompt_batches_used)
+        )
+        state = state._replace(step=step, kl=kl, prompt_batches_used=used, stale_policies=stale)
+        return state, _Pending(line, updates, began, made_ready)
 
-    def _written(self, state: RLState, number: int) -> tuple[Written, Columns, tuple[PyTree, ...]]:
+    def _written(self, state: RLState, number: int) -> tuple[CollectedRollout, Columns, tuple[PyTree, ...]]:
         """The rollout of a step, what the models say of it, and the policies that the next ones are written by.
 
         The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns, but for
@@ -151,10 +153,10 @@ class RolloutLoop(Loop):
         began = time.perf_counter()
         with self.monitor.phase("rollout", number):
             if ahead is None:
-                written, behind = self.writer.write(policy, number, int(state.drawn)), ()
+                written, stale = self.writer.write(policy, number, int(state.prompt_batches_used)), ()
             else:
                 self._ask(policy, number + job.stage.asynchronous)
-                written, behind = ahead.take(number), (*state.behind[1:], policy)
+                written, stale = ahead.take(number), (*state.stale_policies[1:], policy)
                 written.line["wait_seconds"] = time.perf_counter() - began
                 written.line["staleness"] = min(number - 1, job.stage.asynchronous)
         with self.monitor.phase("reward", number):
@@ -162,7 +164,7 @@ class RolloutLoop(Loop):
             columns = self._measured(rollout.columns_of(written.made), policy, state.value)
             judged = 0.0 if ahead is not None else written.line["judge_seconds"]
             written.line["score_seconds"] = judged + time.perf_counter() - began
-        return written, columns, behind
+        return written, columns, stale
 
     def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
         """The columns with what the models say of every target: trainer, reference, value."""
@@ -177,23 +179,23 @@ class RolloutLoop(Loop):
 
     def _updates(self, state: RLState, rows: Columns, number: int) -> tuple[RLState, list[dict[str, jax.Array]]]:
         """All updates of one rollout, mini-batch by mini-batch, epoch by epoch."""
-        stage, size = self.job.stage, self.signals.update_rows
+        stage, size = self.job.stage, self.batches.update_rows
         done = []
         for epoch in range(stage.rollout_epochs):
             order = self._order(len(rows["tokens"]), number, epoch)
             for chunk in chunked.chunks(len(order), size):
                 part = {name: array[order[chunk]] for name, array in rows.items()}
-                if isinstance(stage, PPO) and stage.compat == "tulu25":
+                if stage.recomputes:
                     policy = self.policy_of(state.params, self.job.frozen)
-                    part, _ = self.signals.again(self._measured(part, policy, state.value), float(state.kl))
-                state, metrics = self._update(state, self.signals.batch(part), number)
+                    part, _ = self.batches.recompute(self._measured(part, policy, state.value), float(state.kl))
+                state, metrics = self._update(state, self.batches.batch(part), number)
                 done.append(metrics)
         return state, done
 
     def _order(self, count: int, number: int, epoch: int) -> np.ndarray:
         """A fresh shuffle of the rows, so that a prompt's answers spread over updates; as written with compat."""
         stage = self.job.stage
-        if isinstance(stage, PPO) and stage.compat == "tulu25":
+        if stage.recomputes:
             return np.arange(count)
         return permutation(count, self.job.fingerprint, stage.seed, number, epoch)
 
@@ -206,14 +208,14 @@ class RolloutLoop(Loop):
                 self.compiled(shapes)
         programs = self.compiled(shapes)
         with self.monitor.phase("step", number):
-            batch = sharding.place_batch(chunked.local(part, size, job.mesh), size, job.mesh)
+            batch = sharding.place_batch(chunked.process_rows(part, size, job.mesh), size, job.mesh)
             metrics: dict[str, jax.Array] = {}
             if state.value is not None:
                 value, told = programs["value"](state.value, batch, {})
                 state = state._replace(value=value)
                 metrics |= {f"value_{name}" if name in _OPTIMIZER else name: x for name, x in told.items()}
                 metrics["value_total"] = metrics.pop("loss")
-            if isinstance(stage, PPO) and number <= stage.value_only:
+            if number <= stage.value_warmup:
                 return state, metrics
             policy, told = programs["policy"](state.policy, batch, job.frozen)
             state = state._replace(updates=policy.step, params=policy.params, opt=policy.opt, rng=policy.rng)
@@ -221,9 +223,9 @@ class RolloutLoop(Loop):
 
     def _next_kl(self, kl: jax.Array, observed: float) -> jax.Array:
         stage = self.job.stage
-        if not (isinstance(stage, PPO) and stage.kl_target):
+        if stage.adaptive_kl_target is None:
             return kl
-        new = adaptive_kl(np.float32(jax.device_get(kl)), observed, target=stage.kl_target)
+        new = adaptive_kl(np.float32(jax.device_get(kl)), observed, target=stage.adaptive_kl_target)
         return jax.device_put(np.float32(new), self.job.layout.kl)
 
     # What is told
