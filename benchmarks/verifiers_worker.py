@@ -13,6 +13,7 @@ CHANNEL = take_stdout()
 
 from easylm_jax.rewards import verifier  # noqa: E402 - what these print must not reach the channel
 from easylm_jax.rewards.pool import Pool  # noqa: E402
+from easylm_jax.rewards.verify import LOOKUP  # noqa: E402
 
 
 def burst(verifier_call: str, seed: int, count: int) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def burst(verifier_call: str, seed: int, count: int) -> dict[str, Any]:
 
 @functools.cache
 def pool_of(workers: int) -> Pool:
-    return Pool(workers)
+    return Pool(workers, lookup=LOOKUP)
 
 
 def pooled(verifier_call: str, seed: int, count: int, workers: int) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_restores_on_another_mesh_bit_for_bit(folder, devices, axes, spec):
 
 def test_retention_keeps_latest_every_and_named_together(folder):
     state = {"w": jnp.ones(4)}
-    with Checkpointer(folder, Retention(latest=2, every=4)) as checkpointer:
+    with Checkpointer(folder, Retention(latest=2, keep_every=4)) as checkpointer:
         for step in range(1, 12):
             checkpointer.save(step, state, {}, name="before-anneal" if step == 3 else None)
             checkpointer.wait()
@@ -174,7 +174,7 @@ def test_older_checkpoint_is_deleted_only_after_the_newer_commits(folder, monkey
     assert seen == [("1", [1, 2]), ("2", [2, 3])]
 
 
-@pytest.mark.parametrize("fields", [{"latest": 0}, {"every": 0}, {"history": -1}])
+@pytest.mark.parametrize("fields", [{"latest": 0}, {"keep_every": 0}, {"history": -1}])
 def test_senseless_retention_is_one_clear_line(fields):
     with pytest.raises(UserError, match=f"retention: {next(iter(fields))}"):
         Retention(**fields)

@@ -41,7 +41,7 @@ def live(folder: str, last: int) -> None:
 
     from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention
 
-    with Checkpointer(folder, Retention(latest=2, every=25)) as checkpointer:
+    with Checkpointer(folder, Retention(latest=2, keep_every=25)) as checkpointer:
         start = checkpointer.latest_step()
         if start is not None:
             restored, meta = checkpointer.restore(expected(0), step=start)

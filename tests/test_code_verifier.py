@@ -413,9 +413,10 @@ def test_it_works_from_threads():
 
 def test_it_works_in_a_worker_of_the_pool():
     from easylm_jax.rewards.pool import Pool
+    from easylm_jax.rewards.verify import LOOKUP
 
     records = [{"ground_truth": TESTS}] * 2
-    with Pool(workers=1, seconds=60) as pool:
+    with Pool(workers=1, seconds=60, lookup=LOOKUP) as pool:
         found = pool.verdicts(["code"], [block("f = lambda x: 2 * x"), block("import os\nos._exit(0)")], records)
     assert found.values.tolist() == [[1.0], [0.0]] and not found.timed_out.any()
 

@@ -265,7 +265,7 @@ def test_a_reply_that_leaves_no_room_is_told(tiny):
 def test_a_recipe_names_its_judge(tiny, shared):
     named = JudgeModel(model=f"run:{tiny.folder}", sampling=Sampling(8, temperature=0.0, slots=4))
     mesh = make_mesh("fsdp=-1", jax.devices()[:1])
-    loaded = lm_judge.load(named, None, mesh)
+    loaded = lm_judge.load(named, mesh)
     loaded._engine = shared._engine  # of the same shape
     scores, counts = loaded([ASKED], ["8"], [{}])
     assert scores.tolist() == [0.0] and counts["judge_unread"] == 1

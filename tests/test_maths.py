@@ -17,6 +17,7 @@ from maths_kit import SENTENCES, near_misses, rewritten
 from easylm_jax.rewards import VERIFIERS, check_math, pool_worker
 from easylm_jax.rewards.maths import STYLES, extract_spurious, spurious, symbolic
 from easylm_jax.rewards.pool import Pool
+from easylm_jax.rewards.verify import LOOKUP
 from models.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
@@ -248,7 +249,7 @@ def test_algebra_that_hangs_is_ended_and_the_next_answer_is_judged(monkeypatch):
 def test_verifiers_give_the_same_in_a_pool():
     responses = [rf"\boxed{{{answer}}}" for answer, _ in EQUAL + DIFFERENT]
     records = [{"ground_truth": gold} for _, gold in EQUAL + DIFFERENT]
-    with Pool(1, seconds=20) as pool:
+    with Pool(1, seconds=20, lookup=LOOKUP) as pool:
         got = pool.verdicts(["math", "math(style='spurious')", "strict_math"], responses, records)
     assert got.values[:, 0].tolist() == [1.0] * len(EQUAL) + [0.0] * len(DIFFERENT)
     assert not got.timed_out.any()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from easylm_jax.rewards.pool import Pool
+from easylm_jax.rewards.verify import LOOKUP
 from models.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
@@ -26,7 +27,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="process
 def pool():
     sys.path.insert(0, str(TESTS))  # workers look for verifiers where this process does
     try:
-        with Pool(workers=2, seconds=0.7) as made:
+        with Pool(workers=2, seconds=0.7, lookup=LOOKUP) as made:
             yield made
     finally:
         sys.path.remove(str(TESTS))

@@ -1,6 +1,6 @@
 """One atomic checkpoint each step: arrays and meta together, written by Orbax in the background.
 
-    with Checkpointer(stage / "checkpoints", Retention(latest=2, every=1000)) as checkpointer:
+    with Checkpointer(stage / "checkpoints", Retention(latest=2, keep_every=1000)) as checkpointer:
         state, meta = checkpointer.restore(abstract_state)
         checkpointer.save(step, state, meta)
 

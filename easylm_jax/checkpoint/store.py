@@ -68,18 +68,18 @@ class Retention:
 
     Attributes:
       latest: how many of the newest stay (at least 1).
-      every: steps divisible by this stay.
+      keep_every: steps divisible by this stay.
       history: every this many steps also the parameters alone, in bfloat16, are written to `history/` and all stay.
     """
 
     latest: int = 2
-    every: int | None = None
+    keep_every: int | None = None
     history: int | None = None
 
     def __post_init__(self) -> None:
         if self.latest < 1:
             raise UserError(f"retention: latest is {self.latest}; at least 1 checkpoint must stay")
-        for field in ("every", "history"):
+        for field in ("keep_every", "history"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"retention: {field} is {value}; give a number of steps from 1, or leave it out")
@@ -87,7 +87,7 @@ class Retention:
     def doomed(self, names: dict[int, str | None]) -> list[int]:
         """The steps to delete, given every committed step with its name (None when it has none)."""
         newest = sorted(names)[-self.latest :]
-        kept = {s for s, name in names.items() if name is not None or (self.every and s % self.every == 0)}
+        kept = {s for s, name in names.items() if name is not None or (self.keep_every and s % self.keep_every == 0)}
         return sorted(set(names) - set(newest) - kept)
 
 
@@ -311,6 +311,6 @@ def write_failure(error: BaseException) -> str:
     while cause is not None:
         full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or any(text in str(cause) for text in ("No space left", "ENOSPC", "Disk quota exceeded")):
-            return "no space left on the disk; free some, or keep fewer (retention: latest, every, history)"
+            return "no space left on the disk; free some, or keep fewer (retention: latest, keep_every, history)"
         cause = cause.__cause__ or cause.__context__
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

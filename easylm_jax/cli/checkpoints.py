@@ -7,8 +7,6 @@ import json
 import pathlib
 from typing import Any
 
-from easylm_jax.checkpoint.store import Retention
-from easylm_jax.checkpoint.tools import average, diff, list_checkpoints, prune, verify
 from models.errors import UserError
 
 
@@ -58,6 +56,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    from easylm_jax.checkpoint.tools import list_checkpoints
+
     entries = list_checkpoints(args.folder)
     lines = [f"{'step':>10}  {'kind':<6}  {'size':>9}  {'age':>8}  name"]
     lines += [
@@ -67,23 +67,32 @@ def _list(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
 
 
 def _verify(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    from easylm_jax.checkpoint.tools import verify
+
     found = verify(args.folder)
     lines = [f"{folder}: {'; '.join(faults) if faults else 'whole'}" for folder, faults in found.items()]
     return int(any(found.values())), {"whole": not any(found.values()), "faults": found}, lines
 
 
 def _average(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    from easylm_jax.checkpoint.tools import average
+
     out = average(args.folders, args.out)
     return 0, {"out": out, "count": len(args.folders)}, [f"average of {len(args.folders)} checkpoints: {out}"]
 
 
 def _prune(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
-    gone = prune(args.folder, Retention(latest=args.latest, every=args.every), args.dry_run)
+    from easylm_jax.checkpoint.store import Retention
+    from easylm_jax.checkpoint.tools import prune
+
+    gone = prune(args.folder, Retention(latest=args.latest, keep_every=args.every), args.dry_run)
     verb = "would delete" if args.dry_run else "deleted"
     return 0, {"deleted": gone, "dry_run": args.dry_run}, [f"{verb} {path}" for path in gone] or ["nothing to delete"]
 
 
 def _diff(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
+    from easylm_jax.checkpoint.tools import diff
+
     found = diff(args.a, args.b)
     lines = (
         ["identical"]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from models.errors import UserError
 
 if TYPE_CHECKING:
+    from easylm_jax.checkpoint.load import LoadedModel
     from easylm_jax.data.tokenizer import Tokenizer
     from easylm_jax.decode import ScoredCompletions
-from easylm_jax.checkpoint.load import LoadedModel, load
 
 PyTree = Any
 Messages = list[dict[str, str]]
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm generate`: answers to standard output, what it took to standard error."""
+    from easylm_jax.checkpoint.load import load
     from easylm_jax.data import templates
 
     conversations = _conversations(arguments)

@@ -72,8 +72,8 @@ class Stage:
         return self.family != "data"
 
     @property
-    def models(self) -> dict[str, str]:
-        """The models that it runs besides the one that it trains, by role."""
+    def models(self) -> dict[str, str | None]:
+        """The models that it runs besides the one that it trains, by role; None for a role that nobody has."""
         return {}
 
     @property

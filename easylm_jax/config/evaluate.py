@@ -84,7 +84,7 @@ class Evaluate(Stage):
                 raise UserError(f"stage {self.name}: task {task.name} must have prompts (kind 'prompts')")
 
     @property
-    def models(self) -> dict[str, str]:
+    def models(self) -> dict[str, str | None]:
         return {"model": self.entries[0].stages[0]}
 
     @property

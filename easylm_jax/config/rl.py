@@ -83,10 +83,9 @@ class RL(Train):
             raise UserError(f"stage {self.name}: rollout_devices are for asynchronous rollouts; set asynchronous")
 
     @property
-    def models(self) -> dict[str, str]:
-        found = {"value": self.value_init, "reward": self.reward.model,
-                 "judge": self.reward.judge and self.reward.judge.model}  # fmt: skip
-        return {role: name for role, name in found.items() if name is not None}
+    def models(self) -> dict[str, str | None]:
+        value = {} if self.value_init is None else {"value": self.value_init}
+        return {**value, **dict(zip(("reward", "judge"), self.reward.models, strict=True))}
 
     @property
     def value_init(self) -> str | None:

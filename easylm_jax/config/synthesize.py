@@ -48,7 +48,7 @@ class Generate(Stage):
         return tuple(dict.fromkeys([*stages_of_data([self.data]), *models_of(self.init)]))
 
     @property
-    def models(self) -> dict[str, str]:
+    def models(self) -> dict[str, str | None]:
         return {"model": self.init}
 
     @property

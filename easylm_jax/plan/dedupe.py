@@ -44,7 +44,7 @@ def key(stage: Stage, recipe: Recipe, topology: Topology) -> str:
         said["decode mesh"] = parse_mesh(recipe.decode_mesh, topology.count)
     if stage.family != "train":  # there it is the name of a model
         said["stage"].pop("reference", None)
-    if "judge" in stage.models:
+    if stage.models.get("judge") is not None:
         said["judge"] = _plain(stage.reward.judge)
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -52,7 +52,8 @@ def key(stage: Stage, recipe: Recipe, topology: Topology) -> str:
 def _models(stage: Stage, recipe: Recipe) -> list[Any]:
     """The configurations of the models that a stage runs."""
     own = [shapes.stage_config(stage, recipe)] if stage.trains else []
-    return [*own, *(shapes.config_of(name, recipe) for name in stage.models.values())]
+    named = stage.models.values()
+    return [*own, *(None if name is None else shapes.config_of(name, recipe) for name in named)]
 
 
 def _plain(value: Any) -> Any:

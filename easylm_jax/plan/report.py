@@ -126,6 +126,8 @@ def described(stage: Stage, recipe: Recipe) -> str:
         return kind
     names = [shapes.named(shapes.stage_config(stage, recipe))] if stage.trains else []
     for role, name in stage.models.items():
+        if name is None:
+            continue
         known = shapes.named(shapes.config_of(name, recipe))
         names.append(known if role == "model" else f"{role} {known}")
     return f"{kind}, {', '.join(names)}; {stage.work}"

@@ -14,7 +14,6 @@ import numpy as np
 
 from easylm_jax.checkpoint import load as checkpoint_load
 from easylm_jax.config import JudgeModel, Sampling, chat_templates
-from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, ScoredCompletions, rollout
@@ -109,14 +108,13 @@ class LMJudge:
         return done
 
 
-def load(judge: JudgeModel, workspace: Workspace, mesh: jax.sharding.Mesh, seed: int = 0) -> LMJudge:
-    """The judge that a recipe asks for, its parameters on `mesh`.
+def load(judge: JudgeModel, mesh: jax.sharding.Mesh, seed: int = 0) -> LMJudge:
+    """The judge that a recipe asks for, its parameters on `mesh`; `judge.model` is `hf:<name>` or `run:<folder>`.
 
     Raises:
         UserError: the model is a reward model, does not say its vocabulary or its chat template, or is not there.
     """
-    name = workspace.model(judge.model).removeprefix("run:")
-    source = checkpoint_load.load(name, tokenizer=judge.tokenizer, mesh=mesh)
+    source = checkpoint_load.load(judge.model.removeprefix("run:"), tokenizer=judge.tokenizer, mesh=mesh)
     sharding.check_heads(source.decoder.config, mesh)
     chat_template = judge.chat_template or source.template
     if chat_template is None:

@@ -126,6 +126,7 @@ def _function(name: str) -> Verifier:
     try:
         return load_function(name)
     except UserError as error:
+        known = ", ".join(sorted(VERIFIERS))
         raise UserError(
-            f"reward: no verifier: {error}; there are {', '.join(sorted(VERIFIERS))}, or write module:function"
+            f"reward: no verifier {name!r} ({error.__cause__ or error}); there are {known}, or write module:function"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -162,7 +163,10 @@ def make_scorer(
 
     A language model that judges writes, so it lies on the mesh `decodes`, where that is another than `mesh`.
     """
-    lm = None if reward.judge is None else lm_judge.load(reward.judge, workspace, decodes or mesh, seed)
+    lm = None
+    if reward.judge is not None:
+        judge = dataclasses.replace(reward.judge, model=workspace.model(reward.judge.model))
+        lm = lm_judge.load(judge, decodes or mesh, seed)
     if reward.model is None:
         return RewardScorer(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, lm=lm)
     source = model_from(workspace.model(reward.model), mesh, compute=compute)

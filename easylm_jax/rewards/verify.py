@@ -25,11 +25,11 @@ SECONDS = 10.0  # that one verifier may take for one response, unless a recipe s
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores float64 [B]; `parts` has what each verifier gave, float64 [B]; `timed_out` counts calls that were ended
-    (and count as 0); `busy_seconds` are those of the workers, added up."""
+    """`scores` float64 [B]; `components`: what each verifier gave, float64 [B]; `timed_out`: how many calls were ended
+    (they count as 0); `busy_seconds`: those of the workers, added up."""
 
     scores: np.ndarray
-    parts: Mapping[str, np.ndarray]
+    components: Mapping[str, np.ndarray]
     timed_out: int
     busy_seconds: float
 
@@ -60,7 +60,7 @@ class ExpressionScorer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The verifiers, as they are called in `Verified.parts`."""
+        """The verifiers, as they are called in `Scores.components`."""
         return tuple(map(shown, self.expression.calls))
 
     def __call__(
@@ -73,13 +73,13 @@ class ExpressionScorer:
             UserError: a record lacks what a verifier reads, or a score is no finite number.
         """
         calls = self.expression.calls
-        parts = {}
+        components = {}
         timed_out, busy = 0, 0.0
         if calls:
             verdicts = pool(self.workers, self.seconds).verdicts(calls, responses, records)
-            parts = {shown(call): verdicts.values[:, column] for column, call in enumerate(calls)}
+            components = {shown(call): verdicts.values[:, column] for column, call in enumerate(calls)}
             timed_out, busy = int(verdicts.timed_out.sum()), verdicts.busy_seconds
-        columns = {call: parts[shown(call)] for call in calls}
+        columns = {call: components[shown(call)] for call in calls}
         columns |= {name: column for name, column in ((MODEL, model), (JUDGE, judge)) if column is not None}
         scores = np.empty(len(responses))
         for row in range(len(responses)):
@@ -89,7 +89,7 @@ class ExpressionScorer:
                     f"reward: {self.expression.text!r} is {scores[row]} for record {records[row].get('_record')} of "
                     f"{records[row].get('_source')}; a reward must be a finite number"
                 )
-        return Scores(scores, parts, timed_out, busy)
+        return Scores(scores, components, timed_out, busy)
 
 
 def shown(call: str) -> str:
