@@ -70,10 +70,12 @@ class Model:
 def model_from(
     init: str | None, experiment: Experiment, mesh: jax.sharding.Mesh, *, compute: Compute,
     shape: str | DecoderConfig | None = None, dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
+    head_std: float | None = None,
 ) -> Model:  # fmt: skip
     """The model that `init` names (a stage, `hf:<name>`, `run:<folder>`), or a fresh one of `shape`.
 
-    With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed`.
+    With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed` with
+    deviation `head_std` (`models.decoder.score_kernel`).
     """
     compute = sharding.computed_on(compute, mesh)
     load: Load | None = None
@@ -91,7 +93,7 @@ def model_from(
         load = functools.partial(restore_params, folder)
     if scalar_head and not config.scalar_head:
         if load is not None:
-            load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh)
+            load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh, head_std)
         config = config.replace(scalar_head=True)
     return Model(models.build(config.replace(dropout=dropout), compute), load, folder)
 
@@ -100,17 +102,19 @@ def stage_model(stage: Train, experiment: Experiment, mesh: jax.sharding.Mesh) -
     """The model that a stage trains."""
     return model_from(
         stage.init, experiment, mesh, compute=stage.compute, shape=stage.model, dropout=stage.dropout,
-        scalar_head=stage.scalar_head, seed=stage.seed,
+        scalar_head=stage.scalar_head, seed=stage.seed, head_std=stage.head_std,
     )  # fmt: skip
 
 
-def _with_scalar_head(source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
+def _with_scalar_head(
+    source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, std: float | None, abstract: Any
+) -> Any:
     """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
     layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
     params = load(sharding.placed(source.abstract_params(), layout))
     params.pop("head", None)
     place = abstract["score"]["kernel"].sharding
-    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width), out_shardings=place)
+    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width, std=std), out_shardings=place)
     return {**params, "score": {"kernel": fresh(jax.random.fold_in(jax.random.key(seed), 4))}}
 
 

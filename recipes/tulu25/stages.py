@@ -43,9 +43,13 @@ def optimizer(lr: str) -> OptimizerConfig:
 
 
 def reward_model(size: str, data: Preferences) -> RewardModel:
-    """One epoch in batches of 512 pairs; those with a side above 4096 tokens are left out."""
+    """One epoch in batches of 512 pairs; those with a side above 4096 tokens are left out.
+
+    The head is drawn as in the released code, with a deviation of 0.02 (allenai/EasyLM, EasyLM/models/llama).
+    """
     return RewardModel(
         f"rm-{size}-{data.key}",
+        head_init="tulu25",
         init=SFT[size],
         data=data.pairs(truncated="drop"),
         batch=512,
