@@ -10,6 +10,7 @@ from pathlib import Path
 from models.errors import UserError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+TORCH_FILES = ("pytorch_model*.bin",)  # of a repository without safetensors, such as allenai/tulu-2-13b
 MODEL_FILES = ("*.json", "*.safetensors", "tokenizer*", "merges.txt", "chat_template*")
 
 
@@ -24,7 +25,10 @@ def resolve(name: str | os.PathLike, allow: Sequence[str] = MODEL_FILES) -> Path
     hub_name = text.removeprefix("hf:")
     if not _NAME.fullmatch(hub_name):
         raise UserError(f"{text!r} is neither a folder nor a hub name like hf:allenai/OLMo-2-0425-1B")
-    return fetch(hub_name, allow)
+    folder = fetch(hub_name, allow)
+    if allow is MODEL_FILES and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors")):
+        fetch(hub_name, TORCH_FILES)
+    return folder
 
 
 def fetch(name: str, allow: Sequence[str] = MODEL_FILES) -> Path:
