@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 
-from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, files, report, stages
+from easylm_jax import checkpoint_arrays, checkpoint_store, config, fields, files, needed, report, stages
 from easylm_jax.checkpoint import config_difference, guard_fresh_start
 from easylm_jax.config import DataSpec, Recipe, Source, Stage
 from easylm_jax.data import Cache, build_cache
@@ -61,6 +61,8 @@ def run(
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:
+        waiting = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
+        needed.check(waiting, say)
         for stage in chosen:
             experiment.run(stage, overwrite)
         experiment.tell(chosen)

@@ -1,5 +1,6 @@
 """The table says what the verdicts say, divergences are those of the models, and a stopped evaluation goes on."""
 
+import dataclasses
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from easylm_jax.evaluate import stage as evaluation
 from easylm_jax.evaluate.statistics import difference, mean
 from easylm_jax.experiment import Experiment
 from easylm_jax.judge import Judge
+from easylm_jax.report.tables import ablation, as_text
 from models.errors import UserError
 
 PROMPTS = rl_kit.prompts(rl_kit.home())
@@ -98,6 +100,24 @@ def test_the_table_holds_what_follows_from_the_models_files_by_hand(ready):
         {"name": "greedy", "prompts": 10, "metric": rl_kit.VERIFIER, "samples": 1},
         {"name": "sampled", "prompts": 7, "metric": "rl_kit:of_prompt", "samples": 3},
     ]
+
+
+def test_a_score_can_be_that_of_some_tasks_alone(ready, tmp_path):
+    some = dataclasses.replace(TABLE, average=("sampled",))
+    it = rl_kit.experiment(tmp_path, some)
+    shutil.copytree(ready.folder("table") / "models", it.folder("table") / "models")  # nothing is judged again
+    it.run(some)
+    table, whole = read(it.root / "table.json"), read(ready.root / "table.json")
+    assert table["average"] == ["sampled"] and "average" not in whole
+    for row, other in zip(table["rows"], whole["rows"], strict=True):
+        assert row["scores"] == other["scores"]
+        assert row["score"] == row["scores"]["sampled"]["score"] and row["n"] == 7
+        assert row["stderr"] == pytest.approx(row["scores"]["sampled"]["stderr"])
+    base, both, _ = table["rows"]
+    assert both["over"]["difference"] == pytest.approx(both["score"] - base["score"])
+    assert "Score: sampled." in as_text(ablation(table))
+    with pytest.raises(UserError, match="average names 'other', which is no task"):
+        dataclasses.replace(TABLE, average=("other",))
 
 
 def test_further_columns_are_of_the_same_answers_and_leave_the_score_alone(ready):
