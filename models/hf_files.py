@@ -31,8 +31,10 @@ _TOKENIZER_FILES = (
 
 
 class Store:
-    """The tensors in a folder's safetensors files, or in its `pytorch_model*.bin` where it has none of the former. Opens
-    each file once and keeps none of it in memory."""
+    """The tensors in a folder's safetensors files or, where it has none, in its `pytorch_model*.bin`.
+
+    Opens each file once and keeps none of it in memory.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -9,7 +9,7 @@ import pytest
 import torch_archives
 from safetensors.numpy import load_file
 from test_hf import assert_trees_equal, saved  # noqa: F401 - a fixture
-from torch_archives import EMPTY, called, number, numbers, pickled, storage, tensor, text
+from torch_archives import EMPTY, called, number, pickled, storage, tensor, text
 
 import models
 from models import UserError, torch_files
@@ -88,7 +88,13 @@ def test_views_of_one_storage_parameters_and_empty_tensors_are_what_torch_means(
     torch_archives.archive(tmp_path / "w.bin", pickled(items), {"0": ONE.tobytes()})
     found = {name: one[...] for name, one in torch_files.read_tensors(tmp_path / "w.bin").items()}
     assert found["none"].shape == (0, 4)
-    for name, value in {"whole": ONE, "column": ONE[:, 1], "one": 5, "repeated": [2, 2, 2], "parameter": [3, 4, 5]}.items():
+    for name, value in {
+        "whole": ONE,
+        "column": ONE[:, 1],
+        "one": 5,
+        "repeated": [2, 2, 2],
+        "parameter": [3, 4, 5],
+    }.items():
         np.testing.assert_array_equal(found[name], value)
 
 
@@ -175,7 +181,12 @@ def test_what_torch_saves_is_read_bit_for_bit(dtype, tmp_path):
     torch = pytest.importorskip("torch")
     kind = getattr(torch, dtype)
     base = torch.randn(6, 8).to(kind)
-    state = {"whole": base, "view": base.t(), "part": base[1:3, 2:5], "own": torch.nn.Parameter(torch.ones(3, dtype=kind))}
+    state = {
+        "whole": base,
+        "view": base.t(),
+        "part": base[1:3, 2:5],
+        "own": torch.nn.Parameter(torch.ones(3, dtype=kind)),
+    }
     module = torch.nn.Linear(4, 3, dtype=kind)
     state |= module.state_dict(prefix="linear.")
     torch.save(state, tmp_path / "w.bin")

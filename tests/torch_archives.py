@@ -68,5 +68,3 @@ def write(path: Path, tensors: dict[str, np.ndarray], **how: Any) -> None:
         storages[str(at)] = np.ascontiguousarray(laid).tobytes()
         items[name] = tensor(storage(kind, str(at), array.size), 0, array.shape, strides)
     archive(path, pickled(items), storages, **how)
-
-

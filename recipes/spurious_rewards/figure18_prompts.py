@@ -1,7 +1,7 @@
 """Spurious Rewards, Figure 18: five prompts before and after training Qwen2.5-Math-7B (arXiv 2506.10947, Figure 18).
 
-Each prompt with three rewards and each of the seeds, 150 steps; a prompt is used in training and in the test. The table `figure18-prompts`
-asks the untrained model under all five, which is what every base score should stand beside.
+Each prompt with three rewards and each of the seeds, 150 steps; a prompt is used in training and in the test. The table
+`figure18-prompts` asks the untrained model under all five, which is what every base score should stand beside.
 """
 
 import dataclasses

@@ -2,6 +2,11 @@
 
 All policies start from Tülu 2 13B. Every table is a recipe called "tulu25", and a stage that two tables share has one
 name and one set of settings: it is trained once, whichever table comes first. All divide over `MESH`.
+
+Departs from the paper's released code (spec tulu25 §13), but for `compat_13b.py`: PPO keeps the log-probabilities of
+the rollout, where the ratio was 1 by construction, and whitens advantages by rollout, not by mini-batch; headers
+without a user turn before them are not trained in DPO. Everywhere, log-probabilities, rewards and values are float32,
+not bfloat16.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ SFT is Section 4 and Table 11, DPO Section 5 and Table 20, the reward model Tabl
 the paper is silent, the released commands (allenai/open-instruct, docs/tulu3.md and docs/olmo2.md) and the code that
 they ran. The SFT mixture (Table 7) is published whole, 939 344 conversations with their duplicates and samples already
 drawn.
+
+Departs from the paper: the last, smaller batch of an epoch is not trained on.
 """
 
 import dataclasses
