@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from easylm_jax import report
-from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint import needs, store
 from easylm_jax.checkpoint.checkpointer import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
@@ -135,6 +135,8 @@ def run(
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:
+        waiting = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
+        needs.check(waiting, log_once)
         for stage in chosen:
             experiment.run(stage, overwrite)
         experiment.tell(chosen)

@@ -340,9 +340,12 @@ def cast_kernels(params: Params, dtype: str) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def score_kernel(key: jax.Array, width: int) -> jax.Array:
-    """A fresh scalar head [d, 1]: normal with variance 1/(d + 1), so that scores start near unit size (Tülu 3)."""
-    return (width + 1) ** -0.5 * jax.random.normal(key, (width, 1))
+def score_kernel(key: jax.Array, width: int, std: float | None = None) -> jax.Array:
+    """A fresh scalar head [d, 1]: normal with deviation `std`.
+
+    Left out, the variance is 1/(d + 1), so that scores start near unit size (Tülu 3; spec tulu3 §4).
+    """
+    return ((width + 1) ** -0.5 if std is None else std) * jax.random.normal(key, (width, 1))
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The table says what the verdicts say, divergences are those of the models, and a stopped evaluation goes on."""
 
+import dataclasses
 import json
 import shutil
 
@@ -16,7 +17,8 @@ from easylm_jax.decode import rollout
 from easylm_jax.evaluate import stage as evaluation
 from easylm_jax.evaluate.statistics import difference, mean
 from easylm_jax.experiment import Experiment
-from easylm_jax.rewards.scorer import Judge
+from easylm_jax.report.tables import ablation, as_text
+from easylm_jax.rewards.scorer import RewardScorer
 from models.errors import UserError
 
 PROMPTS = rl_kit.prompts(rl_kit.home())
@@ -100,6 +102,24 @@ def test_the_table_holds_what_follows_from_the_models_files_by_hand(ready):
         {"name": "greedy", "prompts": 10, "metric": rl_kit.VERIFIER, "samples": 1},
         {"name": "sampled", "prompts": 7, "metric": "rl_kit:of_prompt", "samples": 3},
     ]
+
+
+def test_a_score_can_be_that_of_some_tasks_alone(ready, tmp_path):
+    some = dataclasses.replace(TABLE, average=("sampled",))
+    it = rl_kit.experiment(tmp_path, some)
+    shutil.copytree(ready.folder("table") / "models", it.folder("table") / "models")  # nothing is judged again
+    it.run(some)
+    table, whole = read(it.root / "table.json"), read(ready.root / "table.json")
+    assert table["average"] == ["sampled"] and "average" not in whole
+    for row, other in zip(table["rows"], whole["rows"], strict=True):
+        assert row["scores"] == other["scores"]
+        assert row["score"] == row["scores"]["sampled"]["score"] and row["n"] == 7
+        assert row["stderr"] == pytest.approx(row["scores"]["sampled"]["stderr"])
+    base, both, _ = table["rows"]
+    assert both["over"]["difference"] == pytest.approx(both["score"] - base["score"])
+    assert "Score: sampled." in as_text(ablation(table))
+    with pytest.raises(UserError, match="average names 'other', which is no task"):
+        dataclasses.replace(TABLE, average=("other",))
 
 
 def test_further_columns_are_of_the_same_answers_and_leave_the_score_alone(ready):
@@ -195,14 +215,14 @@ def test_a_model_that_was_trained_anew_is_judged_anew_and_no_other(ready, tmp_pa
 
 def test_best_of_n_is_judged_by_the_answer_that_the_reward_model_likes_best(ready, tmp_path, monkeypatch):
     stage = Evaluate("liked", title="t", tasks=(LIKED,), entries=(Entry("fine", ("sft",)),))
-    made, original = [], Judge.__call__
+    made, original = [], RewardScorer.__call__
 
     def keep(self, rollouts):
         line = original(self, rollouts)
         made.append((rollouts, rollouts.scores))
         return line
 
-    monkeypatch.setattr(Judge, "__call__", keep)
+    monkeypatch.setattr(RewardScorer, "__call__", keep)
     it = Experiment(Recipe("rl", (*ready.recipe.stages[:4], stage)), shutil.copytree(ready.out, tmp_path / "runs"))
     it.run(stage)
     ((rollouts, liked),) = made

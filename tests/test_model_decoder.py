@@ -9,7 +9,7 @@ import pytest
 
 import models
 from models.config import Compute, DecoderConfig, RopeScaling
-from models.decoder import segment_positions
+from models.decoder import score_kernel, segment_positions
 from models.layers import RMSNorm, rope_frequencies, rope_table, rotate
 
 TINY = DecoderConfig(
@@ -243,3 +243,11 @@ def test_impossible_shapes_are_refused_in_one_line(change, message):
 def test_an_unknown_model_is_answered_with_the_nearest_names():
     with pytest.raises(models.UserError, match="olmo2-7b"):
         models.build("olmo2-7")
+
+
+@pytest.mark.parametrize("std", [None, 0.02])
+def test_a_fresh_scalar_head_has_the_deviation_that_is_asked_for(std):
+    """Without one, that of its width (Tülu 3); 0.02 is Tülu 2.5's, whatever the width."""
+    head = np.asarray(score_kernel(jax.random.key(0), 4096, std))
+    assert head.shape == (4096, 1)
+    assert head.std() == pytest.approx(4097**-0.5 if std is None else std, rel=0.05)

@@ -268,6 +268,47 @@ def test_grpo_equals_float64_in_value_and_gradient(aggregation, ratio):
     reference.assert_gradient(ours, new)
 
 
+def micro_batch_means(new, old, advantages, mask, base, rows, **how):
+    """In float64: the mean of a group's tokens, then over the groups that have one."""
+    means = [
+        grpo_by_hand(new[at : at + rows], old[at : at + rows], advantages[at : at + rows], mask[at : at + rows],
+                     base[at : at + rows], aggregation="token", constant=1.0, **how)
+        for at in range(0, len(new), rows) if mask[at : at + rows].any()
+    ]  # fmt: skip
+    return np.mean(means)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+@pytest.mark.parametrize("empty", [False, True])
+def test_bnpo_rows_equal_float64_in_value_and_gradient_however_a_batch_is_cut(rows, empty):
+    new, old, advantages, mask = (np.concatenate([x, y])[:6] for x, y in zip(rollout(16), rollout(17), strict=True))
+    advantages, base = advantages[:, 0], new + np.random.default_rng(7).normal(0, 0.5, new.shape)
+    if empty and rows < 6:
+        mask[:rows] = 0  # a group without a token, such as one that is left out
+    fixed = {"clip_low": 0.1, "clip_high": 0.15, "beta": 0.04, "aggregation": "bnpo", "bnpo_rows": rows}
+
+    def part(x, at, size):
+        here = slice(at, at + size)
+        return grpo_loss(x[here], old[here], advantages[here], mask[here], reference_logprobs=base[here], **fixed)[:2]
+
+    def ours(x):
+        loss, denominator = part(x, 0, 6)
+        return loss / denominator
+
+    want = micro_batch_means(new, old, advantages, mask, base, rows, low=0.1, high=0.15, beta=0.04, ratio="token")
+    assert float(ours(new)) == pytest.approx(want, rel=2e-5)
+    reference.assert_gradient(ours, new)
+    for size in (one for one in (rows, 2 * rows, 3 * rows) if 6 % one == 0):
+        sums = np.sum([part(new, at, size) for at in range(0, 6, size)], axis=0)
+        assert sums[0] / sums[1] == pytest.approx(want, rel=2e-5)
+
+
+def test_bnpo_rows_must_divide_the_rows():
+    new, old, advantages, mask = rollout(6)
+    with pytest.raises(UserError, match="bnpo_rows 4 does not divide"):
+        grpo_loss(new[:3], old[:3], advantages[:3, 0], mask[:3], aggregation="bnpo", bnpo_rows=4)
+
+
 def packed_rows(columns, advantages, mask):
     """Two responses a row, in columns twice as long, with room left; advantages a token."""
     rows, length = mask.shape

@@ -144,7 +144,7 @@ def test_ppo_has_the_papers_settings(name, stage, peak, rows, episodes, kl):
     assert (it.value_coefficient, it.whiten, it.value_optimizer) == (0.1, "rollout", None)
     assert (it.sampling.temperature, it.sampling.max_new_tokens, it.data.sequence_length) == (1.0, 2048, 2048)
     assert paid(it.reward) == (10, -10) and it.reward.model is None
-    assert it.value_init.endswith("-RM") and it.asynchronous == 1
+    assert it.value_init.endswith("-RM") and (it.asynchronous, it.correction) == (1, None)
     assert (it.optimizer.weight_decay, it.optimizer.decay_embeddings, it.optimizer.clip) == (0.01, True, 1.0)
     schedule = rate(it, it.steps * it.updates)
     assert (schedule.kind, schedule.peak, schedule.end) == ("linear", peak, 0)
@@ -167,6 +167,7 @@ def test_grpo_has_the_released_settings(name, stage, prompts, steps):
     assert (it.batch, it.samples, it.updates, it.rollout_epochs, it.steps) == (prompts, 16, 2, 1, steps)
     assert (it.kl, it.kl_kind, it.advantages, it.clip_low, it.clip_high) == (0.01, "k3", "grpo", 0.2, 0.2)
     assert paid(it.reward) == (10, 0) and it.reward.model is None and not it.drop_equal
+    assert (it.asynchronous, it.correction, it.aggregation, it.bnpo_rows) == (1, None, "bnpo", 2)
     schedule = rate(it, steps * 2)
     assert (schedule.kind, schedule.peak, schedule.warmup) == ("constant", 5e-7, 0)
     assert it.optimizer.weight_decay == 0.01 and it.sampling.max_new_tokens == 2048
@@ -192,6 +193,14 @@ def test_rows_are_judged_by_the_verifier_that_they_name():
     assert stage.data.keep == ("dataset", "ground_truth") and stage.reward == base.PPO_REWARD
 
 
+@pytest.mark.parametrize("text, released, repaired", [("It is Apple.", 0, 1), ("App", 1, 0), ("a pear", 0, 0)])
+def test_constraints_are_judged_as_the_released_models_were_rewarded(text, released, repaired):
+    """The released check of "choose one of" is reversed: it looks for the answer in the option (spec tulu3 §6.3)."""
+    row = {"dataset": "ifeval", "ground_truth": '{"func_name": "validate_choice", "options": ["Apple", "Pear"]}'}
+    judged = [verifier(Expression(reward).calls[0])(text, row) for reward in (base.VERIFIER, base.REPAIRED)]
+    assert judged == [released, repaired]
+
+
 # Tables.
 
 
@@ -215,10 +224,11 @@ def test_published_averages_are_the_means_of_their_rows(name):
 @pytest.mark.parametrize("name", FILES)
 def test_published_rows_stand_beside_ours(name):
     for stage in (s for s in load(name).stages if isinstance(s, Evaluate)):
-        assert [task.name for task in stage.tasks] == ["GSM8K", "MATH", "IFEval"]
+        assert [task.name for task in stage.tasks] == ["GSM8K", "MATH-500", "IFEval"]
+        assert stage.averaged == ("GSM8K", "IFEval")  # MATH-500 is no column of the paper's
         published, methods = rows_of(stage.published), [entry.method for entry in stage.entries]
         assert {"SFT", "DPO"} <= set(methods) & set(published)
-        assert {task.name for task in stage.tasks} <= set(published["DPO"])
+        assert set(stage.averaged) <= set(published["DPO"]) and "MATH-500" not in published["DPO"]
         assert all(task.sampling.temperature == 0 for task in stage.tasks)
 
 

@@ -146,7 +146,7 @@ def test_reward_models_have_the_papers_settings():
         assert (stage.batch, stage.accumulate, stage.epochs, stage.seed) == (512, 16, 1, 42)
         rate = schedule(stage, 118)
         assert (rate.kind, rate.peak, rate.end, rate.warmup) == ("linear", 1e-5, 1e-6, 4)
-        assert not stage.use_margin
+        assert not stage.use_margin and (stage.head_init, stage.head_std) == ("tulu25", 0.02)
         assert_adamw(stage)
         assert_pairs(stage.data, "drop")
 
@@ -320,6 +320,17 @@ def test_gsm8k_is_asked_whole_or_on_200_as_in_the_paper():
     assert (whole.sampling.temperature, whole.sampling.max_new_tokens, whole.verifier) == (0, 512, "gsm8k")
     assert math.sqrt(0.25 / suites.PAPER_SUBSET) == pytest.approx(0.035, abs=5e-4)
     assert math.sqrt(0.25 / suites.GSM8K_TEST) == pytest.approx(0.014, abs=5e-4)
+
+
+def test_tables_ask_gsm8k_and_ifeval_and_the_score_is_gsm8k():
+    for path in PAPER:
+        for stage in (s for s in load(path.stem).stages if isinstance(s, Evaluate)):
+            names = [task.name for task in stage.tasks]
+            assert stage.averaged == ("GSM8K",)
+            assert names == ["GSM8K", "IFEval"] or stage.name == "table3-best-of-16"
+    task = suites.ifeval()
+    assert (task.data.sources[0].path, task.verifier) == ("hf:google/IFEval", "instructions('r26', 'loose', 'prompt')")
+    assert (task.sampling.temperature, task.sampling.max_new_tokens, task.data.template) == (0, 2048, "tulu25")
 
 
 def test_every_reward_model_of_table_3_picks_the_best_of_16():

@@ -96,6 +96,20 @@ def test_the_correction_for_an_older_writer_is_on_and_the_gap_is_told(undisturbe
     assert STAGES["ahead"].correction == 2.0 and rl_kit.grpo("plain").correction is None
 
 
+def test_the_correction_can_be_off_though_an_older_policy_writes(tmp_path):
+    stage = rl_kit.grpo("plain", **{**COMMON, "steps": 3, "sampler_correction": "off"})
+    told = read_metrics(run(rl_kit.experiment(tmp_path, stage), "plain"))
+    assert stage.correction is None and told[2]["staleness"] == 1 and told[2]["sampler_gap"] > 1e-5
+    assert all("weight" not in line for line in told)  # no weights are made, and none reach the update
+    assert rl_kit.ppo("ppo", sampler_correction="off", asynchronous=1).correction is None
+    assert rl_kit.online_dpo("pairs", sampler_correction="off").correction is None
+    for wrong in (0.0, -1.0):
+        with pytest.raises(UserError, match="sampler_correction must be above 0 or 'off'"):
+            rl_kit.grpo("wrong", sampler_correction=wrong)
+    with pytest.raises(UserError, match="sampler_correction"):
+        rl_kit.grpo("wrong", sampler_correction="on")
+
+
 def test_online_dpo_may_write_ahead_though_its_loss_has_no_weights(tmp_path):
     stage = rl_kit.online_dpo("pairs", **{**COMMON, "steps": 3})
     told = read_metrics(run(rl_kit.experiment(tmp_path, stage), "pairs"))

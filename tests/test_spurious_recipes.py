@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -57,7 +60,7 @@ def test_hyper_parameters_are_the_papers():
     for name, run in RUNS.items():
         if not name.startswith("clipping"):
             assert (run.batch, run.samples, run.mini_batch, run.updates) == (64, 16, 128, 8)
-            assert (run.clip_low, run.clip_high, run.seed) == (0.2, 0.2, 42)
+            assert (run.clip_low, run.clip_high) == (0.2, 0.2)
             assert run.steps in (300, 150, 100, 60)
         assert (run.sampling.temperature, run.sampling.top_p, run.sampling.max_new_tokens) == (1.0, 1.0, 3072)
         assert (run.kl, run.advantages, run.whiten, run.aggregation) == (0, "grpo", "rollout", "token")
@@ -66,6 +69,48 @@ def test_hyper_parameters_are_the_papers():
         optimizer = run.optimizer
         assert (optimizer.lr, optimizer.b1, optimizer.b2) == ("5e-7 constant", 0.9, 0.95)
         assert (optimizer.weight_decay, optimizer.clip) == (0, 1)
+
+
+def test_every_row_is_trained_with_each_of_three_seeds():
+    assert stages.SEEDS == (42, 43, 44)
+    for recipe in PAPER.values():
+        for table in (s for s in recipe.stages if isinstance(s, Evaluate)):
+            for entry in table.entries[1:]:
+                runs = [recipe.stage(name) for name in entry.stages]
+                assert [run.seed for run in runs] == list(stages.SEEDS), (table.name, entry.method)
+                first = {"name": "", "seed": 0, **fields.encode(runs[0])}
+                for run in runs[1:]:
+                    assert fields.encode(run) | {"name": first["name"], "seed": first["seed"]} == first
+
+
+@pytest.mark.parametrize("text", ["", "42,42", "a", "-1", "1.5"])
+def test_seeds_that_are_no_list_of_different_numbers_are_told(text):
+    with pytest.raises(UserError, match="EASYLM_SEEDS is .*such as 42,43,44"):
+        stages._seeds(text)
+
+
+def test_seeds_are_chosen_in_one_place():
+    assert stages._seeds("42") == (42,) and stages._seeds("7, 8") == (7, 8)
+    code = "from recipes.spurious_rewards import figure1_models as f; print(len(f.recipe.stages))"
+    counts = [
+        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent,
+                           env={**os.environ, "EASYLM_SEEDS": seeds}).stdout)
+        for seeds in ("42", "42,43")
+    ]  # fmt: skip
+    trained = sum(isinstance(stage, GRPO) for stage in PAPER["figure1_models"].stages) // 3
+    assert counts[1] - counts[0] == trained > 0
+
+
+def test_the_loss_of_the_released_code_is_a_mean_over_four_responses():
+    one = stages.run(POLICIES["qwen2.5-math-7b"], "random 0.5", **stages.RELEASED_LOSS)
+    assert (one.aggregation, one.bnpo_rows) == ("bnpo", 4) and one.score_rows % 4 == 0
+
+
+def test_a_tables_score_is_one_benchmark_since_the_paper_averages_none():
+    for recipe in PAPER.values():
+        for table in (s for s in recipe.stages if isinstance(s, Evaluate)):
+            assert table.name == "figure18-prompts" or table.averaged == (table.tasks[0].name,)
+            assert table.averaged[0].startswith("MATH-500")
 
 
 def test_each_run_says_how_its_policy_is_talked_to():

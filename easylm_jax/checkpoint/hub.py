@@ -10,7 +10,13 @@ from pathlib import Path
 from models.errors import UserError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+TORCH_FILES = ("pytorch_model*.bin",)  # of a repository without safetensors, such as allenai/tulu-2-13b
 MODEL_FILES = ("*.json", "*.safetensors", "tokenizer*", "merges.txt", "chat_template*")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a repository on the hub: "owner/name", perhaps with "@revision"."""
+    return _NAME.fullmatch(text) is not None
 
 
 def resolve(name: str | os.PathLike, allow: Sequence[str] = MODEL_FILES) -> Path:
@@ -22,9 +28,12 @@ def resolve(name: str | os.PathLike, allow: Sequence[str] = MODEL_FILES) -> Path
     if not text.startswith("hf:") and Path(text).expanduser().is_dir():
         return Path(text).expanduser()
     hub_name = text.removeprefix("hf:")
-    if not _NAME.fullmatch(hub_name):
+    if not is_name(hub_name):
         raise UserError(f"{text!r} is neither a folder nor a hub name like hf:allenai/OLMo-2-0425-1B")
-    return fetch(hub_name, allow)
+    folder = fetch(hub_name, allow)
+    if allow is MODEL_FILES and (folder / "config.json").is_file() and not list(folder.glob("*.safetensors")):
+        fetch(hub_name, TORCH_FILES)
+    return folder
 
 
 def fetch(name: str, allow: Sequence[str] = MODEL_FILES) -> Path:

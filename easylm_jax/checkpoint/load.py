@@ -212,11 +212,13 @@ class ModelSource:
 def model_from(
     name: str | None, mesh: jax.sharding.Mesh, *, compute: Compute,
     shape: str | DecoderConfig | None = None, dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
+    head_std: float | None = None,
 ) -> ModelSource:  # fmt: skip
     """The model that `name` says (`hf:<name>`, `run:<folder>`; `Workspace.model` resolves stages), or a fresh one of
     `shape`.
 
-    With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed`.
+    With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed` with
+    deviation `head_std` (`models.decoder.score_kernel`).
     """
     compute = sharding.with_mesh_axes(compute, mesh)
     load: Load | None = None
@@ -234,18 +236,20 @@ def model_from(
         load = functools.partial(restore_params, folder)
     if scalar_head and not config.scalar_head:
         if load is not None:
-            load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh)
+            load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh, head_std)
         config = config.replace(scalar_head=True)
     return ModelSource(models.build(config.replace(dropout=dropout), compute), load, folder)
 
 
-def _with_scalar_head(source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, abstract: Any) -> Any:
+def _with_scalar_head(
+    source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, std: float | None, abstract: Any
+) -> Any:
     """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
     layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
     params = load(sharding.with_shardings(source.abstract_params(), layout))
     params.pop("head", None)
     place = abstract["score"]["kernel"].sharding
-    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width), out_shardings=place)
+    fresh = jax.jit(functools.partial(score_kernel, width=source.config.width, std=std), out_shardings=place)
     return {**params, "score": {"kernel": fresh(jax.random.fold_in(jax.random.key(seed), 4))}}
 
 

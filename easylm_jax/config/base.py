@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 from easylm_jax.config import fields
 from easylm_jax.config.data import DataSpec, Source
+from easylm_jax.runtime.functions import load_function
+from models.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,11 @@ class Stage:
         return ()
 
     @property
+    def function_arguments(self) -> tuple[object, ...]:
+        """What a function of the recipe's that it calls is given; such values may name data sets."""
+        return ()
+
+    @property
     def compiles(self) -> bool:
         """Whether it runs programs on devices, so that it can be planned."""
         return self.family != "data"
@@ -115,6 +123,17 @@ class MakeData(Stage):
         pairs = self.arguments.items() if isinstance(self.arguments, Mapping) else self.arguments
         object.__setattr__(self, "arguments", tuple((name, value) for name, value in pairs))
         fields.check_types(self, self.name)
+
+    @property
+    def function_arguments(self) -> tuple[object, ...]:
+        """The arguments, the function's own defaults among them where it can be imported."""
+        given = dict(self.arguments)
+        try:
+            parameters = inspect.signature(load_function(self.function)).parameters
+        except UserError:  # running the stage tells what is wrong with it
+            return tuple(given.values())
+        defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
+        return tuple({**defaults, **given}.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

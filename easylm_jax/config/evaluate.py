@@ -56,6 +56,8 @@ class Evaluate(Stage):
     """Judges models on held-out prompts and leaves the table: `table.json` in its folder and in the recipe's.
 
     With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
+    `average` names the tasks whose mean is a row's score, such as those that are columns of the paper's table; the
+    others stand beside. Left out, it is the mean of all.
     """
 
     family: ClassVar[str] = "evaluate"
@@ -68,6 +70,7 @@ class Evaluate(Stage):
     kl_prompts: int = 256
     published: tuple[Published, ...] = ()
     compute: Compute = Compute()
+    average: tuple[str, ...] = fields.later(())
 
     def __post_init__(self):
         fields.check_types(self, self.name)
@@ -77,6 +80,9 @@ class Evaluate(Stage):
                 raise UserError(f"stage {self.name}: {entry.method} is compared with {entry.over!r}, which is no entry")
             if not entry.stages:
                 raise UserError(f"stage {self.name}: {entry.method} names no stage")
+        for name in self.average:
+            if name not in [task.name for task in self.tasks]:
+                raise UserError(f"stage {self.name}: average names {name!r}, which is no task of it")
         for task in self.tasks:
             if [other.name for other in self.tasks].count(task.name) > 1:
                 raise UserError(f"stage {self.name}: two tasks are called {task.name!r}")
@@ -90,6 +96,11 @@ class Evaluate(Stage):
     @property
     def work(self) -> str:
         return ", ".join(task.name for task in self.tasks)
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Names of the tasks whose mean is a row's score."""
+        return self.average or tuple(task.name for task in self.tasks)
 
     @property
     def needs(self) -> tuple[str, ...]:

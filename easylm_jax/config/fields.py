@@ -28,11 +28,27 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+def later(default: Any) -> Any:
+    """A field that a class got after runs of it were saved: at its default it is left out of JSON and of digests.
+
+    So settings that do not use it keep the digest that they had, and run folders from before go on.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def said(value: Any) -> list[str]:
+    """The fields of a dataclass that stand in its JSON: all but those of `later` at their default."""
+    return [
+        field.name
+        for field in dataclasses.fields(value)
+        if not (field.metadata.get("later") and getattr(value, field.name) == field.default)
+    ]
+
+
 def encode(value: Any) -> Any:
     """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
+        return {"class": type(value).__name__, **{name: encode(getattr(value, name)) for name in said(value)}}
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

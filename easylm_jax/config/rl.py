@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from easylm_jax.config import fields
 from easylm_jax.config.base import models_of
 from easylm_jax.config.optimizer import OptimizerConfig
 from easylm_jax.config.reward import Reward, Sampling
@@ -25,13 +26,15 @@ class RL(Train):
     `accumulate` micro-batches, and gone through `rollout_epochs` times. `reference` is the model that divergence is
     measured from (left out, `init`). `logprob_temperature` divides the logits where log-probabilities are trained on;
     left out, it is the temperature that was sampled at. `sampler_correction` bounds weights that correct for a sampler
-    whose numbers differ from the trainer's (truncated importance sampling; spec tulu3 §5.4). The stage's `validation`
+    whose numbers differ from the trainer's (truncated importance sampling; spec tulu3 §5.4); "off" leaves them away
+    where rollouts are asynchronous too, as the released PPO and GRPO of Tülu 3 do. The stage's `validation`
     are prompts that `check`, a verifier, judges greedy answers to; `keep_samples` responses of a rollout are written
     to `samples/` now and then.
 
     `asynchronous` is how many steps old the policy is that writes: 0 writes, then updates; with 1 the next rollout is
     written and judged while the updates of this one go on, by the policy from before them (Tülu 3 §6; spec tulu3
-    §5.5), and so on. The correction for the sampler is then on, bounded at 2 unless said otherwise. With several
+    §5.5), and so on. The correction for the sampler is then on, bounded at 2, unless `sampler_correction` is another
+    bound or "off". With several
     devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
     nothing overlaps.
     """
@@ -47,7 +50,7 @@ class RL(Train):
     rollout_epochs: int = 1
     reference: str | None = None
     logprob_temperature: float | None = None
-    sampler_correction: float | None = None
+    sampler_correction: float | Literal["off"] | None = None
     check: str | None = None
     keep_samples: int = 4
     asynchronous: int = 0
@@ -79,6 +82,10 @@ class RL(Train):
             raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
         if self.asynchronous < 0 or (self.rollout_devices is not None and self.rollout_devices < 1):
             raise UserError(f"stage {self.name}: asynchronous must not be below 0, rollout_devices not below 1")
+        if isinstance(self.sampler_correction, (int, float)) and not self.sampler_correction > 0:
+            raise UserError(
+                f"stage {self.name}: sampler_correction must be above 0 or 'off', not {self.sampler_correction}"
+            )
         if self.rollout_devices is not None and not self.asynchronous:
             raise UserError(f"stage {self.name}: rollout_devices are for asynchronous rollouts; set asynchronous")
 
@@ -156,7 +163,9 @@ class RL(Train):
     @property
     def correction(self) -> float | None:
         """The bound of the weights that correct for the sampler; None without them."""
-        return 2.0 if self.sampler_correction is None and self.asynchronous else self.sampler_correction
+        if self.sampler_correction is None:
+            return 2.0 if self.asynchronous else None
+        return None if self.sampler_correction == "off" else self.sampler_correction
 
     @property
     def temperature(self) -> float:
@@ -250,7 +259,9 @@ class GRPO(RL):
     more over all tokens of the rollout, as the code of Spurious Rewards does (spec spurious_rewards §5). `drop_equal`
     leaves out groups whose rewards are all equal, which teach nothing but would count in the denominator; with
     `refill`, up to so many more batches of prompts are answered to replace them (DAPO's dynamic sampling).
-    `mask_truncated` leaves out responses that never ended.
+    `mask_truncated` leaves out responses that never ended. `aggregation` "bnpo" is the mean over the tokens of a
+    micro-batch, as released GRPO code takes it; `bnpo_rows` is how many responses such a micro-batch has, whatever the
+    devices and `accumulate` are (left out: those that are trained on at once).
     """
 
     algorithm: ClassVar[str] = "grpo"
@@ -263,6 +274,7 @@ class GRPO(RL):
     dual_clip: float | None = None
     whiten: Literal["none", "rollout"] = "none"
     aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
+    bnpo_rows: int | None = fields.later(None)
     ratio: Literal["token", "sequence"] = "token"
     surrogate: Literal["clip", "cispo"] = "clip"
     drop_equal: bool = False
@@ -273,6 +285,14 @@ class GRPO(RL):
         super().__post_init__()
         if self.samples < 2:
             raise UserError(f"stage {self.name}: samples must be at least 2; one answer has no group to be better than")
+        if self.bnpo_rows is not None:
+            if self.aggregation != "bnpo":
+                raise UserError(f"stage {self.name}: bnpo_rows is for aggregation 'bnpo', not {self.aggregation!r}")
+            if self.bnpo_rows < 1 or self.score_rows % self.bnpo_rows:
+                raise UserError(
+                    f"stage {self.name}: bnpo_rows {self.bnpo_rows} does not divide the {self.score_rows} responses "
+                    "that are trained on at once (mini_batch over accumulate)"
+                )
         if self.refill < 0:
             raise UserError(f"stage {self.name}: refill must not be below 0, but is {self.refill}")
 
@@ -286,7 +306,7 @@ class GRPO(RL):
         return policy_optimization(
             model, temperature=self.temperature, clip_low=self.clip_low, clip_high=self.clip_high,
             dual_clip=self.dual_clip, aggregation=self.aggregation, constant=float(self.sampling.max_new_tokens),
-            ratio=self.ratio, surrogate=self.surrogate, kl=self.kl, kl_kind=self.kl_kind,
+            bnpo_rows=self.bnpo_rows, ratio=self.ratio, surrogate=self.surrogate, kl=self.kl, kl_kind=self.kl_kind,
         )  # fmt: skip
 
 
@@ -312,7 +332,7 @@ class OnlineDPO(RL):
             raise UserError(f"stage {self.name}: samples must be at least 2, to have a better and a worse answer")
         if self.update_rows % self.samples:
             raise UserError(f"stage {self.name}: mini_batch must hold whole prompts of {self.samples} answers")
-        if self.sampler_correction is not None or self.temperature != 1.0:
+        if self.sampler_correction not in (None, "off") or self.temperature != 1.0:
             raise UserError(
                 f"stage {self.name}: DPO compares whole answers at temperature 1; set logprob_temperature to 1 and "
                 "leave sampler_correction out"

@@ -34,6 +34,7 @@ class Train(Stage):
     family: ClassVar[str] = "train"
     trains: ClassVar[bool] = True
     scalar_head: ClassVar[bool] = False
+    head_std: ClassVar[float | None] = None
 
     model: str | DecoderConfig | None = None
     init: str | None = None
@@ -131,11 +132,24 @@ class SFT(Train):
 class RewardModel(Train):
     """A scalar head on a decoder, trained on preference pairs (Bradley-Terry; spec tulu25 §4.2, tulu3 §4).
 
-    Started from a language model, its vocabulary head is dropped and a fresh scalar head put in its place.
+    Started from a language model, its vocabulary head is dropped and a fresh scalar head put in its place. `head_init`
+    says how that is drawn: "tulu3" with variance 1/(d + 1), "tulu25" with a deviation of 0.02 whatever the width d
+    (spec tulu3 §4, tulu25 §4.2). A model that has a scalar head already keeps its own.
     """
 
     scalar_head: ClassVar[bool] = True
     use_margin: bool = False
+    head_init: Literal["tulu3", "tulu25"] = fields.later("tulu3")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.head_init != "tulu3" and self.init is None:
+            raise UserError(f"stage {self.name}: head_init is for a head put on a language model; give init, not model")
+
+    @property
+    def head_std(self) -> float | None:  # type: ignore[override]
+        """The deviation that a fresh scalar head is drawn with; None for that of its width."""
+        return 0.02 if self.head_init == "tulu25" else None
 
     def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import reward_modelling

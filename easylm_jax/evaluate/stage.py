@@ -229,6 +229,7 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
             {"name": it.task.name, "prompts": it.count, "metric": it.task.verifier, "samples": it.task.samples}
             for it in tasks
         ],
+        **({"average": list(stage.average)} if stage.average else {}),
         "rows": rows,
         "seconds": sum(one["seconds"] for one in done if one),
     }
@@ -237,13 +238,16 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
 def _row(
     stage: Evaluate, entry: Entry, results: dict[str, Any], scores: dict[str, dict[str, np.ndarray]], names: list[str]
 ) -> dict[str, Any]:
-    """One method's line: means over tasks of means over prompts; errors of independent tasks add in squares."""
+    """One method's line: means over tasks of means over prompts; errors of independent tasks add in squares.
+
+    The score and the difference are of the tasks that `Evaluate.average` names.
+    """
     own = scores[entry.method]
     each = {name: mean(own[name]) for name in names}
-    overall = _average(list(each.values()))
+    overall = _average([each[name] for name in stage.averaged])
     row: dict[str, Any] = {
         "method": entry.method, "stages": list(entry.stages), "score": overall.value, "stderr": overall.stderr,
-        "interval": list(overall.interval), "n": int(sum(x.shape[1] for x in own.values())),
+        "interval": list(overall.interval), "n": int(sum(own[name].shape[1] for name in stage.averaged)),
         "seeds": len(entry.stages),
         "scores": {
             name: {"score": one.value, "stderr": one.stderr}
@@ -257,7 +261,7 @@ def _row(
         divergence = mean(np.array([results[s]["kl"] for s in entry.stages]))
         row["kl"], row["kl_stderr"] = divergence
     if entry.over is not None:
-        apart = _average([difference(own[name], scores[entry.over][name]) for name in names])
+        apart = _average([difference(own[name], scores[entry.over][name]) for name in stage.averaged])
         row["over"] = {"method": entry.over, "difference": apart.value, "stderr": apart.stderr}
     published = {p.column: p.value for p in stage.published if p.method == entry.method}
     row["published"] = published or None

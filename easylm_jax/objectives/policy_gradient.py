@@ -255,6 +255,7 @@ def grpo_loss(
     dual_clip: float | None = None,
     weights: ArrayLike | None = None,
     constant: float | None = None,
+    bnpo_rows: int | None = None,
     segment_ids: ArrayLike | None = None,
     entropy: ArrayLike | None = None,
 ) -> Result:
@@ -271,8 +272,8 @@ def grpo_loss(
         aggregation: what the batch's sum is divided by. "token": all response tokens (DAPO). "sequence": each
             response's mean, over the responses that have a token (GRPO as published). "dr_grpo": `constant` tokens for
             each response, so that long ones are not favoured. "bnpo": the tokens of this call, so that micro-batches
-            have equal weight whatever they hold (the released Tülu 3.1 and OLMo 2 models, spec tulu3 §5.3; this one
-            depends on how a batch is cut).
+            have equal weight whatever they hold (the released Tülu 3.1 and OLMo 2 models, spec tulu3 §5.3). With
+            `bnpo_rows` it is the mean over micro-batches of so many rows; without, it depends on how a batch is cut.
         reference_logprobs: [N, T] of the reference; needed where beta is not 0, and otherwise measured only.
         beta: coefficient of the divergence from the reference; it has a gradient here.
         kl: its estimator.
@@ -281,6 +282,8 @@ def grpo_loss(
             (MiniMax-M1 2025): every token keeps a gradient.
         dual_clip, weights, entropy: as in `ppo_loss`. Weights do not touch the divergence.
         constant: tokens, for "dr_grpo"; left out, T.
+        bnpo_rows: rows of a micro-batch, for "bnpo": N is a multiple of it. Every micro-batch with a token counts one,
+            so that sums over calls add up exactly. Left out, all rows of the call are one.
         segment_ids: [N, T] where rows are packed; each segment is a response.
 
     Returns:
@@ -308,7 +311,7 @@ def grpo_loss(
         losses = losses + beta * divergence
     elif beta:
         raise UserError(f"grpo: beta is {beta}, but there are no reference log-probabilities")
-    return *_aggregate(losses, sequences, aggregation, constant), metrics
+    return *_aggregate(losses, sequences, aggregation, constant, bnpo_rows), metrics
 
 
 def _choice(what: str, value: str, allowed: tuple[str, ...]) -> str:
@@ -324,7 +327,7 @@ def _cispo(ratio: jax.Array, advantages: jax.Array, logprobs: jax.Array, clip_hi
 
 
 def _aggregate(
-    losses: jax.Array, sequences: Sequences, aggregation: str, constant: float | None
+    losses: jax.Array, sequences: Sequences, aggregation: str, constant: float | None, bnpo_rows: int | None
 ) -> tuple[jax.Array, jax.Array]:
     """The sum of token losses [N, T] (0 outside the mask) and what to divide a whole batch's sum by."""
     tokens = sequences.tokens()
@@ -335,4 +338,18 @@ def _aggregate(
     if aggregation == "dr_grpo":
         return losses.sum(), sequences.number() * (losses.shape[1] if constant is None else constant)
     _choice("aggregation", aggregation, ("token", "sequence", "dr_grpo", "bnpo"))
+    if bnpo_rows is not None:
+        return _micro_batch_means(losses, sequences, bnpo_rows)
     return losses.sum() / jnp.maximum(tokens, 1.0), jnp.ones_like(tokens)
+
+
+def _micro_batch_means(losses: jax.Array, sequences: Sequences, rows: int) -> tuple[jax.Array, jax.Array]:
+    """The sum over groups of `rows` rows of their token means, and the number of groups with a token.
+
+    Rows are divided one by one, by the tokens of their group, and not gathered: they may lie on different devices.
+    """
+    if rows < 1 or len(losses) % rows:
+        raise UserError(f"grpo: bnpo_rows {rows} does not divide {len(losses)} rows")
+    tokens = sequences.mask.reshape(-1, rows, losses.shape[1]).sum(axis=(1, 2)).astype(jnp.float32)
+    shares = losses.sum(axis=1) / jnp.repeat(jnp.maximum(tokens, 1.0), rows)
+    return shares.sum(), (tokens > 0).sum().astype(jnp.float32)

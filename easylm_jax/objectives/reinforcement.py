@@ -40,6 +40,7 @@ def policy_optimization(
     dual_clip: float | None = None,
     aggregation: Aggregation = "token",
     constant: float | None = None,
+    bnpo_rows: int | None = None,
     ratio: Literal["token", "sequence"] = "token",
     surrogate: Literal["clip", "cispo"] = "clip",
     kl: float = 0.0,
@@ -57,7 +58,7 @@ def policy_optimization(
         loss, denominator, metrics = grpo_loss(
             scores.logprobs, batch["old_logprobs"], batch["advantages"], batch["mask"],
             clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip, aggregation=aggregation, constant=constant,
-            ratio=ratio, surrogate=surrogate,
+            bnpo_rows=bnpo_rows, ratio=ratio, surrogate=surrogate,
             reference_logprobs=batch.get("reference_logprobs") if kl else None, beta=kl, kl=kl_kind,
             weights=batch.get("weights"), entropy=scores.entropy,
         )  # fmt: skip

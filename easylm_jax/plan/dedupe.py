@@ -28,7 +28,8 @@ from easylm_jax.runtime.mesh import parse_mesh
 _OUTSIDE = {
     "name", "seed", "steps", "epochs", "examples", "checkpoints", "monitoring", "validation", "check", "keep_samples",
     "value_only", "refill", "limit", "lr", "entries", "published", "title", "variants", "extract", "label", "pairs",
-    "verifier", "also", "stop_strings", "kl_prompts", "model", "init", "value", "reward", "best_of",
+    "verifier", "also", "stop_strings", "kl_prompts", "model", "init", "value", "reward", "best_of", "average",
+    "head_init",
 }  # fmt: skip
 # Of data, what gives a batch its shape.
 _OF_DATA = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing")
@@ -61,7 +62,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, DataSpec):
         return {name: getattr(value, name) for name in _OF_DATA}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [field.name for field in dataclasses.fields(value) if field.name not in _OUTSIDE]
+        kept = [name for name in fields.said(value) if name not in _OUTSIDE]
         return {"class": type(value).__name__, **{name: _plain(getattr(value, name)) for name in kept}}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]

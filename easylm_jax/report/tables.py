@@ -135,6 +135,8 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
         for task in table.get("tasks", ())
     ]
     notes = [f"Tasks: {'; '.join(tasks)}."] if tasks else []
+    if table.get("average"):
+        notes.append(f"Score: {'the mean of ' if len(table['average']) > 1 else ''}{' and '.join(table['average'])}.")
     notes.append("± is one standard error, over prompts and, with several seeds, over seeds.")
     if any(row.get("over") for row in table["rows"]):
         notes.append("Differences are taken prompt by prompt, in percentage points.")

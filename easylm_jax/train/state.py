@@ -31,7 +31,7 @@ def stage_model(stage: Train, workspace: Workspace, mesh: jax.sharding.Mesh) -> 
     name = None if stage.init is None else workspace.model(stage.init)
     return model_from(
         name, mesh, compute=stage.compute, shape=stage.model, dropout=stage.dropout, scalar_head=stage.scalar_head,
-        seed=stage.seed,
+        seed=stage.seed, head_std=stage.head_std,
     )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ def load_hf(
     """The model in a Hugging Face folder and its parameters.
 
     Args:
-        folder: holds `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`.
+        folder: holds `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`; without
+            them, `pytorch_model.bin` or its shards, of which nothing is ever run (`models/hf/torch_files.py`).
         dtype: of the parameters; None keeps what is on disk (the widest, where a leaf's layers differ).
         compute: how the model will be computed.
         shardings: a tree of `jax.sharding.Sharding` like the parameters, or one for all; each leaf is placed as it is

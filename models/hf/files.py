@@ -1,4 +1,7 @@
-"""The files of a Hugging Face model folder: safetensors read by slices and written by shards, JSON, tokenizers."""
+"""The files of a Hugging Face model folder: safetensors read by slices and written by shards, JSON, tokenizers.
+
+Where a folder has no safetensors, the weights that torch saved are read (`models/hf/torch_files.py`).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from models.errors import UserError
+from models.hf import torch_files
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # read where there is neither
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
@@ -26,7 +31,10 @@ _TOKENIZER_FILES = (
 
 
 class Store:
-    """The tensors in a folder's safetensors files. Opens each file once and keeps none of it in memory."""
+    """The tensors in a folder's safetensors files or, where it has none, in its `pytorch_model*.bin`.
+
+    Opens each file once and keeps none of it in memory.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -37,7 +45,10 @@ class Store:
         for name in self._file_names():
             path = self.folder / name
             if not path.is_file():
-                raise UserError(f"{self.folder} lacks {name}, which {INDEX} names; download it again")
+                raise UserError(f"{self.folder} lacks {name}, which its index names; download it again")
+            if path.suffix == ".bin":
+                self.slices.update(torch_files.read_tensors(path))
+                continue
             try:
                 file = self.files.enter_context(safe_open(path, framework="np"))
             except SafetensorError as error:
@@ -50,19 +61,15 @@ class Store:
         self.files.close()
 
     def _file_names(self) -> list[str]:
-        if (self.folder / INDEX).is_file():
-            index = read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(index, dict):
-                raise UserError(f"{self.folder / INDEX} has no weight_map; download it again")
-            return sorted(set(index.values()))
-        if (self.folder / WEIGHTS).is_file():
-            return [WEIGHTS]
-        if list(self.folder.glob("pytorch_model*.bin")):
-            raise UserError(
-                f"{self.folder} holds only pytorch_model.bin; convert it where torch is installed: transformers."
-                "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
-            )
-        raise UserError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}")
+        for weights, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
+            if (self.folder / index).is_file():
+                names = read_json(self.folder / index).get("weight_map")
+                if not isinstance(names, dict):
+                    raise UserError(f"{self.folder / index} has no weight_map; download it again")
+                return sorted(set(names.values()))
+            if (self.folder / weights).is_file():
+                return [weights]
+        raise UserError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}, nor {TORCH_WEIGHTS}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.slices[name].get_shape())

@@ -2,6 +2,9 @@
 
 As for instruct models, but with the template "think" (`easylm_jax/data/templates.py`), 10,240 tokens of an answer and
 no price on divergence. What follows the reasoning is judged.
+
+Departs from the paper: OLMo 2 7B has 2,048 tokens of an answer, not 10,240: its context of 4,096 has no room for more
+beside prompts of 2,048.
 """
 
 from easylm_jax.config import Entry

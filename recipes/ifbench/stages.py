@@ -2,6 +2,11 @@
 
 Every table and figure is a recipe called "ifbench", and a run that two of them need has one name and one set of
 settings: it is trained once, whichever comes first.
+
+Departs from the paper: rewards are those of the repaired checks (`ifeval`), since the published ones can be gamed (spec
+ifbench §5); the tests are asked with the published ones. The clip is 0.2 on both sides, as in the code of 2025; later
+code has 0.272 above. How the loss is averaged is not printed: here it is over all tokens of an update. Prompts of the
+ablations are drawn anew (`recipes/ifbench/data.py`), 60,000 of them, where the paper has its own.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Of AlpacaEval 2, GSM8K, MMLU and BBH, GSM8K alone is asked here. The mixed reward: where an answer follows anything, one
 more if the reward model likes it (a score above 7, about the mean), and half a point less if it does not.
+
+Departs from the paper: the scale of V in Equation 2 is not printed; it is ten times the share, as in the other runs.
 """
 
 from easylm_jax.config import Entry, Reward

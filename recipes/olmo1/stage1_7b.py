@@ -2,6 +2,8 @@
 
 The released run let the norm of the gradient be ten times larger in its first 1000 updates; here the clip is 1 from
 the start. It also went on past these 2T tokens, to 2.46T, with the rate brought to zero at the end.
+
+Departs from the paper: the clip, and the end at 2T tokens.
 """
 
 from easylm_jax.config import Recipe

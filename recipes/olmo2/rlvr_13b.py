@@ -1,6 +1,9 @@
 """OLMo 2 13B: RLVR by PPO in three stages: mixed, GSM8K, MATH (arXiv 2501.00656, Section 5, Tables 16 and 18).
 
 Each stage starts its value model from the reward model anew, and measures divergence from where it starts itself.
+
+Departs from the paper: the schedule of the rate is not printed, and Tülu 3's is taken; the episodes of Table 18 are
+read as those of one stage; and what `tulu3.base.ppo` says.
 """
 
 from easylm_jax.config import Entry, Recipe

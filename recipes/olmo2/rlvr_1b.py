@@ -2,6 +2,9 @@
 
 Settings of allenai/open-instruct, docs/olmo2.md: two million episodes a stage. A later command there takes ratio times
 difference for the divergence and stops at </answer>, which the original did not.
+
+Departs from the release: how many answers a micro-batch had is not printed, and Tülu 3.1's two are taken; and what
+`tulu3.base.grpo` says.
 """
 
 from easylm_jax.config import Entry, Recipe

@@ -1,4 +1,8 @@
-"""OLMo 2 32B: RLVR by GRPO (allenai/open-instruct, docs/olmo2.md; arXiv 2501.00656, Section 5, Table 16)."""
+"""OLMo 2 32B: RLVR by GRPO (allenai/open-instruct, docs/olmo2.md; arXiv 2501.00656, Section 5, Table 16).
+
+Departs from the paper: 0.01 for divergence, as in the command, not the paper's 0.1; how many answers a micro-batch had
+is not printed, and Tülu 3.1's two are taken; and what `tulu3.base.grpo` says.
+"""
 
 from easylm_jax.config import Entry, Recipe
 from recipes.olmo2 import published

@@ -1,4 +1,8 @@
-"""OLMo 2 7B: RLVR by PPO as in Tülu 3 (arXiv 2501.00656, Section 5, Tables 16 and 18)."""
+"""OLMo 2 7B: RLVR by PPO as in Tülu 3 (arXiv 2501.00656, Section 5, Tables 16 and 18).
+
+Departs from the paper: 0.05 for divergence, as in Table 18, not the 0.07 of the text; the schedule of the rate is not
+printed, and Tülu 3's is taken; and what `tulu3.base.ppo` says.
+"""
 
 from easylm_jax.config import Entry, Recipe
 from recipes.olmo2 import published

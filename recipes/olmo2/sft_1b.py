@@ -1,6 +1,8 @@
 """OLMo 2 1B: supervised fine-tuning as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
 
 To start from a base model of your own: `sft.init=run:runs/olmo2-1b/stage2-50b-seed42`.
+
+Departs from the release: whether its loss was a sum over tokens is not printed; it is one here, as at the other sizes.
 """
 
 from easylm_jax.config import Recipe

@@ -1,4 +1,8 @@
-"""OLMo 2 13B, stage 1: pre-training on 5.00T tokens (arXiv 2501.00656, Tables 1 and 4)."""
+"""OLMo 2 13B, stage 1: pre-training on 5.00T tokens (arXiv 2501.00656, Tables 1 and 4).
+
+Departs from the paper: the warm-up is 1,000 updates, as configured, not the 2,000 of the text; z-loss is 1e-4, which is
+what ran, not the 1e-5 of Table 1.
+"""
 
 from easylm_jax.config import Recipe
 from recipes.olmo2.sizes import stage1

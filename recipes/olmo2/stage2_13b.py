@@ -3,6 +3,9 @@
 Stage 1 is `recipes/olmo2/stage1_13b.py`; it is not run again. The released model is the mean of the four (a soup):
 
     easylm checkpoints average runs/olmo2-13b/stage2-* --out runs/olmo2-13b/soup
+
+Departs from the paper: shares are those of the file lists that were read, not of Table 13; of the 100B mix all maths is
+read 2.3 times, where one part was read three times and the rest twice.
 """
 
 from easylm_jax.config import Recipe

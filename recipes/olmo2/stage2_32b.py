@@ -4,6 +4,8 @@ The paper's text speaks of three runs over 100B; two were released (allenai/OLMo
 Stage 1 is `recipes/olmo2/stage1_32b.py`; it is not run again. The released model is the mean of the three (a soup):
 
     easylm checkpoints average runs/olmo2-32b/stage2-* --out runs/olmo2-32b/soup
+
+Departs from the paper: shares and maths as in `stage2_13b.py`, and two runs over 100B, not three.
 """
 
 from easylm_jax.config import Recipe

@@ -2,6 +2,9 @@
 
 Training problems are DeepScaleR's, 40,308 with short answers; the first 100 of each set of labels are held out. Nothing
 is put behind a problem: what asks for a box is the chat template's own system line, or the preamble of a base model.
+
+Departs from the paper: problems above 1,024 tokens are left out, not cut; the prompts of the appendix are in our words,
+since only what the paper says of them is known; the preamble of base models has real line breaks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Spurious Rewards, Figures 11 to 13: random rewards with the clip, and with its three ways off (arXiv 2506.10947).
 
-650 steps of Qwen2.5-Math-7B, three seeds each. The clip is off where the ratio is not bounded, and where a rollout has
+650 steps of Qwen2.5-Math-7B, each of the seeds. The clip is off where the ratio is not bounded, and where a rollout has
 a single update, so that the ratio is 1: with all 1,024 responses in one mini-batch, or with 8 problems a rollout. Both
 of the latter make an eighth of the updates. Without the bound the weight is the plain ratio; the released code's flag
 for "no old log-probabilities" trains another objective. `token_probability` in `metrics.jsonl` is Figure 12.
@@ -11,7 +11,6 @@ import math
 from recipes.spurious_rewards import data, published, stages, suites
 
 POLICY = data.POLICIES["qwen2.5-math-7b"]
-SEEDS = (42, 43, 44)
 STEPS = 650
 WAYS = {
     "clip": {},
@@ -23,7 +22,7 @@ WAYS = {
 runs = {
     way: [
         stages.run(POLICY, "random 0.5", steps=STEPS, name_of_run=f"clipping-{data.slug(way)}-{seed}", seed=seed, **how)
-        for seed in SEEDS
+        for seed in stages.SEEDS
     ]
     for way, how in WAYS.items()
 }

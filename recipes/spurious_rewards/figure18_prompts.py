@@ -1,7 +1,7 @@
 """Spurious Rewards, Figure 18: five prompts before and after training Qwen2.5-Math-7B (arXiv 2506.10947, Figure 18).
 
-Each prompt with three rewards, 150 steps; a prompt is used in training and in the test. The table `figure18-prompts`
-asks the untrained model under all five, which is what every base score should stand beside.
+Each prompt with three rewards and each of the seeds, 150 steps; a prompt is used in training and in the test. The table
+`figure18-prompts` asks the untrained model under all five, which is what every base score should stand beside.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ def task(prompt: str) -> Task:
     )  # fmt: skip
 
 
-def run(prompt: str, reward: str) -> Stage:
-    return stages.run(
+def run(prompt: str, reward: str) -> tuple[Stage, ...]:
+    one = stages.run(
         POLICY,
         reward,
         steps=150,
@@ -36,6 +36,7 @@ def run(prompt: str, reward: str) -> Stage:
         data=problems(prompt, "train"),
         validation=Validation(problems(prompt, "test"), every=stages.EVERY),
     )
+    return stages.seeded(one)
 
 
 written = [data.asked(prompt, which) for prompt in data.PROMPTS for which in ("train", "test")]
@@ -50,12 +51,12 @@ recipe = stages.recipe(
         published=published.prompts(),
         compute=Compute(dtype="bfloat16"),
     ),
-    *(stage for runs in trained.values() for stage in runs.values()),
+    *(stage for runs in trained.values() for seeds in runs.values() for stage in seeds),
     *(
         suites.table(
             f"figure18-{data.slug(prompt)}",
             POLICY,
-            tuple(suites.entry(reward, stage) for reward, stage in runs.items()),
+            tuple(suites.entry(reward, *seeds) for reward, seeds in runs.items()),
             judged=(task(prompt),),
         )
         for prompt, runs in trained.items()

@@ -30,15 +30,18 @@ def table(
     figures: tuple[Published, ...] = (),
     judged: tuple[Task, ...] | None = None,
 ) -> Evaluate:
-    """The policy before training and `entries` after."""
+    """The policy before training and `entries` after. The score is the first benchmark: no table of the paper's
+    averages several."""
     base = Entry(published.BASE, (policy.init,))
+    tasks = asked(policy) if judged is None else judged
     return Evaluate(
         f"{name}-{policy.key}",
         title=f"Spurious Rewards, {name.replace('-', ' ')}: {policy.title}",
-        tasks=asked(policy) if judged is None else judged,
+        tasks=tasks,
         entries=(base, *entries),
         published=figures,
         compute=Compute(dtype="bfloat16"),
+        average=(tasks[0].name,),
     )
 
 
@@ -55,11 +58,12 @@ def grid(
     steps: int = stages.STEPS,
     figures: dict[str, tuple[Published, ...]] | None = None,
 ) -> Recipe:
-    """Every policy with every reward, a table for each policy."""
+    """Every policy with every reward and each of the seeds, a table for each policy."""
     made: dict[str, Stage] = {}
     for policy in (POLICIES[key] for key in keys):
-        runs = {reward: stages.run(policy, reward, steps=steps) for reward in rewards}
-        rows = tuple(entry(reward, run) for reward, run in runs.items())
+        runs = {reward: stages.seeded(stages.run(policy, reward, steps=steps)) for reward in rewards}
+        rows = tuple(entry(reward, *seeds) for reward, seeds in runs.items())
         one = table(name, policy, rows, (figures or {}).get(policy.key, ()))
-        made |= {stage.name: stage for stage in (*stages.before(policy, rewards), *runs.values(), one)}
+        trained = (run for seeds in runs.values() for run in seeds)
+        made |= {stage.name: stage for stage in (*stages.before(policy, rewards), *trained, one)}
     return stages.recipe(*made.values())

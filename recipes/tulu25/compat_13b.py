@@ -2,7 +2,7 @@
 
 PPO recomputes what belongs to a rollout with the parameters of each mini-batch, so that no ratio leaves 1 and nothing
 is clipped, and whitens advantages by mini-batch. DPO also trains the headers that the released code trains. The reward
-model is that of the tables: it reads a score and no turn is trained. GSM8K is asked on 200 problems.
+model is that of the tables, whose head is drawn as the released code draws it. GSM8K is asked on 200 problems.
 """
 
 import dataclasses
@@ -30,6 +30,6 @@ recipe = stages.recipe(
             Entry(f"{UF.title}, PPO", (ppo.name,), over=f"{UF.title}, DPO"),
         ),
         published.TABLE_2,
-        tasks=(suites.gsm8k(paper=True),),
+        tasks=(suites.gsm8k(paper=True), suites.ifeval()),
     ),
 )

@@ -3,6 +3,8 @@
 The sets are published in one schema, `chosen` and `rejected` message lists, as splits of
 allenai/tulu-2.5-preference-data (3.6 GB together) and allenai/tulu-2.5-prompts. `preferences("shp-2", folder="my")`
 reads `my/shp_2.jsonl` instead, `prompts("gsm8k", folder="my")` reads `my/gsm8k_prompts.jsonl`.
+
+The published `ultrafeedback_overall` has 58,933 pairs, not the 60,908 of Table 1.
 """
 
 from __future__ import annotations

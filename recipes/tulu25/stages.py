@@ -2,6 +2,11 @@
 
 All policies start from Tülu 2 13B. Every table is a recipe called "tulu25", and a stage that two tables share has one
 name and one set of settings: it is trained once, whichever table comes first. All divide over `MESH`.
+
+Departs from the paper's released code (spec tulu25 §13), but for `compat_13b.py`: PPO keeps the log-probabilities of
+the rollout, where the ratio was 1 by construction, and whitens advantages by rollout, not by mini-batch; headers
+without a user turn before them are not trained in DPO. Everywhere, log-probabilities, rewards and values are float32,
+not bfloat16.
 """
 
 from __future__ import annotations
@@ -43,9 +48,13 @@ def optimizer(lr: str) -> OptimizerConfig:
 
 
 def reward_model(size: str, data: Preferences) -> RewardModel:
-    """One epoch in batches of 512 pairs; those with a side above 4096 tokens are left out."""
+    """One epoch in batches of 512 pairs; those with a side above 4096 tokens are left out.
+
+    The head is drawn as in the released code, with a deviation of 0.02 (allenai/EasyLM, EasyLM/models/llama).
+    """
     return RewardModel(
         f"rm-{size}-{data.key}",
+        head_init="tulu25",
         init=SFT[size],
         data=data.pairs(truncated="drop"),
         batch=512,

@@ -2,6 +2,9 @@
 
 13B and 70B, on UltraFeedback and on the mix of six sets. PPO trains Tülu 2 13B on UltraFeedback's prompts; best-of-16
 picks among replies of Tülu 2 13B. RewardBench, the table's other column, is not built here.
+
+Departs from the paper: its best-of-N is over several benchmarks with an N that is not printed; here it is the best of
+16 on GSM8K.
 """
 
 from easylm_jax.config import Entry

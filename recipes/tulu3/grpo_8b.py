@@ -2,6 +2,8 @@
 
 Two million episodes, as in the later packed run; the command of the released model says ten, of which a checkpoint was
 picked.
+
+Departs from the release: two million episodes and not ten; and what `base.grpo` says.
 """
 
 from easylm_jax.config import Entry, Recipe

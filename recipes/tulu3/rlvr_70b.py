@@ -1,4 +1,7 @@
-"""Tülu 3 70B: RLVR by PPO, its value model an 8B one (arXiv 2411.15124, Section 6, Tables 21 and 5)."""
+"""Tülu 3 70B: RLVR by PPO, its value model an 8B one (arXiv 2411.15124, Section 6, Tables 21 and 5).
+
+Departs from the paper: 0.07 for divergence, as in Table 21, not the 0.7 of the text; and what `base.ppo` says.
+"""
 
 from easylm_jax.config import Entry, Recipe
 from recipes.tulu3 import published

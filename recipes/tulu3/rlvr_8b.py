@@ -1,6 +1,8 @@
 """Tülu 3 8B: RLVR by PPO on GSM8K, MATH and constraints (arXiv 2411.15124, Section 6, Tables 21 and 6).
 
 About 100,000 episodes of the 10 million that the command's schedule is made for, so the rate hardly falls.
+
+Departs from the paper: as `base.ppo` says.
 """
 
 from easylm_jax.config import Entry, Recipe
