@@ -41,13 +41,13 @@ def _of(value: Any, kind: str) -> Iterator[Need]:
         if value.startswith("hf:"):
             name = value.removeprefix("hf:")
             yield Need(kind, name.partition(":")[0] if kind == DATA else name)
+    elif isinstance(value, Stage) and value.function_arguments:
+        yield from _of(list(value.function_arguments), DATA)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             is_tokenizer = field.name == "tokenizer" and isinstance(value, (DataSpec, JudgeModel))
             yield from _of(getattr(value, field.name), DATA if isinstance(value, Source) else
                            TOKENIZER if is_tokenizer else kind)  # fmt: skip
-        if isinstance(value, Stage):
-            yield from _of(value.function_arguments, DATA)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _of(item, kind)
