@@ -47,7 +47,10 @@ def test_what_cannot_be_asked_is_one_line(problems, tmp_path, capsys):
     for arguments, message in (
         ((model, "--task", "gsm9k"), "no task 'gsm9k'; there are gsm8k"),
         ((model, "--task", f"gsm8k={tmp_path}/none.jsonl"), "no file"),
-        ((rl_kit.made().out / "rl" / "reward", "--task", f"gsm8k={problems}", "--max-new-tokens", 4), "cannot write"),
+        (
+            (rl_kit.made().out / "rl" / "reward", "--task", f"gsm8k={problems}", "--max-new-tokens", 4),
+            "cannot generate",
+        ),
         ((model, "--task", f"gsm8k={problems}"), "more than the model's context of 64"),
         ((tmp_path, "--task", "gsm8k"), str(tmp_path)),
     ):

@@ -10,9 +10,9 @@ import pytest
 import rl_kit
 
 import models
-from easylm_jax.checkpoint import load
 from easylm_jax.config import Entry, Evaluate, Published, Recipe, Sampling, Task
 from easylm_jax.data.build import stage_cache
+from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.evaluate import stage as evaluation
 from easylm_jax.evaluate.statistics import difference, mean
@@ -165,7 +165,7 @@ def test_the_divergence_of_the_reference_from_itself_is_zero_and_another_models_
     model, tokenizer = models.build(rl_kit.MODEL), rl_kit.made().tokenizer()
     cache = stage_cache(ready, PROMPTS)
     made = rollout.sample(
-        rollout.Engine(load.restrict_vocab(model, tokenizer), slots=8), params["pretrain"], cache.read(np.arange(6)),
+        rollout.Engine(restrict_vocab(model, tokenizer), slots=8), params["pretrain"], cache.read(np.arange(6)),
         Sampling(rl_kit.NEW), samples=1, seed=3, tokenizer=tokenizer, end_ids=rollout.end_ids(cache, tokenizer),
     )  # fmt: skip
     columns = rollout.columns_of(made)
@@ -265,11 +265,11 @@ def test_what_cannot_be_judged_is_told_in_one_line(ready, tmp_path):
         return evaluation.dataclasses.replace(task, **more)
 
     many = changed(GREEDY, samples=3)
-    assert "task greedy takes 3 greedy samples, all the same" in refusing(table(many), ready, tmp_path / "a")
+    assert "task greedy: 3 greedy samples are all the same" in refusing(table(many), ready, tmp_path / "a")
     unknown = table(changed(GREEDY, verifier="no_such"))
     assert refusing(unknown, ready, tmp_path / "b").startswith("reward: no verifier 'no_such'")
     liked = table(GREEDY, Entry("reward", ("reward",)))
-    assert "is a reward model (scalar head), which cannot write" in refusing(liked, ready, tmp_path / "c")
+    assert "is a reward model (scalar head), which cannot generate" in refusing(liked, ready, tmp_path / "c")
     long = changed(GREEDY, sampling=Sampling(60))
     assert "new ones are more than the model's context of 64" in refusing(table(long), ready, tmp_path / "d")
     other = rl_kit.other_tokenizer(tmp_path)

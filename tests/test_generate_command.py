@@ -235,7 +235,7 @@ def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
     "arguments, message",
     [
         (["{run}/none", "hello"], "/none; give a stage's folder or one of its checkpoints/<step>"),
-        (["{run}/reward", "hello"], "reward is a reward model (scalar head), which cannot write; give the"),
+        (["{run}/reward", "hello"], "reward is a reward model (scalar head), which cannot generate; give the"),
         (["{run}/adapter", "hello"], "holds an adapter alone; give its stage's folder once that is done"),
         (["{run}/data", "hello"], "data is a stage that left no model; give one that trained"),
         (["hf:no/such/model", "hello"], "is neither a folder nor a hub name"),

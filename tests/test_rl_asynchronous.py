@@ -56,11 +56,11 @@ def test_a_rollout_is_written_by_the_policy_of_so_many_steps_before(tmp_path, la
             policies.append(rl_kit.copies(loop.policy_of(state.params, loop.job.frozen)))
         loop.close()
         for number, made in enumerate(written, 1):
-            again = loop.writer.write(policies[max(0, number - 1 - lag)], number, number - 1).made
+            again = loop.collector.collect(policies[max(0, number - 1 - lag)], number, number - 1).rollout
             np.testing.assert_array_equal(again.responses, made.responses)
             np.testing.assert_array_equal(again.sampler_logprobs, made.sampler_logprobs)
             np.testing.assert_array_equal(again.scores, made.scores)
-        fresh = loop.writer.write(policies[3], 4, 3).made
+        fresh = loop.collector.collect(policies[3], 4, 3).rollout
         assert (fresh.sampler_logprobs != written[3].sampler_logprobs).any()  # that policy is another by then
 
 
@@ -144,8 +144,8 @@ def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_pa
     with rl_kit.devices(4):
         ready = rl_kit.experiment(tmp_path / "four", stages["split"], mesh="fsdp=2")
         loop = rl_kit.loop_of(ready, "split")
-        assert loop.job.mesh.size == loop.writer.mesh.size == 2
-        assert not set(loop.job.mesh.devices.flat) & set(loop.writer.mesh.devices.flat)
+        assert loop.job.mesh.size == loop.collector.mesh.size == 2
+        assert not set(loop.job.mesh.devices.flat) & set(loop.collector.mesh.devices.flat)
         ready.run(ready.recipe.stage("split"))
         together = rl_kit.experiment(tmp_path / "together", stages["alone"], mesh="fsdp=4")
         together.run(together.recipe.stage("alone"))
@@ -169,15 +169,17 @@ def test_refill_replaces_groups_that_teach_nothing(tmp_path):
     loops = [rl_kit.loop_of(rl_kit.experiment(tmp_path / stage.name, stage), stage.name) for stage in (plain, more)]
     with rl_kit.begun(loops[0]) as state:
         policy = loops[0].policy_of(state.params, loops[0].job.frozen)
-        once, filled = (loop.writer.write(policy, 1, 5) for loop in loops)
-    assert once.prompt_batches_used == 6 and filled.prompt_batches_used == 5 + filled.line["batches_drawn"] > 6
-    before, after = (loop.writer._teaches(it.made) for loop, it in zip(loops, (once, filled), strict=True))
+        once, filled = (loop.collector.collect(policy, 1, 5) for loop in loops)
+    assert once.prompt_batches_used == 6 and filled.prompt_batches_used == 5 + filled.metrics["batches_drawn"] > 6
+    before, after = (
+        loop.collector._nonzero_variance(it.rollout) for loop, it in zip(loops, (once, filled), strict=True)
+    )
     assert before.sum() < after.sum() and len(after) == 8
     # Those of the first batch stand first, as they were drawn.
     first = rollout.select(once.made, np.flatnonzero(np.repeat(before, 2)))
     np.testing.assert_array_equal(filled.made.responses[: first.rows], first.responses)
     np.testing.assert_array_equal(filled.made.scores[: first.rows], first.scores)
-    again = loops[1].writer.write(policy, 1, 5)
+    again = loops[1].collector.collect(policy, 1, 5)
     np.testing.assert_array_equal(again.made.responses, filled.made.responses)
 
 
@@ -185,7 +187,7 @@ def test_random_rewards_are_drawn_once_and_are_functions_of_seed_and_number(tmp_
     stage = rl_kit.grpo("own", batch=8)
     loop = rl_kit.loop_of(rl_kit.experiment(tmp_path, stage), "own")
     with rl_kit.begun(loop) as state:
-        made = loop.writer.write(loop.policy_of(state.params, loop.job.frozen), 1, 0).made
+        made = loop.collector.collect(loop.policy_of(state.params, loop.job.frozen), 1, 0).rollout
     cache, words = loop.job.loader.cache, loop.job.tokenizer
 
     def draws(**which):

@@ -36,8 +36,8 @@ def test_a_judge_stands_beside_verifiers_and_a_reward_model(tmp_path, monkeypatc
     other = rl_kit.loop_of(rl_kit.experiment(tmp_path / "plain", rl_kit.grpo("judged", reward=plain)), "judged")
     with rl_kit.begun(loop) as state:
         policy = loop.policy_of(state.params, loop.job.frozen)
-        made, line = (lambda written: (written.made, written.line))(loop.writer.write(policy, 1, 0))
-        model = other.writer.write(policy, 1, 0).made.scores
+        made, line = (lambda collected: (collected.rollout, collected.metrics))(loop.collector.collect(policy, 1, 0))
+        model = other.collector.collect(policy, 1, 0).rollout.scores
     np.testing.assert_allclose(made.scores, np.arange(made.rows) + 0.37 + model, atol=1e-5)
     assert len(asked) == made.rows and asked[0][0][-1]["role"] == "user"
     assert line["judge_unread"] == 1 and line["judge_score"] == pytest.approx(np.arange(made.rows).mean() / 10)

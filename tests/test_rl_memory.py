@@ -11,6 +11,8 @@ import rl_kit
 import models
 from easylm_jax.checkpoint.load import ModelSource
 from easylm_jax.config import PPO, Compute, Reward, Sampling
+from easylm_jax.decode import Engine
+from easylm_jax.decode.generator import Generator
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
 from easylm_jax.runtime.sharding import bytes_of
@@ -39,11 +41,13 @@ def abstract_job(config, mesh, stage) -> RolloutJob:
 
     programs = RLPrograms(stage, mesh, policy, value)
     stale_policies = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
+    generator = Generator(Engine(policy_model.decoder, slots=stage.sampling.slots, mesh=mesh), None, stage.sampling)
     return RolloutJob(
         name="ppo", folder=None, mesh=mesh, abstract_state=rl_stage._abstract(stage, policy, value, stale_policies),
         layout=rl_stage._layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
         validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
-        policy=policy, value=value, programs=programs, writing_layout=policy_model.layout(mesh), decode_mesh=mesh,
+        policy=policy, value=value, programs=programs, generator=generator,
+        writing_layout=policy_model.layout(mesh), decode_mesh=mesh,
         frozen={}, reference=frozen(policy_model), judge=SimpleNamespace(params=frozen(value_model), mesh=mesh),
         loader=SimpleNamespace(cache=SimpleNamespace(manifest={"spec": {"template": "tulu"}})), held_out=None,
         tokenizer=SimpleNamespace(vocab_size=config.vocab_used, eos_id=1, special=lambda name: 1),

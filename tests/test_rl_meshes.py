@@ -34,15 +34,15 @@ def trained(folder, text, name, devices, decode_mesh=None, **more):
     """What two rollouts on a mesh sampled, their metrics, and the last state's parameters."""
     stages = [dataclasses.replace(stage, **more) if stage.name == name else stage for stage in STAGES]
     made = []
-    original = RolloutLoop._written
+    original = RolloutLoop._collect
 
     def keep(self, *arguments):
         found = original(self, *arguments)
-        made.append(found[0].made)
+        made.append(found[0].rollout)
         return found
 
     with pytest.MonkeyPatch.context() as patch, rl_kit.devices(devices):
-        patch.setattr(RolloutLoop, "_written", keep)
+        patch.setattr(RolloutLoop, "_collect", keep)
         ready = rl_kit.experiment(folder, *stages, mesh=text, decode_mesh=decode_mesh)
         stage = ready.recipe.stage(name)
         ready.run(stage)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import models
 from easylm_jax.checkpoint import hub, store
 from easylm_jax.checkpoint.checkpointer import restore_params
 from easylm_jax.config import Compute
-from easylm_jax.data import Cache, load_tokenizer
-from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.data import load_tokenizer
+from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig, RopeScaling
@@ -70,8 +69,8 @@ def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model that can write: its parameters on `mesh`, its vocabulary, and how prompts were shown to it: under which
-    chat template (None: as plain text), behind a BOS or not."""
+    """A model that can generate: its parameters on `mesh`, its vocabulary, and how its prompts were laid out: under
+    which chat template (None: as plain text), after a BOS or not."""
 
     decoder: Decoder
     params: PyTree
@@ -93,7 +92,7 @@ def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | 
     mesh = make_mesh("fsdp=-1") if mesh is None else mesh
     found = model_from(init, mesh, compute=Compute(dtype=dtype))
     if found.config.scalar_head:
-        raise UserError(f"{model} is a reward model (scalar head), which cannot write; give the policy's folder")
+        raise UserError(f"{model} is a reward model (scalar head), which cannot generate; give the policy's folder")
     if not (tokenizer or vocabulary):
         raise UserError(f"{model} does not say its tokenizer; give it with --tokenizer, such as sp:FILE or hf:FOLDER")
     words = load_tokenizer(tokenizer or vocabulary)
@@ -168,13 +167,6 @@ def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
     if meta.get("tokenizer"):
         return str(meta["tokenizer"])
     return f"hf:{str(meta['source']).removeprefix('hf:')}" if meta.get("source") else None
-
-
-def restrict_vocab(model: Decoder, tokenizer: Tokenizer) -> Decoder:
-    """The model as an engine should know it: rows of its vocabulary that no token of the tokenizer has are never drawn
-    (they have no text)."""
-    used = min(model.config.vocab_used, tokenizer.vocab_size)
-    return dataclasses.replace(model, config=model.config.replace(vocab_used=used))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,23 +255,6 @@ def check_vocabulary(name: str, config: DecoderConfig, tokenizer: str) -> None:
     size = load_tokenizer(tokenizer).vocab_size
     if size > config.vocab:
         raise UserError(f"stage {name}: the tokenizer has {size} tokens, the model only {config.vocab} (vocab)")
-
-
-def check_generative(name: str, source: ModelSource) -> None:
-    """A reward model has no vocabulary to write with."""
-    if source.config.scalar_head:
-        raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot write")
-
-
-def check_context_length(name: str, source: ModelSource, prompts: Cache, max_new_tokens: int) -> None:
-    """The longest prompt and a whole answer must fit into the context."""
-    longest = int(np.asarray(prompts.columns["lengths"]).max())
-    if longest + max_new_tokens > source.config.context:
-        raise UserError(
-            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
-            f"context of {source.config.context}; lower data.sequence_length (longer prompts are left out) or "
-            "sampling.max_new_tokens"
-        )
 
 
 def check_same_tokenizer(name: str, what: str, init: str, source: ModelSource, tokenizer: Tokenizer) -> None:

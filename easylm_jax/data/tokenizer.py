@@ -7,16 +7,21 @@ text. Control tokens are placed by id, by the chat template or between documents
 from __future__ import annotations
 
 import abc
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from easylm_jax.data.sentencepiece_model import CONTROL, USER_DEFINED, as_control, piece_kinds
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    from models.model import Model
 
 Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
 _MARKER = re.compile(r"<[|｜][^<>]*[|｜]>|<(start|end)_of_\w+>|<im_(start|end)>")
@@ -275,3 +280,10 @@ def _without_leading_space(data: dict, special: set[str | None]):
         return None
     later = json.loads(text.replace('"prepend_scheme": "first"', '"prepend_scheme": "never"'))
     return _load_hf({**data, "pre_tokenizer": later}, special)
+
+
+def restrict_vocab(model: Model, tokenizer: Tokenizer) -> Model:
+    """The model as an engine should know it: rows of its vocabulary that no token of the tokenizer has are never
+    sampled (they have no text)."""
+    used = min(model.config.vocab_used, tokenizer.vocab_size)
+    return dataclasses.replace(model, config=model.config.replace(vocab_used=used))  # type: ignore[type-var]

@@ -24,7 +24,7 @@ from easylm_jax.decode.request import Completions, Detokenize, Request, ScoredCo
 from easylm_jax.decode.sampling import Mode, Settings
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from easylm_jax.runtime.sharding import check_heads
-from models.decoder import Decoder, Params
+from models.model import Model, Params
 
 # Tokens that one prefill may hold, padding included: bounds its memory.
 PREFILL_TOKENS = {"cpu": 8192, "gpu": 65536, "tpu": 65536}
@@ -49,7 +49,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Decoder, *, slots: int = 64, max_length: int | None = None, mesh: jax.sharding.Mesh | None = None,
+        self, model: Model, *, slots: int = 64, max_length: int | None = None, mesh: jax.sharding.Mesh | None = None,
         block: int = 32, unroll: bool | None = None, gather_weights: bool = True,
     ):  # fmt: skip
         if mesh is not None:
@@ -341,18 +341,19 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _engine(model: Decoder, slots: int, mesh: jax.sharding.Mesh | None) -> Engine:
-    return Engine(model, slots=slots, mesh=mesh)
+def engine_for(model: Model, slots: int, mesh: jax.sharding.Mesh | None) -> Engine:
+    """The engine of a model, with its compiled programs: models of one shape share it."""
+    return Engine(model, slots=slots, mesh=mesh if mesh is not None and mesh.size > 1 else None)
 
 
 def generate(
-    model: Decoder, params: Params, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 1.0,
+    model: Model, params: Params, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, temperature: float = 1.0,
     top_k: int | None = None, top_p: float | None = None, eos_ids: Sequence[int] = (),
     stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, slots: int = 64,
     mesh: jax.sharding.Mesh | None = None, **more: Any,
 ) -> Completions | ScoredCompletions:  # fmt: skip
     """`Engine.generate` for a single call; engines of the last few models are kept, with their compiled programs."""
-    return _engine(model, slots, mesh).generate(
+    return engine_for(model, slots, mesh).generate(
         params, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
         eos_ids=eos_ids, stop_strings=stop_strings, samples=samples, seed=seed, **more,
     )  # fmt: skip

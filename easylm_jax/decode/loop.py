@@ -11,7 +11,7 @@ from easylm_jax.decode.cache import Cache
 from easylm_jax.decode.forward import Weights, step
 from easylm_jax.decode.sampling import Drawn, Mode, Settings, draw, row_keys
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
-from models.decoder import Decoder
+from models.model import Model
 
 
 class Rows(NamedTuple):
@@ -46,7 +46,7 @@ class Block(NamedTuple):
 
 
 def decode_block(
-    model: Decoder,
+    model: Model,
     mesh: jax.sharding.Mesh | None,
     block: int,
     mode: Mode,

@@ -15,19 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint import load
-from easylm_jax.checkpoint.load import (
-    ModelSource,
-    check_context_length,
-    check_generative,
-    check_same_tokenizer,
-    model_from,
-)
+from easylm_jax.checkpoint.load import ModelSource, check_same_tokenizer, model_from
 from easylm_jax.config import Entry, Evaluate, Reward, Task, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
 from easylm_jax.data.build import stage_cache
-from easylm_jax.decode import Engine, rollout
+from easylm_jax.decode import rollout
+from easylm_jax.decode.generator import check_samples, prepare_generator
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.objectives import base, target_scores
 from easylm_jax.rewards.scorer import make_scorer, verified
@@ -35,8 +29,7 @@ from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, compiler, processes, sharding
 from easylm_jax.runtime.files import write_json, write_lines
 from easylm_jax.runtime.mesh import batch_split, make_mesh
-from models.decoder import Decoder
-from models.errors import UserError
+from models.model import Model
 
 PyTree = Any
 ROWS = 64  # responses that a model scores at once
@@ -109,22 +102,15 @@ def _judged(
 ) -> dict[str, Any]:
     """What one model gives on all tasks, prompt by prompt."""
     source = model_from(workspace.model(name), mesh, compute=stage.compute)
-    check_generative(stage.name, source)
     for it in tasks:
+        check_samples(f"stage {stage.name}: task {it.task.name}", it.task.sampling, it.task.samples)
         check_same_tokenizer(stage.name, "model", name, source, it.tokenizer)
     params = source.frozen(mesh)
     found: dict[str, Any] = {"tasks": {}}
     for it in tasks:
         task = it.task
-        check_context_length(stage.name, source, it.cache, task.sampling.max_new_tokens)
-        engine = _engine(load.restrict_vocab(source.decoder, it.tokenizer), task.sampling.slots, mesh)
-        greedy = task.sampling.temperature == 0
-        if greedy and task.samples > 1:
-            raise UserError(f"stage {stage.name}: task {task.name} takes {task.samples} greedy samples, all the same")
-        made = rollout.sample(
-            engine, params, it.batch, task.sampling, samples=task.samples, seed=stage.seed, tokenizer=it.tokenizer,
-            end_ids=rollout.end_ids(it.cache, it.tokenizer), greedy=greedy,
-        )  # fmt: skip
+        generator = prepare_generator(stage.name, source.decoder, it.tokenizer, task.sampling, mesh, [it.cache])
+        made = generator.sample(params, it.cache, it.batch, samples=task.samples, seed=stage.seed)
         named = list(dict.fromkeys((task.verifier, *dict(task.also).values())))
         verdicts = verified([judges[text] for text in named], made, it.cache, it.tokenizer, seed=stage.seed)
         given = {text: one.scores.reshape(-1, task.samples) for text, one in zip(named, verdicts, strict=True)}
@@ -172,18 +158,12 @@ def _liked(
     return made.scores.reshape(-1, task.samples).argmax(axis=1)
 
 
-@functools.lru_cache(maxsize=2)
-def _engine(model: Decoder, slots: int, mesh: jax.sharding.Mesh) -> Engine:
-    """Models of one shape share an engine, and so its compiled programs."""
-    return Engine(model, slots=slots, mesh=mesh if mesh.size > 1 else None)
-
-
 def _rows(mesh: jax.sharding.Mesh) -> int:
     return -(-ROWS // batch_split(mesh)) * batch_split(mesh)
 
 
 @functools.lru_cache(maxsize=2)
-def _scorer(model: Decoder, mesh: jax.sharding.Mesh):
+def _scorer(model: Model, mesh: jax.sharding.Mesh):
     return compiler.scorer(lambda params, batch: target_scores(model, params, batch).logprobs, mesh, model.compute)
 
 
@@ -195,15 +175,12 @@ def _divergence(
     reference = model_from(workspace.model(stage.reference), mesh, compute=stage.compute)
     batch = {name: array[: stage.kl_prompts] for name, array in it.batch.items()}
     sampling = dataclasses.replace(it.task.sampling, temperature=1.0, top_k=None, top_p=None)
-    engine = _engine(load.restrict_vocab(source.decoder, it.tokenizer), sampling.slots, mesh)
-    made = rollout.sample(
-        engine, params, batch, sampling, samples=1, seed=stage.seed, tokenizer=it.tokenizer,
-        end_ids=rollout.end_ids(it.cache, it.tokenizer),
-    )  # fmt: skip
+    generator = prepare_generator(stage.name, source.decoder, it.tokenizer, sampling, mesh)
+    made = generator.sample(params, it.cache, batch, seed=stage.seed)
     columns = rollout.columns_of(made)
     forward = {name: columns[name] for name in base.FORWARD}
 
-    def scores(model: Decoder, own: PyTree) -> np.ndarray:
+    def scores(model: Model, own: PyTree) -> np.ndarray:
         return chunked.in_chunks(_scorer(model, mesh), [own], forward, _rows(mesh), mesh)
 
     apart = scores(source.decoder, params) - scores(reference.decoder, reference.frozen(mesh))

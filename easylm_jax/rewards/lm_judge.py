@@ -15,12 +15,12 @@ import numpy as np
 from easylm_jax.checkpoint import load as checkpoint_load
 from easylm_jax.config import JudgeModel, Sampling, chat_templates
 from easylm_jax.data import templates
-from easylm_jax.data.tokenizer import Tokenizer
-from easylm_jax.decode import Engine, ScoredCompletions, rollout
+from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
+from easylm_jax.decode import ScoredCompletions, engine_for, rollout
 from easylm_jax.rewards.judge_prompts import Asked, Messages, ask
 from easylm_jax.runtime import sharding
-from models.decoder import Decoder
 from models.errors import UserError
+from models.model import Model
 
 PyTree = Any
 
@@ -38,7 +38,7 @@ class LMJudge:
     """
 
     def __init__(
-        self, model: Decoder, params: PyTree, tokenizer: Tokenizer, *, template: str | None, chat_template: str,
+        self, model: Model, params: PyTree, tokenizer: Tokenizer, *, template: str | None, chat_template: str,
         sampling: Sampling, mesh: jax.sharding.Mesh | None = None, seed: int = 0,
     ):  # fmt: skip
         if sampling.max_new_tokens >= model.config.context:
@@ -50,8 +50,7 @@ class LMJudge:
         self.chat_template = chat_templates.get_template(chat_template)
         self.seed, self.room = seed, model.config.context - sampling.max_new_tokens
         self._ends = templates.end_tokens(self.chat_template, tokenizer)
-        parts = mesh if mesh is not None and mesh.size > 1 else None
-        self._engine = Engine(checkpoint_load.restrict_vocab(model, tokenizer), slots=sampling.slots, mesh=parts)
+        self._engine = engine_for(restrict_vocab(model, tokenizer), sampling.slots, mesh)
 
     def __call__(
         self, conversations: Sequence[Messages], responses: Sequence[str], records: Sequence[Mapping[str, Any]],

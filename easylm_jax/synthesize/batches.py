@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint import load
-from easylm_jax.checkpoint.load import check_context_length, check_generative, check_same_tokenizer, model_from
+from easylm_jax.checkpoint.load import check_same_tokenizer, model_from
 from easylm_jax.config import Generate
 from easylm_jax.data import Cache, load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer
-from easylm_jax.decode import Engine, rollout
+from easylm_jax.decode import rollout
+from easylm_jax.decode.generator import check_samples, prepare_generator
 from easylm_jax.runtime import chunked, sharding
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.runtime.processes import log_once
-from models.errors import UserError
 
 NOTE = "made_from.txt"
 
@@ -65,21 +64,15 @@ def in_parts(
     `prepared(mesh, cache, tokenizer)` gives what scores the answers of batch `number` (on every process; None where
     nothing does) and what makes a record of each prompt for its file. Files that are there already are not made again.
     """
-    greedy = stage.sampling.temperature == 0
-    if greedy and stage.samples > 1:
-        raise UserError(f"stage {stage.name}: {stage.samples} greedy samples are all the same; set a temperature")
+    check_samples(f"stage {stage.name}", stage.sampling, stage.samples)
     recipe = workspace.recipe
     mesh = sharding.decode_mesh_of(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
     cache = stage_cache(workspace, stage.data)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     source = model_from(workspace.model(stage.init), mesh, compute=stage.compute)
-    check_generative(stage.name, source)
     check_same_tokenizer(stage.name, "model", stage.init, source, tokenizer)
-    sharding.check_heads(source.config, mesh)
-    check_context_length(stage.name, source, cache, stage.sampling.max_new_tokens)
+    generator = prepare_generator(stage.name, source.decoder, tokenizer, stage.sampling, mesh, [cache])
     score, write = prepared(mesh, cache, tokenizer)
-    writer = load.restrict_vocab(source.decoder, tokenizer)
-    engine = Engine(writer, slots=stage.sampling.slots, mesh=mesh if mesh.size > 1 else None)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
     folder = partial_folder(stage, workspace, "parts")
     paths = []
@@ -89,11 +82,10 @@ def in_parts(
             paths.append(folder / f"{number:06d}.jsonl")
             if paths[-1].is_file():
                 continue
-            made = rollout.sample(
-                engine, params, cache.read(np.arange(chunk.start, chunk.stop)), stage.sampling, samples=stage.samples,
-                seed=rollout.seed_of(stage.seed, number), tokenizer=tokenizer,
-                end_ids=rollout.end_ids(cache, tokenizer), greedy=greedy,
-            )  # fmt: skip
+            prompts = cache.read(np.arange(chunk.start, chunk.stop))
+            made = generator.sample(
+                params, cache, prompts, samples=stage.samples, seed=rollout.seed_of(stage.seed, number)
+            )
             if score is not None:
                 score(made, number)
             if processes.is_first_process():

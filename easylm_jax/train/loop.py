@@ -69,7 +69,7 @@ class Loop(abc.ABC):
         """Compiles and opens what the steps from `start` on need; called when there are steps to do."""
 
     @abc.abstractmethod
-    def advance(self, state: PyTree, number: int) -> tuple[PyTree, Any]:
+    def advance(self, state: PyTree, step: int) -> tuple[PyTree, Any]:
         """Step `number` (from 1): the new state, and what `read` will make a metrics line of."""
 
     @abc.abstractmethod
@@ -77,11 +77,11 @@ class Loop(abc.ABC):
         """Waits for a step and returns its metrics line."""
 
     @abc.abstractmethod
-    def check(self, line: Line, number: int) -> None:
+    def check(self, line: Line, step: int) -> None:
         """Raises `UserError` where a line says that the run has gone wrong for good."""
 
     @abc.abstractmethod
-    def validate(self, state: PyTree, number: int) -> tuple[dict[str, float], str]:
+    def validate(self, state: PyTree, step: int) -> tuple[dict[str, float], str]:
         """Scores on held-out data by name, and what to say of them."""
 
     def close(self) -> None:  # noqa: B027 - most loops leave nothing open
@@ -146,63 +146,61 @@ class Loop(abc.ABC):
         job = self.job
         waiting: tuple[int, Any] | None = None  # the newest step, whose metrics are still on the device
         last: Line = {}
-        for number in range(start + 1, job.steps + 1):
-            state, pending = self.advance(state, number)
-            with self.monitor.phase("step", number):
+        for step in range(start + 1, job.steps + 1):
+            state, pending = self.advance(state, step)
+            with self.monitor.phase("step", step):
                 if waiting is not None:  # read one step late, while the device works on the next
                     self._write(waiting[0], self.read(waiting[1]))
-                waiting = number, pending
-                stopping = self.stop.agreed(number)
-                saving = stopping or number % job.checkpoints.every == 0 or number == job.steps or self._stays(number)
-                validating = self._validation_due(number)
+                waiting = step, pending
+                stopping = self.stop.agreed(step)
+                saving = stopping or step % job.checkpoints.every == 0 or step == job.steps or self._stays(step)
+                validating = self._validation_due(step)
                 if saving or validating:
                     last = self.read(pending)
             if validating:
-                last |= self._validate(state, number)
+                last |= self._validate(state, step)
             if saving or validating:  # the line is written before its checkpoint commits, so a kill loses none
-                self._write(number, last)
+                self._write(step, last)
                 waiting = None
             if saving:
-                self._save(number, state, final=stopping or number == job.steps)
-            if stopping and number < job.steps:
+                self._save(step, state, final=stopping or step == job.steps)
+            if stopping and step < job.steps:
                 self.checkpointer.wait()
-                raise Stopped(
-                    f"{job.name}: stopped at step {number} of {job.steps}, which is saved; run again to go on"
-                )
+                raise Stopped(f"{job.name}: stopped at step {step} of {job.steps}, which is saved; run again to go on")
         return state, last
 
-    def _write(self, number: int, line: Line) -> None:
-        self.monitor.log(number, {**line, "goodput": self.monitor.ledger.goodput()})
-        self.check(line, number)
+    def _write(self, step: int, line: Line) -> None:
+        self.monitor.log(step, {**line, "goodput": self.monitor.ledger.goodput()})
+        self.check(line, step)
 
-    def _save(self, number: int, state: PyTree, final: bool) -> None:
-        with self.monitor.phase("checkpoint", number):
+    def _save(self, step: int, state: PyTree, final: bool) -> None:
+        with self.monitor.phase("checkpoint", step):
             meta = {
                 **self.job.meta,
-                "data": {"fingerprint": self.job.fingerprint, "step": number, "tokens_seen": self.tokens_seen},
+                "data": {"fingerprint": self.job.fingerprint, "step": step, "tokens_seen": self.tokens_seen},
                 "validation": self.validation,
                 "clocks": self.monitor.clocks(),
             }
-            if final or self._stays(number):
+            if final or self._stays(step):
                 self.checkpointer.wait()  # so that what is to stay is never what is skipped
-            if self.checkpointer.save(number, state, meta):
+            if self.checkpointer.save(step, state, meta):
                 self.monitor.checkpoint_saved()
 
-    def _stays(self, number: int) -> bool:
+    def _stays(self, step: int) -> bool:
         """Whether a step is one of those that are kept for good, which are saved whatever `every` is."""
         c = self.job.checkpoints
-        return any(every and number % every == 0 for every in (c.keep_every, c.history))
+        return any(every and step % every == 0 for every in (c.keep_every, c.history))
 
-    def _validation_due(self, number: int) -> bool:
+    def _validation_due(self, step: int) -> bool:
         every = self.job.validate_every
-        return self.job.validates and (number == self.job.steps or bool(every and number % every == 0))
+        return self.job.validates and (step == self.job.steps or bool(every and step % every == 0))
 
-    def _validate(self, state: PyTree, number: int) -> dict[str, float]:
+    def _validate(self, state: PyTree, step: int) -> dict[str, float]:
         """Held-out scores of the parameters after `number` steps."""
-        with self.monitor.phase("evaluate", number):
-            scores, words = self.validate(state, number)
-        self.validation = {"validation_step": number, **{f"validation_{name}": value for name, value in scores.items()}}
-        self.monitor.message(f"step {number}: held-out {words}")
+        with self.monitor.phase("evaluate", step):
+            scores, words = self.validate(state, step)
+        self.validation = {"validation_step": step, **{f"validation_{name}": value for name, value in scores.items()}}
+        self.monitor.message(f"step {step}: held-out {words}")
         return self.validation
 
 

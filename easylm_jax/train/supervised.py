@@ -98,10 +98,10 @@ class _DataLoop(Loop):
         if hasattr(self, "batches"):
             self.batches.close()
 
-    def advance(self, state: State, number: int) -> tuple[State, _Pending]:
-        with self.monitor.phase("data", number):
+    def advance(self, state: State, step: int) -> tuple[State, _Pending]:
+        with self.monitor.phase("data", step):
             batch = next(self.batches)
-        with self.monitor.phase("step", number):
+        with self.monitor.phase("step", step):
             began = time.perf_counter()
             state, metrics = self.compiled(state, batch, self.job.frozen)
         return state, _Pending(metrics, began)
@@ -116,10 +116,10 @@ class _DataLoop(Loop):
         self.throughput.update(tokens, seconds)
         return {**host, "tokens": self.tokens_seen, "seconds": seconds, **self.throughput.metrics()}
 
-    def check(self, line: Line, number: int) -> None:
-        self.job.optimizer.check(line, number)
+    def check(self, line: Line, step: int) -> None:
+        self.job.optimizer.check(line, step)
 
-    def validate(self, state: State, number: int) -> tuple[dict[str, float], str]:
+    def validate(self, state: State, step: int) -> tuple[dict[str, float], str]:
         """Scores the held-out rows; sums before means."""
         job = self.job
         assert job.held_out is not None

@@ -18,12 +18,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint import load
 from easylm_jax.checkpoint.load import model_from
 from easylm_jax.config import Compute, Evaluate
 from easylm_jax.config.load import load_recipe
 from easylm_jax.data import load_tokenizer
 from easylm_jax.data.build import stage_cache
+from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import Engine, rollout
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.experiment import Experiment
@@ -58,7 +58,7 @@ class _Meter:
         self.batch = self.cache.read(np.arange(min(PROBLEMS, self.cache.rows)))
         source = self._model(str(stage.reference))
         self.engine = Engine(
-            load.restrict_vocab(source.decoder, self.tokenizer), slots=task.sampling.slots,
+            restrict_vocab(source.decoder, self.tokenizer), slots=task.sampling.slots,
             mesh=self.mesh if self.mesh.size > 1 else None,
         )  # fmt: skip
         everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())

@@ -1,9 +1,9 @@
-"""Writes rollouts: prompts answered and judged, at once or ahead of the updates in a thread of its own.
+"""Collects rollouts: responses sampled and scored, at once or ahead of the updates in a thread of its own.
 
-    prompts of batch `drawn` → answers of a policy → scores → (groups that teach nothing replaced) → Rollout
+    prompt batch → responses of a policy → scores → (zero-variance groups replaced) → Rollout
 
-A rollout is a pure function of the policy, the stage's seed, its number and how many batches of prompts were drawn
-before it. So it does not matter when, or by which thread, it is written, and a run that was killed writes it again.
+A rollout is a pure function of the policy, the stage's seed, its step and how many batches of prompts were used before
+it. So it does not matter when, or by which thread, it is collected, and a resumed run collects it again.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 
 from easylm_jax.config import RL
 from easylm_jax.data import Loader
-from easylm_jax.data.tokenizer import Tokenizer
-from easylm_jax.decode import Engine, rollout
+from easylm_jax.decode import rollout
+from easylm_jax.decode.generator import Generator
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.rewards.scorer import RewardScorer
 
@@ -32,118 +32,109 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class CollectedRollout:
-    """A rollout, how many batches of prompts were drawn up to and with it, and what to log of its making."""
+    """A rollout, how many batches of prompts were used up to and with it, and the metrics of its collection."""
 
-    made: Rollout
+    rollout: Rollout
     prompt_batches_used: int
-    line: dict[str, Any]
+    metrics: dict[str, Any]
 
 
 class RolloutCollector:
-    """Writes the rollouts of a stage on the devices of `mesh`."""
+    """Collects the rollouts of a stage on the devices of `mesh`."""
 
     def __init__(
-        self,
-        stage: RL,
-        engine: Engine,
-        judge: RewardScorer,
-        loader: Loader,
-        tokenizer: Tokenizer,
-        mesh: jax.sharding.Mesh,
-    ):
-        self.stage, self.engine, self.judge, self.loader, self.tokenizer = stage, engine, judge, loader, tokenizer
-        self.mesh = mesh
-        self.ends = rollout.end_ids(loader.cache, tokenizer)
+        self, stage: RL, generator: Generator, scorer: RewardScorer, loader: Loader, mesh: jax.sharding.Mesh
+    ):  # fmt: skip
+        self.stage, self.generator, self.scorer, self.loader, self.mesh = stage, generator, scorer, loader, mesh
         self.stopping = threading.Event()
 
-    def write(self, policy: PyTree, number: int, prompt_batches_used: int) -> CollectedRollout:
-        """Rollout `number` by these parameters, from the batch of prompts after the first `prompt_batches_used`."""
+    def collect(self, policy: PyTree, step: int, prompt_batches_used: int) -> CollectedRollout:
+        """The rollout of `step` by these parameters, from the prompts after the first `prompt_batches_used` batches."""
         stage = self.stage
-        most = stage.rollout_attempts
-        parts: list[Rollout] = []
-        line: dict[str, Any] = {}
+        attempts: list[Rollout] = []
+        metrics: dict[str, Any] = {}
         sampling = 0.0
         useful = 0
-        for part in range(most):
+        for attempt in range(stage.rollout_attempts):
             began = time.perf_counter()
-            made = rollout.sample(
-                self.engine, policy, self.loader.batch_at(prompt_batches_used + part), stage.sampling,
-                samples=stage.samples, seed=rollout.seed_of(stage.seed, number, part), tokenizer=self.tokenizer,
-                end_ids=self.ends, cancelled=self.stopping.is_set,
+            sampled = self.generator.sample(
+                policy, self.loader.cache, self.loader.batch_at(prompt_batches_used + attempt), samples=stage.samples,
+                seed=rollout.seed_of(stage.seed, step, attempt), greedy=False, cancelled=self.stopping.is_set,
             )  # fmt: skip
             sampling += time.perf_counter() - began
             began = time.perf_counter()
-            _add(line, self.judge(made, number, part))
-            _add(line, {"judge_seconds": time.perf_counter() - began})
-            parts.append(made)
-            useful += int(self._teaches(made).sum())
+            _add(metrics, self.scorer(sampled, step, attempt))
+            _add(metrics, {"judge_seconds": time.perf_counter() - began})
+            attempts.append(sampled)
+            useful += int(self._nonzero_variance(sampled).sum())
             if useful >= stage.batch:
                 break
-        tokens, answers = (sum(int(x.lengths.sum()) for x in parts), sum(x.rows for x in parts))
-        line |= {
-            "rollout_seconds": sampling, "rollouts_per_second": answers / sampling,
+        tokens, responses = (sum(int(x.lengths.sum()) for x in attempts), sum(x.rows for x in attempts))
+        metrics |= {
+            "rollout_seconds": sampling, "rollouts_per_second": responses / sampling,
             "response_tokens_per_second": tokens / sampling,
         }  # fmt: skip
-        made = parts[0]
-        if most > 1:
-            line |= {"batches_drawn": len(parts), "useful_groups": useful / (len(parts) * stage.batch)}
-            made = self._chosen(parts)
-        return CollectedRollout(made, prompt_batches_used + len(parts), line)
+        collected = attempts[0]
+        if stage.rollout_attempts > 1:
+            metrics |= {"batches_drawn": len(attempts), "useful_groups": useful / (len(attempts) * stage.batch)}
+            collected = self._chosen(attempts)
+        return CollectedRollout(collected, prompt_batches_used + len(attempts), metrics)
 
-    def _teaches(self, made: Rollout) -> np.ndarray:
-        """Which groups have answers of unequal worth, bool [prompts]."""
-        return rollout.nonzero_variance(made.final(self.stage.reward).reshape(-1, self.stage.samples))
+    def _nonzero_variance(self, sampled: Rollout) -> np.ndarray:
+        """Which groups have responses of unequal reward, bool [prompts]."""
+        return rollout.nonzero_variance(sampled.final(self.stage.reward).reshape(-1, self.stage.samples))
 
-    def _chosen(self, parts: list[Rollout]) -> Rollout:
-        """As many groups as a rollout has, in the order drawn: those that teach first, then, if need be, others."""
-        whole = rollout.concatenate(parts)
-        order = np.argsort(~self._teaches(whole), kind="stable")[: self.stage.batch]
+    def _chosen(self, attempts: list[Rollout]) -> Rollout:
+        """As many groups as a rollout has, in the order sampled: zero-variance groups only where others are too few."""
+        whole = rollout.concatenate(attempts)
+        order = np.argsort(~self._nonzero_variance(whole), kind="stable")[: self.stage.batch]
         return rollout.select(whole, (order[:, None] * whole.samples + np.arange(whole.samples)).reshape(-1))
 
 
-def _add(line: dict[str, Any], more: dict[str, float]) -> None:
-    """Adds what another part of a rollout logs: seconds and counts are summed, everything else is of the last part."""
+def _add(metrics: dict[str, Any], more: dict[str, float]) -> None:
+    """Adds the metrics of another attempt: seconds and counts are summed, everything else is of the last attempt."""
     for name, value in more.items():
-        line[name] = value + (line.get(name, 0) if name.endswith(("_seconds", "_timeouts")) else 0)
+        metrics[name] = value + (metrics.get(name, 0) if name.endswith(("_seconds", "_timeouts")) else 0)
 
 
 class AsyncCollector:
-    """Rollouts that are asked for before they are needed, written in order.
+    """Rollouts that are asked for before they are needed, collected in order.
 
-    With `overlapping` a thread writes them while the updates of earlier ones go on. Without, each is written when it is
-    taken, by the policy that was asked: the same rollouts, but no time is won. Two threads must not start programs of
-    several devices, or of several processes, on the same devices: their collectives could wait for each other.
+    With `overlapping` a thread collects them while the updates of earlier ones go on. Without, each is collected when
+    it is taken, by the policy that was asked: the same rollouts, but no time is won. Two threads must not start
+    programs of several devices, or of several processes, on the same devices: their collectives could wait for each
+    other.
     """
 
-    def __init__(self, writer: RolloutCollector, prompt_batches_used: int, overlapping: bool = True):
-        self.writer, self.prompt_batches_used = writer, prompt_batches_used
+    def __init__(self, collector: RolloutCollector, prompt_batches_used: int, overlapping: bool = True):
+        self.collector, self.prompt_batches_used = collector, prompt_batches_used
         self._thread = None
         if overlapping:
             self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollouts")
         self._coming: dict[int, Callable[[], CollectedRollout]] = {}
 
-    def submit(self, policy: PyTree, number: int) -> None:
-        """Asks for rollout `number`, the one after the last that was asked for."""
+    def submit(self, policy: PyTree, step: int) -> None:
+        """Asks for the rollout of `step`, the one after the last that was asked for."""
         if self._thread is None:
-            self._coming[number] = functools.partial(self._write, policy, number)
+            self._coming[step] = functools.partial(self._collect, policy, step)
         else:
-            self._coming[number] = self._thread.submit(self._write, policy, number).result
+            self._coming[step] = self._thread.submit(self._collect, policy, step).result
 
-    def take(self, number: int) -> CollectedRollout:
-        """Waits for rollout `number`, or writes it; raises what its making raised."""
-        return self._coming.pop(number)()
+    def take(self, step: int) -> CollectedRollout:
+        """Waits for the rollout of `step`, or collects it; raises what its collection raised."""
+        return self._coming.pop(step)()
 
     def close(self) -> None:
-        """Ends the thread; what it was writing is thrown away."""
+        """Ends the thread; the rollout that it was collecting is thrown away."""
         if self._thread is not None:
-            self.writer.stopping.set()
+            self.collector.stopping.set()
             self._thread.shutdown(cancel_futures=True)
-            self.writer.stopping.clear()
+            self.collector.stopping.clear()
 
-    def _write(self, policy: PyTree, number: int) -> CollectedRollout:
-        mesh = self.writer.mesh
+    def _collect(self, policy: PyTree, step: int) -> CollectedRollout:
+        mesh = self.collector.mesh
         alone = jax.default_device(mesh.devices.flat[0]) if mesh.size == 1 else contextlib.nullcontext()
         with jax.set_mesh(mesh), alone:
-            written = self.writer.write(policy, number, self.prompt_batches_used)
-        self.prompt_batches_used = written.prompt_batches_used
-        return written
+            collected = self.collector.collect(policy, step, self.prompt_batches_used)
+        self.prompt_batches_used = collected.prompt_batches_used
+        return collected

@@ -10,6 +10,7 @@ import jax
 from easylm_jax.config import RL
 from easylm_jax.data import Cache, Loader
 from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.decode.generator import Generator
 from easylm_jax.rewards.scorer import RewardScorer
 from easylm_jax.train.loop import Job
 from easylm_jax.train.rl.programs import RLPrograms
@@ -63,6 +64,7 @@ class RolloutJob(Job):
     frozen: PyTree
     reference: PyTree
     judge: RewardScorer
+    generator: Generator
     loader: Loader
     held_out: Cache | None
     tokenizer: Tokenizer

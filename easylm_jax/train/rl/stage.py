@@ -10,19 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax.checkpoint.load import (
-    ModelSource,
-    check_context_length,
-    check_generative,
-    check_same_tokenizer,
-    model_from,
-)
+from easylm_jax.checkpoint.load import ModelSource, check_same_tokenizer, model_from
 from easylm_jax.config import RL, Recipe
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Loader, load_tokenizer
 from easylm_jax.data.build import stage_cache
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import rollout
+from easylm_jax.decode.generator import prepare_generator
 from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import sharding
@@ -60,16 +55,17 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
     if stage.check is not None:
         ExpressionScorer(stage.check)
     source = stage_model(stage, workspace, mesh)
-    check_generative(stage.name, source)
     for each in (mesh, decodes):
         sharding.check_heads(source.config, each)
         source.layout(each)
     cache = stage_cache(workspace, stage.data)
     held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
-    for prompts in filter(None, (cache, held_out)):
-        check_context_length(stage.name, source, prompts, stage.sampling.max_new_tokens)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
+    generator = prepare_generator(
+        stage.name, source.decoder, tokenizer, stage.sampling, decodes, [it for it in (cache, held_out) if it],
+        slots=min(stage.sampling.slots, stage.responses_per_step),
+    )  # fmt: skip
     steps = steps_of(stage, Loader(cache, stage.batch, stage.seed, stage.epochs))
     loader = Loader(
         cache, stage.batch, stage.seed
@@ -120,6 +116,7 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
         judge=judge,
         loader=loader,
         held_out=held_out,
+        generator=generator,
         tokenizer=tokenizer,
     )
 

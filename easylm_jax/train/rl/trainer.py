@@ -20,9 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint import load
 from easylm_jax.data.loader import permutation
-from easylm_jax.decode import Engine, rollout
+from easylm_jax.decode import rollout
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import adaptive_kl, base
 from easylm_jax.rewards.scorer import verified
@@ -54,7 +53,7 @@ class _Pending:
 
 
 class RolloutLoop(Loop):
-    """Rollouts one after the other, each trained on at once, or written ahead of the updates (`writer.Ahead`)."""
+    """Rollouts one after the other, each trained on at once, or collected ahead of the updates (`AsyncCollector`)."""
 
     job: RolloutJob
 
@@ -66,13 +65,9 @@ class RolloutLoop(Loop):
         self.token_scores, self.policy_of = job.programs.token_scores, job.programs.policy_of
         if job.value is not None:
             self.values = job.programs.values
-        writes = job.decode_mesh
-        self.engine = Engine(
-            load.restrict_vocab(self.model, job.tokenizer),
-            slots=min(stage.sampling.slots, stage.batch * stage.samples), mesh=writes if writes.size > 1 else None,
-        )  # fmt: skip
-        self.writer = RolloutCollector(stage, self.engine, job.judge, job.loader, job.tokenizer, job.judge.mesh)
-        self.ahead: AsyncCollector | None = None
+        self.engine = job.generator.engine
+        self.collector = RolloutCollector(stage, job.generator, job.judge, job.loader, job.judge.mesh)
+        self.async_collector: AsyncCollector | None = None
         self.batches = advantages.make_batch_builder(stage, mesh)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
         self.check_verifier = ExpressionScorer(stage.check, seconds=stage.reward.seconds) if stage.check else None
@@ -97,19 +92,21 @@ class RolloutLoop(Loop):
         if self.job.stage.asynchronous:
             apart = self.job.stage.rollout_devices is not None
             alone = self.job.mesh.size == 1 and jax.process_count() == 1
-            self.ahead = AsyncCollector(self.writer, int(state.prompt_batches_used), overlapping=apart or alone)
-            for number, policy in enumerate(state.stale_policies, start + 1):
-                self._ask(policy, number)
+            self.async_collector = AsyncCollector(
+                self.collector, int(state.prompt_batches_used), overlapping=apart or alone
+            )
+            for step, policy in enumerate(state.stale_policies, start + 1):
+                self._ask(policy, step)
 
     def close(self) -> None:
-        if self.ahead is not None:
-            self.ahead.close()
+        if self.async_collector is not None:
+            self.async_collector.close()
 
-    def _ask(self, policy: PyTree, number: int) -> None:
+    def _ask(self, policy: PyTree, step: int) -> None:
         """Has rollout `number` written by this policy, which is brought to the devices that write."""
-        assert self.ahead is not None
-        if number <= self.job.steps:
-            self.ahead.submit(jax.device_put(policy, self.job.writing_layout), number)
+        assert self.async_collector is not None
+        if step <= self.job.steps:
+            self.async_collector.submit(jax.device_put(policy, self.job.writing_layout), step)
 
     def compiled(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """The compiled updates for batches of these shapes."""
@@ -124,47 +121,47 @@ class RolloutLoop(Loop):
 
     # A step
 
-    def advance(self, state: RLState, number: int) -> tuple[RLState, _Pending]:
+    def advance(self, state: RLState, step: int) -> tuple[RLState, _Pending]:
         began = time.perf_counter()
-        written, columns, stale = self._written(state, number)
-        with self.monitor.phase("reward", number):
-            made, rows, line = written.made, *self.batches.rows(written.made, columns, float(state.kl))
-            line |= {**written.line, **self._line(made, columns), "kl_coefficient": float(state.kl)}
-            self._keep(number, made, columns)
-        made_ready = time.perf_counter() - began
-        state, updates = self._updates(state, rows, number)
+        collected, columns, stale = self._collect(state, step)
+        with self.monitor.phase("reward", step):
+            sampled, rows, line = collected.rollout, *self.batches.rows(collected.rollout, columns, float(state.kl))
+            line |= {**collected.metrics, **self._rollout_metrics(sampled, columns), "kl_coefficient": float(state.kl)}
+            self._keep(step, sampled, columns)
+        collected_in = time.perf_counter() - began
+        state, updates = self._updates(state, rows, step)
         kl = self._next_kl(state.kl, line["kl"])
         # Placed like the state that was restored, so that both are the same programs' arguments.
         layout = self.job.layout
-        step, used = jax.device_put(
-            (np.int32(number), np.int32(written.prompt_batches_used)), (layout.step, layout.prompt_batches_used)
+        counters = jax.device_put(
+            (np.int32(step), np.int32(collected.prompt_batches_used)), (layout.step, layout.prompt_batches_used)
         )
-        state = state._replace(step=step, kl=kl, prompt_batches_used=used, stale_policies=stale)
-        return state, _Pending(line, updates, began, made_ready)
+        state = state._replace(step=counters[0], prompt_batches_used=counters[1], kl=kl, stale_policies=stale)
+        return state, _Pending(line, updates, began, collected_in)
 
-    def _written(self, state: RLState, number: int) -> tuple[CollectedRollout, Columns, tuple[PyTree, ...]]:
+    def _collect(self, state: RLState, step: int) -> tuple[CollectedRollout, Columns, tuple[PyTree, ...]]:
         """The rollout of a step, what the models say of it, and the policies that the next ones are written by.
 
         The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns, but for
         those that are kept.
         """
-        job, ahead = self.job, self.ahead
+        job, ahead = self.job, self.async_collector
         policy = self.policy_of(state.params, job.frozen)
         began = time.perf_counter()
-        with self.monitor.phase("rollout", number):
+        with self.monitor.phase("rollout", step):
             if ahead is None:
-                written, stale = self.writer.write(policy, number, int(state.prompt_batches_used)), ()
+                collected, stale = self.collector.collect(policy, step, int(state.prompt_batches_used)), ()
             else:
-                self._ask(policy, number + job.stage.asynchronous)
-                written, stale = ahead.take(number), (*state.stale_policies[1:], policy)
-                written.line["wait_seconds"] = time.perf_counter() - began
-                written.line["staleness"] = min(number - 1, job.stage.asynchronous)
-        with self.monitor.phase("reward", number):
+                self._ask(policy, step + job.stage.asynchronous)
+                collected, stale = ahead.take(step), (*state.stale_policies[1:], policy)
+                collected.metrics["wait_seconds"] = time.perf_counter() - began
+                collected.metrics["staleness"] = min(step - 1, job.stage.asynchronous)
+        with self.monitor.phase("reward", step):
             began = time.perf_counter()
-            columns = self._measured(rollout.columns_of(written.made), policy, state.value)
-            judged = 0.0 if ahead is not None else written.line["judge_seconds"]
-            written.line["score_seconds"] = judged + time.perf_counter() - began
-        return written, columns, stale
+            columns = self._measured(rollout.columns_of(collected.rollout), policy, state.value)
+            judged = 0.0 if ahead is not None else collected.metrics["judge_seconds"]
+            collected.metrics["score_seconds"] = judged + time.perf_counter() - began
+        return collected, columns, stale
 
     def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
         """The columns with what the models say of every target: trainer, reference, value."""
@@ -177,49 +174,49 @@ class RolloutLoop(Loop):
             measured["old_values"] = in_chunks(self.values, [value.params], forward)
         return measured
 
-    def _updates(self, state: RLState, rows: Columns, number: int) -> tuple[RLState, list[dict[str, jax.Array]]]:
+    def _updates(self, state: RLState, rows: Columns, step: int) -> tuple[RLState, list[dict[str, jax.Array]]]:
         """All updates of one rollout, mini-batch by mini-batch, epoch by epoch."""
         stage, size = self.job.stage, self.batches.update_rows
         done = []
         for epoch in range(stage.rollout_epochs):
-            order = self._order(len(rows["tokens"]), number, epoch)
+            order = self._order(len(rows["tokens"]), step, epoch)
             for chunk in chunked.chunks(len(order), size):
                 part = {name: array[order[chunk]] for name, array in rows.items()}
                 if stage.recomputes:
                     policy = self.policy_of(state.params, self.job.frozen)
                     part, _ = self.batches.recompute(self._measured(part, policy, state.value), float(state.kl))
-                state, metrics = self._update(state, self.batches.batch(part), number)
+                state, metrics = self._update(state, self.batches.batch(part), step)
                 done.append(metrics)
         return state, done
 
-    def _order(self, count: int, number: int, epoch: int) -> np.ndarray:
+    def _order(self, count: int, step: int, epoch: int) -> np.ndarray:
         """A fresh shuffle of the rows, so that a prompt's answers spread over updates; as written with compat."""
         stage = self.job.stage
         if stage.recomputes:
             return np.arange(count)
-        return permutation(count, self.job.fingerprint, stage.seed, number, epoch)
+        return permutation(count, self.job.fingerprint, stage.seed, step, epoch)
 
-    def _update(self, state: RLState, part: Columns, number: int) -> tuple[RLState, dict[str, jax.Array]]:
+    def _update(self, state: RLState, part: Columns, step: int) -> tuple[RLState, dict[str, jax.Array]]:
         job, stage = self.job, self.job.stage
         size = len(part["tokens"])
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in part.items()}
         if tuple(part["tokens"].shape) not in self.programs:
-            with self.monitor.phase("compile", number):
+            with self.monitor.phase("compile", step):
                 self.compiled(shapes)
         programs = self.compiled(shapes)
-        with self.monitor.phase("step", number):
+        with self.monitor.phase("step", step):
             batch = sharding.place_batch(chunked.process_rows(part, size, job.mesh), size, job.mesh)
             metrics: dict[str, jax.Array] = {}
             if state.value is not None:
-                value, told = programs["value"](state.value, batch, {})
+                value, info = programs["value"](state.value, batch, {})
                 state = state._replace(value=value)
-                metrics |= {f"value_{name}" if name in _OPTIMIZER else name: x for name, x in told.items()}
+                metrics |= {f"value_{name}" if name in _OPTIMIZER else name: x for name, x in info.items()}
                 metrics["value_total"] = metrics.pop("loss")
-            if number <= stage.value_warmup:
+            if step <= stage.value_warmup:
                 return state, metrics
-            policy, told = programs["policy"](state.policy, batch, job.frozen)
+            policy, info = programs["policy"](state.policy, batch, job.frozen)
             state = state._replace(updates=policy.step, params=policy.params, opt=policy.opt, rng=policy.rng)
-            return state, {**metrics, **told}
+            return state, {**metrics, **info}
 
     def _next_kl(self, kl: jax.Array, observed: float) -> jax.Array:
         stage = self.job.stage
@@ -228,22 +225,22 @@ class RolloutLoop(Loop):
         new = adaptive_kl(np.float32(jax.device_get(kl)), observed, target=stage.adaptive_kl_target)
         return jax.device_put(np.float32(new), self.job.layout.kl)
 
-    # What is told
+    # Metrics
 
-    def _line(self, made: Rollout, columns: Columns) -> Line:
-        """What a rollout says of itself; divergences are sums over a response, in nats."""
+    def _rollout_metrics(self, sampled: Rollout, columns: Columns) -> Line:
+        """The metrics of a rollout; divergences are sums over a response, in nats."""
         mask = columns["mask"] > 0
         tokens = mask.sum()
         gap = np.where(mask, columns["old_logprobs"] - self._comparable(columns), 0.0)
         divergence = np.where(mask, columns["old_logprobs"] - columns["reference_logprobs"], 0.0)
         return {
-            "score": float(made.scores.mean()),
-            "score_std": float(made.scores.std()),
-            "ended": float(made.ended.mean()),
-            "length": float(made.lengths.mean()),
+            "score": float(sampled.scores.mean()),
+            "score_std": float(sampled.scores.std()),
+            "ended": float(sampled.ended.mean()),
+            "length": float(sampled.lengths.mean()),
             "kl": float(divergence.sum(axis=1).mean()),
             "kl_per_token": float(divergence.sum() / tokens),
-            "entropy": float(made.entropy.sum() / tokens),
+            "entropy": float(sampled.entropy.sum() / tokens),
             "token_probability": float(np.exp(columns["old_logprobs"][mask]).mean()),
             "sampler_gap": float(np.abs(gap).sum() / tokens),
             "sampler_gap_max": float(np.abs(gap).max()),
@@ -259,10 +256,10 @@ class RolloutLoop(Loop):
     def read(self, pending: _Pending) -> Line:
         updates = jax.device_get(pending.updates)
         seconds = time.perf_counter() - pending.began
-        names = list(dict.fromkeys(name for told in updates for name in told))
-        told = {name: [float(update[name]) for update in updates if name in update] for name in names}
-        line = {name: _LATEST.get(name, _mean)(values) for name, values in told.items()}
-        tokens = int(sum(told.get("tokens", [0])))
+        names = list(dict.fromkeys(name for update in updates for name in update))
+        values = {name: [float(update[name]) for update in updates if name in update] for name in names}
+        line = {name: _LATEST.get(name, _mean)(each) for name, each in values.items()}
+        tokens = int(sum(values.get("tokens", [0])))
         self.tokens_seen += tokens
         line.setdefault("loss", line.get("value_total", 0.0))
         return {
@@ -270,44 +267,42 @@ class RolloutLoop(Loop):
             "update_seconds": seconds - pending.ready, "tokens_per_second": tokens / seconds,
         }  # fmt: skip
 
-    def check(self, line: Line, number: int) -> None:
+    def check(self, line: Line, step: int) -> None:
         if "skipped_in_row" in line:
-            self.job.policy.optimizer.check(line, number)
+            self.job.policy.optimizer.check(line, step)
         if self.job.value is not None:
             names = {"loss": "value_total", "grad_norm": "value_grad_norm", "skipped_in_row": "value_skipped_in_row"}
-            self.job.value.optimizer.check({name: line[theirs] for name, theirs in names.items()}, number)
+            self.job.value.optimizer.check({name: line[theirs] for name, theirs in names.items()}, step)
 
-    def validate(self, state: RLState, number: int) -> tuple[dict[str, float], str]:
+    def validate(self, state: RLState, step: int) -> tuple[dict[str, float], str]:
         """Greedy answers to the held-out prompts, judged by the stage's `check`."""
         job, stage = self.job, self.job.stage
         assert job.held_out is not None and self.check_verifier is not None
         batch = job.held_out.read(np.arange(job.held_out.rows))
         policy = self.policy_of(state.params, job.frozen)
-        made = rollout.sample(
-            self.engine, policy, batch, stage.sampling, samples=1, seed=0, tokenizer=job.tokenizer,
-            end_ids=rollout.end_ids(job.held_out, job.tokenizer), greedy=True,
-        )  # fmt: skip
-        (found,) = verified([self.check_verifier], made, job.held_out, job.tokenizer, seed=stage.seed)
+        sampled = job.generator.sample(policy, job.held_out, batch, greedy=True)
+        (found,) = verified([self.check_verifier], sampled, job.held_out, job.tokenizer, seed=stage.seed)
         scores = found.scores
         error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
         means = {"score": float(scores.mean()), "stderr": error, "prompts": float(len(scores))}
         return means, f"score {means['score']:.3f} ± {error:.3f} (standard error, {len(scores)} prompts)"
 
-    def _keep(self, number: int, made: Rollout, columns: Columns) -> None:
+    def _keep(self, step: int, sampled: Rollout, columns: Columns) -> None:
         """Writes a few answers of about every tenth rollout, for a person to read."""
         job, stage = self.job, self.job.stage
-        due = number in (1, job.steps) or number % max(1, job.steps // 10) == 0
+        due = step in (1, job.steps) or step % max(1, job.steps // 10) == 0
         if not (due and stage.keep_samples and processes.is_first_process()):
             return
         divergence = ((columns["old_logprobs"] - columns["reference_logprobs"]) * columns["mask"]).sum(axis=1)
         folder = job.folder / "samples"
         folder.mkdir(exist_ok=True)
-        with open(folder / f"{number}.jsonl", "w", encoding="utf-8") as file:
-            for row in range(0, made.rows, max(1, made.rows // stage.keep_samples))[: stage.keep_samples]:
-                prompt = job.tokenizer.decode(made.prompts[row, : made.prompt_lengths[row]].tolist())
+        with open(folder / f"{step}.jsonl", "w", encoding="utf-8") as file:
+            for row in range(0, sampled.rows, max(1, sampled.rows // stage.keep_samples))[: stage.keep_samples]:
+                prompt = job.tokenizer.decode(sampled.prompts[row, : sampled.prompt_lengths[row]].tolist())
                 record = {
-                    "prompt": prompt, "response": rollout.text_of(made, row, job.tokenizer),
-                    "score": float(made.scores[row]), "ended": bool(made.ended[row]), "kl": float(divergence[row]),
+                    "prompt": prompt, "response": rollout.text_of(sampled, row, job.tokenizer),
+                    "score": float(sampled.scores[row]), "ended": bool(sampled.ended[row]),
+                    "kl": float(divergence[row]),
                 }  # fmt: skip
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
