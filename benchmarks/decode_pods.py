@@ -34,8 +34,10 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
 
     topo = topology.parse(pod)
     mesh = make_mesh(mesh_text, topo.devices())
-    compute = programs._compute(Compute(dtype="bfloat16", attention="blocked" if plain else "auto"), mesh)
-    source = shapes.model(shapes.released(MODEL).replace(layers=layers), compute)
+    source = programs._model(
+        shapes.released(MODEL).replace(layers=layers),
+        Compute(dtype="bfloat16", attention="blocked" if plain else "auto"), mesh,
+    )  # fmt: skip
     found = programs._writing(source, mesh, rows, columns, rows, columns // 2, {})
     decode = next(one for one in found if one.name == "decode")
     row: dict[str, Any] = {"pod": pod, "mesh": mesh_text, "rows": rows, "path": "plain" if plain else "kernel"}

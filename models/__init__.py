@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from models.config import Compute, DecoderConfig, RopeScaling
+from models.config import Compute, DecoderConfig, Placement, RopeScaling
 from models.errors import UserError
 from models.registry import build, families, preset, presets
 
@@ -37,6 +37,7 @@ __all__ = [
     "DecoderConfig",
     "Output",
     "Params",
+    "Placement",
     "RopeScaling",
     "TokenScores",
     "UserError",

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from models.config import Placement
 from models.errors import UserError
 
 MASKED = -1e30  # finite, so that a row which is masked in one block and open in the next never makes 0 · inf
@@ -39,8 +40,7 @@ def attention(
     window: int | None = None,
     kernel: str = "auto",
     platform: str = "cpu",
-    batch_axes: tuple[str, ...] | None = None,
-    sequence_axis: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> jax.Array:
     """softmax(q kᵀ / √hd) v under the packed causal mask.
 
@@ -50,21 +50,20 @@ def attention(
         window: keys a query sees, itself included; None for all.
         kernel: a name of the table above, or "auto".
         platform: where the program will run.
-        batch_axes: mesh axes over which the batch is split, for kernels that must be mapped by hand.
-        sequence_axis: the mesh axis over which sequences are split, if one does.
+        placement: the mesh axes that rows, sequences and heads are split over.
 
     Returns:
         [B, S, H, hd] in q's type; the softmax is in float32.
     """
-    parts = 1 if sequence_axis is None else jax.sharding.get_abstract_mesh().shape[sequence_axis]
+    parts = 1 if placement.sequence is None else jax.sharding.get_abstract_mesh().shape[placement.sequence]
     name = choose_kernel(kernel, platform, q.shape[1] // parts, q.shape[3], q.dtype)
     if name == "splash":
-        return _splash(q, k, v, segment_ids, window, batch_axes, sequence_axis)
+        return _splash(q, k, v, segment_ids, window, placement)
     run = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}[name]
-    if sequence_axis is None:
+    if placement.sequence is None:
         out = run(q, k, v, segment_ids, window)
     else:
-        out = _over_sequence(run, q, k, v, segment_ids, window, batch_axes, sequence_axis)
+        out = _over_sequence(run, q, k, v, segment_ids, window, placement)
     return checkpoint_name(out, "attention")  # as splash calls what its own backward pass needs
 
 
@@ -100,15 +99,17 @@ def visible(
     return order & (own[:, :, None] == segment_ids[:, None, slice(*keys)])
 
 
-def _over_sequence(run, q, k, v, segment_ids, window, batch_axes, axis):
+def _over_sequence(run, q, k, v, segment_ids, window, placement: Placement):
     """`run` on each device's part of the sequence, against the keys and values of all parts."""
+
+    axis = placement.sequence
 
     def local(q, k, v, segment_ids):
         first = jax.lax.axis_index(axis) * q.shape[1]
         return run(q, *_gathered(axis, k, v), segment_ids, window, first)
 
-    spec = jax.sharding.PartitionSpec(batch_axes, axis, "tp", None)
-    rows = jax.sharding.PartitionSpec(batch_axes, None)
+    spec = jax.sharding.PartitionSpec(placement.batch, axis, placement.tensor, None)
+    rows = jax.sharding.PartitionSpec(placement.batch, None)
     mapped = jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)
     return mapped(q, k, v, segment_ids)
 
@@ -222,33 +223,33 @@ def _run_splash(kernel, q, k, v, own_segments, segment_ids):
     return jax.vmap(kernel)(*head_major, segments).transpose(0, 2, 1, 3)
 
 
-def _splash(q, k, v, segment_ids, window, batch_axes, sequence_axis=None, interpret=False):
+def _splash(q, k, v, segment_ids, window, placement: Placement, interpret=False):
     def local(q, k, v, segment_ids):
         kernel = _splash_kernel(q.shape[2], q.shape[1], window, interpret)
         return _run_splash(kernel, q, k, v, segment_ids, segment_ids)
 
-    if batch_axes is None:
+    if placement.batch is None:
         return local(q, k, v, segment_ids)
-    if sequence_axis is not None:
-        return _splash_over_sequence(q, k, v, segment_ids, window, batch_axes, sequence_axis, interpret)
-    spec = jax.sharding.PartitionSpec(batch_axes, None, "tp", None)
-    rows = jax.sharding.PartitionSpec(batch_axes, None)
+    if placement.sequence is not None:
+        return _splash_over_sequence(q, k, v, segment_ids, window, placement, interpret)
+    spec = jax.sharding.PartitionSpec(placement.batch, None, placement.tensor, None)
+    rows = jax.sharding.PartitionSpec(placement.batch, None)
     return jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)(
         q, k, v, segment_ids
     )
 
 
-def _splash_over_sequence(q, k, v, segment_ids, window, batch_axes, axis, interpret):
+def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, interpret):
     """Each device has queries from both ends of the row, so that under a causal mask all have the same work.
 
     The row is cut into twice as many chunks as there are devices, and device d attends for chunk d and the one as far
     from the end. Queries are sent there, and what they found back. With a window all queries cost the same, and stay.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, batch, axis = jax.sharding.get_abstract_mesh(), placement.batch, placement.sequence
     length, parts = q.shape[1], mesh.shape[axis]
     balanced = window is None and length % (2 * parts * 128) == 0
     order = balanced_order(length, parts) if balanced else None
-    kernel = _splash_kernel(q.shape[2] // mesh.shape["tp"], length, window, interpret, order, parts)
+    kernel = _splash_kernel(q.shape[2] // mesh.shape[placement.tensor], length, window, interpret, order, parts)
     own_segments = segment_ids if order is None else segment_ids[:, order]
 
     def local(kernel, q, k, v, own_segments, segment_ids):
@@ -257,10 +258,10 @@ def _splash_over_sequence(q, k, v, segment_ids, window, batch_axes, axis, interp
         return _exchanged(out, axis, parts, back=True) if balanced else out
 
     partition = jax.sharding.PartitionSpec
-    spec, rows = partition(batch_axes, axis, "tp", None), partition(batch_axes, None)
+    spec, rows = partition(batch, axis, placement.tensor, None), partition(batch, None)
     of_kernel = kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, partition(None, axis)))
     return jax.shard_map(
-        local, in_specs=(of_kernel, spec, spec, spec, partition(batch_axes, axis), rows), out_specs=spec,
+        local, in_specs=(of_kernel, spec, spec, spec, partition(batch, axis), rows), out_specs=spec,
         check_vma=False,
     )(kernel, q, k, v, own_segments, segment_ids)  # fmt: skip
 

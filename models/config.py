@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.errors import UserError
 
@@ -135,9 +135,10 @@ class Compute:
     device whose vocabulary logits exist at once.
     `tile_kib` is how much of a TPU's fast memory one operation may use, in KiB: with more (65536) products run in
     larger tiles, nearer to the peak, and compiling takes twice as long; `None` leaves it to the compiler.
-    `batch_axes` names the mesh axes that the batch is split over, when there is a mesh, and `sequence_axis` the one
-    that sequences are split over, when one does.
     """
+
+    # Fields that earlier versions saved, always at these values: digests of settings still count them.
+    FORMER_FIELDS: ClassVar[dict[str, None]] = {"batch_axes": None, "sequence_axis": None}
 
     dtype: str = "float32"
     platform: Literal["cpu", "gpu", "tpu"] | None = None
@@ -146,5 +147,16 @@ class Compute:
     unroll: int = 1
     logits_chunk: int = 1024
     tile_kib: int | None = None
-    batch_axes: tuple[str, ...] | None = None
-    sequence_axis: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How the axes of a model's arrays are split over the axes of a mesh. Derived from the mesh, never configured.
+
+    `batch` names the mesh axes that rows are split over (None: there is no mesh), `sequence` the one that sequences
+    are split over, if one does, and `tensor` the one that heads, feed-forward width and vocabulary are split over.
+    """
+
+    batch: tuple[str, ...] | None = None
+    sequence: str | None = None
+    tensor: str | None = None

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from models.config import Placement
+
 MASKED = -1e30  # finite: a block in which a row sees nothing is weighed by exp(MASKED − m) = 0 later, never inf − inf
 _BLOCK_BYTES = 2 * 2**20  # of keys, and as much of values; both twice in fast memory, within the default 16 MiB
 _MOST_QUERIES = 64  # of one matrix: more would take longer than the tile that they are multiplied with
@@ -42,7 +44,7 @@ def decode_attention(
     clock: jax.Array,
     *,
     window: int | None = None,
-    batch_axes: tuple[str, ...] | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
     block: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -54,7 +56,7 @@ def decode_attention(
         layer, clock: int32 scalars.
         counts: int32 [B], how many columns before the clock are the row's.
         window: keys a query sees, its own included; None for all.
-        batch_axes: mesh axes over which rows are split; heads are split over `tp` then.
+        placement: the mesh axes that rows and heads are split over.
         block: columns that are fetched at once; left out, as many as make 2 MiB of keys.
         interpret: run it as plain operations, on any platform.
 
@@ -65,13 +67,12 @@ def decode_attention(
     first = jnp.maximum(clock - reach, 0).astype(jnp.int32)
     layer, clock = (jnp.reshape(jnp.asarray(x, jnp.int32), (1,)) for x in (layer, clock))
     run = functools.partial(_local, block=block, interpret=interpret)
-    if batch_axes is None:
+    if placement.batch is None:
         return run(q, keys, values, first, layer, clock)
     spec = jax.sharding.PartitionSpec
-    heads, cache, one = spec(batch_axes, "tp", None), spec(None, batch_axes, "tp", None, None), spec()
-    mapped = jax.shard_map(
-        run, in_specs=(heads, cache, cache, spec(batch_axes), one, one), out_specs=heads, check_vma=False
-    )
+    rows, tensor = placement.batch, placement.tensor
+    heads, cache, one = spec(rows, tensor, None), spec(None, rows, tensor, None, None), spec()
+    mapped = jax.shard_map(run, in_specs=(heads, cache, cache, spec(rows), one, one), out_specs=heads, check_vma=False)
     return mapped(q, keys, values, first, layer, clock)
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
-from models.config import Compute, DecoderConfig
+from models.config import Compute, DecoderConfig, Placement
 from models.flops import model_flops_per_token
 from models.heads import TokenScores, token_scores
 from models.layers import (
@@ -60,15 +60,16 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     platform: str  # that it is computed on: cpu, gpu or tpu
+    joined: bool = True  # see `layers.product`
 
     def setup(self):
         c = self.config
         inner, kv_inner = c.heads * c.head_dim, c.kv_heads * c.head_dim
         std = matrix_std(c, c.width)
-        self.q = Linear(c.width, inner, std, c.qkv_bias)
-        self.k = Linear(c.width, kv_inner, std, c.qkv_bias)
-        self.v = Linear(c.width, kv_inner, std, c.qkv_bias)
-        self.o = Linear(inner, c.width, matrix_std(c, c.width, output=True))
+        self.q = Linear(c.width, inner, std, c.qkv_bias, self.joined)
+        self.k = Linear(c.width, kv_inner, std, c.qkv_bias, self.joined)
+        self.v = Linear(c.width, kv_inner, std, c.qkv_bias, self.joined)
+        self.o = Linear(inner, c.width, matrix_std(c, c.width, output=True), joined=self.joined)
         if c.qk_norm:
             self.q_norm = RMSNorm(inner, c.norm_eps)
             self.k_norm = RMSNorm(kv_inner, c.norm_eps)
@@ -95,11 +96,12 @@ class Block(nn.Module):
 
     config: DecoderConfig
     platform: str
+    joined: bool = True  # see `layers.product`
 
     def setup(self):
         c = self.config
-        self.attn = Attention(c, self.platform)
-        self.mlp = SwiGLU(c, self.platform)
+        self.attn = Attention(c, self.platform, self.joined)
+        self.mlp = SwiGLU(c, self.platform, self.joined)
         if c.norm_placement == "pre":
             self.pre_attn_norm, self.pre_ffn_norm = residual_norm(c), residual_norm(c)
         else:
@@ -143,6 +145,7 @@ class Decoder:
 
     config: DecoderConfig
     compute: Compute = Compute()
+    placement: Placement = Placement()
 
     @property
     def platform(self) -> str:
@@ -154,7 +157,7 @@ class Decoder:
 
     @functools.cached_property
     def _block(self) -> Block:
-        return Block(self.config, self.platform)
+        return Block(self.config, self.platform, self.placement.sequence is None)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh float32 parameters, drawn as the family does (spec olmo §4)."""
@@ -193,7 +196,7 @@ class Decoder:
         """What the vocabulary head says about targets [B, S] behind hidden states [B, S, d]; see `token_scores`."""
         return token_scores(
             hidden, self.head_kernel(params), targets, chunk=self.compute.logits_chunk, temperature=temperature,
-            batch_axes=self.compute.batch_axes, sequence_axis=self.compute.sequence_axis,
+            placement=self.placement,
         )  # fmt: skip
 
     def head_kernel(self, params: Params) -> jax.Array:
@@ -249,7 +252,7 @@ class Decoder:
         def attend(q, k, v, window, carry, number):
             out = attention(
                 q, k, v, segment_ids=segment_ids, window=window, kernel=compute.attention, platform=self.platform,
-                batch_axes=compute.batch_axes, sequence_axis=compute.sequence_axis,
+                placement=self.placement,
             )  # fmt: skip
             return out, carry
 
@@ -313,17 +316,18 @@ class Decoder:
 
         First rows go to their devices, then parts of the sequence; in one step the compiler would gather everything.
         """
-        if self.compute.sequence_axis is None:
+        placement = self.placement
+        if placement.sequence is None:
             return x
-        spec = jax.sharding.PartitionSpec(self.compute.batch_axes, None, self.compute.sequence_axis)
+        spec = jax.sharding.PartitionSpec(placement.batch, None, placement.sequence)
         return jax.lax.with_sharding_constraint(x, spec)
 
     def _split(self, x: jax.Array) -> jax.Array:
-        """Keep the residual stream split over the batch axes of the mesh and along its length over `cp`."""
-        compute = self.compute
-        if compute.batch_axes is None:
+        """Keeps the residual stream split over the mesh, in rows and along its length."""
+        placement = self.placement
+        if placement.batch is None:
             return x
-        spec = jax.sharding.PartitionSpec(compute.batch_axes, compute.sequence_axis, None)
+        spec = jax.sharding.PartitionSpec(placement.batch, placement.sequence, None)
         return jax.lax.with_sharding_constraint(x, spec)
 
 

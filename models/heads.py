@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models.config import Placement
+
 
 class TokenScores(NamedTuple):
     """What the vocabulary head says about given target tokens; every field is float32 [B, S].
@@ -41,7 +43,7 @@ def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def token_scores(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 1024, temperature: float = 1.0,
-    batch_axes: tuple[str, ...] | None = None, sequence_axis: str | None = None,
+    placement: Placement = Placement(),  # noqa: B008 - frozen
 ) -> TokenScores:  # fmt: skip
     """Scores of `targets` under softmax(hidden · kernel / temperature).
 
@@ -51,16 +53,15 @@ def token_scores(
         targets: int32 [B, S]. Positions without a target may hold any valid id; mask the result.
         chunk: tokens (over all rows of a device) whose logits may exist at once.
         temperature: divides the logits.
-        batch_axes: mesh axes that the rows are split over, where there is a mesh. Each device then walks its own rows
-            (and, over `tp`, its own part of the vocabulary) with the head gathered once, and the head's gradient is
-            summed over devices once; left to the compiler, both would happen in every chunk.
-        sequence_axis: the mesh axis that sequences are split over, if one does; a device then walks its own part.
+        placement: the mesh axes that rows, sequences and vocabulary are split over. Under a mesh each device walks its
+            own part of them with the head gathered once, and the head's gradient is summed over devices once; left to
+            the compiler, both would happen in every chunk.
     """
-    if batch_axes is None:
+    if placement.batch is None:
         return _local_scores(hidden, kernel, targets, chunk, temperature, None)
-    rows = jax.sharding.PartitionSpec(batch_axes, sequence_axis)
-    columns = jax.sharding.PartitionSpec(None, "tp")
-    own = functools.partial(_local_scores, chunk=chunk, temperature=temperature, axis="tp")
+    rows = jax.sharding.PartitionSpec(placement.batch, placement.sequence)
+    columns = jax.sharding.PartitionSpec(None, placement.tensor)
+    own = functools.partial(_local_scores, chunk=chunk, temperature=temperature, axis=placement.tensor)
     mapped = jax.shard_map(own, in_specs=(rows, columns, rows), out_specs=rows, check_vma=False)
     return mapped(hidden, kernel, targets)
 

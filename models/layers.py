@@ -75,14 +75,14 @@ def residual_norm(config: DecoderConfig) -> nn.Module:
     return LayerNorm(config.norm_eps) if config.norm == "layernorm" else RMSNorm(config.width, config.norm_eps)
 
 
-def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def product(x: jax.Array, kernel: jax.Array, joined: bool = True) -> jax.Array:
     """x [..., inputs] times a kernel [inputs, outputs], as one product of two plain matrices.
 
     With the leading axes left apart, the gradient of the kernel would contract over two axes at once, for which a CPU
     has no fast routine: the backward pass of a block took three times as long. Rows of which each device has a part of
-    the sequence cannot be joined where they lie, and stay apart.
+    the sequence cannot be joined where they lie, and stay apart (`joined` False).
     """
-    if jax.sharding.get_abstract_mesh().shape.get("cp", 1) > 1:
+    if not joined:
         return x @ kernel.astype(x.dtype)
     y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -95,6 +95,7 @@ class Linear(nn.Module):
     outputs: int
     std: float
     use_bias: bool = False
+    joined: bool = True  # see `product`
 
     def setup(self):
         self.kernel = self.param("kernel", truncated_normal(self.std), (self.inputs, self.outputs), jnp.float32)
@@ -102,7 +103,7 @@ class Linear(nn.Module):
             self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,), jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = product(x, self.kernel)
+        y = product(x, self.kernel, self.joined)
         return y + self.bias.astype(x.dtype) if self.use_bias else y
 
 
@@ -114,7 +115,7 @@ def linear_each(x: jax.Array, layers: Sequence[Linear], platform: str) -> list[j
     """
     if platform != "cpu":
         return [layer(x) for layer in layers]
-    y = product(x, jnp.concatenate([layer.kernel for layer in layers], axis=1))
+    y = product(x, jnp.concatenate([layer.kernel for layer in layers], axis=1), layers[0].joined)
     parts = jnp.split(y, np.cumsum([layer.outputs for layer in layers])[:-1], axis=-1)
     return [p + layer.bias.astype(x.dtype) if layer.use_bias else p for p, layer in zip(parts, layers, strict=True)]
 
@@ -124,12 +125,13 @@ class SwiGLU(nn.Module):
 
     config: DecoderConfig
     platform: str
+    joined: bool = True  # see `product`
 
     def setup(self):
         c = self.config
-        self.gate = Linear(c.width, c.ffn, matrix_std(c, c.width))
-        self.up = Linear(c.width, c.ffn, matrix_std(c, c.width))
-        self.down = Linear(c.ffn, c.width, matrix_std(c, c.ffn, output=True))
+        self.gate = Linear(c.width, c.ffn, matrix_std(c, c.width), joined=self.joined)
+        self.up = Linear(c.width, c.ffn, matrix_std(c, c.width), joined=self.joined)
+        self.down = Linear(c.ffn, c.width, matrix_std(c, c.ffn, output=True), joined=self.joined)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = linear_each(x, [self.gate, self.up], self.platform)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from models.config import Compute, DecoderConfig
+from models.config import Compute, DecoderConfig, Placement
 from models.heads import TokenScores
 
 Params = dict[str, Any]
@@ -47,6 +47,9 @@ class Model(Protocol):
 
     @property
     def compute(self) -> Compute: ...
+
+    @property
+    def placement(self) -> Placement: ...
 
     @property
     def platform(self) -> str:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING
 
-from models.config import Compute, DecoderConfig
+from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,9 +37,11 @@ def preset(name: str) -> DecoderConfig:
     return known[name]
 
 
-def build(name_or_config: str | DecoderConfig, compute: Compute | None = None) -> Decoder:
+def build(
+    name_or_config: str | DecoderConfig, compute: Compute | None = None, placement: Placement | None = None
+) -> Decoder:
     """A model from a preset's name or a configuration. Allocates nothing: `model.init(key)` makes parameters."""
     from models.decoder import Decoder
 
     config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
-    return Decoder(config, compute or Compute())
+    return Decoder(config, compute or Compute(), placement or Placement())

@@ -11,7 +11,7 @@ from tiny_models import VOCAB, random_params
 import models
 from easylm_jax.decode import Engine, forward
 from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
-from models.config import DecoderConfig
+from models.config import DecoderConfig, Placement
 from models.decode_attention import _tiles, decode_attention, fits_kernel
 
 LAYERS, HEAD = 3, 128
@@ -78,7 +78,9 @@ def test_a_mesh_attends_as_one_device_does(mesh):
     run = functools.partial(decode_attention, layer=1, clock=100, interpret=True)
     want = run(q, keys, values, counts=counts)
     with jax.set_mesh(make_mesh(mesh)):
-        got = jax.jit(functools.partial(run, batch_axes=BATCH_AXES))(q, keys, values, counts=counts)
+        got = jax.jit(functools.partial(run, placement=Placement(BATCH_AXES, None, "tp")))(
+            q, keys, values, counts=counts
+        )
     assert apart(got, np.asarray(want, np.float64)) <= 1e-6
 
 

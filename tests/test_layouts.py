@@ -19,7 +19,7 @@ from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
 from easylm_jax.train.step import gradients
 from models.attention import _splash, attention, balanced_order
-from models.config import Compute
+from models.config import Compute, Placement
 from models.decoder import _REMAT
 from models.errors import UserError
 
@@ -145,7 +145,7 @@ def test_attention_over_parts_of_the_sequence_equals_that_of_whole_rows(kernel, 
     run = functools.partial(attention, segment_ids=segments, window=window, kernel=kernel)
     want, out = out_and_gradients(run, weights)(*inputs)
     with jax.set_mesh(make_mesh("fsdp=2,cp=2,tp=2")):
-        over = functools.partial(run, batch_axes=BATCH_AXES, sequence_axis="cp")
+        over = functools.partial(run, placement=Placement(BATCH_AXES, "cp", "tp"))
         got, parted = out_and_gradients(over, weights)(*inputs)
     np.testing.assert_allclose(parted, out, atol=2e-6)
     for a, b in zip(got, want, strict=True):
@@ -160,7 +160,7 @@ def test_splash_over_parts_of_the_sequence_equals_dense(length, window, mesh):
     dense = functools.partial(attention, segment_ids=segments, window=window, kernel="dense")
     want, out = out_and_gradients(dense, weights)(*inputs)
     with jax.set_mesh(make_mesh(mesh)):
-        splash = lambda q, k, v: _splash(q, k, v, segments, window, BATCH_AXES, "cp", interpret=True)  # noqa: E731
+        splash = lambda q, k, v: _splash(q, k, v, segments, window, Placement(BATCH_AXES, "cp", "tp"), interpret=True)  # noqa: E731
         got, parted = out_and_gradients(splash, weights)(*inputs)
     np.testing.assert_allclose(parted * real, out * real, atol=2e-5)
     for a, b in zip(got, want, strict=True):

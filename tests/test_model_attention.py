@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.attention import _splash, attention, choose_kernel
+from models.config import Placement
 from models.errors import UserError
 
 
@@ -64,7 +65,7 @@ def test_blocked_gradients_equal_dense_gradients(length, window):
 def test_splash_in_interpret_mode_equals_dense(window):
     q, k, v, segments = random_inputs(2, batch=1, length=256, heads=2, kv_heads=1, head_dim=128)
     want = attention(q, k, v, segment_ids=segments, window=window, kernel="dense")
-    got = _splash(q, k, v, segments, window, None, interpret=True)
+    got = _splash(q, k, v, segments, window, Placement(), interpret=True)
     real = np.asarray(segments)[..., None, None] > 0
     np.testing.assert_allclose(np.where(real, got, 0), np.where(real, want, 0), atol=2e-5)
 

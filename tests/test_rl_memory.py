@@ -14,8 +14,8 @@ from easylm_jax.config import PPO, Compute, Reward, Sampling
 from easylm_jax.decode import Engine
 from easylm_jax.decode.generator import Generator
 from easylm_jax.runtime import sharding
-from easylm_jax.runtime.mesh import BATCH_AXES, make_mesh
-from easylm_jax.runtime.sharding import bytes_of
+from easylm_jax.runtime.mesh import make_mesh
+from easylm_jax.runtime.sharding import bytes_of, placement_of
 from easylm_jax.train.optimizer import make_optimizer
 from easylm_jax.train.rl import stage as rl_stage
 from easylm_jax.train.rl.job import RolloutJob
@@ -28,9 +28,9 @@ from models.decoder import cast_kernels
 
 def abstract_job(config, mesh, stage) -> RolloutJob:
     """A job of shapes alone: models are neither drawn nor loaded."""
-    compute = Compute(dtype=stage.compute.dtype, remat=stage.compute.remat, batch_axes=BATCH_AXES)
-    policy_model = ModelSource(models.build(config, compute), None)
-    value_model = ModelSource(models.build(config.replace(scalar_head=True), compute), None)
+    compute = Compute(dtype=stage.compute.dtype, remat=stage.compute.remat)
+    policy_model = ModelSource(models.build(config, compute, placement_of(mesh)), None)
+    value_model = ModelSource(models.build(config.replace(scalar_head=True), compute, placement_of(mesh)), None)
     policy, value = (
         TrainStateInit(stage, it, make_optimizer(stage.optimizer, 10), mesh) for it in (policy_model, value_model)
     )

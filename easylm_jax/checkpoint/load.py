@@ -212,7 +212,7 @@ def model_from(
     With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed` with
     deviation `head_std` (`models.decoder.score_kernel`).
     """
-    compute = sharding.with_mesh_axes(compute, mesh)
+    compute, placement = sharding.with_supported_attention(compute, mesh), sharding.placement_of(mesh)
     load: Load | None = None
     folder: Path | None = None
     if name is None:
@@ -228,9 +228,11 @@ def model_from(
         load = functools.partial(restore_params, folder)
     if scalar_head and not config.scalar_head:
         if load is not None:
-            load = functools.partial(_with_scalar_head, models.build(config, compute), load, seed, mesh, head_std)
+            load = functools.partial(
+                _with_scalar_head, models.build(config, compute, placement), load, seed, mesh, head_std
+            )
         config = config.replace(scalar_head=True)
-    return ModelSource(models.build(config.replace(dropout=dropout), compute), load, folder)
+    return ModelSource(models.build(config.replace(dropout=dropout), compute, placement), load, folder)
 
 
 def _with_scalar_head(

@@ -45,10 +45,18 @@ def said(value: Any) -> list[str]:
     ]
 
 
+def former(value: Any) -> dict[str, Any]:
+    """Fields that a class no longer has, at the one value that they had; digests count them as before."""
+    return dict(getattr(type(value), "FORMER_FIELDS", {}))
+
+
 def encode(value: Any) -> Any:
     """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"class": type(value).__name__, **{name: encode(getattr(value, name)) for name in said(value)}}
+        return {
+            "class": type(value).__name__, **former(value),
+            **{name: encode(getattr(value, name)) for name in said(value)},
+        }  # fmt: skip
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -63,7 +71,7 @@ def decode(cls: type[T], data: dict[str, Any]) -> T:
     hints = field_types(cls)
     values = {}
     for name, item in data.items():
-        if name == "class":
+        if name == "class" or name in getattr(cls, "FORMER_FIELDS", {}):
             continue
         _check_field(cls, name)
         values[name] = _decode_value(hints[name], item, f"{cls.__name__}.{name}")

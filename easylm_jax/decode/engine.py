@@ -24,6 +24,7 @@ from easylm_jax.decode.request import Completions, Detokenize, Request, ScoredCo
 from easylm_jax.decode.sampling import Mode, Settings
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from easylm_jax.runtime.sharding import check_heads
+from models.config import Placement
 from models.model import Model, Params
 
 # Tokens that one prefill may hold, padding included: bounds its memory.
@@ -54,9 +55,8 @@ class Engine:
     ):  # fmt: skip
         if mesh is not None:
             check_heads(model.config, mesh)
-        axes = BATCH_AXES if mesh is not None else None
-        compute = dataclasses.replace(model.compute, batch_axes=axes, sequence_axis=None)
-        self.model = dataclasses.replace(model, compute=compute)
+        placement = Placement() if mesh is None else Placement(batch=BATCH_AXES, tensor="tp")
+        self.model = dataclasses.replace(model, placement=placement)  # type: ignore[type-var]
         self.max_length = model.config.context if max_length is None else max_length
         self.mesh, self.block = mesh, block
         self.split = 1 if mesh is None else batch_split(mesh)

@@ -17,6 +17,7 @@ from easylm_jax.decode import cache as kv
 from easylm_jax.decode.cache import Cache
 from easylm_jax.runtime.sharding import parameter_shardings
 from models.attention import MASKED, attention
+from models.config import Placement
 from models.decode_attention import decode_attention, fits_kernel
 from models.decoder import cast_kernels
 from models.heads import head_logits
@@ -106,7 +107,7 @@ def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Arra
     def attend(q, k, v, window, part, layer):
         out = attention(
             q, k, v, segment_ids=segments, window=window, kernel=model.compute.attention, platform=model.platform,
-            batch_axes=model.compute.batch_axes,
+            placement=model.placement,
         )  # fmt: skip
         return out, kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), 0)
 
@@ -126,11 +127,11 @@ def step(
     """
     attend = functools.partial(
         attend_cached, counts=counts, clock=clock, kernel=model.compute.attention, platform=model.platform,
-        batch_axes=model.compute.batch_axes,
+        placement=model.placement,
     )  # fmt: skip
     x = weights["embed"]["table"][tokens[:, None]]
-    if model.compute.batch_axes is not None:  # rows that are split further to draw their tokens come together here
-        x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.compute.batch_axes))
+    if model.placement.batch is not None:  # rows that are split further to draw their tokens come together here
+        x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.placement.batch))
     x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
     hidden = residual_norm(model.config).apply({"params": weights["norm"]}, x)[:, 0]
     return head_logits(hidden, weights["head"]), cache
@@ -138,7 +139,7 @@ def step(
 
 def attend_cached(
     q, k, v, window, part, layer, *, counts, clock, kernel: str = "auto", platform: str = "cpu",
-    batch_axes: tuple[str, ...] | None = None, interpret: bool = False,
+    placement: Placement = Placement(), interpret: bool = False,  # noqa: B008 - frozen
 ) -> tuple[jax.Array, Any]:  # fmt: skip
     """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own.
 
@@ -148,7 +149,7 @@ def attend_cached(
     columns = jax.tree.leaves(part)[0].shape[-2]
     if layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype, kernel):
         out = decode_attention(
-            q[:, 0], *part, layer, counts, clock, window=window, batch_axes=batch_axes, interpret=interpret
+            q[:, 0], *part, layer, counts, clock, window=window, placement=placement, interpret=interpret
         )
         return out[:, None], part
     start: Any = 0

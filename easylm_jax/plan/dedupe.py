@@ -63,7 +63,8 @@ def _plain(value: Any) -> Any:
         return {name: getattr(value, name) for name in _OF_DATA}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = [name for name in fields.said(value) if name not in _OUTSIDE]
-        return {"class": type(value).__name__, **{name: _plain(getattr(value, name)) for name in kept}}
+        own = {name: _plain(getattr(value, name)) for name in kept}
+        return {"class": type(value).__name__, **fields.former(value), **own}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, float):

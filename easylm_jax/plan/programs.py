@@ -82,7 +82,7 @@ def _raise(error: Exception) -> jax.stages.Lowered:
 def generation(stage: Generate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[PlannedProgram]:
     """The programs of a stage whose model generates responses for later stages."""
     mesh = sharding.decode_mesh_of(stage.name, mesh, recipe.decode_mesh)
-    source = shapes.model(shapes.config_of(stage.init, recipe), _compute(stage.compute, mesh))
+    source = _model(shapes.config_of(stage.init, recipe), stage.compute, mesh)
     slots, responses = min(stage.sampling.slots, stage.responses_per_step), stage.responses_per_step
     yield from _on(mesh, _writing(
         source, mesh, slots, shapes.longest(stage), responses, stage.sampling.max_new_tokens, {}
@@ -100,12 +100,14 @@ def _on(mesh: jax.sharding.Mesh, programs: Iterator[PlannedProgram]) -> Iterator
         yield dataclasses.replace(planned, lower=functools.partial(lower, planned.lower))
 
 
-def _compute(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
-    """How a stage computes, on the pod's devices in place of this machine's."""
-    placed = sharding.with_mesh_axes(compute, mesh)
+def _model(config: DecoderConfig, compute: Compute, mesh: jax.sharding.Mesh, dropout: float = 0.0) -> ModelSource:
+    """A model of which there are shapes alone, on the pod's devices in place of this machine's."""
+    compute = sharding.with_supported_attention(compute, mesh)
     if mesh.devices.flat[0].platform == "gpu":  # cuDNN's attention is chosen on a device; blocks are compiled without
-        return dataclasses.replace(placed, platform="gpu", attention="blocked")
-    return dataclasses.replace(placed, platform="tpu")
+        compute = dataclasses.replace(compute, platform="gpu", attention="blocked")
+    else:
+        compute = dataclasses.replace(compute, platform="tpu")
+    return shapes.model(config, compute, sharding.placement_of(mesh), dropout)
 
 
 def _placed_params(source: ModelSource, mesh: jax.sharding.Mesh) -> PyTree:
@@ -123,7 +125,7 @@ def training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[
     """The programs of a stage that trains on a packed cache."""
     sharding.check_rows(stage.batch, stage.accumulate, mesh)
     sharding.check_length(stage.data.sequence_length, mesh)
-    source = shapes.model(shapes.stage_config(stage, recipe), _compute(stage.compute, mesh), stage.dropout)
+    source = _model(shapes.stage_config(stage, recipe), stage.compute, mesh, stage.dropout)
     sharding.check_heads(source.config, mesh)
     start = TrainStateInit(
         stage, source, make_optimizer(stage.optimizer, MANY, stage.batch * stage.data.sequence_length), mesh
@@ -181,10 +183,8 @@ class _Roles:
 
 
 def _roles(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> _Roles:
-    compute = _compute(stage.compute, mesh)
-
     def model(config: DecoderConfig) -> ModelSource:
-        return shapes.model(config, compute)
+        return _model(config, stage.compute, mesh)
 
     source = model(shapes.stage_config(stage, recipe))
     sharding.check_heads(source.config, mesh)
@@ -279,7 +279,7 @@ def evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iter
     """The first entry's model on the task with the longest responses; the others are of its kind."""
     mesh = sharding.decode_mesh_of(stage.name, mesh, recipe.decode_mesh)
     task = max(stage.tasks, key=lambda task: task.data.sequence_length + task.sampling.max_new_tokens)
-    source = shapes.model(shapes.config_of(stage.entries[0].stages[0], recipe), _compute(stage.compute, mesh))
+    source = _model(shapes.config_of(stage.entries[0].stages[0], recipe), stage.compute, mesh)
     longest = task.data.sequence_length + task.sampling.max_new_tokens
     answers = task.sampling.slots
     yield from _on(mesh, _writing(

@@ -13,7 +13,7 @@ from easylm_jax.checkpoint import hub
 from easylm_jax.checkpoint.load import ModelSource, model_of
 from easylm_jax.config import RL, DataSpec, Generate, Recipe, Train
 from easylm_jax.objectives.base import FORWARD
-from models.config import Compute, DecoderConfig
+from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 from models.hf.convert import read_config
 
@@ -82,9 +82,9 @@ def named(config: DecoderConfig) -> str:
     return next(known, f"{config.family} of width {config.width}")
 
 
-def model(config: DecoderConfig, compute: Compute, dropout: float = 0.0) -> ModelSource:
+def model(config: DecoderConfig, compute: Compute, placement: Placement, dropout: float = 0.0) -> ModelSource:
     """A model of which there are shapes alone."""
-    return ModelSource(models.build(config.replace(dropout=dropout), compute), None)
+    return ModelSource(models.build(config.replace(dropout=dropout), compute, placement), None)
 
 
 def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:

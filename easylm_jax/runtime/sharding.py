@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split, reshaped
-from models.config import Compute, DecoderConfig
+from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 from models.trees import leaf_names, named_map
 
@@ -156,15 +156,19 @@ def decode_mesh_of(name: str, mesh: jax.sharding.Mesh, text: str | None) -> jax.
     return writes
 
 
-def with_mesh_axes(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
-    """How a model is computed on this mesh: the axes that split rows and sequences, where there are any, and attention
-    without kernels where a TPU takes none (the compiler refuses their bfloat16 products for v2 and v3)."""
+def placement_of(mesh: jax.sharding.Mesh) -> Placement:
+    """Which axes of this mesh a model's arrays are split over."""
+    if mesh.size == 1:
+        return Placement()
+    return Placement(BATCH_AXES, "cp" if mesh.shape["cp"] > 1 else None, "tp")
+
+
+def with_supported_attention(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:
+    """How a model is computed on this mesh: without attention kernels where a TPU takes none (the compiler refuses
+    their bfloat16 products for v2 and v3)."""
     kinds = ("TPU v2", "TPU v3")
     plain = compute.attention == "auto" and mesh.devices.flat[0].device_kind.startswith(kinds)
-    return dataclasses.replace(
-        compute, batch_axes=BATCH_AXES if mesh.size > 1 else None, attention="blocked" if plain else compute.attention,
-        sequence_axis="cp" if mesh.shape["cp"] > 1 else None,
-    )  # fmt: skip
+    return dataclasses.replace(compute, attention="blocked") if plain else compute
 
 
 def check_heads(config: DecoderConfig, mesh: jax.sharding.Mesh) -> None:
