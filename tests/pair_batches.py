@@ -33,7 +33,9 @@ class Bigram:
     def head_kernel(self, params: dict) -> jax.Array:
         return params["head"]
 
-    def __call__(self, params: dict, tokens: jax.Array, *, positions: jax.Array, segment_ids: jax.Array) -> Output:
+    def __call__(
+        self, params: dict, tokens: jax.Array, *, positions: jax.Array, segment_ids: jax.Array, dropout_key=None
+    ) -> Output:  # fmt: skip
         return Output(jnp.tanh(params["table"][tokens] + params["place"][positions]), {})
 
 
