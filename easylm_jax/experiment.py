@@ -31,6 +31,7 @@ from easylm_jax.data import Cache, build_cache
 from easylm_jax.host_memory import keep_freed_memory
 from easylm_jax.loop import Stopped
 from easylm_jax.mesh import end_at_once, initialize_processes
+from easylm_jax.monitor import duration
 from easylm_jax.stages import say
 from models.errors import UserError
 
@@ -61,6 +62,8 @@ def run(
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:
+        if only is None and _as_written(overrides):
+            experiment.announce()
         for stage in chosen:
             experiment.run(stage, overwrite)
         experiment.tell(chosen)
@@ -75,6 +78,11 @@ def run(
             raise
         raise told from error
     return 0
+
+
+def _as_written(overrides: list[str] | tuple[str, ...]) -> bool:
+    """Whether a recipe is as long as its file says: nothing is overridden but seeds."""
+    return all(text.partition("=")[0].endswith(".seed") for text in overrides)
 
 
 def _told(error: Exception, out: str) -> Exception:
@@ -221,12 +229,18 @@ class Experiment:
                                            **result})  # fmt: skip
         checkpoint_arrays.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
+    def announce(self) -> None:
+        """Says how long the recipe will take, where it states its length and nothing of it is there yet."""
+        if self.recipe.length is None or any(self.progress(stage) != "not started" for stage in self.recipe.stages):
+            return
+        say(f"{self.recipe.name}: {duration.announcement(self.recipe.length, duration.probe())}")
+
     def tell(self, chosen: list[Stage]) -> None:
         """Prints the tables of the stages that were asked for, and writes the page that shows the whole run."""
         if not (checkpoint_arrays.is_first_process() and any(isinstance(stage, config.Evaluate) for stage in chosen)):
             return
-        print(report.tables.text(report.collect(self.root)))
-        print(f"\nEverything is in {self.root}; the whole run with figures: {report.write(self.root)}")
+        print(f"Everything is in {self.root}; the whole run with figures: {report.write(self.root)}\n")
+        print(report.tables.text(report.collect(self.root)), end="")  # the results and what they show come last
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
         path = folder / "config.json"

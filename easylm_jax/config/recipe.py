@@ -12,13 +12,15 @@ from models.errors import UserError
 class Recipe:
     """Stages that are run in the order of their needs. `mesh` lays out the devices (`easylm_jax.mesh`), `decode_mesh`
     where models write, such as "fsdp=-1,tp=4"; left out, as `mesh` does (docs/layouts.md). `pod` is the TPU slice that
-    sizes and meshes are meant for, such as "v5p-64", which `easylm plan` compiles for."""
+    sizes and meshes are meant for, such as "v5p-64", which `easylm plan` compiles for. `length` is how long all of it
+    takes, in runs of the probe of `easylm_jax.monitor.duration`, for a guess at the start."""
 
     name: str
     stages: tuple[Stage, ...]
     mesh: str = "fsdp=-1"
     decode_mesh: str | None = None
     pod: str | None = None
+    length: float | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))
