@@ -175,7 +175,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "generate": Command(
         "what a trained model answers",
-        'easylm generate runs/quickstart/sft "What is 12 + 30?" --temperature 0',
+        'easylm generate runs/quickstart/sft "Which is larger, 12 or 30?" --temperature 0',
         *_from_module("easylm_jax.generate"),
         intermixed=True,
     ),
