@@ -110,7 +110,7 @@ def compared(*rows: tuple[str, str, float, float]) -> dict:
             "PPO and GRPO beat SFT by 12.3 and 10.1 points (each more than two standard errors); the difference of DPO "
             "from SFT, +1.0 points, is within two standard errors.",
         ),
-        ([("A", "B", -0.2, 0.05)], "A falls behind B by 20.0 points (more than two standard errors)."),
+        ([("a", "B", -0.2, 0.05)], "a falls behind B by 20.0 points (more than two standard errors)."),
         (
             [("A", "B", -0.2, 0.1), ("C", "B", 0.0, 0.0)],  # exactly two standard errors are not more than two
             "The differences of A and C from B, −20.0 and +0.0 points, are within two standard errors.",

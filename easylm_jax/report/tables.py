@@ -100,7 +100,7 @@ def finding(table: dict[str, Any]) -> str:
             compared.setdefault(str(over["method"]), []).append((str(row["method"]), 100 * apart, known))
     parts = [part for base, methods in compared.items() for part in _found(base, methods)]
     text = "; ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}." if parts else ""
+    return (f"T{text[1:]}" if text.startswith("the difference") else text) + "." * bool(parts)
 
 
 def _found(base: str, methods: Sequence[tuple[str, float, bool]]) -> list[str]:
