@@ -163,8 +163,9 @@ for seed in SEEDS:
             data=pairs(skip=200),
             batch=8,
             epochs=1,
-            beta=0.1,
-            optimizer=rate(2e-4, "linear to 0 warmup 10%"),
+            beta=0.3,
+            # At 2e-4 it also lowers answers like the rejected ones: digits to sort fell from 97 to 74 % right.
+            optimizer=rate(1e-4, "linear to 0 warmup 10%"),
             compute=COMPUTE,
             checkpoints=CHECKPOINTS,
         ),
@@ -223,4 +224,4 @@ stages.append(
     )
 )
 
-recipe = Recipe("quickstart", stages=tuple(stages), length=12_000)
+recipe = Recipe("quickstart", stages=tuple(stages), length=13_000)
