@@ -54,7 +54,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "generate": Command(
         "the responses of a trained model",
-        'easylm generate runs/quickstart/sft "What is 12 + 30?" --temperature 0',
+        'easylm generate runs/quickstart/sft "Which is larger, 12 or 30?" --temperature 0',
         intermixed=True,
     ),
     "eval": Command(
