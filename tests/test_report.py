@@ -9,7 +9,7 @@ import fake_run
 import pytest
 
 from easylm_jax import report
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from easylm_jax.report import tables
 from models.errors import UserError
 
