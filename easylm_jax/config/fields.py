@@ -28,11 +28,23 @@ def field_types(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that was added after runs had been written.
+
+    While it has its default, `encode` and `digest` leave it out: the settings of an earlier run stay what they were.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 def encode(value: Any) -> Any:
-    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`."""
+    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`.
+
+    Fields made by `later` are left out at their defaults.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
+        items = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        told = {f.name: encode(item) for f, item in items if not (f.metadata.get("later") and item == f.default)}
+        return {"class": type(value).__name__, **told}
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -99,7 +111,7 @@ def override(value: T, path: str, text: str) -> T:
         if changed is None and not dataclasses.is_dataclass(inner):
             raise UserError(f"{path}: {name} is {inner!r} and has no fields of its own")
         return dataclasses.replace(value, **{name: override(inner, rest, text) if changed is None else changed})
-    return dataclasses.replace(value, **{name: _parse(field_types(type(value))[name], text, path)})
+    return dataclasses.replace(value, **{name: parse(field_types(type(value))[name], text, path)})
 
 
 def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
@@ -156,7 +168,7 @@ def _check_field(cls: type, name: str) -> None:
         raise UserError(unknown_field(cls, name))
 
 
-def _parse(hint: Any, text: str, path: str) -> Any:
+def parse(hint: Any, text: str, path: str) -> Any:
     """Text as the first alternative of `hint` that it fits."""
     for option in sorted(_options(hint), key=lambda option: option is str):  # text fits str always, so str comes last
         try:
