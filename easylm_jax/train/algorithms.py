@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from easylm_jax.config.optimizer import OptimizerConfig
+from easylm_jax.train.guard import Chosen
 from models.errors import UserError
 from models.trees import named_map
 
@@ -31,7 +32,7 @@ _SETTINGS = ("b1", "b2", "eps", "moment_dtype", "second_moment_dtype")
 
 def adamw(
     *, b1: float, b2: float, eps: float, moment_dtype: str, second_moment_dtype: str
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Adam (arXiv 1412.6980); with the decoupled decay that all algorithms here have it is AdamW (arXiv 1711.05101).
 
     Unlike `optax.scale_by_adam` it forms 1 − beta^count without cancellation (optax is off by 6e-5 for beta 0.999), and
@@ -45,18 +46,21 @@ def adamw(
         return AdamState(zeros(moment_dtype), zeros(second_moment_dtype), jnp.zeros((), jnp.int32))
 
     def update(
-        grads: Tree, state: AdamState, params: Tree | None = None, *, accept: bool | jax.Array = True, **_: Any
-    ) -> tuple[Tree, AdamState]:
+        grads: Tree, state: AdamState, params: Tree | None = None, *, accept: jax.Array | None = None, **_: Any
+    ) -> tuple[Tree, AdamState | Chosen]:
         count = state.count + 1
 
-        # The guard's choice is made here already, so that the direction is made from the moments as they are kept:
-        # they are updated in place first, and the parameter after them. Made from what is not kept it would force XLA
-        # to copy both (four times slower on a CPU).
+        # The guard's choice is made here, so that the direction is made from the moments as they are kept: they are
+        # updated in place first, and the parameter after them. Made from what is not kept it would force XLA to copy
+        # both (four times slower on a CPU).
+        def kept(new: jax.Array, old: jax.Array) -> jax.Array:
+            return new if accept is None else jnp.where(accept, new, old)
+
         def first(g: jax.Array, m: jax.Array) -> jax.Array:
-            return jnp.where(accept, (b1 * m.astype(jnp.float32) + (1 - b1) * g).astype(m.dtype), m)
+            return kept((b1 * m.astype(jnp.float32) + (1 - b1) * g).astype(m.dtype), m)
 
         def second(g: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.where(accept, (b2 * v.astype(jnp.float32) + (1 - b2) * jnp.square(g)).astype(v.dtype), v)
+            return kept((b2 * v.astype(jnp.float32) + (1 - b2) * jnp.square(g)).astype(v.dtype), v)
 
         def direction(m: jax.Array, v: jax.Array) -> jax.Array:
             m_hat = m.astype(jnp.float32) / _bias_correction(b1, count)
@@ -64,9 +68,10 @@ def adamw(
             return m_hat / (jnp.sqrt(v_hat) + eps)
 
         mu, nu = jax.tree.map(first, grads, state.mu), jax.tree.map(second, grads, state.nu)
-        return jax.tree.map(direction, mu, nu), AdamState(mu, nu, count)
+        new = AdamState(mu, nu, kept(count, state.count))
+        return jax.tree.map(direction, mu, nu), new if accept is None else Chosen(new)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class AdamState(NamedTuple):

@@ -67,6 +67,13 @@ class OptState:
 _FIELDS = tuple(field.name for field in dataclasses.fields(OptState))
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Around the new state of a transformation that was given `accept` and chose between new and old by itself."""
+
+    state: Any
+
+
 class Verdict(NamedTuple):
     """Whether an update is made (bool), the guard's next fields of `OptState`, and what to report of them."""
 
@@ -80,8 +87,10 @@ def guarded(
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that leaves everything as it was where `inner`'s update should not be made.
 
-    Its `update` takes the batch's `loss`, and `grad_norm` (the norm of all gradients) where the caller has it already;
-    other extra arguments go to `inner`, and so does `grad_norm` where `inner` takes it.
+    Its `update` takes the batch's `loss`, and `grad_norm` (the norm of all gradients) where the caller has it already.
+    Both the norm and the decision, `accept`, are extra arguments for `inner`, beside all others. An `inner` that makes
+    its updates from its new state can return that as `Chosen`: then updates depend on what is kept alone, and XLA needs
+    no copy of the old state.
 
     Args:
         inner: any transformation.
@@ -108,8 +117,8 @@ def guarded(
         updates, new = within.update(grads, state.inner, params, grad_norm=norm, accept=verdict.accept, **extra)
         old = jax.tree.map(lambda u: jnp.full_like(u, -0.0), updates) if instead is None else instead(updates, params)
 
-        def chosen(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(verdict.accept, new, old)
+        def chosen(new: Any, old: Any) -> Any:
+            return new.state if isinstance(new, Chosen) else jnp.where(verdict.accept, new, old)
 
         kept = jax.tree.map(chosen, new, state.inner)
         return jax.tree.map(chosen, updates, old), OptState(kept, **verdict.fields)
