@@ -17,6 +17,7 @@ from easylm_jax.config import PPO, RL, Recipe, Stage, Train, Write, fields
 from easylm_jax.plan import report, topology
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.mesh import batch_split, make_mesh, parse_mesh
+from easylm_jax.train import algorithms
 from models.errors import UserError
 
 Say = Callable[[str], None]
@@ -143,8 +144,9 @@ def _smaller_moments(stage: Stage) -> dict[str, Any] | None:
     if isinstance(stage, PPO) and stage.value_optimizer is not None:
         optimizers["value_optimizer"] = stage.value_optimizer
     for name, optimizer in optimizers.items():
+        has = algorithms.settings(optimizer.name)
         for moment in ("moment_dtype", *(["second_moment_dtype"] if optimizer.b2 <= 0.99 else [])):
-            if getattr(optimizer, moment) != "bfloat16":
+            if moment in has and getattr(optimizer, moment) != "bfloat16":
                 changed[f"{name}.{moment}"] = "bfloat16"
     if not changed:
         changed = {f"{name}.offload": True for name, optimizer in optimizers.items() if not optimizer.offload}

@@ -79,7 +79,7 @@ class AdamState(NamedTuple):
 
     mu: Tree
     nu: Tree
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple has a method of that name
 
 
 def lion(*, b1: float, b2: float, moment_dtype: str) -> optax.GradientTransformation:
@@ -173,18 +173,17 @@ def algorithm(config: OptimizerConfig) -> optax.GradientTransformation:
         if field not in taken and getattr(config, field) != default:
             raise UserError(f"optimizer {config.name} has no {field}; leave it at {default!r}")
     options = [name for name, it in inspect.signature(build).parameters.items() if it.default is not it.empty]
-    for name, _ in config.options:
+    chosen = dict(config.options)
+    for name in chosen:
         if name not in options:
             listed = ", ".join(options) or "none"
             raise UserError(f"optimizer {config.name} has no option {name!r}{_near(name, options)}; it has {listed}")
-    return build(**{field: getattr(config, field) for field in taken}, **dict(config.options))
+    return build(**{field: getattr(config, field) for field in taken}, **chosen)
 
 
 def settings(name: str) -> tuple[str, ...]:
     """The fields of `OptimizerConfig` that an algorithm is set by; `UserError` where there is none of that name."""
-    return tuple(
-        field for field, it in inspect.signature(_named(name)).parameters.items() if it.default is it.empty
-    )
+    return tuple(field for field, it in inspect.signature(_named(name)).parameters.items() if it.default is it.empty)
 
 
 def _named(name: str) -> Callable[..., optax.GradientTransformation]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from easylm_jax.config.optimizer import OptimizerConfig, ParameterGroup
+from easylm_jax.config.optimizer import OptimizerConfig, ParameterGroup, SkipStep
 from easylm_jax.train.algorithms import algorithm
 from easylm_jax.train.guard import OptState, global_norm, guarded, judge
 from easylm_jax.train.schedule import Schedule, parse_schedule
@@ -65,8 +65,13 @@ class Optimizer:
     @functools.cached_property
     def _guarded(self) -> optax.GradientTransformationExtraArgs:
         """From gradients of the trained parameters to the new parameters, or the old ones."""
-        whole = guarded(self._descent(optax.with_extra_args_support(algorithm(self.config))), self.config.skip_step, lambda _, params: params)
+        descent = self._descent(optax.with_extra_args_support(algorithm(self.config)))
+        whole = guarded(descent, self._rule, instead=lambda _, params: params)
         return _from_host(whole) if self.config.offload else whole
+
+    @property
+    def _rule(self) -> SkipStep | None:
+        return self.config.skip_step if isinstance(self.config.skip_step, SkipStep) else None
 
     def _descent(self, inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
         """Clip, algorithm, rate and decay, from gradients to new parameters."""
@@ -120,7 +125,7 @@ class Optimizer:
         trained = prune(params, kept)
         gradients = _align(grads, trained, names)
         grad_norm = global_norm(gradients)
-        report = judge(state, self.config.skip_step, loss, grad_norm).report
+        report = judge(state, self._rule, loss, grad_norm).report
         new, state = self._guarded.update(gradients, state, trained, step=step, loss=loss, grad_norm=grad_norm)
         rates = {"lr" if name is None else f"lr_{name}": rate for name, rate in self.rates(step).items()}
         report = {**report, **rates, "grad_norm": grad_norm, "param_norm": global_norm(new)}
@@ -159,7 +164,7 @@ class Optimizer:
         together: dict[str | None, list[int]] = {}
         for at, name in enumerate(names):
             together.setdefault(own[name].name if name in own else None, []).append(at)
-        bounds = {None: self.config.clip, **{group.name: group.clip for group in own.values()}}
+        bounds: dict[str | None, Any] = {None: self.config.clip, **{group.name: group.clip for group in own.values()}}
         for key, members in together.items():
             bound = bounds[key]
             if bound is not None:
