@@ -124,7 +124,14 @@ def muon(
     momenta = optax.contrib.scale_by_muon(
         ns_steps=ns_steps, beta=momentum, nesterov=nesterov, weight_dimension_numbers=dimensions
     )
-    scaled = optax.contrib.scale_by_shape(dimensions, consistent_rms)
+
+    def scale(direction: jax.Array) -> jax.Array:
+        fan_in, fan_out = direction.shape[-2:]
+        if consistent_rms is None:
+            return direction * math.sqrt(max(1.0, fan_out / fan_in))
+        return direction * (consistent_rms * math.sqrt(max(fan_in, fan_out)))
+
+    scaled = optax.stateless(lambda directions, _: jax.tree.map(scale, directions))
     others = adamw(b1=b1, b2=b2, eps=eps, moment_dtype=moment_dtype, second_moment_dtype=second_moment_dtype)
     kinds = {"muon": _followed(_kept_in(moment_dtype, "mu", momenta), scaled), "adamw": others}
     return optax.partition(kinds, _muon_or_adamw)
