@@ -6,7 +6,8 @@
 
 Both sides train the same OLMo 2 in float32 on the same batch, each with its own code in a process of its own, and take
 turns, burst by burst. The same program is up to half as slow again in one process as in another, wherever its memory
-happens to lie, so that several pairs of processes are measured. `ratio` of the last line (JSON) is the median of our time over theirs for a step, round by round.
+happens to lie, so that several pairs of processes are measured. `ratio` of the last line (JSON) is the median of our
+time over theirs for a step, round by round.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def main() -> None:
             )
     config = {
         "size": options.size, **SIZES[options.size], "rows": options.rows, "length": options.length,
-        "settings": options.set, "repeats": options.repeats, "restarts": options.restarts, "milliseconds": milliseconds, "ratios": found,
+        "settings": options.set, "repeats": options.repeats,
+        "restarts": options.restarts, "milliseconds": milliseconds, "ratios": found,
         "machine": machine(), "about": about,
     }  # fmt: skip
     load = median_load([repeat for both in taken.values() for repeats in both.values() for repeat in repeats])

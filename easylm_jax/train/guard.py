@@ -58,9 +58,15 @@ class OptState:
         own = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _FIELDS[1:]]
         return [*((path[0], child) for path, child in fields), *own], structure
 
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Any]:
+        """The same without names: every call of a step goes through here."""
+        fields, structure = jax.tree.flatten(self.inner, is_leaf=lambda x: x is not self.inner)
+        guard = (self.losses, self.grad_norms, self.recorded, self.skipped_total, self.skipped_in_row)
+        return (*fields, *guard), structure
+
     @classmethod
     def tree_unflatten(cls, structure: Any, children: Any) -> OptState:
-        children, count = list(children), structure.num_leaves
+        count = structure.num_leaves
         return cls(jax.tree.unflatten(structure, children[:count]), *children[count:])
 
 
