@@ -50,7 +50,7 @@ def adamw(
     ) -> tuple[Tree, AdamState | Chosen]:
         count = state.count + (1 if accept is None else accept)
         # The number of this update, where it is made. It waits for the guard's decision, and so do parameters: XLA then
-        # goes through them in the order in which caches still hold their moments (a fifth faster on a CPU).
+        # goes through them in an order in which caches still hold their moments.
         number = jnp.maximum(count, 1)
 
         # The guard's choice is made here, so that the direction is made from the moments as they are kept: they are
