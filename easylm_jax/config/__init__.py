@@ -15,7 +15,7 @@ A stage is data and one method, `objective`: a new kind of training is a class h
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.evaluate import Entry, Evaluate, Published, Task
-from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, SkipStep
+from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, ParameterGroup, SkipStep
 from easylm_jax.config.recipe import Recipe
 from easylm_jax.config.reward import JudgeModel, Reward, Sampling
 from easylm_jax.config.rl import GRPO, PPO, RL, OnlineDPO
@@ -43,6 +43,7 @@ __all__ = [
     "Monitoring",
     "OnlineDPO",
     "OptimizerConfig",
+    "ParameterGroup",
     "Pretrain",
     "Published",
     "RL",

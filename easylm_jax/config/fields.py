@@ -51,7 +51,10 @@ def former(value: Any) -> dict[str, Any]:
 
 
 def encode(value: Any) -> Any:
-    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`."""
+    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`.
+
+    Fields made by `later` are left out at their defaults.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             "class": type(value).__name__, **former(value),
@@ -123,7 +126,7 @@ def override(value: T, path: str, text: str) -> T:
         if changed is None and not dataclasses.is_dataclass(inner):
             raise UserError(f"{path}: {name} is {inner!r} and has no fields of its own")
         return dataclasses.replace(value, **{name: override(inner, rest, text) if changed is None else changed})
-    return dataclasses.replace(value, **{name: _parse(field_types(type(value))[name], text, path)})
+    return dataclasses.replace(value, **{name: parse(field_types(type(value))[name], text, path)})
 
 
 def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
@@ -180,7 +183,7 @@ def _check_field(cls: type, name: str) -> None:
         raise UserError(unknown_field(cls, name))
 
 
-def _parse(hint: Any, text: str, path: str) -> Any:
+def parse(hint: Any, text: str, path: str) -> Any:
     """Text as the first alternative of `hint` that it fits."""
     for option in sorted(_options(hint), key=lambda option: option is str):  # text fits str always, so str comes last
         try:

@@ -17,6 +17,7 @@ from easylm_jax.plan import topology
 from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.mesh import batch_split, make_mesh, parse_mesh
+from easylm_jax.train import algorithms
 from models.errors import UserError
 
 _WRITING = ("prefill", "decode")
@@ -139,8 +140,9 @@ def _smaller_moments(stage: Stage) -> dict[str, Any] | None:
         return None
     changed: dict[str, Any] = {}
     for name, optimizer in stage.optimizers.items():
+        has = algorithms.settings(optimizer.name)
         for moment in ("moment_dtype", *(["second_moment_dtype"] if optimizer.b2 <= 0.99 else [])):
-            if getattr(optimizer, moment) != "bfloat16":
+            if moment in has and getattr(optimizer, moment) != "bfloat16":
                 changed[f"{name}.{moment}"] = "bfloat16"
     if not changed:
         changed = {f"{name}.offload": True for name, optimizer in stage.optimizers.items() if not optimizer.offload}

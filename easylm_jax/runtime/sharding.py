@@ -69,7 +69,8 @@ def state_shardings(state: PyTree, rules: Rules, mesh: jax.sharding.Mesh, replic
     """Shardings of a whole train state.
 
     A leaf whose name ends in a parameter's name is split like that parameter (moments under any prefix). The names
-    in `replicated` (regular expressions: counters, random key, windows of scalars) are whole on every device.
+    in `replicated` (regular expressions: counters, random key, windows of scalars) are whole on every device, and so
+    are leaves of the optimiser with fewer axes than their parameter (sums over its rows or columns), or one number.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     prefixed = [(rf"(?:.*\.)?(?:{pattern})", axes) for pattern, axes in rules]
@@ -77,18 +78,24 @@ def state_shardings(state: PyTree, rules: Rules, mesh: jax.sharding.Mesh, replic
     def one(name, leaf):
         if any(re.fullmatch(pattern, name) for pattern in replicated):
             return everywhere
+        axes = logical_axes(name, prefixed)
+        if name.startswith("opt.") and (len(leaf.shape) < len(axes) or math.prod(leaf.shape) == 1):
+            return everywhere
         return _sharding(name, leaf.shape, prefixed, mesh)
 
     return named_map(one, state)
 
 
 def with_moments_on_host(layout: PyTree) -> PyTree:
-    """A train state's shardings with the optimiser's moments in the memory of the hosts."""
+    """A train state's shardings with the optimiser's moments in the memory of the hosts.
 
-    def moved(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda place: place.with_memory_kind(HOST_MEMORY), tree)
+    Moments are what has as many axes as its parameter; counters and windows, whole everywhere, stay on the devices.
+    """
 
-    return layout._replace(opt=layout.opt._replace(mu=moved(layout.opt.mu), nu=moved(layout.opt.nu)))
+    def moved(place: NamedSharding) -> NamedSharding:
+        return place.with_memory_kind(HOST_MEMORY) if len(place.spec) else place
+
+    return layout._replace(opt=jax.tree.map(moved, layout.opt))
 
 
 def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:

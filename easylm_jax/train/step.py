@@ -30,8 +30,10 @@ class State(NamedTuple):
 
 
 # Leaves of a State that are whole on every device, for `sharding.state_shardings`: counters, the random key, and the
-# optimiser's windows of scalars.
-REPLICATED_STATE = ("step", "rng", r"opt\.(count|losses|grad_norms|recorded|skipped_total|skipped_in_row)")
+# optimiser's windows of scalars and constants.
+REPLICATED_STATE = (
+    "step", "rng", r"opt\.(.*\.)?(count|ns_coeffs)", r"opt\.(losses|grad_norms|recorded|skipped_total|skipped_in_row)"
+)  # fmt: skip
 
 
 def new_state(params: PyTree, opt: PyTree, seed: int) -> State:
