@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 from easylm_jax.plan import gpu
-from easylm_jax.runtime.chips import _ALIASES, CHIPS, Chip
+from easylm_jax.runtime.chips import ALIASES, CHIPS, Chip
 from models.errors import UserError
 
 _SHAPES = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
@@ -85,9 +85,9 @@ def parse(text: str) -> Topology:
     if slices and not (slices.isdecimal() and int(slices) > 0):
         raise UserError(f"topology {text!r}: behind * stands the number of slices, such as v5e:16x16*2")
     found = re.fullmatch(r"([a-z0-9]+)(?:[:-])(.+)", named)
-    generation = _ALIASES.get(found[1], found[1]) if found else None
+    generation = ALIASES.get(found[1], found[1]) if found else None
     if generation not in CHIPS:
-        close = difflib.get_close_matches(wanted.split(":")[0].split("-")[0], [*CHIPS, *_ALIASES], n=1)
+        close = difflib.get_close_matches(wanted.split(":")[0].split("-")[0], [*CHIPS, *ALIASES], n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the generations are {', '.join(CHIPS)}"
         raise UserError(f"topology {text!r}: {hint} Write for example v5p:4x4x4, v5e:16x16 or v5p-128")
     assert found is not None and generation is not None
