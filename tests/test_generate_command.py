@@ -220,7 +220,7 @@ def test_another_vocabulary_than_the_trained_one_is_told(run, capsys, tmp_path):
     other = data_kit.sentencepiece(tmp_path, vocab=400)
     status, _, err = easylm(capsys, run.folder / "sft", QUESTION, "--tokenizer", other, "--max-new-tokens", 2)
     assert status == 0
-    assert err.splitlines()[0] == f"easylm: {other} is not the tokenizer that {run.folder / 'sft'} was trained with"
+    assert err.splitlines()[0] == f"easylm: warning: {run.folder / 'sft'} was not trained with the tokenizer {other}"
 
 
 def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
@@ -236,8 +236,8 @@ def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
     [
         (["{run}/none", "hello"], "/none; give a stage's folder or one of its checkpoints/<step>"),
         (["{run}/reward", "hello"], "reward is a reward model (scalar head), which cannot generate; give the"),
-        (["{run}/adapter", "hello"], "holds an adapter alone; give its stage's folder once that is done"),
-        (["{run}/data", "hello"], "data is a stage that left no model; give one that trained"),
+        (["{run}/adapter", "hello"], "holds only a LoRA adapter; give the folder of its finished stage"),
+        (["{run}/data", "hello"], "data has no model; give the folder of a stage that trains one"),
         (["hf:no/such/model", "hello"], "is neither a folder nor a hub name"),
         (["{run}/sft", " "], "prompt 1 is empty; give it some text"),
         (["{run}/sft", "hi", "word " * 200], "prompt 2 is too long: its 8"),
@@ -297,7 +297,7 @@ def test_a_checkpoint_without_a_tokenizer_asks_for_one(run, capsys, tmp_path):
     with Checkpointer(tmp_path / "bare/checkpoints", asynchronous=False) as checkpointer:
         checkpointer.save(0, {"params": run.params}, {"model": dataclasses.asdict(CONFIG)})
     status, _, err = easylm(capsys, tmp_path / "bare", "hello")
-    assert status == 2 and "does not say its tokenizer; give it with --tokenizer" in err
+    assert status == 2 and "is not known; give it with --tokenizer" in err
     status, out, _ = easylm(
         capsys, tmp_path / "bare", "hello", "--tokenizer", run.tokenizer.spec, "--max-new-tokens", 2
     )

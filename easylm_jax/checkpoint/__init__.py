@@ -1,4 +1,4 @@
-"""Checkpoints: one atomic folder for each step; saved, restored, compared, converted, and loaded by a model's name."""
+"""Checkpoints: one atomic folder per step. Saving, restoring, comparing, converting, and loading models by name."""
 
 from easylm_jax.checkpoint.checkpointer import Checkpointer, config_difference, guard_fresh_start, restore_params
 from easylm_jax.checkpoint.store import Retention

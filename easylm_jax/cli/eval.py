@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> int:
     from easylm_jax.config import Compute, Entry, Evaluate, Recipe, fields
     from easylm_jax.experiment import Experiment
 
-    init, meta, vocabulary = load.find(arguments.model)
+    init, meta, vocabulary = load.resolve_model(arguments.model)
     trained = meta.get("config") or {}
     tokenizer = arguments.tokenizer or vocabulary
     template = arguments.template or (trained.get("data") or {}).get("template")
