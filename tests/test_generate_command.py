@@ -104,7 +104,7 @@ def test_greedy_is_what_the_engine_says_to_the_same_ids_under_the_recorded_templ
     logprob = pytest.approx(float(expected.logprobs[0, :length].sum()), abs=1e-3)
     assert answer == {"prompt": QUESTION, "sample": 0, "response": text, "logprob": logprob, "length": length,
                       "ended": bool(expected.ended[0])}  # fmt: skip
-    assert err.startswith(f"1 answer, {length} tokens in ")
+    assert err.startswith(f"1 response, {length} tokens in ")
 
 
 def test_raw_text_and_a_text_stage_are_continued_as_they_are(run, capsys, tmp_path):
@@ -189,9 +189,9 @@ def test_a_stop_text_ends_the_answer(run, capsys, tmp_path):
 
 def test_left_out_the_longest_answer_is_what_the_context_has_room_for(run):
     source = load.load(str(run.folder / "sft"))
-    assert generate._room(source, [[1] * 90, [1] * 3], None) == 6
+    assert generate._max_new_tokens(source, [[1] * 90, [1] * 3], None) == 6
     wide = dataclasses.replace(source, decoder=models.build(CONFIG.replace(context=4096)))
-    assert generate._room(wide, [[1] * 90], None) == generate.MOST_NEW_TOKENS
+    assert generate._max_new_tokens(wide, [[1] * 90], None) == generate.DEFAULT_MAX_NEW_TOKENS
 
 
 def test_a_hugging_face_folder_brings_its_tokenizer(run, capsys, tmp_path):
@@ -273,8 +273,8 @@ def test_answers_are_printed_before_their_file_fails(run, capsys, tmp_path):
         ('{"question": "hello"}', "line 1: no prompt in a column messages, prompt, text; it has question"),
         ('{"prompt": 3}', "line 1: prompt must be a text or a list of turns with a role and a content"),
         ('{"messages": [{"role": "user"}]}', "must be a text or a list of turns with a role and a content"),
-        ('{"messages": [{"role": "system", "content": "x"}]}', "the conversation must end with the user's turn"),
-        ('{"messages": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}]}', "has a turn of 'tool'"),
+        ('{"messages": [{"role": "system", "content": "x"}]}', "the conversation must end with a user turn"),
+        ('{"messages": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}]}', "has the role 'tool'"),
         ('{"prompt": "  "}', "prompt 1 is empty"),
         ("", "no prompt in"),
     ],
