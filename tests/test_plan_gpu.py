@@ -48,7 +48,7 @@ def test_a_fusion_takes_as_long_as_its_products_or_its_bytes():
     chip = runtime_chips.CHIPS["h100"]
     costs = gpu.GpuProgram(TEXT).roofline(chip)
     flops, small = 2 * 512 * 4096 * 4096, 512 * 4096 * 2
-    product = max(flops / (chip.flops * gpu.REACHED), (2 * small + 4096 * 4096 * 2) / chip.bandwidth)
+    product = max(flops / (chip.flops * gpu.MATMUL_SHARE), (2 * small + 4096 * 4096 * 2) / chip.bandwidth)
     assert costs.matmul_flops == 5 * flops
     assert costs.cycles == pytest.approx(1e9 * (5 * product + 2 * small / chip.bandwidth), abs=2)
     assert costs.copy_cycles == pytest.approx(1e9 * 2 * small / chip.bandwidth, abs=1)

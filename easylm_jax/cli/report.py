@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.report import PAGE, _write, as_json, html, tables
+from easylm_jax.report import PAGE, as_json, html, tables, write_text
 from easylm_jax.report.read import collect
 
 
@@ -26,9 +26,9 @@ def main(arguments: argparse.Namespace) -> int:
     """`easylm report RUN`: prints the tables and writes the page."""
     run = collect(arguments.run)
     print((tables.markdown if arguments.markdown else tables.text)(run))
-    page = _write(Path(arguments.html) if arguments.html else run.folder / PAGE, html.page(run))
+    page = write_text(Path(arguments.html) if arguments.html else run.folder / PAGE, html.page(run))
     if arguments.json:
-        _write(Path(arguments.json), json.dumps(_finite(as_json(run)), indent=2, ensure_ascii=False) + "\n")
+        write_text(Path(arguments.json), json.dumps(_finite(as_json(run)), indent=2, ensure_ascii=False) + "\n")
     if not arguments.markdown:
         print(f"wrote {page}")
     return 0

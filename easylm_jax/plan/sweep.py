@@ -110,7 +110,7 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
         if axis in axes:
             raise UserError(f"sweep {text!r}: {axis} is given twice; write its values side by side, with spaces")
         if not equals or not values.split():
-            raise UserError(f"sweep {text!r}: write values behind {axis}=, with spaces between them")
+            raise UserError(f"sweep {text!r}: write values after {axis}=, separated by spaces")
         axes[axis] = [item for value in values.split() for item in _values(text, axis, value)]
     if "chips" in axes and "topology" in axes:
         raise UserError("sweep: give chips or topology, not both")
