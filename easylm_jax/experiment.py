@@ -24,7 +24,7 @@ import jax
 
 from easylm_jax import report
 from easylm_jax.checkpoint import needs, store
-from easylm_jax.checkpoint.checkpointer import config_difference, guard_fresh_start
+from easylm_jax.checkpoint.resume import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
     GRPO,

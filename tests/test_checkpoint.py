@@ -17,13 +17,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from easylm_jax.checkpoint import arrays, store
-from easylm_jax.checkpoint.checkpointer import (
+from easylm_jax.checkpoint import (
     Checkpointer,
     Retention,
+    arrays,
     config_difference,
     guard_fresh_start,
     restore_params,
+    store,
 )
 from models import trees
 from models.errors import UserError

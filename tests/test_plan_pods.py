@@ -159,7 +159,7 @@ def test_a_judge_is_resident_and_has_programs_of_its_own():
 
 @pytest.mark.parametrize(
     "text, message",
-    [("chip=8", "did you mean 'chips'"), ("chips=", "write values behind"), ("chips=64..8", "ends before it begins"),
+    [("chip=8", "did you mean 'chips'"), ("chips=", "write values after"), ("chips=64..8", "ends before it begins"),
      ("batch=many", "neither a number nor a range"), ("chips=0..8", "neither a number nor a range")],
 )  # fmt: skip
 def test_sweeps_that_are_misspelt_are_told(text, message):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import models
 from easylm_jax.checkpoint import hub
-from easylm_jax.checkpoint.checkpointer import Checkpointer, guard_fresh_start, restore_params
+from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from easylm_jax.checkpoint.load import model_of
+from easylm_jax.checkpoint.resume import guard_fresh_start
 from models.errors import UserError
 
 
