@@ -57,6 +57,7 @@ from easylm_jax.plan.programs import (
 )  # fmt: skip
 from easylm_jax.runtime import files, processes
 from easylm_jax.runtime.host_memory import keep_freed_memory
+from easylm_jax.runtime.monitor import duration
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
 from easylm_jax.synthesize.best_of_n import best_of_n
 from easylm_jax.synthesize.majority_vote import majority_vote
@@ -137,6 +138,8 @@ def run(
     try:
         waiting = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
         needs.check(waiting, log_once)
+        if only is None and _as_written(overrides):
+            experiment.announce()
         for stage in chosen:
             experiment.run(stage, overwrite)
         experiment.tell(chosen)
@@ -151,6 +154,11 @@ def run(
             raise
         raise told from error
     return 0
+
+
+def _as_written(overrides: list[str] | tuple[str, ...]) -> bool:
+    """Whether a recipe is as long as its file says: nothing is overridden but seeds."""
+    return all(text.partition("=")[0].endswith(".seed") for text in overrides)
 
 
 def _told(error: Exception, out: str) -> Exception:
@@ -205,12 +213,18 @@ class Experiment(Workspace):
                                            **result})  # fmt: skip
         processes.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
+    def announce(self) -> None:
+        """Says how long the recipe will take, where it states its length and nothing of it is there yet."""
+        if self.recipe.length is None or any(self.progress(stage) != "not started" for stage in self.recipe.stages):
+            return
+        log_once(f"{self.recipe.name}: {duration.announcement(self.recipe.length, duration.probe())}")
+
     def tell(self, chosen: list[Stage]) -> None:
         """Prints the tables of the stages that were asked for, and writes the page that shows the whole run."""
         if not (processes.is_first_process() and any(stage.family == "evaluate" for stage in chosen)):
             return
-        print(report.tables.text(report.collect(self.root)))
-        print(f"\nEverything is in {self.root}; the whole run with figures: {report.write(self.root)}")
+        print(f"Everything is in {self.root}; the whole run with figures: {report.write(self.root)}\n")
+        print(report.tables.text(report.collect(self.root)), end="")  # the results and what they show come last
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
         path = folder / "config.json"

@@ -5,7 +5,7 @@ import json
 import pytest
 import rl_kit
 
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from easylm_jax.evaluate import tasks
 from easylm_jax.rewards.verify import ExpressionScorer
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from easylm_jax.rewards import VERIFIERS, text, verdict
 from easylm_jax.rewards.instructions import scoring, use_nltk_data
 from models.errors import UserError

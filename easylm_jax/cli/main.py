@@ -55,7 +55,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "generate": Command(
         "generate responses with a trained model",
-        'easylm generate runs/quickstart/sft "What is 12 + 30?" --temperature 0',
+        'easylm generate runs/quickstart/sft "Which is larger, 12 or 30?" --temperature 0',
         intermixed=True,
     ),
     "eval": Command(

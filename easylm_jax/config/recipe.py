@@ -14,7 +14,8 @@ class Recipe:
 
     `mesh` lays out the devices (`runtime/mesh.py`), and `decode_mesh` those that models generate on, such as
     "fsdp=-1,tp=4"; left out, as `mesh` does (docs/layouts.md). `pod` is the TPU slice that sizes and meshes are meant
-    for, such as "v5p-64", which `easylm plan` compiles for.
+    for, such as "v5p-64", which `easylm plan` compiles for. `length` is how long all stages take together, in runs of
+    the probe of `runtime/monitor/duration.py`: a run prints an estimate for this machine at its start.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Recipe:
     mesh: str = "fsdp=-1"
     decode_mesh: str | None = None
     pod: str | None = None
+    length: float | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))

@@ -115,9 +115,10 @@ def table(it: Table, heading: bool = True) -> str:
         for row in it.rows
     )
     notes = f'<p class="note">{safe(" ".join(it.notes))}</p>' if it.notes else ""
+    found = f"<p>{safe(it.finding)}</p>" if it.finding else ""
     title = f"<h3>{safe(it.title)}</h3>" if heading else ""
     body = f"<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'{title}<div class="scroll"><table>{body}</table></div>{notes}'
+    return f'{title}<div class="scroll"><table>{body}</table></div>{found}{notes}'
 
 
 def _results(run: RunData) -> str:

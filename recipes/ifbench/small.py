@@ -26,7 +26,7 @@ from easylm_jax.config import (
     Tokenizer,
     Validation,
 )  # fmt: skip
-from recipes.quickstart import MODEL, conversations, pages
+from recipes.quickstart import LARGER, conversations, pages
 
 PROMPT, ANSWER = 84, 40  # tokens
 SEEDS = (0, 1, 2)
@@ -77,7 +77,7 @@ recipe = Recipe(
         Tokenizer("tokenizer", sources=(Source("stage:data/pages.jsonl", limit=2_000),), vocab_size=512),
         Pretrain(
             "pretrain",
-            model=MODEL,
+            model=LARGER,
             data=pages("pages.jsonl"),
             batch=16,
             steps=1_500,

@@ -3,10 +3,11 @@
     easylm run recipes/spurious_rewards/ladder.py
     python -m recipes.spurious_rewards.sharpness runs/spurious-ladder
 
-The quickstart's small SFT model, whose conversations were uneven: it knows how to work a problem out and to end with
-"#### answer", and often leaves both away. Each arm is GRPO from this model on the same problems, in three seeds; they
-differ in the reward alone. Labels of "majority vote" and "incorrect" are the model's own. Nothing was ever trained on
-a held-out problem, in any wording, so no reward can call up what the model has seen: a random one should do nothing.
+A small SFT model whose conversations were uneven, as the quickstart's are: it knows how to work a problem out and to
+end with "#### answer", and often leaves both away. Each arm is GRPO from this model on the same problems, in three
+seeds; they differ in the reward alone. Labels of "majority vote" and "incorrect" are the model's own. Nothing was ever
+trained on a held-out problem, in any wording, so no reward can call up what the model has seen: a random one should do
+nothing.
 
 The shape of a rollout is the paper's, 8 updates each, with the clip from the second of them on (spec
 spurious_rewards §8); sizes and rates are this project's own.
@@ -15,9 +16,27 @@ spurious_rewards §8); sizes and rates are this project's own.
 import dataclasses
 import math
 
-from easylm_jax.config import GRPO, Entry, Evaluate, MajorityVote, Recipe, Reward, Sampling, Source, Task
-from recipes import quickstart
-from recipes.quickstart import ANSWER, CHECK, SEEDS, held_out, prompts, rate
+from easylm_jax.config import (
+    GRPO,
+    SFT,
+    Checkpoints,
+    Entry,
+    Evaluate,
+    MajorityVote,
+    MakeData,
+    OptimizerConfig,
+    Pretrain,
+    Recipe,
+    Reward,
+    Sampling,
+    Source,
+    Task,
+    Tokenizer,
+    Validation,
+)  # fmt: skip
+from recipes.quickstart import CHECK, LARGER, SEEDS, conversations, pages, prompts, rate
+
+ANSWER = 32  # tokens; the longest reference answer has 28
 
 HERE = "recipes.spurious_rewards.ladder_checks"
 FORMAT = f"{HERE}:answer_line"
@@ -39,7 +58,30 @@ ARMS = {  # name: reward, problems, bound of the ratio
     "random": ("random(0.5)", PROBLEMS, 0.2),
     "random, no clip": ("random(0.5)", PROBLEMS, math.inf),
 }
-BASE = tuple(quickstart.recipe.stage(name) for name in ("data", "tokenizer", "pretrain", "sft"))
+BASE = (
+    MakeData("data", function="recipes.arithmetic:write", seed=1),
+    Tokenizer("tokenizer", sources=(Source("stage:data/vocabulary.jsonl"),), vocab_size=512),
+    Pretrain(
+        "pretrain",
+        model=LARGER,
+        data=pages("pretrain.jsonl"),
+        validation=Validation(pages("pretrain_held_out.jsonl"), every=100),
+        batch=16,
+        steps=1_200,
+        z_loss=1e-4,  # OLMo 2 §3.3.3
+        optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 20 steps"),
+        checkpoints=Checkpoints(keep_every=100),
+    ),
+    SFT(
+        "sft",
+        init="pretrain",
+        data=conversations("sft.jsonl"),
+        validation=Validation(conversations("sft_held_out.jsonl")),
+        batch=16,
+        epochs=2,
+        optimizer=rate(1e-3, "linear to 0 warmup 3%"),
+    ),
+)
 
 
 def arm(name: str, seed: int) -> GRPO:
@@ -59,7 +101,7 @@ def arm(name: str, seed: int) -> GRPO:
         clip_low=clip,
         clip_high=clip,
         whiten="rollout",
-        validation=dataclasses.replace(held_out, every=20),
+        validation=Validation(prompts("prompts_held_out.jsonl", limit=300), every=20),
         check=CHECK,
         optimizer=dataclasses.replace(rate(3e-5, "constant"), b2=0.95),
     )

@@ -30,7 +30,7 @@ from easylm_jax.config import (
     Tokenizer,
     Validation,
 )  # fmt: skip
-from recipes.quickstart import MODEL, SEQUENCE, conversations, pages
+from recipes.quickstart import LARGER, SEQUENCE, conversations, pages
 
 PROMPT, ANSWER = 84, 40  # tokens
 SEEDS = (0, 1)
@@ -112,7 +112,7 @@ recipe = Recipe(
         Tokenizer("tokenizer", sources=(Source("stage:data/pages.jsonl", limit=2_000),), vocab_size=512),
         Pretrain(
             "pretrain",
-            model=MODEL,
+            model=LARGER,
             data=pages("pages.jsonl"),
             batch=16,
             steps=1_500,
