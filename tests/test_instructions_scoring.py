@@ -205,7 +205,7 @@ def test_a_span_copied_as_asked_is_shown_beside_the_published_score(capsys, tmp_
     printed = check(capsys, path, "--json", out)[1]
     result = json.loads(out.read_text())
     assert (result["strict"]["prompt"], result["span_as_asked"]) == (0.0, {"strict": 1.0, "loose": 1.0})
-    assert "by the words asked for (fixed)" in printed
+    assert "by the span asked for (fixed)" in printed
     assert check(capsys, path, "--version", "fixed", "--json", out)[0] == 0
     fixed = json.loads(out.read_text())
     assert fixed["strict"]["prompt"] == 1.0 and "span_as_asked" not in fixed
