@@ -24,7 +24,7 @@ import jax
 
 from easylm_jax import report
 from easylm_jax.checkpoint import needs, store
-from easylm_jax.checkpoint.checkpointer import config_difference, guard_fresh_start
+from easylm_jax.checkpoint.resume import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
     GRPO,
@@ -47,8 +47,8 @@ from easylm_jax.config.workspace import Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
 from easylm_jax.plan.programs import (
-    PlannedProgram,
-    Programs,
+    Program,
+    ProgramBuilder,
     collect,
     evaluation,
     generation,
@@ -78,7 +78,7 @@ class StageKind:
     """
 
     run: Callable[[Any, Workspace], dict[str, Any]]
-    programs: Programs | None = None
+    programs: ProgramBuilder | None = None
 
 
 # Every kind of stage: a new one is a dataclass in `config/`, a function that runs it, and a line here.
@@ -98,7 +98,7 @@ STAGES: dict[type[Stage], StageKind] = {
 }
 
 
-def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[PlannedProgram]:
+def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Program]:
     """The programs of a stage on a mesh, for a plan; none for a stage that runs none."""
     programs = kind_of(stage).programs
     return [] if programs is None else collect(programs, stage, recipe, mesh)
@@ -202,7 +202,8 @@ class Experiment(Workspace):
             for name in ("parts", "models", "samples"):  # what best-of-N, an evaluation and rollouts have so far
                 shutil.rmtree(folder / name, ignore_errors=True)
         _write_json(folder / "config.json", {"recipe": self.recipe.name, "mesh": self.recipe.mesh,
-                                             "stage": fields.encode(stage), "settings": settings})  # fmt: skip
+                                             "stage": fields.encode(stage), "family": stage.family,
+                                             "settings": settings})  # fmt: skip
         began = time.time()
         result = kind_of(stage).run(stage, self)
         # A stage that was stopped and resumed tells how long all its parts took.

@@ -71,12 +71,12 @@ def _planned(arguments: argparse.Namespace) -> int:
     if not asked:
         raise UserError("none of these recipes names a pod and has such a stage")
     rest, page = [group for group in groups if group.key not in asked], Path(arguments.write)
-    kept = pods.keep(rest, page.read_text(encoding="utf-8"), arguments.write) if rest and page.is_file() else []
+    kept = pods.keep_rows(rest, page.read_text(encoding="utf-8"), arguments.write) if rest and page.is_file() else []
     planned = list(asked.values())
     planned[0].topology.devices()  # a compiler that is missing is told once, and not for every group
     say = functools.partial(print, file=sys.stderr, flush=True)
     pods.plan(planned, Planner(programs_of, Path(arguments.out) / "plans", say), arguments.jobs)
-    shown = [group for group in groups if group.key in asked or group.told or group.error]
+    shown = [group for group in groups if group.key in asked or group.kept_cells or group.error]
     page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
     said = f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit"
     if rest:

@@ -218,7 +218,7 @@ def test_stages_stand_behind_those_that_they_need(run):
 
 def test_seeds_of_a_method_stand_together(run):
     data = report.collect(run)
-    grouped = data.methods(data.of_kind(("PPO", "GRPO")))
+    grouped = data.methods(data.of_family("rl"))
     assert {method: [stage.name for stage in stages] for method, stages in grouped.items()} == {
         "PPO": ["ppo-0", "ppo-1"],
         "GRPO": ["grpo-0", "grpo-1"],
@@ -226,7 +226,7 @@ def test_seeds_of_a_method_stand_together(run):
     (run / "table.json").unlink()
     (run / "table" / "table.json").unlink()
     data = report.collect(run)
-    assert list(data.methods(data.of_kind(("PPO",)))) == ["ppo"]
+    assert list(data.methods(data.of_family("rl"))) == ["ppo", "grpo"]
 
 
 def test_unfinished_run_says_what_is_not_done(tmp_path, capsys):
@@ -285,7 +285,7 @@ def test_command_prints_the_tables_and_writes_page_and_json(run, capsys, tmp_pat
     "break_it, message",
     [
         (lambda run: "nowhere", r"no such folder: nowhere; give a run's folder, such as runs/quickstart"),
-        (lambda run: run / "sft", r"sft holds no stage .*; it is a stage's own; give the run's folder, .*quickstart$"),
+        (lambda run: run / "sft", r"sft holds no stage .*; it is .* of a stage; give the run's folder, .*quickstart$"),
         (lambda run: run.parent, r"holds no stage .*; did you mean .*/quickstart\?$"),
         (lambda run: (run / "sft/config.json").write_text("{"), r"quickstart/sft/config\.json is damaged"),
         (lambda run: (run / "sft/config.json").write_text("{}"), r"sft/config\.json is damaged: it has no stage"),

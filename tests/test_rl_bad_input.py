@@ -80,7 +80,7 @@ def test_a_wrong_setting_is_told_in_one_line(name, finished):
 
 def test_rows_that_do_not_divide_over_the_devices(finished):
     line = refused(finished, "--only", "ppo", devices=8)
-    assert "a batch of 4 rows cannot be split over 8 parts of the mesh" in line
+    assert "a batch of 4 rows cannot be split over 8 shards of the mesh" in line
 
 
 def test_models_of_another_vocabulary_are_refused(finished, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 
 from easylm_jax.report import figures, tables
 from easylm_jax.report.figures import Figure
-from easylm_jax.report.read import RL_KINDS, Line, RunData, StageData, number
+from easylm_jax.report.read import Line, RunData, StageData, number
 from easylm_jax.report.style import STYLE
 from easylm_jax.report.tables import Table, count, duration
 
@@ -89,12 +89,12 @@ def _moment(seconds: float) -> str:
 
 def table(it: Table, heading: bool = True) -> str:
     """A table with its title and notes; a row of groups above the headings where there are any."""
-    groups = []
+    groups: list[tuple[str, int]] = []
     for column in it.columns:
         if groups and groups[-1][0] == column.group:
-            groups[-1][1] += 1
+            groups[-1] = (column.group, groups[-1][1] + 1)
         else:
-            groups.append([column.group, 1])
+            groups.append((column.group, 1))
     above = ""
     if any(name for name, _ in groups):
         cells = "".join(f'<th class="group{" named" if name else ""}" colspan="{wide}">{safe(name)}</th>'
@@ -177,7 +177,7 @@ def _training_samples(run: RunData) -> str:
     """What the RL stages wrote at their first and last kept steps, folded away."""
     return "".join(
         _folded(f"{stage.name}: steps {' and '.join(map(str, stage.samples))}", "".join(_step_samples(stage)))
-        for stage in run.of_kind(RL_KINDS) if stage.samples
+        for stage in run.of_family("rl") if stage.samples
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from easylm_jax.report.read import RL_KINDS, SUPERVISED_KINDS, RunData, StageData, number
+from easylm_jax.report.read import RunData, StageData, number
 
 NONE = "–"
 
@@ -195,7 +195,7 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
 def stage_tables(run: RunData) -> list[Table]:
     """All stages in one table, then what matters of those that trained, by kind."""
     tables = [_overview(run)]
-    supervised, reinforced = run.of_kind(SUPERVISED_KINDS), run.of_kind(RL_KINDS)
+    supervised, reinforced = run.of_family("train"), run.of_family("rl")
     if supervised:
         tables.append(_supervised(supervised))
     if reinforced:
@@ -233,12 +233,12 @@ def state(stage: StageData) -> str:
 def _outcome(stage: StageData) -> str:
     """The one number that says what came out."""
     values = stage.values
-    if stage.kind in RL_KINDS:
+    if stage.family == "rl":
         score = with_error(values.get("validation_score"), values.get("validation_stderr"), 100, 1)
         return f"held-out score {score} %" if score != NONE else f"score {decimal(values.get('score'), 1, 3)}"
     if stage.kind in ("RewardModel", "DPO") and number(values.get("validation_accuracy")) is not None:
         return f"held-out accuracy {decimal(values['validation_accuracy'], 100, 1)} %"
-    if stage.kind in SUPERVISED_KINDS:
+    if stage.family == "train":
         which = "validation_loss" if number(values.get("validation_loss")) is not None else "loss"
         return f"{'held-out ' if which != 'loss' else ''}loss {decimal(values.get(which), 1, 4)}"
     if stage.kind == "BestOfN" and values.get("prompts") is not None:

@@ -1,4 +1,4 @@
-"""Runs a program over many rows in chunks of a fixed size, so that it is compiled once."""
+"""Runs a jitted function over many rows in chunks of one fixed size, so that it is compiled only once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def chunks(count: int, size: int) -> list[slice]:
 
 
 def pad_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Rows repeated from the first up to `size`; what they give is thrown away."""
+    """Pads a batch to `size` rows by repeating rows from the first; callers drop the padded results."""
     count = len(next(iter(rows.values())))
     if count == size:
         return rows
@@ -28,7 +28,7 @@ def pad_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
 
 
 def process_rows(rows: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """The part of a global batch of `size` rows that this process provides."""
+    """The rows of a global batch of `size` rows that this process must provide."""
     mine = sharding.local_rows(size, mesh)
     return {name: array[mine] for name, array in rows.items()}
 
@@ -37,9 +37,9 @@ def in_chunks(
     function: Callable[..., Any], params: Sequence[PyTree], columns: dict[str, np.ndarray], size: int,
     mesh: jax.sharding.Mesh,
 ) -> Any:  # fmt: skip
-    """`function(*params, batch)` over all rows, `size` at a time; the results [B, …] joined, on the host.
+    """`function(*params, batch)` over all rows, `size` at a time; returns the concatenated results [B, …] on the host.
 
-    The last chunk is filled up with rows that are computed for nothing, so that one program serves all.
+    The last chunk is padded to `size` rows, so that every chunk uses the same compiled program.
     """
     count = len(columns["tokens"])
     parts = []

@@ -1,21 +1,25 @@
-"""How long a whole recipe takes on this machine: a length that the recipe states, times a probe that is timed here.
+"""Estimates how long a recipe takes on this machine: the length stated in the recipe times the time of a probe.
 
-A recipe states its length in runs of `reference_program` (`Recipe.length`), as it was measured once: the seconds that
-all stages took, over the seconds of the probe just before. Both go up and down with a machine's speed, and with what
-else it is doing, so that their ratio can be told elsewhere. It is a rough guess (compiling and disks do not scale like
-products of matrices), and is told as such.
+The length (`Recipe.length`) is in runs of `reference_program` and was measured once: the seconds of all stages divided
+by the seconds of the probe just before. Both depend on the speed and the load of the machine, so their ratio is roughly
+the same elsewhere. The estimate is rough, because compilation and disks do not scale like matrix products.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from typing import TYPE_CHECKING, Any
 
-REPEATS = 15  # of the program, after one that compiles it: a fraction of a second on a quiet core
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+REPEATS = 15  # timed runs after the one that compiles; together a fraction of a second on an idle core
 
 
 def probe() -> float:
-    """Seconds of one run of `reference_program` on this machine's first device, the median of a few."""
+    """Median seconds of one run of `reference_program` and its gradient on the first device."""
     import jax
 
     device = jax.local_devices()[0]
@@ -30,8 +34,8 @@ def probe() -> float:
     return statistics.median(seconds)
 
 
-def reference_program(weights, rows, targets):
-    """A feed-forward block and a vocabulary's cross-entropy at a small size; its gradient is what is timed."""
+def reference_program(weights: dict[str, Any], rows: jax.Array, targets: jax.Array) -> jax.Array:
+    """The cross-entropy of a small feed-forward network; its gradient is timed."""
     import jax
     import jax.numpy as jnp
 
@@ -42,23 +46,23 @@ def reference_program(weights, rows, targets):
     return -chosen.mean()
 
 
-def _arrays() -> tuple:
+def _arrays() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Weights, rows and targets: 1,024 tokens through two blocks of width 128."""
     import numpy as np
 
     rng = np.random.default_rng(0)
 
-    def drawn(*shape: int) -> np.ndarray:
+    def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, np.float32) * shape[0] ** -0.5
 
-    weights = {"blocks": [(drawn(128, 512), drawn(512, 128)) for _ in range(2)], "head": drawn(128, 512)}
-    return weights, drawn(1024, 128), rng.integers(0, 512, 1024)
+    weights = {"blocks": [(normal(128, 512), normal(512, 128)) for _ in range(2)], "head": normal(128, 512)}
+    return weights, normal(1024, 128), rng.integers(0, 512, 1024)
 
 
 def announcement(length: float, seconds_of_probe: float) -> str:
-    """The line at the start of a run: how long a recipe of this length takes where the probe takes so long."""
+    """The message at the start of a run: the estimated duration for this length and time of the probe."""
     minutes = length * seconds_of_probe / 60
     shown = (
         "less than a minute" if minutes < 0.75 else f"about {minutes:.0f} minute{'s' if round(minutes) != 1 else ''}"
     )
-    return f"this takes {shown} on this machine as busy as it is now (by a probe of {1000 * seconds_of_probe:.1f} ms)"
+    return f"takes {shown} on this machine at its current load (estimated by a probe: {1000 * seconds_of_probe:.1f} ms)"
