@@ -17,8 +17,8 @@ from models.errors import UserError
 class RopeScaling:
     """Context extension by changed rotary frequencies.
 
-    `linear` divides all frequencies by `factor`. `llama3` interpolates by wavelength (Llama 3.1 and later). `yarn` ramps
-    between interpolated and original frequencies and scales cosine and sine by `attention_factor` (OLMo 3's long
+    `linear` divides all frequencies by `factor`. `llama3` interpolates by wavelength (Llama 3.1 and later). `yarn`
+    ramps between interpolated and original frequencies and scales cosine and sine by `attention_factor` (OLMo 3's long
     context, full-attention layers only).
     """
 

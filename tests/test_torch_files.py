@@ -62,7 +62,7 @@ def test_a_missing_shard_is_told(saved):  # noqa: F811
     _, _, folder = saved("llama2")
     as_torch(folder, 3)
     (folder / "pytorch_model-00002-of-00003.bin").unlink()
-    with pytest.raises(UserError, match="lacks pytorch_model-00002-of-00003.bin, which its index names"):
+    with pytest.raises(UserError, match="lacks pytorch_model-00002-of-00003.bin, which its index lists"):
         models.load_hf(folder)
 
 
