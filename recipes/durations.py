@@ -1,6 +1,6 @@
-"""What the papers say their own stages took, to stand beside what is projected for a TPU pod (`docs/pods.md`).
+"""Published durations of the papers' runs, printed beside the projections for TPU pods (`docs/pods.md`).
 
-The hardware is the papers', so hours of theirs and of ours compare only as hours of different chips do.
+The papers used other hardware, so their hours and ours are not directly comparable.
 """
 
 from __future__ import annotations

@@ -514,7 +514,7 @@ def test_parameters_alone_on_given_shardings_and_dtype(folder):
     assert_same_bits(halves, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params))
     assert_same_bits(
         restore_params(folder, prefix="opt"),
-        trees.nested(
+        trees.unflatten(
             {
                 name.removeprefix("opt."): np.asarray(x)
                 for name, x in arrays.named_leaves(state).items()

@@ -18,7 +18,7 @@ import numpy as np
 from easylm_jax.checkpoint import store
 from easylm_jax.runtime.processes import agree_any
 from models.errors import UserError
-from models.trees import nested
+from models.trees import unflatten
 
 # Fields of the train state that were renamed: current name → name in older checkpoints.
 FORMER_NAMES = {"prompt_batches_used": "drawn", "stale_policies": "behind"}
@@ -278,7 +278,7 @@ def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> An
     values = _read(step_folder, wanted)
     if leaves is not None:
         return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
-    return nested({name.removeprefix(prefix + "."): value for name, value in values.items()})
+    return unflatten({name.removeprefix(prefix + "."): value for name, value in values.items()})
 
 
 def read_arrays(step_folder: Any, names: list[str]) -> dict[str, np.ndarray]:

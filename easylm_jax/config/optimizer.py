@@ -136,9 +136,9 @@ class OptimizerConfig:
     trainable: tuple[str, ...] = ("*",)
     update_norm: bool = False
     offload: bool = False
-    name: str = fields.later("adamw")
-    options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = fields.later(())
-    groups: tuple[ParameterGroup, ...] = fields.later(())
+    name: str = fields.added_later("adamw")
+    options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = fields.added_later(())
+    groups: tuple[ParameterGroup, ...] = fields.added_later(())
 
     def __post_init__(self):
         read_schedule(self.lr)

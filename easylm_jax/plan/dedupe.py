@@ -62,9 +62,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, DataSpec):
         return {name: getattr(value, name) for name in _DATA_FIELDS}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [name for name in fields.said(value) if name not in _IGNORED]
+        kept = [name for name in fields.encoded_fields(value) if name not in _IGNORED]
         own = {name: _plain(getattr(value, name)) for name in kept}
-        return {"class": type(value).__name__, **fields.former(value), **own}
+        return {"class": type(value).__name__, **fields.removed_fields(value), **own}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, float):

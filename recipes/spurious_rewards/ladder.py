@@ -1,16 +1,16 @@
-"""Spurious Rewards (arXiv 2506.10947, Figure 1, Section 5) at a size for one CPU: five rewards, and one without clip.
+"""Spurious Rewards (arXiv 2506.10947, Figure 1, Section 5) on one CPU: five rewards, and one without clipping.
 
     easylm run recipes/spurious_rewards/ladder.py
     python -m recipes.spurious_rewards.sharpness runs/spurious-ladder
 
-A small SFT model whose conversations were uneven, as the quickstart's are: it knows how to work a problem out and to
-end with "#### answer", and often leaves both away. Each arm is GRPO from this model on the same problems, in three
-seeds; they differ in the reward alone. Labels of "majority vote" and "incorrect" are the model's own. Nothing was ever
-trained on a held-out problem, in any wording, so no reward can call up what the model has seen: a random one should do
-nothing.
+The initial model is a small SFT model, whose training conversations were inconsistent as the quickstart's are: it can
+work out a problem and end with "#### answer", but often does neither. Each arm is GRPO from this model on the same
+problems with three seeds; arms differ only in the reward. The labels of "majority vote" and "incorrect" come from the
+model. No held-out problem was ever trained on, in any wording, so no reward can elicit memorised answers: a random
+reward should have no effect.
 
-The shape of a rollout is the paper's, 8 updates each, with the clip from the second of them on (spec
-spurious_rewards §8); sizes and rates are this project's own.
+A rollout has 8 updates as in the paper, so that clipping applies from the second one on (spec spurious_rewards §8);
+sizes and learning rates are this project's own.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from easylm_jax.config import (
     GRPO,
     SFT,
     Checkpoints,
+    DataSpec,
     Entry,
     Evaluate,
     MajorityVote,
@@ -44,13 +45,13 @@ SAMPLING = Sampling(ANSWER, temperature=1.0, slots=128)
 STEPS = 40
 
 
-def labelled(file: str):
-    """Problems with the labels of the stage `votes`."""
+def labelled(file: str) -> DataSpec:
+    """Problems with the pseudo-labels of the stage `votes`."""
     return dataclasses.replace(prompts("prompts.jsonl"), sources=(Source(f"stage:votes/{file}"),))
 
 
 PROBLEMS = prompts("prompts.jsonl", limit=1_500)
-ARMS = {  # name: reward, problems, bound of the ratio
+ARMS = {  # name: reward, problems, clipping range
     "ground truth": (CHECK, PROBLEMS, 0.2),
     "majority vote": (CHECK, labelled("labelled.jsonl"), 0.2),
     "format": (FORMAT, PROBLEMS, 0.2),
@@ -85,7 +86,7 @@ BASE = (
 
 
 def arm(name: str, seed: int) -> GRPO:
-    """One run: 16 problems a rollout, 8 answers to each, 8 updates of 16 answers."""
+    """One run: 16 problems per rollout, 8 responses to each, 8 updates of 16 responses."""
     reward, data, clip = ARMS[name]
     return GRPO(
         f"{name.replace(', ', '-').replace(' ', '-')}-{seed}",
@@ -108,7 +109,7 @@ def arm(name: str, seed: int) -> GRPO:
 
 
 def table(name: str, title: str, runs: dict[str, tuple[str, ...]]) -> Evaluate:
-    """The SFT model and the runs of each arm on all held-out problems, greedily."""
+    """Evaluates the SFT model and the runs of each arm on all held-out problems, greedily."""
     return Evaluate(
         name,
         title=title,
