@@ -20,7 +20,7 @@ def problems(prompt: str, which: str):
 
 def task(prompt: str) -> Task:
     """MATH-500 under a prompt; how many answers have something in a box stands beside."""
-    one = tasks.asked(tasks.math500(POLICY.init, POLICY.template), slots=512)
+    one = tasks.with_sampling(tasks.math500(POLICY.init, POLICY.template), slots=512)
     return dataclasses.replace(
         one, name=f"{published.MATH}, {prompt}", data=problems(prompt, "test"),
         also=(*one.also, ("parsable", "boxed_format")),

@@ -19,7 +19,8 @@ def asked(policy: Policy, benchmarks=ALL) -> tuple[Task, ...]:
     """The benchmarks as a policy reads them. OLMo 2 7B has as many key-value heads as heads: twice the cache."""
     slots = 256 if policy.key.startswith("olmo2-7b") else 512
     return tuple(
-        tasks.asked(task(policy.init, policy.template), stop_strings=policy.stops, slots=slots) for task in benchmarks
+        tasks.with_sampling(task(policy.init, policy.template), stop_strings=policy.stops, slots=slots)
+        for task in benchmarks
     )
 
 

@@ -248,7 +248,7 @@ _ASKED = {"max_new_tokens": 2048, "slots": 256}
 
 def gsm8k(tokenizer: str, template: str = "tulu") -> Task:
     """1,319 problems; is the last number the right one?"""
-    return tasks.asked(tasks.gsm8k(tokenizer, template), **_ASKED)
+    return tasks.with_sampling(tasks.gsm8k(tokenizer, template), **_ASKED)
 
 
 def math(tokenizer: str, template: str = "tulu") -> Task:
@@ -259,7 +259,7 @@ def math(tokenizer: str, template: str = "tulu") -> Task:
 
 def ifeval(tokenizer: str, template: str = "tulu") -> Task:
     """541 prompts, all instructions followed, loose."""
-    return tasks.asked(tasks.ifeval(tokenizer, template), **_ASKED)
+    return tasks.with_sampling(tasks.ifeval(tokenizer, template), **_ASKED)
 
 
 def table(
