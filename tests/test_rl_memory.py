@@ -43,7 +43,8 @@ def abstract_job(config, mesh, stage) -> RolloutJob:
     stale_policies = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
     generator = Generator(Engine(policy_model.decoder, slots=stage.sampling.slots, mesh=mesh), None, stage.sampling)
     return RolloutJob(
-        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stage._abstract_state(stage, policy, value, stale_policies),
+        name="ppo", folder=None, mesh=mesh,
+        abstract_state=rl_stage._abstract_state(stage, policy, value, stale_policies),
         layout=rl_stage._state_layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
         validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
         policy=policy, value=value, programs=programs, generator=generator,

@@ -29,7 +29,7 @@ Cache = Any  # listed: [(keys, values), …]; stacked: (keys, values)
 def create(
     config: DecoderConfig, rows: int, columns: int, dtype: str, *, listed: bool, sharding: jax.sharding.Sharding | None
 ) -> Cache:
-    """An empty cache. `sharding` is that of [rows, KV, columns, hd], with a replicated layer axis in front if stacked."""
+    """An empty cache. `sharding` is that of [rows, KV, columns, hd]; a stacked cache has a replicated axis in front."""
     shape = (rows, config.kv_heads, columns, config.head_dim)
     make = functools.partial(jnp.zeros, dtype=dtype, device=sharding)
     if listed:

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -351,7 +351,7 @@ def _cached_engine(model: Any, slots: int, mesh: jax.sharding.Mesh | None) -> En
 
 def engine_for(model: Model, slots: int, mesh: jax.sharding.Mesh | None) -> Engine:
     """The engine of a model; equal models share one engine with its compiled programs."""
-    return _cached_engine(model, slots, mesh)
+    return _cached_engine(cast(Any, model), slots, mesh)  # models are hashable, but the protocol does not declare it
 
 
 def generate(

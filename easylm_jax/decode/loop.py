@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from easylm_jax.decode.cache import Cache
 from easylm_jax.decode.forward import Weights, step
@@ -14,7 +13,7 @@ from easylm_jax.decode.sampling import Mode, SampledTokens, Settings, row_keys, 
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from models.model import Model
 
-Array = jax.Array | np.ndarray
+Array = Any  # NumPy on the host, JAX inside the program
 
 
 class Rows(NamedTuple):
@@ -26,7 +25,7 @@ class Rows(NamedTuple):
     """
 
     token: Array
-    count: Array  # type: ignore[assignment]  # it hides the method `count` of tuples
+    count: Array
     done: Array
     prompt: Array
     sample: Array

@@ -109,7 +109,7 @@ def keep_top_p(p: jax.Array, share: ArrayLike) -> jax.Array:
     return jnp.where(p >= _threshold(p, p, share * p.sum(axis=-1, keepdims=True)), p, 0.0)
 
 
-def _threshold(p: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
+def _threshold(p: jax.Array, weights: jax.Array, wanted: ArrayLike) -> jax.Array:
     """[B, 1]: the largest t such that the weights where p ≥ t sum to at least `wanted`; p in [0, 1].
 
     Non-negative floats have the same order as their bit patterns, so bisection over the bits ends at an exact value of

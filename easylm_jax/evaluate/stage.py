@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -201,7 +201,8 @@ def _kl_to_reference(
     inputs = {name: columns[name] for name in base.FORWARD}
 
     def logprobs(model: Model, params: PyTree) -> np.ndarray:
-        return chunked.in_chunks(_logprob_program(model, mesh), [params], inputs, _rows(mesh), mesh)
+        program = _logprob_program(cast(Any, model), mesh)  # models are hashable, but the protocol does not declare it
+        return chunked.in_chunks(program, [params], inputs, _rows(mesh), mesh)
 
     log_ratio = logprobs(source.decoder, params) - logprobs(reference.decoder, reference.frozen(mesh))
     return (log_ratio * columns["mask"]).sum(axis=1, dtype=np.float64).tolist()

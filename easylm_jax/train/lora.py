@@ -20,7 +20,7 @@ Tree = Any
 
 
 def init_lora(key: jax.Array, params: Tree, config: LoraConfig) -> dict:
-    """A new adapter: for a kernel [..., in, out], A [..., in, rank] and B = 0 [..., rank, out], so the model is unchanged.
+    """A new adapter: for a kernel [..., in, out], A [..., in, rank] and B [..., rank, out], where B is 0.
 
     A is uniform in ±1/√in (variance 1/(3 in), the usual choice) with a random key derived from the kernel's name, so
     adding a target does not change the initialization of the others. Each entry of leading axes (layers, experts) has

@@ -41,9 +41,8 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     # All checks that need no data come first, since a large cache takes hours to build.
     mesh = make_mesh(workspace.recipe.mesh)
     sharding.check_rows(stage.batch, stage.accumulate, mesh)
-    for data in (stage.data, stage.validation and stage.validation.data):
-        if data is not None:
-            sharding.check_length(data.sequence_length, mesh)
+    for data in [stage.data] if stage.validation is None else [stage.data, stage.validation.data]:
+        sharding.check_length(data.sequence_length, mesh)
     source = stage_model(stage, workspace, mesh)
     sharding.check_heads(source.config, mesh)
     tokenizer = workspace.data(stage.data).tokenizer

@@ -65,7 +65,7 @@ class _DataLoop(Loop):
         everywhere = jax.sharding.NamedSharding(job.mesh, jax.sharding.PartitionSpec())
         self.rows = sharding.local_rows(job.loader.batch_rows, job.mesh)
         self.batch_layout = sharding.batch_sharding(job.mesh)
-        self.step = make_train_step(
+        self.step: Any = make_train_step(  # a jitted function, which is lowered below
             job.objective,
             job.optimizer,
             accumulate=job.accumulate,

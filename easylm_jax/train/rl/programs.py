@@ -42,20 +42,17 @@ class RLPrograms:
         batch = sharding.batch_sharding(mesh)
         self.policy_of = _policy_of(stage, policy)
         self.options = compiler.options(mesh, stage.compute)
-        step = functools.partial(make_train_step, accumulate=stage.accumulate, options=self.options)
+        # `Any`: a jitted function, which `update` lowers.
+        step: Any = functools.partial(make_train_step, accumulate=stage.accumulate, options=self.options)
         objective = policy.adapted(stage.objective(policy.model, training=True), training=True)
-        self.policy_step = step(
-            objective, policy.optimizer, shardings=(policy.layout, batch, everywhere)
-        )  # fmt: skip
+        self.policy_step = step(objective, policy.optimizer, shardings=(policy.layout, batch, everywhere))
         # The policy and the reference have the same dtype (`policy_of`) and share one program, so that equal parameters
         # give bit-identical log-probabilities.
         scores = functools.partial(_scores, policy.model, stage.temperature)
         self.token_scores = compiler.scorer(scores, mesh, stage.compute)
         if value is not None:
             regression = stage.value_objective(value.model)
-            self.value_step = step(
-                regression, value.optimizer, shardings=(value.layout, batch, everywhere)
-            )  # fmt: skip
+            self.value_step = step(regression, value.optimizer, shardings=(value.layout, batch, everywhere))
             self.values = compiler.scorer(functools.partial(token_values, value.model), mesh, stage.compute)
 
     def update(self, name: str, state: State, frozen: PyTree, batch: Shapes) -> jax.stages.Lowered:
