@@ -1,10 +1,10 @@
-"""Runs a recipe: its stages in the order of their needs, finished ones skipped, the one cut short resumed.
+"""Runs a recipe: its stages in dependency order; finished stages are skipped and an interrupted stage is resumed.
 
     runs/<recipe>/<stage>/   config.json  metrics.jsonl  checkpoints/  done.json
     runs/cache/              packed data caches, shared by every run
 
-`done.json` says what a stage produced and under which settings; a stage whose settings (or whose inputs' settings)
-changed since is not run over, but named with what differs.
+`done.json` records what a stage produced and with which settings. A stage whose settings, or those of its inputs, have
+changed since is not overwritten: the run ends with an error that names the differences.
 """
 
 from __future__ import annotations
@@ -71,17 +71,19 @@ STOPPED = 130
 
 @dataclasses.dataclass(frozen=True)
 class StageKind:
-    """What the runner knows of a kind of stage.
+    """How a kind of stage is run and planned.
 
-    `run(stage, workspace)` runs a stage to its end, resuming what is there, and returns what `done.json` will say.
-    `programs(stage, recipe, mesh)` are those that it runs on devices, lowered from shapes, for `easylm plan`.
+    Attributes:
+        run: `(stage, workspace)` → the content of `done.json`; runs a stage to its end, resuming earlier work.
+        programs: `(stage, recipe, mesh)` → its device programs, lowered from shapes, for `easylm plan`; None if it has
+            none.
     """
 
     run: Callable[[Any, Workspace], dict[str, Any]]
     programs: ProgramBuilder | None = None
 
 
-# Every kind of stage: a new one is a dataclass in `config/`, a function that runs it, and a line here.
+# All kinds of stages. A new kind is a dataclass in `config/`, a function that runs it, and an entry here.
 STAGES: dict[type[Stage], StageKind] = {
     MakeData: StageKind(make_data),
     Tokenizer: StageKind(train_tokenizer),
@@ -99,17 +101,19 @@ STAGES: dict[type[Stage], StageKind] = {
 
 
 def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Program]:
-    """The programs of a stage on a mesh, for a plan; none for a stage that runs none."""
+    """The device programs of a stage on a mesh, for `easylm plan`; empty if it has none."""
     programs = kind_of(stage).programs
     return [] if programs is None else collect(programs, stage, recipe, mesh)
 
 
 def kind_of(stage: Stage) -> StageKind:
-    """The kind of a stage, or of the nearest class that it derives from."""
-    found = next((STAGES[cls] for cls in type(stage).__mro__ if cls in STAGES), None)
-    if found is None:
-        raise UserError(f"stage {stage.name}: a {type(stage).__name__} cannot be run; it has no line in STAGES")
-    return found
+    """The entry of `STAGES` for a stage's class, or for its nearest base class."""
+    kind = next((STAGES[cls] for cls in type(stage).__mro__ if cls in STAGES), None)
+    if kind is None:
+        raise UserError(
+            f"stage {stage.name}: a {type(stage).__name__} cannot be run; add it to STAGES in easylm_jax/experiment.py"
+        )
+    return kind
 
 
 def run(
@@ -121,7 +125,7 @@ def run(
     list_stages: bool = False,
     show_config: bool = False,
 ) -> int:
-    """What `easylm run` does; returns the exit status."""
+    """Implements `easylm run`; returns the exit status."""
     recipe = load_recipe(path, overrides)
     if show_config:
         print(json.dumps(fields.encode(recipe), indent=2))
@@ -136,36 +140,36 @@ def run(
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:
-        waiting = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
-        needs.check(waiting, log_once)
-        if only is None and _as_written(overrides):
-            experiment.announce()
+        unfinished = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
+        needs.check(unfinished, log_once)
+        if only is None and _only_seeds_changed(overrides):
+            experiment.print_estimate()
         for stage in chosen:
             experiment.run(stage, overwrite)
-        experiment.tell(chosen)
+        experiment.print_results(chosen)
     except Stopped as stopped:
         print(f"easylm: {stopped}", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        told = _told(error, out)
+        reported = _as_user_error(error, out)
         if jax.process_count() > 1:
-            end_at_once(told)
-        if told is error:
+            end_at_once(reported)
+        if reported is error:
             raise
-        raise told from error
+        raise reported from error
     return 0
 
 
-def _as_written(overrides: list[str] | tuple[str, ...]) -> bool:
-    """Whether a recipe is as long as its file says: nothing is overridden but seeds."""
+def _only_seeds_changed(overrides: list[str] | tuple[str, ...]) -> bool:
+    """Whether a recipe is as long as its file says: only seeds are overridden."""
     return all(text.partition("=")[0].endswith(".seed") for text in overrides)
 
 
-def _told(error: Exception, out: str) -> Exception:
-    """A disk that is full or must not be written is the user's to mend; any other error stays as it is."""
+def _as_user_error(error: Exception, out: str) -> Exception:
+    """A `UserError` for a full or read-only disk, which the user can fix; any other error unchanged."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        where = error.filename or f"below {out}"
-        return UserError(f"cannot write {where}: {error.strerror}; make room, or choose another folder with --out")
+        path = error.filename or f"below {out}"
+        return UserError(f"cannot write {path}: {error.strerror}; make room, or choose another folder with --out")
     return error
 
 
@@ -173,7 +177,7 @@ class Experiment(Workspace):
     """Runs the stages of a recipe in its workspace."""
 
     def progress(self, stage: Stage) -> str:
-        """How far a stage is, in words."""
+        """The progress of a stage, as text."""
         done = self.done(stage)
         if done is not None:
             return "done" if done["hash"] == fields.digest(self.settings(stage)) else "done, with other settings"
@@ -181,7 +185,7 @@ class Experiment(Workspace):
         return f"at step {steps[-1]}" if steps else "not started"
 
     def run(self, stage: Stage, overwrite: bool = False) -> None:
-        """Runs or resumes one stage whose needs are done."""
+        """Runs or resumes one stage, whose inputs must be done."""
         for need in stage.needs:
             if self.done(self.recipe.stage(need)) is None:
                 raise UserError(
@@ -194,36 +198,36 @@ class Experiment(Workspace):
         if done is not None:
             log_once(f"{stage.name}: done ({folder})")
             return
-        processes.barrier(f"{stage.name} looked at")  # by all processes, before the first one changes anything
+        processes.barrier(f"{stage.name} looked at")  # all processes have checked before the first changes anything
         if overwrite and processes.is_first_process():
             guard_fresh_start(folder / "checkpoints", overwrite=True)
             for name in ("done.json", "metrics.jsonl", "table.json"):
                 (folder / name).unlink(missing_ok=True)
-            for name in ("parts", "models", "samples"):  # what best-of-N, an evaluation and rollouts have so far
+            for name in ("parts", "models", "samples"):  # partial results of best-of-N, evaluations and rollouts
                 shutil.rmtree(folder / name, ignore_errors=True)
         _write_json(folder / "config.json", {"recipe": self.recipe.name, "mesh": self.recipe.mesh,
                                              "stage": fields.encode(stage), "family": stage.family,
                                              "settings": settings})  # fmt: skip
         began = time.time()
         result = kind_of(stage).run(stage, self)
-        # A stage that was stopped and resumed tells how long all its parts took.
+        # A resumed stage reports the time of all its runs.
         seconds = max(time.time() - began, result.get("metrics", {}).pop("wall_seconds", 0.0))
         _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__, "family": stage.family,
                                            "hash": fields.digest(settings), "seconds": seconds,
                                            **result})  # fmt: skip
         processes.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
-    def announce(self) -> None:
-        """Says how long the recipe will take, where it states its length and nothing of it is there yet."""
+    def print_estimate(self) -> None:
+        """Prints how long the recipe will take, where it states its length and none of its stages has begun."""
         if self.recipe.length is None or any(self.progress(stage) != "not started" for stage in self.recipe.stages):
             return
         log_once(f"{self.recipe.name}: {duration.announcement(self.recipe.length, duration.probe())}")
 
-    def tell(self, chosen: list[Stage]) -> None:
-        """Prints the tables of the stages that were asked for, and writes the page that shows the whole run."""
+    def print_results(self, chosen: list[Stage]) -> None:
+        """Prints the tables of the evaluations among `chosen`, and writes the report page of the run."""
         if not (processes.is_first_process() and any(stage.family == "evaluate" for stage in chosen)):
             return
-        print(f"Everything is in {self.root}; the whole run with figures: {report.write(self.root)}\n")
+        print(f"Results are in {self.root}; report with figures: {report.write(self.root)}\n")
         print(report.tables.text(report.collect(self.root)), end="")  # the results and what they show come last
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
@@ -240,13 +244,13 @@ class Experiment(Workspace):
 
 
 def _keep_compiled_programs(out: Path) -> None:
-    """Compiled programs are kept on disk, so that a resumed run starts at once."""
+    """Enables JAX's persistent compilation cache, so that a resumed run need not compile again."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str((out / "cache" / "programs").resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _write_json(path: Path, value: Any) -> None:
-    """Written by one process of those that share the folder."""
+    """Writes a JSON file from the first process only."""
     if processes.is_first_process():
         files.write_json(path, value)

@@ -283,7 +283,7 @@ def loop_of(ready: Experiment, name: str) -> RolloutLoop:
     """The loop of a stage, put together and not begun."""
     stage = ready.recipe.stage(name)
     ready.folder(name).mkdir(parents=True, exist_ok=True)
-    return RolloutLoop(rl_stage.job_of(stage, ready, ready.settings(stage)))
+    return RolloutLoop(rl_stage.make_job(stage, ready))
 
 
 class Silent:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from easylm_jax.decode.sampling import Mode, Settings, draw, keep_top_k, keep_top_p, row_keys
+from easylm_jax.decode.sampling import Mode, Settings, keep_top_k, keep_top_p, row_keys, sample_tokens
 
-VOCAB = 300  # three groups of the two-level draw, the last one ragged
+VOCAB = 300  # three groups of the two-level sample_tokens, the last one ragged
 DRAWS = 40_000
 
 
@@ -37,7 +37,7 @@ def draws(logits, temperature=1.0, top_k=None, top_p=None, scores=False, vocab_u
     def run(logits):
         keys = row_keys(np.uint32(0), numbers // 100, numbers % 100)
         rows = jnp.broadcast_to(logits, (count, VOCAB))
-        return draw(rows, keys, numbers % 7, settings, mode, vocab_used)
+        return sample_tokens(rows, keys, numbers % 7, settings, mode, vocab_used)
 
     return jax.device_get(run(logits))
 
@@ -88,7 +88,9 @@ def test_a_position_a_sample_and_a_prompt_have_random_numbers_of_their_own():
     settings, index, none = Settings(1.0, 0, 0.0), np.arange(rows, dtype=np.int32), np.zeros(rows, np.int32)
 
     def tokens(seed, prompt, sample, position):
-        return draw(logits, row_keys(np.uint32(seed), prompt, sample), position, settings, Mode(), 1000).token.tolist()
+        return sample_tokens(
+            logits, row_keys(np.uint32(seed), prompt, sample), position, settings, Mode(), 1000
+        ).token.tolist()
 
     varied = [tokens(0, index, none, none), tokens(0, none, index, none), tokens(0, none, none, index)]
     varied.append(tokens(1, index, none, none))

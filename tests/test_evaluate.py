@@ -180,7 +180,7 @@ def test_the_divergence_of_the_reference_from_itself_is_zero_and_another_models_
 
 def test_an_evaluation_that_was_broken_off_keeps_the_models_it_had_judged(ready, tmp_path, monkeypatch):
     it = Experiment(ready.recipe, shutil.copytree(rl_kit.made().out, tmp_path / "runs"))
-    judged, original = [], evaluation._judged
+    judged, original = [], evaluation._evaluate_model
 
     def breaks(stage, name, *rest):
         judged.append(name)
@@ -188,7 +188,7 @@ def test_an_evaluation_that_was_broken_off_keeps_the_models_it_had_judged(ready,
             raise KeyboardInterrupt
         return original(stage, name, *rest)
 
-    monkeypatch.setattr(evaluation, "_judged", breaks)
+    monkeypatch.setattr(evaluation, "_evaluate_model", breaks)
     with pytest.raises(KeyboardInterrupt):
         it.run(TABLE)
     folder = it.folder("table") / "models"
@@ -205,9 +205,9 @@ def test_a_model_that_was_trained_anew_is_judged_anew_and_no_other(ready, tmp_pa
     done = it.folder("pretrain") / "done.json"
     done.write_text(done.read_text().replace('"seconds": ', '"seconds": 1'))
     (it.folder("table") / "done.json").unlink()
-    judged, original = [], evaluation._judged
+    judged, original = [], evaluation._evaluate_model
     monkeypatch.setattr(
-        evaluation, "_judged", lambda stage, name, *rest: judged.append(name) or original(stage, name, *rest)
+        evaluation, "_evaluate_model", lambda stage, name, *rest: judged.append(name) or original(stage, name, *rest)
     )
     it.run(TABLE)
     assert judged == ["pretrain"]

@@ -84,7 +84,7 @@ def test_a_reward_model_that_the_expression_does_not_use_is_an_error_and_so_is_o
 
 
 def test_a_batch_is_scored_with_its_parts():
-    scored = ExpressionScorer("10 * gsm8k + model", scored=True)(
+    scored = ExpressionScorer("10 * gsm8k + model", model_scores=True)(
         ["it is 7", "it is 8"], [{"ground_truth": "7"}] * 2, model=np.array([0.25, -1])
     )
     assert scored.scores.tolist() == [10.25, -1]
@@ -94,4 +94,4 @@ def test_a_batch_is_scored_with_its_parts():
 def test_a_score_that_is_no_number_is_told_with_its_record():
     record = {"ground_truth": "7", "_record": 3, "_source": "a.jsonl"}
     with pytest.raises(UserError, match="is nan for record 3 of a.jsonl"):
-        ExpressionScorer("gsm8k + model", scored=True)(["7"], [record], model=np.array([np.nan]))
+        ExpressionScorer("gsm8k + model", model_scores=True)(["7"], [record], model=np.array([np.nan]))

@@ -1,4 +1,4 @@
-"""LM judges: what they are asked, how replies are read, and a tiny model as one."""
+"""LM judges: their questions, the parsing of replies, and a tiny model as one."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from easylm_jax.config import JudgeModel, Reward, Sampling
 from easylm_jax.data import load_tokenizer, train_sentencepiece
 from easylm_jax.decode import ScoredCompletions
 from easylm_jax.rewards import lm_judge
-from easylm_jax.rewards.judge_prompts import TEMPLATES, ask, decision_of, final_answer, score_of
+from easylm_jax.rewards.judge_prompts import TEMPLATES, decision_of, final_answer, judge_questions, score_of
 from easylm_jax.rewards.lm_judge import LMJudge
 from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig
@@ -38,31 +38,31 @@ def record(name):
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_shows_the_prompt_the_answer_and_the_label_it_judges_by(name):
-    asked = ask(name, ASKED, "It has {8} legs.", record(name))
-    for question in asked.questions:
+    questions = judge_questions(name, ASKED, "It has {8} legs.", record(name))
+    for question in questions.texts:
         assert ASKED[0]["content"] in question and "It has {8} legs." in question
         assert ("eight legs %s {}" in question) == (TEMPLATES[name].reference is not None and name != "rubric")
         assert ('"SCORE": <number>' in question) != ("Final Decision: <Yes or No>" in question)
-    assert ask(None, ASKED, "It has {8} legs.", record(name)).questions == asked.questions
+    assert judge_questions(None, ASKED, "It has {8} legs.", record(name)).texts == questions.texts
 
 
 def test_a_rubric_asks_once_for_each_criterion_and_weighs_the_answers():
-    asked = ask("rubric", ASKED, "8", {"answer": RUBRIC})
-    assert "says eight" in asked.questions[0] and "is rude" in asked.questions[1]
+    questions = judge_questions("rubric", ASKED, "8", {"answer": RUBRIC})
+    assert "says eight" in questions.texts[0] and "is rude" in questions.texts[1]
 
     def said(*scores):
-        return asked.score([None if one is None else f'{{"SCORE": {one}}}' for one in scores])
+        return questions.score([None if one is None else f'{{"SCORE": {one}}}' for one in scores])
 
     assert said(2, 0) == pytest.approx(3 / 4)
     assert said(1, 2) == pytest.approx((3 / 2 - 1) / 4)
     assert said(0, 2) == 0.0
     assert said(None, 0) == said(7, 0) == 0.0
-    assert asked.unread([None, "well"]) == 1 and asked.unread(['{"SCORE": 3}', '{"SCORE": 2}']) == 1
+    assert questions.unparsed([None, "well"]) == 1 and questions.unparsed(['{"SCORE": 3}', '{"SCORE": 2}']) == 1
 
 
 def test_conversations_of_several_turns_are_shown_with_their_roles():
     turns = [*ASKED, {"role": "assistant", "content": "six"}, {"role": "user", "content": "sure?"}]
-    question = ask("general-quality", turns, "no, eight", {}).questions[0]
+    question = judge_questions("general-quality", turns, "no, eight", {}).texts[0]
     assert question.index("[user]\nHow") < question.index("[assistant]\nsix") < question.index("[user]\nsure?")
 
 
@@ -75,15 +75,15 @@ def test_the_final_answer_is_what_is_judged():
 
 def test_what_a_template_needs_is_told():
     with pytest.raises(UserError, match="no judge template 'quality'; there are general-quality"):
-        ask("quality", ASKED, "8", {})
+        judge_questions("quality", ASKED, "8", {})
     with pytest.raises(KeyError, match="answer"):
-        ask("general-quality_ref", ASKED, "8", {})
-    assert "=== reference" not in ask("general-factuality", ASKED, "8", {}).questions[0]
+        judge_questions("general-quality_ref", ASKED, "8", {})
+    assert "=== reference" not in judge_questions("general-factuality", ASKED, "8", {}).texts[0]
     for label in ("x", {}, {"rubrics": []}, {"rubrics": 3}, {"rubrics": [{"weight": 1}]}, "[" * 100_000,
                   {"rubrics": [{"description": "a", "weight": "nan"}]},
                   {"rubrics": [{"description": "a", "weight": 0}]}):  # fmt: skip
         with pytest.raises(UserError, match="rubric needs a label"):
-            ask("rubric", ASKED, "8", {"ground_truth": label})
+            judge_questions("rubric", ASKED, "8", {"ground_truth": label})
 
 
 # Replies
@@ -118,8 +118,8 @@ def test_what_a_template_needs_is_told():
 )
 def test_scores_are_read_from_what_models_write(reply, score):
     assert score_of(reply, 1, 10) == score
-    quality = ask("general-quality", ASKED, "8", {})
-    assert quality.score([reply]) == (score or 0.0) and quality.unread([reply]) == (score is None)
+    quality = judge_questions("general-quality", ASKED, "8", {})
+    assert quality.score([reply]) == (score or 0.0) and quality.unparsed([reply]) == (score is None)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ REPLIES = st.text(st.characters(exclude_categories=())) | st.lists(st.sampled_fr
 @given(REPLIES)
 def test_no_reply_breaks_the_reading(reply):
     for name in TEMPLATES:
-        asked = ask(name, ASKED, reply, record(name))
-        assert 0.0 <= asked.score([reply] * len(asked.questions)) <= 1.0
+        questions = judge_questions(name, ASKED, reply, record(name))
+        assert 0.0 <= questions.score([reply] * len(questions.texts)) <= 1.0
 
 
 @pytest.mark.parametrize("piece", [*PIECES, "score ", '{"a":', "final  decision "])
@@ -233,7 +233,7 @@ def test_a_real_model_judges_the_same_every_time_and_its_babble_counts_as_unread
     scores, counts = ours([ASKED] * 6, responses, [{}] * 6)
     assert scores.tolist() == [0.0] * 6
     assert counts == {"judge_questions": 6, "judge_too_long": 0, "judge_unread": 6}
-    questions = [ask("general-quality", ASKED, response, {}).questions[0] for response in responses]
+    questions = [judge_questions("general-quality", ASKED, response, {}).texts[0] for response in responses]
     replies = ours._replies(questions, 0)
     assert len(set(replies)) > 1 and all(reply for reply in replies)
     assert ours._replies(questions[::-1], 5)[::-1] == replies  # greedy: neither order nor rollout matters
@@ -269,7 +269,7 @@ def test_a_recipe_names_its_judge(tiny, shared):
     loaded._engine = shared._engine  # of the same shape
     scores, counts = loaded([ASKED], ["8"], [{}])
     assert scores.tolist() == [0.0] and counts["judge_unread"] == 1
-    questions = ask("general-quality", ASKED, "8", {}).questions
+    questions = judge_questions("general-quality", ASKED, "8", {}).texts
     assert loaded._replies(questions, 0) == shared._replies(questions, 0)
     assert Reward(judge=JudgeModel(model="sft"), verifier="gsm8k + judge").models == (None, "sft")
     for wrong, told in (

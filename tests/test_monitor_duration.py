@@ -31,7 +31,7 @@ WHOLE = Recipe("whole", stages=(MakeData("data", function="recipes.arithmetic:wr
 @pytest.mark.parametrize("length", [600.0, None])
 def test_a_recipe_that_states_its_length_is_announced_and_no_other(length, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(duration, "probe", lambda: 0.5)
-    experiment.Experiment(dataclasses.replace(WHOLE, length=length), tmp_path).announce()
+    experiment.Experiment(dataclasses.replace(WHOLE, length=length), tmp_path).print_estimate()
     assert ("about 5 minutes" in capsys.readouterr().err) == (length is not None)
 
 
@@ -39,7 +39,7 @@ def test_a_run_that_has_begun_is_not_announced(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(duration, "probe", lambda: pytest.fail("nothing is to be measured"))
     begun = experiment.Experiment(WHOLE, tmp_path)
     monkeypatch.setattr(begun, "progress", lambda stage: "done")
-    begun.announce()
+    begun.print_estimate()
     assert capsys.readouterr().err == ""
 
 
@@ -47,4 +47,4 @@ def test_a_run_that_has_begun_is_not_announced(tmp_path, monkeypatch, capsys):
     ("overrides", "same"), [([], True), (["sft.seed=1", "data.seed=2"], True), (["pretrain.steps=9"], False)]
 )
 def test_only_other_seeds_leave_a_recipe_as_long_as_it_says(overrides, same):
-    assert experiment._as_written(overrides) == same
+    assert experiment._only_seeds_changed(overrides) == same

@@ -61,7 +61,7 @@ def test_a_signal_saves_stops_and_the_run_goes_on_to_the_same_end(number, tmp_pa
     *_, line = stopped.err.splitlines()
     step = store.committed_steps(out / "tiny" / "pretrain" / "checkpoints")[-1]
     assert 3 <= step < 8
-    assert line == f"easylm: pretrain: stopped at step {step} of 8, which is saved; run again to go on"
+    assert line == f"easylm: pretrain: stopped at step {step} of 8, which is saved; run again to resume"
     assert f"{number}: saving after this step, then stopping" in stopped.err and "Traceback" not in stopped.err
     ended = launcher().run(*run)
     assert ended.status == 0, ended.err

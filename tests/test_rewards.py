@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from easylm_jax.rewards import VERIFIERS, check_math, gsm8k, verdict, verifier
+from easylm_jax.rewards import VERIFIERS, call_verifier, check_math, gsm8k, verifier
 from easylm_jax.rewards.maths import last_number
 from models.errors import UserError
 
@@ -84,7 +84,7 @@ RECORD = {"_record": 3, "_source": "a.jsonl", "text": "hi"}
 
 def judged(judge, record=RECORD):
     with pytest.raises(UserError) as told:
-        verdict(judge, "an answer", record)
+        call_verifier(judge, "an answer", record)
     assert "\n" not in str(told.value)
     return str(told.value)
 
@@ -97,7 +97,7 @@ def test_a_verdict_is_a_finite_number_or_one_clear_line():
         return judge
 
     for value, number in ((0.37, 0.37), (True, 1.0), (3, 3.0), ("0.5", 0.5)):
-        assert verdict(made(value), "an answer", RECORD) == number
+        assert call_verifier(made(value), "an answer", RECORD) == number
     for value in (math.nan, math.inf, -math.inf):
         assert f"judge gave {value} for record 3 of a.jsonl; a reward must be a finite number" in judged(made(value))
     for value in (None, "well", [1]):
@@ -105,7 +105,10 @@ def test_a_verdict_is_a_finite_number_or_one_clear_line():
 
 
 def test_what_a_verifier_raises_is_told_with_the_record():
-    assert "gsm8k needs the column 'answer', which record 3 of a.jsonl does not have (DataSpec.keep)" in judged(gsm8k)
+    assert (
+        "gsm8k needs the column 'answer', which record 3 of a.jsonl does not have; name it in DataSpec.keep"
+        in judged(gsm8k)
+    )
 
     def fails(response, record):
         return 1 / len(record["text"][2:])

@@ -89,7 +89,7 @@ def test_a_stage_that_broke_off_writes_the_same_rollouts_again(name, undisturbed
     ]
 
 
-def test_the_correction_for_an_older_writer_is_on_and_the_gap_is_told(undisturbed):
+def test_stale_policies_are_corrected_for_and_the_gap_is_logged(undisturbed):
     told = read_metrics(run(undisturbed, "ahead"))
     assert told[0]["sampler_gap"] < 1e-5 < told[2]["sampler_gap"]
     assert all(line["weight"] > 0 and line["wait_seconds"] >= 0 for line in told)
@@ -161,7 +161,7 @@ def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_pa
     assert [line["staleness"] for line in read_metrics(together.folder("alone"))] == [0, 1]
 
 
-def test_refill_replaces_groups_that_teach_nothing(tmp_path):
+def test_refill_replaces_zero_variance_groups(tmp_path):
     """With rewards that are mostly equal, later batches fill the rollout; without, equal groups are left in it."""
     reward = dataclasses.replace(STAGES["ahead"].reward, verifier="rl_kit:coarse")
     plain = rl_kit.grpo("plain", batch=8, reward=reward, seed=3)
@@ -176,14 +176,14 @@ def test_refill_replaces_groups_that_teach_nothing(tmp_path):
     )
     assert before.sum() < after.sum() and len(after) == 8
     # Those of the first batch stand first, as they were drawn.
-    first = rollout.select(once.made, np.flatnonzero(np.repeat(before, 2)))
-    np.testing.assert_array_equal(filled.made.responses[: first.rows], first.responses)
-    np.testing.assert_array_equal(filled.made.scores[: first.rows], first.scores)
+    first = rollout.select(once.rollout, np.flatnonzero(np.repeat(before, 2)))
+    np.testing.assert_array_equal(filled.rollout.responses[: first.rows], first.responses)
+    np.testing.assert_array_equal(filled.rollout.scores[: first.rows], first.scores)
     again = loops[1].collector.collect(policy, 1, 5)
-    np.testing.assert_array_equal(again.made.responses, filled.made.responses)
+    np.testing.assert_array_equal(again.rollout.responses, filled.rollout.responses)
 
 
-def test_random_rewards_are_drawn_once_and_are_functions_of_seed_and_number(tmp_path):
+def test_random_rewards_are_functions_of_seed_step_and_attempt(tmp_path):
     stage = rl_kit.grpo("own", batch=8)
     loop = rl_kit.loop_of(rl_kit.experiment(tmp_path, stage), "own")
     with rl_kit.begun(loop) as state:
@@ -191,13 +191,13 @@ def test_random_rewards_are_drawn_once_and_are_functions_of_seed_and_number(tmp_
     cache, words = loop.job.loader.cache, loop.job.tokenizer
 
     def draws(**which):
-        return [record["_draw"] for record in rollout.answers(made, cache, words, **which)[1]]
+        return [record["_draw"] for record in rollout.responses_and_records(made, cache, words, **which)[1]]
 
-    assert draws(seed=1, number=2) == draws(seed=1, number=2)
+    assert draws(seed=1, step=2) == draws(seed=1, step=2)
     which = ((1, 2, 0), (2, 2, 0), (1, 3, 0), (1, 2, 1))
-    numbers = {draw for seed, number, part in which for draw in draws(seed=seed, number=number, part=part)}
+    numbers = {draw for seed, step, attempt in which for draw in draws(seed=seed, step=step, attempt=attempt)}
     assert len(numbers) == 4 * made.rows and all(0 <= draw < 1 for draw in numbers)
-    records = rollout.answers(made, cache, words, group=True)[1]
+    records = rollout.responses_and_records(made, cache, words, group=True)[1]
     texts = [rollout.text_of(made, row, words) for row in range(made.rows)]
     assert [record["_group"] for record in records[:2]] == [texts[:2]] * 2
     assert [record["_length"] for record in records] == made.lengths.tolist()

@@ -31,7 +31,7 @@ def stage(kind, **more):
 
 
 def batches_of(stage):
-    return rl_advantages.of(stage, make_mesh("dp=1", jax.devices()[:1]))
+    return rl_advantages.make_batch_builder(stage, make_mesh("dp=1", jax.devices()[:1]))
 
 
 def measured(made, values=None, divergence=None):

@@ -43,12 +43,13 @@ def abstract_job(config, mesh, stage) -> RolloutJob:
     stale_policies = jax.eval_shape(programs.policy_of, policy.abstract().params, {})
     generator = Generator(Engine(policy_model.decoder, slots=stage.sampling.slots, mesh=mesh), None, stage.sampling)
     return RolloutJob(
-        name="ppo", folder=None, mesh=mesh, abstract_state=rl_stage._abstract(stage, policy, value, stale_policies),
-        layout=rl_stage._layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
+        name="ppo", folder=None, mesh=mesh,
+        abstract_state=rl_stage._abstract_state(stage, policy, value, stale_policies),
+        layout=rl_stage._state_layout(stage, policy, value, mesh), fresh_state=None, fingerprint="", validates=False,
         validate_every=None, steps=1, checkpoints=stage.checkpoints, monitoring=stage.monitoring, meta={}, stage=stage,
         policy=policy, value=value, programs=programs, generator=generator,
-        writing_layout=policy_model.layout(mesh), decode_mesh=mesh,
-        frozen={}, reference=frozen(policy_model), judge=SimpleNamespace(params=frozen(value_model), mesh=mesh),
+        rollout_layout=policy_model.layout(mesh), decode_mesh=mesh,
+        frozen={}, reference=frozen(policy_model), scorer=SimpleNamespace(params=frozen(value_model), mesh=mesh),
         loader=SimpleNamespace(cache=SimpleNamespace(manifest={"spec": {"template": "tulu"}})), held_out=None,
         tokenizer=SimpleNamespace(vocab_size=config.vocab_used, eos_id=1, special=lambda name: 1),
     )  # fmt: skip
@@ -69,15 +70,17 @@ def test_the_memory_of_a_billion_parameters_over_eight_devices_is_that_of_the_pr
     analyses = {name: program.memory_analysis() for name, program in programs.items()}
     programs_need = sum(it.argument_size_in_bytes for it in analyses.values())
     programs_need += max(it.temp_size_in_bytes for it in analyses.values())
-    frozen = bytes_of(loop.job.reference) + bytes_of(loop.job.judge.params)
-    while_updating = sum(memory.stays.values()) + sum(memory.updating.values())
-    record_property("MiB told and needed", (while_updating / MIB, (programs_need + frozen) / MIB))
+    frozen = bytes_of(loop.job.reference) + bytes_of(loop.job.scorer.params)
+    while_updating = sum(memory.resident.values()) + sum(memory.update.values())
+    record_property("MiB estimated and needed", (while_updating / MIB, (programs_need + frozen) / MIB))
     assert while_updating == pytest.approx(programs_need + frozen, rel=0.01)
-    assert memory.most >= while_updating
+    assert memory.peak >= while_updating
     # By hand: float32 parameters and two moments in eighths, frozen kernels in bfloat16; norms are whole and float32.
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(loop.model.abstract_params()))
-    assert memory.stays["policy"] == pytest.approx(4 * count / 8, rel=0.005)
-    assert memory.stays["its moments"] == pytest.approx(8 * count / 8, rel=0.005)
-    assert memory.stays["reference"] == pytest.approx(2 * count / 8, rel=0.005)
-    assert memory.writing["weights"] == pytest.approx(2 * count, rel=0.005)  # whole on each device while it writes
-    assert f"at most {memory.most / MIB:,.1f}" in str(memory)
+    assert memory.resident["policy"] == pytest.approx(4 * count / 8, rel=0.005)
+    assert memory.resident["optimizer state"] == pytest.approx(8 * count / 8, rel=0.005)
+    assert memory.resident["reference"] == pytest.approx(2 * count / 8, rel=0.005)
+    assert memory.generation["weights"] == pytest.approx(
+        2 * count, rel=0.005
+    )  # replicated on each device during generation
+    assert f"peak {memory.peak / MIB:,.1f}" in str(memory)

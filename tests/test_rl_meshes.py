@@ -110,7 +110,7 @@ def test_models_and_moments_are_split_and_memory_is_told_for_one_device(tmp_path
             state.value.params,
             state.value.opt,
             loop.job.reference,
-            loop.job.judge.params,
+            loop.job.scorer.params,
         ]
         for tree in trees:
             leaves = jax.tree.leaves(tree)

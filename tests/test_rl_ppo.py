@@ -77,14 +77,14 @@ def plain(ready):
     loop = loop_of(ready, "plain")
     with rl_kit.begun(loop) as state:
         value = copies(state.value.params)
-        frozen = copies((loop.job.reference, loop.job.judge.params))
+        frozen = copies((loop.job.reference, loop.job.scorer.params))
         watched = Watched(loop, state)
         yield watched, value, frozen
 
 
 def test_old_log_probabilities_are_those_of_the_policy_that_wrote_bit_for_bit(plain):
     it, _, _ = plain
-    again = it.loop._measured(rollout.columns_of(it.made), it.policy, None)
+    again = it.loop._forward_columns(rollout.columns_of(it.made), it.policy, None)
     np.testing.assert_array_equal(again["old_logprobs"], it.columns["old_logprobs"])
     np.testing.assert_array_equal(again["entropy"], it.columns["entropy"])
     assert it.line["sampler_gap_max"] < 1e-4
@@ -126,7 +126,7 @@ def test_every_update_is_counted_and_every_row_is_seen_once_an_epoch(plain):
 
 def test_the_reference_and_the_reward_model_stay_as_they_were(plain):
     it, value, frozen = plain
-    assert_same(frozen, copies((it.loop.job.reference, it.loop.job.judge.params)))
+    assert_same(frozen, copies((it.loop.job.reference, it.loop.job.scorer.params)))
     assert_all_moved(value, copies(it.state.value.params))
 
 
@@ -143,7 +143,7 @@ def test_the_value_model_begins_as_the_reward_model_and_is_read_before_the_token
     # Whatever the response: the value before its first token is that of the prompt alone.
     alone = dataclasses.replace(made, lengths=np.zeros_like(made.lengths), responses=made.responses * 0)
     tokens, lengths = rollout.join(alone)
-    np.testing.assert_allclose(first, it.loop.job.judge._score(frozen[1], tokens, lengths), atol=1e-6)
+    np.testing.assert_allclose(first, it.loop.job.scorer._score(frozen[1], tokens, lengths), atol=1e-6)
 
 
 def test_with_compat_tulu25_the_ratio_is_always_one(ready):
@@ -277,17 +277,17 @@ def test_a_stage_ends_its_answers_as_its_prompts_template_does(ready):
 
 
 def test_the_reward_model_scores_any_number_of_responses_alike(plain):
-    """The last group of rows is filled up; what fills it is thrown away."""
+    """The last group of rows is padded; the results of the padding are discarded."""
     it, _, _ = plain
-    judge, made = it.loop.job.judge, it.made
+    scorer, made = it.loop.job.scorer, it.made
     for count in (1, 3, 8):
         part = rollout.select(made, np.arange(count))
         part.scores = np.zeros(count, np.float32)
-        judge(part)
+        scorer(part)
         np.testing.assert_allclose(part.scores, made.scores[:count], atol=1e-6)
 
 
-def test_memory_is_told_as_the_arrays_have_it(ready, tmp_path):
+def test_the_memory_estimate_equals_the_arrays(ready, tmp_path):
     from easylm_jax.train.rl.memory import memory_of
 
     loop = loop_of(ready, "plain")
@@ -298,17 +298,19 @@ def test_memory_is_told_as_the_arrays_have_it(ready, tmp_path):
     def real(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
-    assert memory.stays == {
-        "policy": real(state.params), "its moments": real(state.opt), "value model": real(state.value.params),
-        "moments of that": real(state.value.opt), "reference": real(loop.job.reference),
-        "reward model": real(loop.job.judge.params),
+    assert memory.resident == {
+        "policy": real(state.params), "optimizer state": real(state.opt), "value model": real(state.value.params),
+        "its optimizer state": real(state.value.opt), "reference": real(loop.job.reference),
+        "reward model": real(loop.job.scorer.params),
     }  # fmt: skip
-    assert memory.updating == {"temporaries": max(p.memory_analysis().temp_size_in_bytes for p in programs.values())}
+    assert memory.update == {"temporaries": max(p.memory_analysis().temp_size_in_bytes for p in programs.values())}
     weights = loop.engine._prepare(state.params)
-    assert memory.writing["weights"] == real(weights)
+    assert memory.generation["weights"] == real(weights)
     cache = loop.engine.new_cache(loop.engine.slots, loop.engine.bucket(30))
-    assert memory.writing["cache"] == real(cache)
-    assert memory.most == sum(memory.stays.values()) + max(sum(memory.writing.values()), memory.updating["temporaries"])
+    assert memory.generation["cache"] == real(cache)
+    assert memory.peak == sum(memory.resident.values()) + max(
+        sum(memory.generation.values()), memory.update["temporaries"]
+    )
 
 
 def test_group_policy_optimisation_keeps_what_is_left_out_out_of_the_update(ready, tmp_path):

@@ -98,7 +98,7 @@ def test_a_signal_ends_a_stage_after_its_rollout_and_it_goes_on_to_the_same_end(
     for number in (2, 1):  # at the second rollout, then at the first after that
         with monkeypatch.context() as patch:
             at_rollout(number, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
-            with pytest.raises(Stopped, match="is saved; run again to go on"):
+            with pytest.raises(Stopped, match="is saved; run again to resume"):
                 ready.run(stage)
     assert store.committed_steps(folder / "checkpoints")[-1] == 3
     ready.run(stage)

@@ -112,7 +112,7 @@ def test_lengths_are_scored_in_tokens_and_stay_between_0_and_1():
     for wrong in ("many", None, -1, "nan", "inf", [1]):
         with pytest.raises((UserError, KeyError)):
             of(5, wrong)
-    with pytest.raises(UserError, match="told by training"):
+    with pytest.raises(UserError, match="only training and Evaluate provide"):
         length.max_length("any", label(5))
 
 

@@ -1,15 +1,16 @@
-"""The cache of keys and values: where it lies in memory and how rows move in it.
+"""The key-value cache: its memory layout, and how rows are inserted and moved.
 
-A layer's keys (and its values) are one array [rows, KV, columns, hd], head-major, so that attention reads each head's
-keys as one run. All rows write the same column at the same step: column `clock`. A row's keys are therefore the last
-`count` columns before the clock, wherever its prompt began, and one update in place serves all rows.
+The keys of a layer (and the values) are one array [rows, KV, columns, hd], head-major, so that attention reads the keys
+of a head contiguously. All rows write the same column at the same step: column `clock`. The keys of a row are therefore
+the last `count` columns before `clock`, wherever its prompt began, and one in-place update serves all rows.
 
-This order of axes also serves a TPU: columns and head size fill its tiles with no padding however many heads a device
-has, and a kernel takes its operands in row-major order, so that the compiler has no other order to copy the cache into
-where a loop begins and ends (`models/decode_attention.py`).
+This axis order also suits a TPU: columns and head size fill its tiles without padding for any number of heads per
+device, and a kernel takes its operands in row-major order, so the compiler does not copy the cache into another layout
+at the start and end of a loop (`models/decode_attention.py`).
 
-Two layouts. "listed": a list with a pair of arrays for each layer, for programs that unroll the layers. "stacked": one
-pair with a leading layer axis, for programs that scan them. Both are carried through loops and donated to programs.
+There are two forms. "listed": a list with a pair of arrays for each layer, for programs that unroll the layers.
+"stacked": one pair with a leading layer axis, for programs that scan the layers. Both are loop carries and are donated
+to programs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Cache = Any  # listed: [(keys, values), …]; stacked: (keys, values)
 def create(
     config: DecoderConfig, rows: int, columns: int, dtype: str, *, listed: bool, sharding: jax.sharding.Sharding | None
 ) -> Cache:
-    """An empty cache. `sharding` is that of [rows, KV, columns, hd], behind a whole layer axis when stacked."""
+    """An empty cache. `sharding` is that of [rows, KV, columns, hd]; a stacked cache has a replicated axis in front."""
     shape = (rows, config.kv_heads, columns, config.head_dim)
     make = functools.partial(jnp.zeros, dtype=dtype, device=sharding)
     if listed:
@@ -37,7 +38,7 @@ def create(
 
 
 def write(pair, layer: jax.Array | None, k: jax.Array, v: jax.Array, column: jax.Array | int):
-    """Puts k and v [rows, KV, n, hd] at `column`. `layer` is None where `pair` is one layer's."""
+    """Writes k and v [rows, KV, n, hd] at `column`. `layer` is None if `pair` belongs to a single layer."""
 
     def put(array, new):
         new = new.astype(array.dtype)
@@ -49,7 +50,7 @@ def write(pair, layer: jax.Array | None, k: jax.Array, v: jax.Array, column: jax
 
 
 def read(pair, layer: jax.Array | None, start: jax.Array | int, columns: int) -> tuple[jax.Array, jax.Array]:
-    """A layer's keys and values [rows, KV, columns, hd] from column `start`; no copy where that is all of them."""
+    """The keys and values of a layer [rows, KV, columns, hd] from column `start`; no copy if that is all columns."""
 
     def get(array):
         if layer is not None:
@@ -60,9 +61,9 @@ def read(pair, layer: jax.Array | None, start: jax.Array | int, columns: int) ->
 
 
 def move(cache: Cache, rows: Any | None, shift: int, columns: int, sharding: jax.sharding.Sharding | None) -> Cache:
-    """The cache with `shift` columns dropped at the front, `columns` in all, and only `rows` (int32, or None for all).
+    """The cache without its first `shift` columns, resized to `columns`, with only `rows` (int32; None keeps all rows).
 
-    Array by array, so that the old and the new cache need not both fit in memory.
+    It is moved array by array, so the old and the new cache need not both fit in memory.
     """
     leaves, tree = jax.tree.flatten(cache)
     del cache
@@ -76,8 +77,8 @@ def _move(array, rows, shift, columns, sharding):
     if rows is not None:
         array = jnp.take(array, rows, axis=-4)
     axis = array.ndim - 2
-    # Rolled rather than padded: whole runs are copied. What comes round lies behind the clock, where a column is
-    # written before it is read.
+    # Roll instead of pad, so that contiguous blocks are copied. Columns that wrap around end up after the clock, where
+    # every column is written before it is read.
     array = jnp.roll(array, -shift, axis=axis)[..., :columns, :]
     if columns > array.shape[axis]:
         bigger = jnp.zeros((*array.shape[:axis], columns, array.shape[-1]), array.dtype)
@@ -86,11 +87,13 @@ def _move(array, rows, shift, columns, sharding):
 
 
 def insert(cache: Cache, prompts: Cache, source: Any, clock: int) -> Cache:
-    """Fills rows from prefilled prompts, whose columns end where the clock stands. The old cache is used up.
+    """Copies prefilled prompts into rows, so that their last column is `clock` − 1. The old cache is donated.
 
     Args:
-        prompts: a cache of another number of rows, of at most `clock` columns.
-        source: int32 [rows]: which row of `prompts` each row takes; −1 leaves it alone.
+        cache: the cache to update.
+        prompts: a cache with its own number of rows and at most `clock` columns.
+        source: int32 [rows]: the row of `prompts` that each row takes; −1 keeps the row unchanged.
+        clock: the next column to write.
     """
     return jax.tree.map(lambda array, new: _insert(array, new, source, clock), cache, prompts)
 

@@ -1,9 +1,9 @@
-"""The engine: many completions at once over a fixed number of rows, which are refilled as completions end.
+"""The batch engine: generates many responses at once over a fixed number of rows (continuous batching).
 
-Prompts are prefilled once each, in a few bucketed lengths, and forked into as many rows as there are samples. A program
-decodes a block of tokens for all rows; between blocks the host collects what ended and refills those rows from the
-queue. When the queue is empty and few rows are left, they move to a smaller batch. The cache grows in steps, so that
-early tokens do not pay for columns that nothing has written.
+Each prompt is prefilled once, in one of a few bucketed lengths, and its cache is copied into one row per sample. A
+program decodes a block of tokens for all rows; between blocks the host collects finished responses and refills their
+rows from the queue. When the queue is empty and few rows are active, they move to a smaller batch. The cache grows in
+steps, so early tokens do not attend over columns that are still empty.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -27,26 +27,26 @@ from easylm_jax.runtime.sharding import check_heads
 from models.config import Placement
 from models.model import Model, Params
 
-# Tokens that one prefill may hold, padding included: bounds its memory.
+# The most tokens of one prefill, padding included; bounds its memory.
 PREFILL_TOKENS = {"cpu": 8192, "gpu": 65536, "tpu": 65536}
 
 
 class Cancelled(Exception):
-    """Generation was ended by whoever asked for it; there are no completions."""
+    """The caller cancelled the generation; there are no responses."""
 
 
 class Engine:
-    """Generates with one model of which the parameters may change from call to call; compiled programs are kept.
+    """Generates with one model, whose parameters may change from call to call; compiled programs are kept.
 
     Args:
-        model: what to run.
-        slots: rows that are decoded at once; rounded up to what the mesh divides.
-        max_length: longest prompt and completion together, in tokens; the model's context if left out.
+        model: the model to run.
+        slots: rows decoded at once; rounded up to a multiple of the batch axes of the mesh.
+        max_length: maximum length of prompt and response together, in tokens; by default the model's context.
         mesh: rows are split over its batch axes, heads over `tp`.
-        block: most tokens that a row gets before the host looks at it.
-        unroll: whether programs unroll the layers; left out, they do on a CPU, where it is faster by a third.
-        gather_weights: under a mesh, whether weights are gathered over `fsdp` once a call instead of at every step;
-            turn it off where one copy split over `tp` does not fit a device.
+        block: the most decode steps between two visits of the host.
+        unroll: whether programs unroll the layers; by default on a CPU only, where it is faster by a third.
+        gather_weights: under a mesh, whether weights are gathered over `fsdp` once per call instead of at every step;
+            turn it off if one copy split over `tp` does not fit a device.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Engine:
         self.split = 1 if mesh is None else batch_split(mesh)
         self.slots = _round_up(slots, self.split)
         self.unroll = model.platform == "cpu" if unroll is None else unroll
-        # Splash tiles a TPU's sequences by 128; elsewhere short buckets save work.
+        # Splash attention on a TPU needs multiples of 128; elsewhere shorter buckets save work.
         self.least_bucket = 128 if model.platform == "tpu" else 16
         join = self.unroll and model.platform == "cpu" and (mesh is None or mesh.size == 1)
         self._prepare = jax.jit(functools.partial(
@@ -79,26 +79,27 @@ class Engine:
         stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, detokenize: Detokenize | None = None,
         numbers: Sequence[int] | None = None, scores: bool = False, cancelled: Callable[[], bool] | None = None,
     ) -> Completions | ScoredCompletions:  # fmt: skip
-        """Completions of `prompts` under `params`.
+        """Generates responses to `prompts` with `params`.
 
         Args:
-            params: as the model makes them, in any float type.
-            prompts: token ids of each; none may be empty.
-            max_new_tokens: longest completion.
-            temperature: divides the logits; 0 takes the likeliest token.
-            top_k, top_p: keep the k likeliest tokens, then the fewest that hold this share of what is left.
-            eos_ids: tokens that end a completion, and count as its last.
-            stop_strings: texts that end one. They are looked for after each block in the completion's own text, and
-                it is cut after the token that completed the first; `detokenize` turns token ids into text.
-            samples: completions of each prompt.
-            seed: a token depends on the model, its prompt, `seed`, the prompt's number, the sample's number and its
-                position, and on nothing else: not on other prompts, slots or mesh (but for rounding).
-            numbers: the prompts' numbers; left out, 0, 1, 2, …
+            params: as `model.init` returns them, in any float type.
+            prompts: token ids of each prompt; none may be empty.
+            max_new_tokens: maximum length of a response, in tokens.
+            temperature: divides the logits; 0 is greedy decoding.
+            top_k, top_p: keep the k most likely tokens, then the fewest tokens that hold this share of the rest.
+            eos_ids: tokens that end a response; the end token counts as its last token.
+            stop_strings: texts that end a response. The text of the response is searched after each block, and the
+                response is cut after the token that completes the first match.
+            samples: responses to each prompt.
+            seed: a token depends on the model, its prompt, `seed`, the prompt number, the sample number and its
+                position only: not on other prompts, slots or the mesh (up to rounding).
+            detokenize: turns token ids into text; required with `stop_strings`.
+            numbers: the prompt numbers; by default 0, 1, 2, …
             scores: whether to return `ScoredCompletions`.
-            cancelled: asked before every block of tokens; where it says True, `Cancelled` is raised.
+            cancelled: called before every block of tokens; `Cancelled` is raised once it returns True.
 
         Raises:
-            UserError: for what cannot be done.
+            UserError: an argument is invalid (`Request.check`).
         """
         request = Request(
             prompts=tuple(tuple(int(token) for token in prompt) for prompt in prompts),
@@ -112,13 +113,14 @@ class Engine:
             return _Call(self, self._prepare(params), request).run(cancelled)
 
     def sharding(self, *, layer_axis: bool) -> jax.sharding.NamedSharding | None:
-        """Where the cache lies: rows over the batch axes, heads over `tp`."""
+        """The sharding of the cache: rows over the batch axes, heads over `tp`."""
         if self.mesh is None:
             return None
         spec = jax.sharding.PartitionSpec(*([None] if layer_axis else []), BATCH_AXES, "tp", None, None)
         return jax.sharding.NamedSharding(self.mesh, spec)
 
     def new_cache(self, rows: int, columns: int) -> kv.Cache:
+        """An empty cache in the layout of the decode programs."""
         return kv.create(
             self.model.config, rows, columns, self.model.compute.dtype, listed=self.unroll,
             sharding=self.sharding(layer_axis=not self.unroll),
@@ -130,20 +132,20 @@ class Engine:
         return forward.prefill(self.model, weights, tokens, lengths, cache)
 
     def bucket(self, length: int) -> int:
-        """The least of 2ⁿ and 3 · 2ⁿ that is at least `length`."""
+        """The smallest bucket size, 2ⁿ or 3 · 2ⁿ, that is at least `length`."""
         size = self.least_bucket
         while size < length:
             size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
         return size
 
-    def fewer(self, rows: int) -> int:
-        """The next smaller batch: a quarter, but not under four rows."""
+    def smaller_batch(self, rows: int) -> int:
+        """The next smaller batch size: a quarter, but at least four rows."""
         return min(rows, _round_up(max(4, rows // 4), self.split))
 
 
 @dataclasses.dataclass
 class _Prefilled:
-    """Prompts whose keys and values exist, and the completions (row of the cache, prompt, sample) not yet begun."""
+    """The cache of prefilled prompts, and the responses (row of that cache, prompt, sample) that wait for a row."""
 
     cache: kv.Cache
     bucket: int
@@ -151,7 +153,7 @@ class _Prefilled:
 
 
 class _Call:
-    """One call of `generate`: the queue, the rows and the cache between blocks."""
+    """The state of one call of `generate`: the queue of prompts, the rows and the cache."""
 
     def __init__(self, engine: Engine, weights: forward.Weights, request: Request):
         self.engine, self.weights, self.request = engine, weights, request
@@ -162,21 +164,22 @@ class _Call:
         self.lengths = np.zeros(count, np.int32)
         self.ended = np.zeros(count, bool)
 
-        same: dict[tuple[int, ...], list[int]] = {}
+        duplicates: dict[tuple[int, ...], list[int]] = {}
         for i, prompt in enumerate(request.prompts):
-            same.setdefault(prompt, []).append(i)
-        # Longest first: the columns before the clock are then always enough for the next prompt.
-        self.queue = collections.deque(sorted(same.items(), key=lambda it: -engine.bucket(len(it[0]) - 1)))
+            duplicates.setdefault(prompt, []).append(i)
+        # Longest prompts first, so that there are always enough columns before the clock for the next prompt.
+        longest_first = sorted(duplicates.items(), key=lambda item: -engine.bucket(len(item[0]) - 1))
+        self.queue = collections.deque(longest_first)
         self.ready: _Prefilled | None = None
 
         self.rows = engine.slots
-        while engine.fewer(self.rows) < self.rows and count <= engine.fewer(self.rows):
-            self.rows = engine.fewer(self.rows)
-        self.completion = np.full(self.rows, -1)  # which one each row is decoding; −1 for an idle row
+        while engine.smaller_batch(self.rows) < self.rows and count <= engine.smaller_batch(self.rows):
+            self.rows = engine.smaller_batch(self.rows)
+        self.response = np.full(self.rows, -1)  # the response that each row decodes; −1 for an idle row
         self.state = {name: np.zeros(self.rows, np.int32) for name in ("token", "count", "prompt", "sample")}
         longest = max((len(prompt) - 1 for prompt in request.prompts), default=0)
         slack = engine.block if count > self.rows else 0
-        # A TPU's attention kernel takes columns in tiles of 128.
+        # The attention kernel of a TPU needs multiples of 128 columns.
         tile = 128 if engine.model.platform == "tpu" else 32
         self.most_columns = _round_up(engine.bucket(longest) + request.max_new_tokens + slack, tile)
         greedy = request.temperature == 0
@@ -188,12 +191,12 @@ class _Call:
         self.eos = np.array(request.eos_ids or (-1,), np.int32)
 
     def run(self, cancelled: Callable[[], bool] | None = None) -> Completions | ScoredCompletions:
-        """Decodes everything that is asked for."""
+        """Generates all responses of the request."""
         if self.queue:
             self.clock = self.engine.bucket(len(self.queue[0][0]) - 1)
             self.columns = self._columns_for(self.clock + min(self.engine.block, self.request.max_new_tokens))
             self.cache = self.engine.new_cache(self.rows, self.columns)
-        while self.pending or (self.completion >= 0).any():
+        while self.pending or (self.response >= 0).any():
             if cancelled is not None and cancelled():
                 raise Cancelled
             self._refill()
@@ -206,7 +209,7 @@ class _Call:
 
     @property
     def pending(self) -> bool:
-        """Whether completions wait for a row."""
+        """Whether responses wait for a row."""
         return bool(self.queue or self.ready)
 
     def _next_bucket(self) -> int:
@@ -215,9 +218,9 @@ class _Call:
         return self.engine.bucket(len(self.queue[0][0]) - 1) if self.queue else 0
 
     def _refill(self) -> None:
-        """Gives every idle row a completion, as long as there are any."""
-        while self.pending and (self.completion < 0).any():
-            idle = np.flatnonzero(self.completion < 0)
+        """Starts waiting responses in the idle rows."""
+        while self.pending and (self.response < 0).any():
+            idle = np.flatnonzero(self.response < 0)
             if self.ready is None:
                 self.ready = self._prefill(len(idle))
             source = np.full(self.rows, -1, np.int32)
@@ -226,7 +229,7 @@ class _Call:
                 row, idle = idle[0], idle[1:]
                 source[row], prompt, sample = self.ready.waiting.popleft()
                 tokens = self.request.prompts[prompt]
-                self.completion[row] = prompt * samples + sample
+                self.response[row] = prompt * samples + sample
                 values = (tokens[-1], len(tokens) - 1, self.request.numbers[prompt], sample)
                 for name, value in zip(("token", "count", "prompt", "sample"), values, strict=True):
                     self.state[name][row] = value
@@ -235,40 +238,40 @@ class _Call:
                 self.ready = None
 
     def _prefill(self, wanted: int) -> _Prefilled:
-        """Keys and values of the next prompts of one bucket, enough for `wanted` completions if there are so many."""
+        """Prefills the next prompts of one bucket, for up to `wanted` responses."""
         engine, bucket = self.engine, self._next_bucket()
-        most = max(1, min(self.rows, PREFILL_TOKENS[engine.model.platform] // bucket))
-        taken: list[tuple[int, ...]] = []
+        largest = max(1, min(self.rows, PREFILL_TOKENS[engine.model.platform] // bucket))
+        batch: list[tuple[int, ...]] = []
         waiting: collections.deque[tuple[int, int, int]] = collections.deque()
-        while self.queue and len(waiting) < wanted and len(taken) < most and self._next_bucket() == bucket:
-            tokens, prompts = self.queue.popleft()
-            waiting.extend((len(taken), prompt, s) for prompt in prompts for s in range(self.request.samples))
-            taken.append(tokens)
-        few = max(1, most // 8)  # two sizes for each bucket, so that few programs are compiled
-        rows = _round_up(few if len(taken) <= few else most, engine.split)
+        while self.queue and len(waiting) < wanted and len(batch) < largest and self._next_bucket() == bucket:
+            prompt, indices = self.queue.popleft()
+            waiting.extend((len(batch), index, s) for index in indices for s in range(self.request.samples))
+            batch.append(prompt)
+        small = max(1, largest // 8)  # two batch sizes for each bucket, so that few programs are compiled
+        rows = _round_up(small if len(batch) <= small else largest, engine.split)
         tokens = np.zeros((rows, bucket), np.int32)
         lengths = np.zeros(rows, np.int32)
-        for i, prompt in enumerate(taken):
+        for i, prompt in enumerate(batch):
             lengths[i] = len(prompt) - 1
             tokens[i, bucket - lengths[i] :] = prompt[:-1]
         return _Prefilled(engine._prefill(self.weights, tokens, lengths), bucket, waiting)
 
     def _compact(self) -> None:
-        """Moves the last rows of a call to a smaller batch."""
-        fewer = self.rows
-        while self.engine.fewer(fewer) < fewer and (self.completion >= 0).sum() <= self.engine.fewer(fewer):
-            fewer = self.engine.fewer(fewer)
-        if self.pending or fewer == self.rows:
+        """Moves the active rows to a smaller batch once the queue is empty and few are left."""
+        rows = self.rows
+        while self.engine.smaller_batch(rows) < rows and (self.response >= 0).sum() <= self.engine.smaller_batch(rows):
+            rows = self.engine.smaller_batch(rows)
+        if self.pending or rows == self.rows:
             return
-        kept = np.argsort(self.completion < 0, kind="stable")[:fewer].astype(np.int32)
+        kept = np.argsort(self.response < 0, kind="stable")[:rows].astype(np.int32)
         self._move(kept, 0, self.columns)
-        self.rows, self.completion = fewer, self.completion[kept]
+        self.rows, self.response = rows, self.response[kept]
         self.state = {name: values[kept] for name, values in self.state.items()}
 
     def _make_room(self) -> None:
-        """Sees to it that the next block has columns: drops those that no row needs any more, or grows the cache."""
-        active = self.completion >= 0
-        steps = min(self.engine.block, int(self._left()[active].max()))
+        """Makes room for the columns of the next block: drops columns that no row needs, or grows the cache."""
+        active = self.response >= 0
+        steps = min(self.engine.block, int(self._remaining()[active].max()))
         if self.clock + steps <= self.columns:
             return
         clock = max(int(self.state["count"][active].max()), self._next_bucket())
@@ -282,24 +285,24 @@ class _Call:
         return min(self.most_columns, self.engine.bucket(max(columns, 4 * self.engine.least_bucket)))
 
     def _move(self, rows: np.ndarray | None, shift: int, columns: int) -> None:
-        cache, self.cache = self.cache, None  # the only reference, so that arrays are freed as they are replaced
+        cache, self.cache = self.cache, None  # drop the other reference, so that arrays are freed as they are moved
         sharding = self.engine.sharding(layer_axis=not self.engine.unroll)
         self.cache = kv.move(cache, rows, shift, columns, sharding)
 
     def _generated(self) -> np.ndarray:
-        return np.where(self.completion >= 0, self.lengths[self.completion], 0).astype(np.int32)
+        return np.where(self.response >= 0, self.lengths[self.response], 0).astype(np.int32)
 
-    def _left(self) -> np.ndarray:
+    def _remaining(self) -> np.ndarray:
         return self.request.max_new_tokens - self._generated()
 
     def _decode(self) -> None:
-        """Runs a block and collects what it brought."""
-        idle = self.completion < 0
-        steps = min(self.engine.block, int(self._left()[~idle].max()), self.columns - self.clock)
+        """Runs a block of decode steps and collects its tokens."""
+        idle = self.response < 0
+        steps = min(self.engine.block, int(self._remaining()[~idle].max()), self.columns - self.clock)
         if self.pending:
             stop_at = min(self.rows, int(idle.sum()) + max(1, self.rows // 8))
         else:
-            stop_at = self.rows - self.engine.fewer(self.rows) or self.rows
+            stop_at = self.rows - self.engine.smaller_batch(self.rows) or self.rows
         generated = self._generated()
         limit = np.full(self.rows, self.request.max_new_tokens, np.int32)
         rows = loop.Rows(done=idle, generated=generated, limit=limit, **self.state)
@@ -309,31 +312,32 @@ class _Call:
         )  # fmt: skip
         out = jax.device_get(out)
         self.clock += int(out.steps)
-        for row in np.flatnonzero(~idle):
+        for row in np.flatnonzero(~idle).tolist():
             self._collect(row, out)
 
     def _collect(self, row: int, out: loop.Block) -> None:
-        """Appends a row's new tokens to its completion; the row is idle again if that ended."""
-        it, new = self.completion[row], int(out.emitted[row])
-        had = int(self.lengths[it])
-        done = bool(out.done[row])
-        self.tokens[it, had : had + new] = out.tokens[row, :new]
+        """Appends the new tokens of a row to its response; a row whose response ended becomes idle."""
+        response, new = self.response[row], int(out.emitted[row])
+        start = int(self.lengths[response])
+        end, done = start + new, bool(out.done[row])
+        self.tokens[response, start:end] = out.tokens[row, :new]
         if self.request.stop_strings:
-            so_far = self.tokens[it, : had + new].tolist()
-            cut = cut_at_stop(so_far, had, self.request.stop_strings, self.request.detokenize)
+            assert self.request.detokenize is not None  # checked by `Request.check`
+            tokens = self.tokens[response, :end].tolist()
+            cut = cut_at_stop(tokens, start, self.request.stop_strings, self.request.detokenize)
             if cut is not None:
-                self.tokens[it, cut : had + new] = self.tokens.dtype.type(self.engine.model.config.pad_id or 0)
-                new, done = cut - had, True
-                self.ended[it] = True
+                self.tokens[response, cut:end] = self.tokens.dtype.type(self.engine.model.config.pad_id or 0)
+                new, end, done = cut - start, cut, True
+                self.ended[response] = True
         for name, values in self.scores.items():
             if getattr(out, name) is not None:
-                values[it, had : had + new] = getattr(out, name)[row, :new]
-        self.lengths[it] = had + new
-        self.ended[it] |= int(self.tokens[it, had + new - 1]) in self.request.eos_ids
-        self.state["token"][row] = self.tokens[it, had + new - 1]
+                values[response, start:end] = getattr(out, name)[row, :new]
+        self.lengths[response] = end
+        self.ended[response] |= int(self.tokens[response, end - 1]) in self.request.eos_ids
+        self.state["token"][row] = self.tokens[response, end - 1]
         self.state["count"][row] += new
         if done:
-            self.completion[row] = -1
+            self.response[row] = -1
 
 
 def _round_up(number: int, multiple: int) -> int:
@@ -341,9 +345,13 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def engine_for(model: Model, slots: int, mesh: jax.sharding.Mesh | None) -> Engine:
-    """The engine of a model, with its compiled programs: models of one shape share it."""
+def _cached_engine(model: Any, slots: int, mesh: jax.sharding.Mesh | None) -> Engine:
     return Engine(model, slots=slots, mesh=mesh if mesh is not None and mesh.size > 1 else None)
+
+
+def engine_for(model: Model, slots: int, mesh: jax.sharding.Mesh | None) -> Engine:
+    """The engine of a model; equal models share one engine with its compiled programs."""
+    return _cached_engine(cast(Any, model), slots, mesh)  # models are hashable, but the protocol does not declare it
 
 
 def generate(
@@ -352,7 +360,7 @@ def generate(
     stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, slots: int = 64,
     mesh: jax.sharding.Mesh | None = None, **more: Any,
 ) -> Completions | ScoredCompletions:  # fmt: skip
-    """`Engine.generate` for a single call; engines of the last few models are kept, with their compiled programs."""
+    """`Engine.generate` for a single call; the engines of the last few models are kept with their compiled programs."""
     return engine_for(model, slots, mesh).generate(
         params, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
         eos_ids=eos_ids, stop_strings=stop_strings, samples=samples, seed=seed, **more,

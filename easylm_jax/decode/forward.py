@@ -1,7 +1,7 @@
-"""The model as the engine runs it: weights laid out once for a call, prompts prefilled, one token a row and step.
+"""The forward passes of the engine: weights prepared once per call, prefill of prompts, and one decode step per token.
 
-Layers are the model's own `Block`; only the attention inside is the engine's. On a CPU the layers are unrolled and the
-projections of one input are joined into one matrix beforehand; elsewhere the layers are scanned, which compiles an
+The layers are the model's own `Block`; only the attention inside is the engine's. On a CPU the layers are unrolled and
+projections of the same input are fused into one matrix beforehand; elsewhere the layers are scanned, which compiles an
 order of magnitude faster.
 """
 
@@ -32,11 +32,11 @@ _JOINED = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 def prepare(
     model: Model, params: Params, *, unroll: bool, join: bool, mesh: jax.sharding.Mesh | None, gather: bool
 ) -> Weights:
-    """Weights in the activation type and the layout of the decode programs.
+    """The weights in the compute dtype and in the layout of the decode programs.
 
-    With `unroll`, layers are separate trees; with `join`, projections of one input are one matrix. Under a mesh the
-    weights stay split as the model's rules say, and with `gather` only over `tp`: each step then reads them where they
-    lie, at the price of a whole copy for each group of devices that splits the batch.
+    With `unroll`, layers are separate trees; with `join`, projections of the same input are one matrix. Under a mesh
+    the weights are sharded by the model's rules, or with `gather` over `tp` only: a decode step then needs no
+    all-gather, but each group of devices that splits the batch holds a full copy.
     """
     c, params = model.config, cast_kernels(params, model.compute.dtype)
     if mesh is not None:
@@ -58,7 +58,7 @@ def _only_tp(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding
 
 
 def _join(layer: Params) -> Params:
-    """One matrix under `joined` instead of the kernels of q, k, v and of gate, up; biases stay where they are."""
+    """Replaces the kernels of q, k, v and of gate, up by one matrix each, under `joined`; biases are unchanged."""
     layer = dict(layer)
     for part, names in _JOINED.items():
         if part in layer and all(name in layer[part] for name in names):
@@ -69,7 +69,7 @@ def _join(layer: Params) -> Params:
 
 
 def _unjoin(layer: Params, model: Model) -> Params:
-    """The tree that `Block` knows. It concatenates the slices again, which XLA folds back into the joined matrix."""
+    """The tree that `Block` expects. `Block` concatenates the slices again, which XLA folds into the joined matrix."""
     c = model.config
     sizes = {"q": c.heads * c.head_dim, "k": c.kv_heads * c.head_dim, "v": c.kv_heads * c.head_dim,
              "gate": c.ffn, "up": c.ffn}  # fmt: skip
@@ -87,19 +87,21 @@ def _unjoin(layer: Params, model: Model) -> Params:
 def run_layers(
     model: Model, layers: Any, x: jax.Array, ropes: dict, attend: Attend, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """All blocks over x [B, S, d]; each layer's attention is given its part of the cache and returns it changed."""
+    """Runs all blocks over x [B, S, d]; the attention of each layer receives its part of the cache and returns it."""
     if isinstance(layers, list):
         layers = [_unjoin(layer, model) for layer in layers]
     return model.walk(layers, x, ropes, attend, cache)
 
 
 def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> Cache:
-    """Keys and values of whole prompts.
+    """The cache with the keys and values of whole prompts.
 
     Args:
-        tokens: int32 [R, P], each row's tokens at its right end.
-        lengths: int32 [R], how many they are; may be 0.
-        cache: of R rows and P columns.
+        model: the model.
+        weights: as `prepare` returns them.
+        tokens: int32 [R, P], left-padded.
+        lengths: int32 [R], tokens of each row; may be 0.
+        cache: with R rows and P columns.
     """
     index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] - (tokens.shape[1] - lengths[:, None])
     segments = (index >= 0).astype(jnp.int32)
@@ -118,52 +120,56 @@ def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Arra
 def step(
     model: Model, weights: Weights, tokens: jax.Array, counts: jax.Array, clock: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-    """One token a row: float32 logits [B, V] of what follows, and the cache with column `clock` written.
+    """One decode step: float32 logits [B, V] of the next token, and the cache with column `clock` written.
 
     Args:
-        tokens: int32 [B].
-        counts: int32 [B], tokens that each row holds already; the position of the new one.
-        clock: int32 scalar; a row's tokens lie in the `counts` columns before it.
+        model: the model.
+        weights: as `prepare` returns them.
+        tokens: int32 [B], the last token of each row.
+        counts: int32 [B], tokens of each row in the cache, which is the position of the new token.
+        clock: int32 scalar, the column to write; the tokens of a row are in the `counts` columns before it.
+        cache: the cache of B rows.
     """
     attend = functools.partial(
         attend_cached, counts=counts, clock=clock, kernel=model.compute.attention, platform=model.platform,
         placement=model.placement,
     )  # fmt: skip
     x = weights["embed"]["table"][tokens[:, None]]
-    if model.placement.batch is not None:  # rows that are split further to draw their tokens come together here
+    if model.placement.batch is not None:  # rows are split over more axes for sampling; undo that here
         x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.placement.batch))
     x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
-    hidden = residual_norm(model.config).apply({"params": weights["norm"]}, x)[:, 0]
-    return head_logits(hidden, weights["head"]), cache
+    hidden: Any = residual_norm(model.config).apply({"params": weights["norm"]}, x)  # flax does not type its result
+    return head_logits(hidden[:, 0], weights["head"]), cache
 
 
 def attend_cached(
     q, k, v, window, part, layer, *, counts, clock, kernel: str = "auto", platform: str = "cpu",
     placement: Placement = Placement(), interpret: bool = False,  # noqa: B008 - frozen
 ) -> tuple[jax.Array, Any]:  # fmt: skip
-    """Attention of one query a row, q [B, 1, H, hd], over the row's cached keys and its own.
+    """Attention of one query per row, q [B, 1, H, hd], over the cached keys of the row and its own key.
 
-    By the kernel of `models/decode_attention.py` where that applies to a stacked cache, by plain products elsewhere.
+    It uses the kernel of `models/decode_attention.py` if that supports the (stacked) cache, else matrix products.
     """
     part = kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), clock)
     columns = jax.tree.leaves(part)[0].shape[-2]
     if layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype, kernel):
+        keys, values = part
         out = decode_attention(
-            q[:, 0], *part, layer, counts, clock, window=window, placement=placement, interpret=interpret
+            q[:, 0], keys, values, layer, counts, clock, window=window, placement=placement, interpret=interpret
         )
         return out[:, None], part
     start: Any = 0
-    if window is not None and 2 * window <= columns:  # a copy of few columns is cheaper than reading all of them
+    if window is not None and 2 * window <= columns:  # copying the window is cheaper than reading all columns
         columns, start = window, jnp.clip(clock - window + 1, 0, columns - window)
     keys, values = kv.read(part, layer, start, columns)
     age = clock - start - jnp.arange(columns)
-    seen = (age >= 0) & (age <= counts[:, None])
+    visible = (age >= 0) & (age <= counts[:, None])
     if window is not None:
-        seen &= age < window
+        visible &= age < window
     b, _, heads, hd = q.shape
     grouped = (q * hd**-0.5).reshape(b, keys.shape[1], -1, hd)
     scores = jnp.einsum("bkgd,bkcd->bkgc", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(seen[:, None, None], scores, MASKED)
+    scores = jnp.where(visible[:, None, None], scores, MASKED)
     p = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     out = jnp.einsum("bkgc,bkcd->bkgd", p.astype(values.dtype), values) / p.sum(axis=-1, keepdims=True)
     return out.astype(q.dtype).reshape(b, 1, heads, hd), part

@@ -1,6 +1,6 @@
-"""A model set up to generate responses to prompts: the checks that belong to it, its engine, and its rollouts.
+"""A generator: a model with its engine, tokenizer and sampling settings, checked and ready to sample rollouts.
 
-Reinforcement learning, best-of-N, majority votes, evaluations and language models that judge all begin here.
+Reinforcement learning, best-of-N, majority votes, evaluations and LM judges all use it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """An engine with the vocabulary that it generates in, and how responses are sampled."""
+    """An engine with its tokenizer and sampling settings."""
 
     engine: Engine
     tokenizer: Tokenizer
@@ -38,14 +38,16 @@ class Generator:
         self, params: PyTree, prompts: Cache, batch: dict[str, np.ndarray], *, samples: int = 1, seed: int = 0,
         greedy: bool | None = None, cancelled: Callable[[], bool] | None = None,
     ) -> Rollout:  # fmt: skip
-        """Responses to a batch of prompts of a cache; their scores are still 0.
+        """Samples responses to a batch of prompts; the scores of the rollout are 0.
 
         Args:
-            params: of the model, in any float type.
-            batch: `tokens`, `lengths` and `prompt_index` of the prompts, as `Cache.read` gives them.
+            params: parameters of the model, in any float type.
+            prompts: the cache that the batch was read from.
+            batch: `tokens`, `lengths` and `prompt_index` of the prompts, as `Cache.read` returns them.
             samples: responses to each prompt.
-            greedy: whether the likeliest tokens are taken; left out, where the temperature is 0.
-            cancelled: asked now and then; where it says True, `decode.Cancelled` is raised.
+            seed: of the sampling.
+            greedy: whether to decode greedily; by default, if the temperature is 0.
+            cancelled: called between blocks of tokens; `decode.Cancelled` is raised once it returns True.
         """
         return rollout.sample(
             self.engine, params, batch, self.sampling, samples=samples, seed=seed, tokenizer=self.tokenizer,
@@ -58,11 +60,16 @@ def prepare_generator(
     name: str, model: Model, tokenizer: Tokenizer, sampling: Sampling, mesh: jax.sharding.Mesh,
     prompts: Sequence[Cache] = (), *, slots: int | None = None,
 ) -> Generator:  # fmt: skip
-    """What stage `name` generates with on `mesh`; nothing is compiled before the first call.
+    """The generator of stage `name` on `mesh`; nothing is compiled before the first call.
 
     Args:
-        prompts: caches whose longest prompt and a whole response must fit the model's context.
-        slots: rows that are decoded at once; left out, those of `sampling`.
+        name: the stage, for error messages.
+        model: the model to generate with.
+        tokenizer: its tokenizer; tokens outside its vocabulary are never sampled.
+        sampling: how responses are sampled.
+        mesh: the devices.
+        prompts: caches whose longest prompt and a full response must fit the model's context.
+        slots: rows decoded at once; by default those of `sampling`.
 
     Raises:
         UserError: the model is a reward model, its heads do not divide over the mesh, or a response does not fit.
@@ -76,23 +83,22 @@ def prepare_generator(
 
 
 def check_generative(name: str, config: DecoderConfig) -> None:
-    """A reward model has no vocabulary to generate with."""
+    """Raises `UserError` for a reward model, which has a scalar head and so no vocabulary to generate with."""
     if config.scalar_head:
         raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot generate")
 
 
 def check_context_length(name: str, config: DecoderConfig, prompts: Cache, max_new_tokens: int) -> None:
-    """The longest prompt and a whole response must fit into the context."""
+    """Raises `UserError` if the longest prompt and a full response do not fit the context."""
     longest = int(np.asarray(prompts.columns["lengths"]).max())
     if longest + max_new_tokens > config.context:
         raise UserError(
-            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new ones are more than the model's "
-            f"context of {config.context}; lower data.sequence_length (longer prompts are left out) or "
-            "sampling.max_new_tokens"
+            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new tokens exceed the model's context of "
+            f"{config.context}; lower data.sequence_length (which drops longer prompts) or sampling.max_new_tokens"
         )
 
 
 def check_samples(name: str, sampling: Sampling, samples: int) -> None:
-    """Several greedy samples of a prompt are all the same."""
+    """Raises `UserError` for several greedy samples of a prompt, which would all be identical."""
     if sampling.temperature == 0 and samples > 1:
         raise UserError(f"{name}: {samples} greedy samples are all the same; set a temperature above 0")

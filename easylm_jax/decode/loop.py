@@ -1,39 +1,42 @@
-"""The decode program: up to a block of tokens for every row, without the host in between."""
+"""The decode program: up to a block of tokens for every row in one device loop, without host round trips."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from easylm_jax.decode.cache import Cache
 from easylm_jax.decode.forward import Weights, step
-from easylm_jax.decode.sampling import Drawn, Mode, Settings, draw, row_keys
+from easylm_jax.decode.sampling import Mode, SampledTokens, Settings, row_keys, sample_tokens
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from models.model import Model
 
+Array = Any  # NumPy on the host, JAX inside the program
+
 
 class Rows(NamedTuple):
-    """What the host says of each row when a block begins; int32 [B], `done` boolean.
+    """The state of each row at the start of a block; int32 [B], `done` boolean.
 
-    `token` is the last of the row and not in the cache yet, `count` how many are. `prompt` and `sample` number the
-    completion for its random key; `generated` is how many of its tokens exist, `limit` how many it may have.
+    `token` is the last token of the row, which is not in the cache yet; `count` is the number of tokens in the cache.
+    `prompt` and `sample` are the numbers that determine the random key of the row. `generated` is the number of
+    response tokens so far and `limit` the maximum.
     """
 
-    token: jax.Array
-    count: jax.Array
-    done: jax.Array
-    prompt: jax.Array
-    sample: jax.Array
-    generated: jax.Array
-    limit: jax.Array
+    token: Array
+    count: Array
+    done: Array
+    prompt: Array
+    sample: Array
+    generated: Array
+    limit: Array
 
 
 class Block(NamedTuple):
-    """What a block of steps brought: [B, block] for each of `tokens`, `logprobs` and, if asked for, the two scores.
+    """The output of a block of steps: `tokens`, `logprobs` and, if requested, the two scores, each [B, block].
 
-    Only the first `emitted` [B] entries of a row count. `steps` is how many were run.
+    Only the first `emitted` [B] entries of a row are valid. `steps` is the number of steps that were run.
     """
 
     tokens: jax.Array
@@ -60,10 +63,10 @@ def decode_block(
     seed: jax.Array,
     settings: Settings,
 ) -> tuple[Cache, Block]:
-    """Runs `steps` steps (at most `block`), fewer once `stop_at` rows are done.
+    """Runs `steps` decode steps (at most `block`), and stops early once `stop_at` rows are done.
 
-    `eos` int32 [E] ends a row; −1 matches nothing. `clock` is the first column to write. Rows that are done run along,
-    and what they emit is not counted.
+    A token of `eos` int32 [E] ends a row; −1 matches nothing. `clock` is the first column to write. Rows that are done
+    are still computed, but their tokens are not counted.
     """
     rows = Rows(*(split_rows(field, mesh) for field in rows))
     keys = row_keys(seed, rows.prompt, rows.sample)
@@ -82,31 +85,32 @@ def decode_block(
         out, token, cache = carry
         i = out.steps
         logits, cache = step(model, weights, token, rows.count + i, clock + i, cache)
-        drawn = draw(_split_to_draw(logits, mesh), keys, rows.generated + i, settings, mode, model.config.vocab_used)
-        drawn = Drawn(*(split_rows(field, mesh) for field in drawn))
+        logits = _split_for_sampling(logits, mesh)
+        sampled = sample_tokens(logits, keys, rows.generated + i, settings, mode, model.config.vocab_used)
+        sampled = SampledTokens(*(split_rows(field, mesh) for field in sampled))
 
         def put(array, column):
             return None if array is None else jax.lax.dynamic_update_slice(array, column[:, None], (0, i))
 
-        ended = (drawn.token[:, None] == eos).any(axis=1) | (rows.generated + i + 1 >= rows.limit)
+        ended = (sampled.token[:, None] == eos).any(axis=1) | (rows.generated + i + 1 >= rows.limit)
         out = Block(
-            put(out.tokens, drawn.token), put(out.logprobs, drawn.logprob),
-            put(out.logprobs_untruncated, drawn.logprob_untruncated), put(out.entropy, drawn.entropy),
+            put(out.tokens, sampled.token), put(out.logprobs, sampled.logprob),
+            put(out.logprobs_untruncated, sampled.logprob_untruncated), put(out.entropy, sampled.entropy),
             out.emitted + ~out.done, out.done | ended, i + 1,
         )  # fmt: skip
-        return out, drawn.token, cache
+        return out, sampled.token, cache
 
     out, _, cache = jax.lax.while_loop(goes_on, one, (begin, rows.token, cache))
-    if mesh is not None:  # every process reads all rows
+    if mesh is not None:  # replicated, since every process reads all rows
         out = jax.lax.with_sharding_constraint(out, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     return cache, out
 
 
-def _split_to_draw(logits: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
-    """Logits [B, V] with rows over all devices where they divide.
+def _split_for_sampling(logits: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """Logits [B, V] with their rows split over all devices, if the number of rows is divisible.
 
-    The product with the head is kept split over the vocabulary first: left to itself, the compiler gathers the head
-    (800 MB at 7B) at every token where it only has to exchange the logits.
+    The product with the head is first constrained to be split over the vocabulary. Otherwise the compiler gathers the
+    head (800 MB at 7B) at every token, where only the logits have to be exchanged.
     """
     if mesh is None or mesh.shape["tp"] == 1:
         return split_rows(logits, mesh)
@@ -117,8 +121,8 @@ def _split_to_draw(logits: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Arr
     return put(logits, jax.sharding.NamedSharding(mesh, spec((*BATCH_AXES, "tp"))))
 
 
-def split_rows(x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
-    """Rows split over the batch axes of the mesh, everything behind them whole."""
+def split_rows(x: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    """`x` with its rows split over the batch axes of the mesh and all other axes unsharded."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES)))

@@ -1,4 +1,4 @@
-"""What is asked of the engine, checked, and what it answers."""
+"""A generation request with its checks, and its results."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ Detokenize = Callable[[Sequence[int]], str]
 
 
 class Completions(NamedTuple):
-    """Completions in the order of the prompts, the samples of one prompt side by side: row = prompt · samples + sample.
+    """Responses in the order of the prompts, with the samples of a prompt together: row = prompt · samples + sample.
 
-    `tokens` int32 [rows, max_new_tokens] without the prompt. `logprobs` float32, of each token under the distribution
-    that it was drawn from (temperature and truncation applied); of greedy tokens, the model's own at temperature 1.
-    `lengths` int32 [rows] count the token that ended a completion; what lies beyond is padding (0 in `logprobs`).
+    Attributes:
+        tokens: int32 [rows, max_new_tokens], without the prompt.
+        logprobs: float32, log-probability of each token under the sampling distribution (temperature and truncation
+            applied); for greedy tokens, under the model at temperature 1.
+        lengths: int32 [rows], including the end token; positions beyond are padding (0 in `logprobs`).
     """
 
     tokens: np.ndarray
@@ -28,9 +30,15 @@ class Completions(NamedTuple):
 
 
 class ScoredCompletions(NamedTuple):
-    """`Completions` with two more float32 arrays of the model's own distribution, at temperature 1 and without
-    truncation: the log-probability of each token, and the entropy in nats where it was drawn. `ended` bool [rows] says
-    whether an end token or a stop string ended the completion; the others were cut at `max_new_tokens`."""
+    """`Completions` with the log-probabilities and entropies of the model's own distribution.
+
+    Attributes:
+        tokens, logprobs, lengths: as in `Completions`.
+        logprobs_untruncated: float32, of each token at temperature 1 without truncation.
+        entropy: float32, of the model's distribution at temperature 1 at each token, in nats.
+        ended: bool [rows], whether an end token or a stop string ended the response; the others were truncated at
+            `max_new_tokens`.
+    """
 
     tokens: np.ndarray
     logprobs: np.ndarray
@@ -42,7 +50,7 @@ class ScoredCompletions(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The arguments of one call, checked by `check`; see `Engine.generate` for what they mean."""
+    """The arguments of one call, described in `Engine.generate` and validated by `check`."""
 
     prompts: tuple[tuple[int, ...], ...]
     numbers: tuple[int, ...]
@@ -58,7 +66,7 @@ class Request:
     scores: bool
 
     def check(self, config: DecoderConfig, max_length: int) -> None:
-        """Raises `UserError` for what cannot be done."""
+        """Raises `UserError` if an argument is invalid for a model of this configuration."""
         for name, least in (("max_new_tokens", 1), ("samples", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"generate: {name} must be at least {least}, not {getattr(self, name)}")
@@ -71,7 +79,7 @@ class Request:
         if self.stop_strings and self.detokenize is None:
             raise UserError("generate: stop_strings need `detokenize`, a function from token ids to text")
         if "" in self.stop_strings:
-            raise UserError("generate: an empty stop string would end every completion at once")
+            raise UserError("generate: stop_strings holds an empty string, which would end every response; remove it")
         if len(self.numbers) != len(self.prompts):
             raise UserError(f"generate: {len(self.numbers)} numbers for {len(self.prompts)} prompts; give one for each")
         for i, prompt in enumerate(self.prompts):
@@ -81,16 +89,17 @@ class Request:
                 raise UserError(f"generate: prompt {i} holds a token id outside 0…{config.vocab - 1}")
             if len(prompt) + self.max_new_tokens > max_length:
                 raise UserError(
-                    f"generate: prompt {i} has {len(prompt)} tokens and {self.max_new_tokens} are asked for, but the "
-                    f"longest sequence is {max_length}; shorten it, ask for fewer, or raise max_length"
+                    f"generate: prompt {i} has {len(prompt)} tokens, which with max_new_tokens={self.max_new_tokens} "
+                    f"exceeds the maximum length of {max_length}; shorten the prompt, lower max_new_tokens, or raise "
+                    "max_length"
                 )
 
 
 def cut_at_stop(tokens: Sequence[int], checked: int, stops: Sequence[str], detokenize: Detokenize) -> int | None:
-    """How many tokens to keep so that the text just holds a stop string; None where it holds none.
+    """The least number of tokens whose text contains a stop string; None if the text contains none.
 
-    The first `checked` tokens are known to hold none. Text is looked at after whole tokens only, so the end may run on
-    past the stop string by what its last token brings.
+    The first `checked` tokens are known to contain none. The text is checked at token boundaries only, so it may extend
+    beyond the stop string to the end of its last token.
     """
 
     def holds(count: int) -> bool:

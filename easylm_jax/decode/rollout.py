@@ -1,10 +1,10 @@
-"""One rollout: prompts answered, answers judged, everything per token laid out for the losses.
+"""One rollout: prompts, sampled responses, their scores, and the per-token arrays that the losses read.
 
     prompts → engine → responses with behaviour log-probabilities → scores → rows [B, S]
 
-A row holds one prompt and its response. Numbers that belong to a token stand where it is the target (see
-`objectives.reinforcement`). All of it is host memory, the same on every process: whatever a process computes alone
-(verdicts) is taken from the first one.
+A row holds one prompt and its response. A per-token value is stored at the position whose target is that token (see
+`objectives.reinforcement`). All arrays are in host memory and identical on every process: values that only one process
+computes (verifier scores) are broadcast from process 0.
 """
 
 from __future__ import annotations
@@ -25,19 +25,27 @@ from easylm_jax.objectives import final_scores
 
 PyTree = Any
 LEAST_WIDTH = 16
-_NO_ROWS = ("samples", "components")
-_DRAWS = 0x0D0C  # sets the numbers that random rewards use apart from every other use of a seed
+_NOT_PER_ROW = ("samples", "components")
+_RANDOM_REWARD_STREAM = 0x0D0C  # separates the random numbers of random rewards from every other use of a seed
 
 
 @dataclasses.dataclass
 class Rollout:
-    """Responses of one step, sample by sample: row = prompt · samples + sample.
+    """Responses of one step; row = prompt · samples + sample.
 
-    `prompts` int32 [B, P] right-padded with `prompt_lengths` [B]; `responses` int32 [B, T] with `lengths` [B] that
-    count the end token; `ended` [B] whether there was one (or a stop string). `sampler_logprobs` float32 [B, T] are of
-    the distribution that was drawn from, `untruncated_logprobs` at temperature 1 without truncation, `entropy` the
-    model's own in nats. `prompt_index` [B] numbers the prompt in its cache. `scores` [B] are raw; `parts` has what each
-    verifier gave, [B]. `samples` is the number of responses to each prompt.
+    Attributes:
+        prompts: int32 [B, P], right-padded.
+        prompt_lengths: [B].
+        prompt_index: [B], the prompt's row in its cache.
+        responses: int32 [B, T], right-padded.
+        lengths: [B], including the end token.
+        ended: bool [B], whether the response ended with an end token or a stop string (otherwise it was truncated).
+        sampler_logprobs: float32 [B, T], under the sampling distribution (temperature and truncation applied).
+        untruncated_logprobs: float32 [B, T], at temperature 1 without truncation.
+        entropy: float32 [B, T], of the model's distribution at temperature 1, in nats.
+        scores: [B], raw, before gain, bias and the penalty for a missing end.
+        samples: responses to each prompt.
+        components: the score of each verifier by name, [B].
     """
 
     prompts: np.ndarray
@@ -58,25 +66,25 @@ class Rollout:
         return len(self.lengths)
 
     def final(self, reward: Reward) -> np.ndarray:
-        """Scores as they are learned from, float32 [B]: missing ends, gain and bias applied."""
+        """Final rewards, float32 [B]: the scores with the missing-end penalty, gain and bias applied."""
         final = final_scores(
             self.scores, self.ended, missing_end=reward.missing_end, gain=reward.gain, bias=reward.bias
         )
         return np.asarray(final, np.float32)
 
     def tokens_of(self, row: int) -> list[int]:
-        """The response's tokens, the end token among them."""
+        """The tokens of a response, including the end token."""
         return self.responses[row, : self.lengths[row]].tolist()
 
 
 def end_ids(prompts: Cache, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens that end an answer to these prompts, by the chat template that they were rendered with."""
+    """The end tokens of responses to these prompts, given by the chat template that rendered the prompts."""
     return end_tokens(prompts.manifest["spec"]["template"], tokenizer)
 
 
-def seed_of(seed: int, number: int, part: int = 0) -> int:
-    """The seed of rollout `number` of a stage, and of the parts beyond the first that it may be written in."""
-    return int(np.random.SeedSequence([seed, number, part][: 3 if part else 2]).generate_state(1)[0])
+def rollout_seed(seed: int, step: int, attempt: int = 0) -> int:
+    """The sampling seed of the rollout of `step`, given the stage's seed; each further attempt has its own."""
+    return int(np.random.SeedSequence([seed, step, attempt][: 3 if attempt else 2]).generate_state(1)[0])
 
 
 def sample(
@@ -84,30 +92,30 @@ def sample(
     tokenizer: Tokenizer, end_ids: tuple[int, ...], greedy: bool = False,
     cancelled: Callable[[], bool] | None = None,
 ) -> Rollout:  # fmt: skip
-    """Answers to a batch of prompts (`tokens`, `lengths`, `prompt_index`); scores are still 0.
+    """Samples responses to a batch of prompts (`tokens`, `lengths`, `prompt_index`); the scores are 0.
 
-    `cancelled` is asked now and then, and ends it with `decode.Cancelled` where it says True.
+    `cancelled` is called between blocks of tokens; `decode.Cancelled` is raised once it returns True.
     """
     lengths = batch["lengths"]
     prompts = [row[:n].tolist() for row, n in zip(batch["tokens"], lengths, strict=True)]
-    done = engine.generate(
+    completions = engine.generate(
         params, prompts, max_new_tokens=sampling.max_new_tokens, temperature=0.0 if greedy else sampling.temperature,
         top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
         eos_ids=end_ids, stop_strings=sampling.stop_strings, samples=samples, seed=seed,
         detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True, cancelled=cancelled,
     )  # fmt: skip
-    assert isinstance(done, ScoredCompletions)
+    assert isinstance(completions, ScoredCompletions)
     return Rollout(
         prompts=np.repeat(batch["tokens"], samples, axis=0),
         prompt_lengths=np.repeat(lengths, samples),
         prompt_index=np.repeat(batch["prompt_index"], samples),
-        responses=done.tokens,
-        lengths=done.lengths,
-        ended=done.ended,
-        sampler_logprobs=done.logprobs,
-        untruncated_logprobs=done.logprobs_untruncated,
-        entropy=done.entropy,
-        scores=np.zeros(len(done.lengths), np.float32),
+        responses=completions.tokens,
+        lengths=completions.lengths,
+        ended=completions.ended,
+        sampler_logprobs=completions.logprobs,
+        untruncated_logprobs=completions.logprobs_untruncated,
+        entropy=completions.entropy,
+        scores=np.zeros(len(completions.lengths), np.float32),
         samples=samples,
     )
 
@@ -117,67 +125,71 @@ def text_of(rollout: Rollout, row: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode(rollout.tokens_of(row), skip_special=True)
 
 
-def answers(
-    rollout: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, number: int = 0, part: int = 0,
+def responses_and_records(
+    rollout: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0, step: int = 0, attempt: int = 0,
     group: bool = False,
 ) -> tuple[list[str], list[dict[str, Any]]]:  # fmt: skip
-    """The responses as text, and for each what a verifier may read: its prompt's record, and of itself
+    """The responses as text, and the record that a verifier reads beside each.
 
-    `_length` (tokens, the end token among them), `_ended`, `_step` (`number`), with `group` `_group` (the texts of all
-    answers to its prompt), and `_draw`, a uniform number in [0, 1) of its own: a pure function of (seed, number, part,
-    row).
+    A record has the columns of the prompt and of the response: `_length` (tokens, including the end token), `_ended`,
+    `_step`, `_draw` (a uniform random number in [0, 1), a pure function of seed, step, attempt and row) and, with
+    `group`, `_group` (the texts of all responses to the same prompt).
     """
     texts = [text_of(rollout, row, tokenizer) for row in range(rollout.rows)]
-    draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, number, part, _DRAWS]))).random(
-        rollout.rows
-    )
+    entropy = np.random.SeedSequence([seed, step, attempt, _RANDOM_REWARD_STREAM])
+    uniforms = np.random.Generator(np.random.PCG64(entropy)).random(rollout.rows)
     records = []
     for row in range(rollout.rows):
         first = row - row % rollout.samples
-        others = {"_group": texts[first : first + rollout.samples]} if group else {}
+        group_texts = {"_group": texts[first : first + rollout.samples]} if group else {}
         records.append({
             **cache.record(int(rollout.prompt_index[row])), "_length": int(rollout.lengths[row]),
-            "_ended": bool(rollout.ended[row]), "_step": number, "_draw": float(draws[row]), **others,
+            "_ended": bool(rollout.ended[row]), "_step": step, "_draw": float(uniforms[row]), **group_texts,
         })  # fmt: skip
     return texts, records
 
 
 def nonzero_variance(groups: np.ndarray) -> np.ndarray:
-    """Which prompts have answers of unequal worth, bool [prompts], from final scores [prompts, samples]; the others
-    teach nothing."""
+    """Whether the rewards of a group differ, bool [prompts], from final rewards [prompts, samples].
+
+    Zero-variance groups have advantages of 0 and contribute no gradient.
+    """
     return groups.max(axis=1) > groups.min(axis=1)
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
-    """Several rollouts for the same number of samples and longest answer as one."""
+    """One rollout from several with the same number of samples and the same `max_new_tokens`."""
 
-    def together(name: str) -> Any:
-        values = [getattr(one, name) for one in rollouts]
+    def merged(name: str) -> Any:
+        values = [getattr(part, name) for part in rollouts]
         if name == "samples":
             return values[0]
         if name == "components":
             return {key: np.concatenate([value[key] for value in values]) for key in values[0]}
         return np.concatenate(values)
 
-    return Rollout(**{field.name: together(field.name) for field in dataclasses.fields(Rollout)})
+    return Rollout(**{field.name: merged(field.name) for field in dataclasses.fields(Rollout)})
 
 
-def select(whole: Rollout, rows: np.ndarray) -> Rollout:
-    """These rows of a rollout, whole groups in order."""
-    arrays = {f.name: getattr(whole, f.name)[rows] for f in dataclasses.fields(Rollout) if f.name not in _NO_ROWS}
-    components = {name: values[rows] for name, values in whole.components.items()}
-    return dataclasses.replace(whole, **arrays, components=components)
+def select(rollout: Rollout, rows: np.ndarray) -> Rollout:
+    """The given rows of a rollout; they must be whole groups, in order."""
+    names = [field.name for field in dataclasses.fields(Rollout) if field.name not in _NOT_PER_ROW]
+    arrays = {name: getattr(rollout, name)[rows] for name in names}
+    components = {name: values[rows] for name, values in rollout.components.items()}
+    return dataclasses.replace(rollout, **arrays, components=components)
 
 
 def bucket(length: int) -> int:
-    """`length` rounded up to a multiple of a quarter of the power of two below it, at least of 16: few shapes, so few
-    programs, and little padding."""
+    """`length` rounded up to a multiple of a quarter of the power of two below it, and to a multiple of 16.
+
+    This keeps the number of shapes, and so of compiled programs, small, with little padding.
+    """
     step = max(LEAST_WIDTH, 1 << max(0, (length - 1).bit_length() - 3))
     return -(-length // step) * step
 
 
 def join(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and response side by side: int32 [B, S] right-padded with 0, and the lengths [B]."""
+    """Prompts and responses concatenated: int32 [B, S] right-padded with 0, and the lengths [B]."""
     totals = rollout.prompt_lengths + rollout.lengths
     tokens = np.zeros((rollout.rows, bucket(int(totals.max()))), np.int32)
     for row, (prompt, response) in enumerate(zip(rollout.prompt_lengths, rollout.lengths, strict=True)):
@@ -187,10 +199,10 @@ def join(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def columns_of(rollout: Rollout) -> dict[str, np.ndarray]:
-    """The arrays of next-token training for whole rows, `mask` on the response, and what the sampler said [B, S].
+    """The arrays of next-token training, the response `mask`, and the sampler's log-probabilities, each [B, S].
 
-    The target at position i is token i + 1, so a response of n tokens behind a prompt of p is the target of positions
-    p − 1 … p + n − 2.
+    The target at position i is token i + 1, so the n tokens of a response after a prompt of p tokens are the targets of
+    positions p − 1 … p + n − 2.
     """
     tokens, totals = join(rollout)
     index = np.arange(tokens.shape[1])[None]
@@ -209,7 +221,7 @@ def columns_of(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def at_targets(values: np.ndarray, rollout: Rollout, width: int) -> np.ndarray:
-    """Values of response tokens [B, T] moved to where those tokens are targets, [B, width]; 0 elsewhere."""
+    """Moves values of response tokens [B, T] to the positions whose targets they are, [B, width]; 0 elsewhere."""
     moved = np.zeros((rollout.rows, width), values.dtype)
     for row, (prompt, response) in enumerate(zip(rollout.prompt_lengths, rollout.lengths, strict=True)):
         moved[row, prompt - 1 : prompt - 1 + response] = values[row, :response]

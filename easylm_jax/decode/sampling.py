@@ -1,8 +1,8 @@
-"""From logits to tokens: temperature, top-k, top-p, and the log-probability of what was drawn.
+"""Sampling tokens from logits with temperature, top-k and top-p, and the log-probabilities of the sampled tokens.
 
 Nothing here sorts the vocabulary. The thresholds of top-k and top-p are found by bisection over the bit patterns of
-float32 (31 passes, exact), and a token is drawn by inverting the cumulative distribution in two levels, which takes two
-random numbers a row instead of one for each entry of the vocabulary.
+float32 (31 passes, exact). A token is sampled by inverting the cumulative distribution in two levels, which needs two
+random numbers per row instead of one for each vocabulary entry.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-# Entries of the vocabulary in one group of the two-level draw; one vector register's worth on a TPU.
+# Vocabulary entries in one group of the two-level inversion; the size of one vector register on a TPU.
 _GROUP = 128
 
 
 class Mode(NamedTuple):
-    """What a program samples with, fixed when it is compiled; the numbers themselves are arguments."""
+    """The sampling features of a program, fixed at compile time; their numeric values are arguments (`Settings`)."""
 
     greedy: bool = False
     top_k: bool = False
@@ -26,19 +27,19 @@ class Mode(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Numbers of one call: `temperature` and `top_p` float32 scalars, `top_k` an int32 scalar."""
+    """The sampling values of one call: `temperature` and `top_p` float32 scalars, `top_k` an int32 scalar."""
 
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
+    temperature: ArrayLike
+    top_k: ArrayLike
+    top_p: ArrayLike
 
 
-class Drawn(NamedTuple):
-    """One token a row: `token` int32 [B]; the rest float32 [B].
+class SampledTokens(NamedTuple):
+    """One token per row: `token` int32 [B]; the other fields float32 [B].
 
-    `logprob` is that of the distribution drawn from: softmax(logits / temperature), renormalised over what top-k and
-    top-p keep; of a greedy token, softmax(logits). `logprob_untruncated` is softmax(logits) of the token and `entropy`
-    that distribution's, in nats; both are zero unless the mode asks for scores.
+    `logprob` is under the sampling distribution: softmax(logits / temperature), renormalised over the tokens that top-k
+    and top-p keep; for a greedy token it is under softmax(logits). `logprob_untruncated` is under softmax(logits), and
+    `entropy` is the entropy of softmax(logits) in nats; both are zero unless the mode has `scores`.
     """
 
     token: jax.Array
@@ -48,34 +49,35 @@ class Drawn(NamedTuple):
 
 
 def row_keys(seed: jax.Array, prompt: jax.Array, sample: jax.Array) -> jax.Array:
-    """A key for each row from the call's seed, the prompt's number and the sample's number (int32 [B] each).
+    """A random key for each row, from the seed of the call and the prompt and sample numbers (int32 [B] each).
 
-    Threefry by name: other generators draw different numbers for a row when its neighbours change.
+    The Threefry generator is named explicitly: with other generators the random numbers of a row depend on the rows
+    beside it.
     """
     key = jax.random.key(seed, impl="threefry2x32")
     return jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(prompt, sample)
 
 
-def draw(
+def sample_tokens(
     logits: jax.Array, keys: jax.Array, position: jax.Array, settings: Settings, mode: Mode, vocab_used: int
-) -> Drawn:
-    """Draws one token a row.
+) -> SampledTokens:
+    """Samples one token per row.
 
     Args:
         logits: float32 [B, V].
         keys: [B], from `row_keys`.
-        position: int32 [B], the number of the token in its completion, from 0.
+        position: int32 [B], the index of the token in its response, from 0.
         settings: temperature (positive; unused when greedy), top-k and top-p.
         mode: which of them apply.
-        vocab_used: entries from here on are padding of the vocabulary. They are never drawn. Without truncation they
-            do count in the denominator, as they do in training, so that sampler and trainer agree on log-probabilities.
+        vocab_used: entries from this index on are vocabulary padding and are never sampled. Without truncation they
+            still count in the softmax denominator, as in training, so that sampler and trainer log-probabilities agree.
     """
     vocab = logits.shape[-1]
     usable = None if vocab_used == vocab else jnp.arange(vocab) < vocab_used
     if mode.greedy:
         token = jnp.argmax(logits if usable is None else jnp.where(usable, logits, -jnp.inf), axis=-1)
         logprob, entropy = _score(logits, token, with_entropy=mode.scores)
-        return Drawn(token, logprob, logprob if mode.scores else jnp.zeros_like(logprob), entropy)
+        return SampledTokens(token, logprob, logprob if mode.scores else jnp.zeros_like(logprob), entropy)
     scaled = logits / settings.temperature
     largest = scaled.max(axis=-1, keepdims=True)
     p = jnp.exp(scaled - largest)
@@ -92,28 +94,29 @@ def draw(
     token = _invert(p, uniforms)
     logprob = _at(scaled, token) - largest[:, 0] - jnp.log(total)
     if not mode.scores:
-        return Drawn(token, logprob, jnp.zeros_like(logprob), jnp.zeros_like(logprob))
-    return Drawn(token, logprob, *_score(logits, token, with_entropy=True))
+        return SampledTokens(token, logprob, jnp.zeros_like(logprob), jnp.zeros_like(logprob))
+    return SampledTokens(token, logprob, *_score(logits, token, with_entropy=True))
 
 
-def keep_top_k(p: jax.Array, k: jax.Array) -> jax.Array:
+def keep_top_k(p: jax.Array, k: ArrayLike) -> jax.Array:
     """`p` [B, V], values in [0, 1], with all but the k largest of each row set to 0. Ties with the k-th are kept."""
     k = jnp.minimum(k, p.shape[-1]).astype(jnp.float32)
     return jnp.where(p >= _threshold(p, jnp.ones_like(p), k), p, 0.0)
 
 
-def keep_top_p(p: jax.Array, share: jax.Array) -> jax.Array:
-    """`p` [B, V] cut to the fewest largest values that hold `share` of the row's sum. Ties with the last are kept."""
+def keep_top_p(p: jax.Array, share: ArrayLike) -> jax.Array:
+    """`p` [B, V] with only the fewest largest values that sum to `share` of the row; ties with the last are kept."""
     return jnp.where(p >= _threshold(p, p, share * p.sum(axis=-1, keepdims=True)), p, 0.0)
 
 
-def _threshold(p: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array:
-    """[B, 1]: the largest t for which the weights where p ≥ t sum to at least `wanted`; p in [0, 1].
+def _threshold(p: jax.Array, weights: jax.Array, wanted: ArrayLike) -> jax.Array:
+    """[B, 1]: the largest t such that the weights where p ≥ t sum to at least `wanted`; p in [0, 1].
 
-    Non-negative floats are ordered as their bits are, so bisection over the bits ends at an exact value of `p`.
+    Non-negative floats have the same order as their bit patterns, so bisection over the bits ends at an exact value of
+    `p`.
     """
     low = jnp.zeros((p.shape[0], 1), jnp.int32)
-    high = jnp.full_like(low, 0x3F800001)  # the next float above 1: nothing is left there
+    high = jnp.full_like(low, 0x3F800001)  # the next float above 1, which keeps nothing
 
     def halve(_, bounds):
         low, high = bounds
@@ -127,9 +130,10 @@ def _threshold(p: jax.Array, weights: jax.Array, wanted: jax.Array) -> jax.Array
 
 
 def _invert(p: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """int32 [B]: a column of `p` [B, V] drawn in proportion to it, by two numbers [B, 2] in [0, 1).
+    """int32 [B]: a column of `p` [B, V] sampled with probability proportional to p, from uniforms [B, 2] in [0, 1).
 
-    First a group of columns, then one of the group: each cumulative sum is short, hence exact to a few roundings.
+    First a group of columns is chosen, then a column of the group: each cumulative sum is short and so has a small
+    rounding error.
     """
     groups = jnp.pad(p, ((0, 0), (0, -p.shape[-1] % _GROUP))).reshape(p.shape[0], -1, _GROUP)
     group = _invert_short(groups.sum(axis=-1), uniforms[:, 0])
@@ -139,7 +143,7 @@ def _invert(p: jax.Array, uniforms: jax.Array) -> jax.Array:
 
 def _invert_short(p: jax.Array, uniform: jax.Array) -> jax.Array:
     total = jnp.cumsum(p, axis=-1)
-    # `p > 0`: a sum that rounding moved by one unit must not select what has no probability.
+    # `p > 0`: a rounding error of the sum must not select a token of probability 0.
     hit = (total > uniform[:, None] * total[:, -1:]) & (p > 0)
     return jnp.where(hit.any(axis=-1), jnp.argmax(hit, axis=-1), jnp.argmax(p, axis=-1)).astype(jnp.int32)
 

@@ -1,8 +1,8 @@
-"""Judges finished models on held-out prompts, and says in one table what that gave.
+"""Evaluates finished models on held-out prompts and writes one table.
 
-    models x tasks → answers → verdicts, one for each prompt → table.json, samples.jsonl, report.html
+    models x tasks → responses → scores, one for each prompt → table.json, samples.jsonl, report.html
 
-Every model answers the same prompts with the same seeds, so that differences are taken prompt by prompt.
+All models are given the same prompts with the same seeds, so differences are computed prompt by prompt (paired).
 """
 
 from easylm_jax.evaluate.stage import evaluate

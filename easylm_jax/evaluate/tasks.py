@@ -1,22 +1,23 @@
-"""Benchmarks by name: where their prompts are, how they are asked, and what judges the answers.
+"""Benchmarks by name: their prompts, sampling settings and verifiers.
 
     easylm eval runs/quickstart/sft --task ifbench --data IFBench_test.jsonl
     Evaluate("table", tasks=(tasks.gsm8k(tokenizer, "tulu"), tasks.ifbench(tokenizer, "tulu")), …)
 
-Each is a function of a tokenizer and a chat template, since a prompt is only a prompt once it is rendered for a model.
-`path` puts other prompts (a file with the same columns) in the place of the published set.
+Each is a function of a tokenizer and a chat template, since prompts are rendered for a model. `path` replaces the
+published set by a file with the same columns.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from easylm_jax.config import DataSpec, Sampling, Source, Task
 
-PROMPT = 2048  # tokens; longer prompts would be left out, and there are none
+PROMPT = 2048  # maximum prompt length in tokens; no prompt of these sets is longer
 
-# Prompts and instructions of the two files, and instructions in the groups of Table 2 (spec ifbench §3, §6.4).
+# Number of prompts, of instructions, and of instructions in the groups of Table 2 (spec ifbench §3, §6.4).
 IFEVAL = (541, 834, {"case": 89, "detectable": 210, "keywords": 163, "length": 143})
 IFBENCH = (300, 344, {"count": 65, "format": 98, "words": 89, "sentence": 28})
 GROUPS = {
@@ -26,31 +27,31 @@ GROUPS = {
 
 
 def gsm8k(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """Grade-school maths: 1,319 problems asked alone, greedy, 512 tokens; the last number decides (spec tulu3 §6.1)."""
+    """GSM8K: 1,319 problems, zero-shot, greedy, 512 tokens; the last number is the answer (spec tulu3 §6.1)."""
     source = Source(path) if path else Source("hf:openai/gsm8k:test", subset="main")
     return Task("GSM8K", _prompts(source, tokenizer, template, "answer"), "gsm8k", Sampling(512, temperature=0.0))
 
 
 def math500(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """MATH-500, greedy, 3,072 tokens, by the grader of Spurious Rewards (spec spurious_rewards §6)."""
+    """MATH-500, greedy, 3,072 tokens, with the grader of Spurious Rewards (spec spurious_rewards §6)."""
     source = Source(path) if path else Source("hf:HuggingFaceH4/MATH-500:test")
     return _competition("MATH-500", source, tokenizer, template, Sampling(3072, temperature=0.0), 1)
 
 
 def amc(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """83 problems of the AMC: the mean of 8 answers at temperature 0.6, and whether any is right (spec spurious §6)."""
+    """83 problems of the AMC: the mean over 8 responses at temperature 0.6, and pass@8 (spec spurious §6)."""
     source = Source(path) if path else Source("hf:AI-MO/aimo-validation-amc")
     return _competition("AMC", source, tokenizer, template, Sampling(3072, temperature=0.6), 8)
 
 
 def aime2024(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """30 problems of AIME 2024, asked as the AMC's are."""
+    """30 problems of AIME 2024, with the settings of `amc`."""
     source = Source(path) if path else Source("hf:HuggingFaceH4/aime_2024")
     return _competition("AIME 2024", source, tokenizer, template, Sampling(3072, temperature=0.6), 8)
 
 
 def aime2025(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """30 problems of AIME 2025, asked as the AMC's are; later than the models of the papers."""
+    """30 problems of AIME 2025, with the settings of `amc`; published after the models of the papers."""
     source = Source(path) if path else Source("hf:math-ai/aime25:test")
     return _competition("AIME 2025", source, tokenizer, template, Sampling(3072, temperature=0.6), 8)
 
@@ -75,11 +76,12 @@ def instructions(
     name: str, source: Source, tokenizer: str, template: str,
     sizes: tuple[int, int, dict[str, int]] | None = None, *, categories: bool = False, version: str = "r26",
 ) -> Task:  # fmt: skip
-    """Prompts with verifiable instructions, greedy, 2,048 tokens: the share of prompts that are followed, loose.
+    """Prompts with verifiable instructions, greedy, 2,048 tokens; the score is prompt-level loose accuracy.
 
-    Beside it strict, and where the `sizes` of the set are known (prompts, instructions, instructions by group) by
-    instruction, and with `categories` by group: the mean over prompts of those followed, times prompts over
-    instructions. `version` is that of the checks ("r26": IFBench's package 0.2.0).
+    Further columns: prompt-level strict accuracy; with `sizes` (prompts, instructions, instructions by group) the
+    instruction-level accuracy; and with `categories` the accuracy of each group. Instruction-level accuracies are means
+    over prompts of the number of instructions followed, times prompts / instructions. `version` is that of the
+    verifiers ("r26": IFBench's package 0.2.0).
     """
     also = [("strict", f"instructions({version!r}, 'strict', 'prompt')")]
     if sizes is not None:
@@ -96,7 +98,7 @@ def instructions(
 def _competition(
     name: str, source: Source, tokenizer: str, template: str, sampling: Sampling, samples: int
 ) -> Task:  # fmt: skip
-    """A set of problems with short answers; how many answers argue in Python stands beside (spec spurious §6)."""
+    """Problems with short answers; a further column is the share of responses with Python (spec spurious §6)."""
     data = _prompts(source, tokenizer, template, "answer")
     also = (("python", "python"),)
     return Task(name, data, "math(style='spurious')", sampling, samples=samples, also=also)
@@ -106,8 +108,8 @@ def _prompts(source: Source, tokenizer: str, template: str, *keep: str) -> DataS
     return DataSpec((source,), tokenizer, PROMPT, kind="prompts", template=template, keep=keep)
 
 
-def asked(task: Task, **changes: object) -> Task:
-    """The task with other sampling, such as `max_new_tokens=10_240, stop_strings=("</answer>",)`."""
+def with_sampling(task: Task, **changes: Any) -> Task:
+    """The task with changed sampling settings, such as `max_new_tokens=10_240, stop_strings=("</answer>",)`."""
     return dataclasses.replace(task, sampling=dataclasses.replace(task.sampling, **changes))
 
 

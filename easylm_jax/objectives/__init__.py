@@ -1,4 +1,4 @@
-"""Pure mathematics of training: every objective maps parameters and a batch to sums (`easylm_jax.train.step.Loss`)."""
+"""Losses and objectives: pure functions. An objective maps parameters and a batch to sums (`objectives.base.Loss`)."""
 
 from easylm_jax.objectives.estimators import (
     adaptive_kl,

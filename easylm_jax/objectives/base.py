@@ -1,4 +1,4 @@
-"""What an objective is: a function from parameters and a batch to sums and their denominators."""
+"""The protocol of objectives: functions from parameters and a batch to sums and their denominators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 from models.model import Auxiliary
 
-FORWARD = ("tokens", "targets", "segment_ids", "positions")  # what a model reads of a batch
+FORWARD = ("tokens", "targets", "segment_ids", "positions")  # the columns of a batch that a forward pass reads
 
 
 PyTree = Any
@@ -17,11 +17,14 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Loss(NamedTuple):
-    """`total` is a sum of losses, `denominator` what the whole batch's sum is divided by (both float32 scalars).
+    """The result of an objective on a micro-batch: sums, which are added over micro-batches before they are divided.
 
-    `metrics` maps a name to a (sum, count) pair; the pairs are added over micro-batches and divided at the end. Where
-    the count is 0 the sum itself is reported (totals, such as the number of trained tokens). `auxiliary` are the losses
-    that the model's layers report: each adds weight · Σ total / Σ count to the mean.
+    Attributes:
+        total: the sum of the losses, float32 scalar.
+        denominator: the divisor of the total; the batch's loss is Σ total / Σ denominator. float32 scalar.
+        metrics: (sum, count) pairs by name. With a count of 0 the sum itself is reported (totals, such as the number of
+            trained tokens).
+        auxiliary: losses that the model's layers report; each adds weight · Σ total / Σ count to the batch's loss.
     """
 
     total: jax.Array
@@ -31,6 +34,6 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """What a stage minimises. `frozen` holds arrays that take part but are not trained (a reference model, a base)."""
+    """The function that a stage minimises. `frozen` holds arrays that are not trained (a reference, a LoRA base)."""
 
     def __call__(self, params: PyTree, batch: Batch, key: jax.Array, frozen: PyTree) -> Loss: ...

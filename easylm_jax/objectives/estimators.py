@@ -1,6 +1,6 @@
-"""Advantages, returns and divergences: what reinforcement learning computes from a rollout before it updates.
+"""Advantages, returns and KL estimates, which reinforcement learning computes from a rollout before its updates.
 
-Everything here is data to the losses: the callers pass it on without a gradient.
+The losses treat all of them as constants, without gradient.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def gae(
     """Generalised advantage estimation (Schulman et al. 2016, eq. 11–16): advantages and returns, both [B, T].
 
     δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γ λ A_{t+1}, where t + 1 is the next token in the mask; returns are
-    A_t + V_t. After the last token the value is 0, for a truncated response too (spec tulu25 §4.4 step 7).
+    A_t + V_t. The value after the last token is 0, also for a truncated response (spec tulu25 §4.4 step 7).
 
     Args:
         rewards: [B, T], one for each response token.
         values: [B, T], the value before each token was chosen.
-        mask: [B, T], 1 on response tokens. What stands elsewhere does not matter; tokens that the policy did not choose
-            (a tool's output in the middle of a response) are passed over.
-        gamma: discount for each token.
-        lam: λ, 1 for Monte Carlo returns, 0 for one-step errors.
+        mask: [B, T], 1 on response tokens. Values outside the mask are ignored; tokens that the policy did not sample
+            (tool output within a response) are skipped.
+        gamma: discount factor per token.
+        lam: λ; 1 gives Monte Carlo returns, 0 one-step TD errors.
     """
     mask = jnp.asarray(mask) > 0
     rewards, values = masked(as_float(rewards), mask), masked(as_float(values), mask)
@@ -68,10 +68,10 @@ def kl_estimate(
         logprobs: of the policy.
         reference_logprobs: of the frozen reference at the same tokens.
         kind: one of the above.
-        old_logprobs: for k4, of the policy that sampled the tokens; left out, it is the policy itself: ρ is 1 and
-            has a gradient.
+        old_logprobs: for k4, of the policy that sampled the tokens; by default the policy itself, so that ρ is 1 with
+            a gradient.
 
-    Equal inputs give exactly 0. In k3, |d| counts as 40 at most.
+    Equal inputs give exactly 0. In k3, d is clipped to ±40.
     """
     logprobs, reference = as_float(logprobs), as_float(reference_logprobs)
     d = logprobs - reference
@@ -94,9 +94,9 @@ def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True, eps: float
     Args:
         x: advantages or rewards, [B, T].
         mask: [B, T], 1 on the tokens that count.
-        shift_mean: False puts the mean back afterwards, so that only the scale changes.
-        eps: added to the variance: 1e-6 for Tülu 2.5 (spec tulu25 §4.4 step 8), 1e-8 for Tülu 3.
-        ddof: 1 divides the sum of squares by n − 1. A single token has variance 0, not 0 / 0.
+        shift_mean: if False, the mean is added back, so that only the scale changes.
+        eps: added to the variance; 1e-6 for Tülu 2.5 (spec tulu25 §4.4 step 8), 1e-8 for Tülu 3.
+        ddof: 1 divides the sum of squares by n − 1. The variance of a single token is 0, not 0 / 0.
     """
     x, mask = as_float(x), jnp.asarray(mask)
     count = (mask > 0).sum().astype(x.dtype)
@@ -107,18 +107,18 @@ def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True, eps: float
 
 
 def group_advantages(rewards: ArrayLike, kind: AdvantageKind, *, eps: float = 1e-8) -> jax.Array:
-    """Advantages of responses against the others that answer the same prompt.
+    """Advantages of responses relative to the other responses to the same prompt; the shape of `rewards`.
 
     Args:
         rewards: [groups, samples], one for each response.
-        kind: with μ the group's mean and S its samples,
+        kind: with μ the mean of the group and S its samples,
             "grpo": (r − μ) / (σ + eps), σ with S − 1 (DeepSeekMath 2024; spec tulu3 §5.3, spurious_rewards §6);
             "standard": the same with σ over S (spec tulu3 §5.4);
             "mean", "dr_grpo": r − μ (Dr. GRPO 2025, which also divides the loss by a constant: see `grpo_loss`);
-            "rloo": r less the mean of the other S − 1 (Ahmadian et al. 2024), which is (r − μ) S / (S − 1).
+            "rloo": r minus the mean of the other S − 1 (Ahmadian et al. 2024), which is (r − μ) S / (S − 1).
         eps: added to σ.
 
-    A group whose rewards are all equal has advantages of exactly 0, as has a group of one.
+    The advantages of a zero-variance group, and of a group of one, are exactly 0.
     """
     rewards = as_float(rewards)
     samples = rewards.shape[-1]
@@ -133,7 +133,7 @@ def group_advantages(rewards: ArrayLike, kind: AdvantageKind, *, eps: float = 1e
         advantages = centred * (samples / others)
     else:
         raise UserError(f"advantages: no kind {kind!r}; choose grpo, standard, mean, dr_grpo or rloo")
-    # The mean of equal numbers may be off by a rounding, which a division by σ ≈ 0 would blow up to order 1.
+    # The mean of equal numbers may have a rounding error, which the division by σ ≈ 0 would amplify to order 1.
     equal = rewards.max(axis=-1, keepdims=True) == rewards.min(axis=-1, keepdims=True)
     return jnp.where(equal, jnp.zeros_like(advantages), advantages)
 
@@ -143,7 +143,7 @@ def adaptive_kl(
 ) -> jax.Array:
     """The KL coefficient for the next rollout: β (1 + rate · clip(observed / target − 1, ±limit)).
 
-    Ziegler et al. 2019, §2.2. `observed` and `target` are KL a response, in nats. A non-finite observation leaves β.
+    Ziegler et al. 2019, §2.2. `observed` and `target` are KL per response, in nats. A non-finite observation keeps β.
     """
     beta, observed = as_float(beta), as_float(observed)
     error = jnp.clip(observed / target - 1.0, -limit, limit)
@@ -151,9 +151,9 @@ def adaptive_kl(
 
 
 def explained_variance(values: ArrayLike, returns: ArrayLike, mask: ArrayLike) -> jax.Array:
-    """1 − Var(returns − values) / Var(returns) over the mask; 1 is a perfect value model, 0 one that knows the mean.
+    """1 − Var(returns − values) / Var(returns) over the mask; 1 for a perfect value model, 0 for a constant one.
 
-    Returns that do not vary cannot be explained: the answer is 0 then.
+    It is 0 if the returns have no variance.
     """
     values, returns, mask = as_float(values), as_float(returns), jnp.asarray(mask)
     count = jnp.maximum((mask > 0).sum(), 1).astype(returns.dtype)

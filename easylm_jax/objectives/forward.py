@@ -1,4 +1,4 @@
-"""The forward pass of a model over a batch: the one place where objectives run one."""
+"""The forward pass of a model over a batch, shared by all objectives."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from models.model import Model, Output, Params
 
 
 def forward(model: Model, params: Params, batch: Batch, *, dropout_key: jax.Array | None = None) -> Output:
-    """Hidden states [B, S, d] of a batch of packed rows, and the losses that the layers report beside them.
+    """Hidden states [B, S, d] of a batch of packed rows, and the auxiliary losses of the layers.
 
-    An objective hands `Output.aux` on in its `Loss`, so that a mixture of experts trains its router under every
-    objective; scores of a model that is not trained leave it.
+    Objectives pass `Output.aux` on in their `Loss`, so that a mixture of experts trains its router under every
+    objective; forward passes of models that are not trained ignore it.
     """
     return model(
         params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"],

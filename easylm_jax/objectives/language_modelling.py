@@ -17,19 +17,19 @@ Reduction = Literal["token", "sequence_sum"]
 def language_modelling(
     model: Model, *, z_loss: float = 0.0, reduction: Reduction = "token", dropout: bool = False
 ) -> Objective:
-    """Σ w_t (−log p(target_t) + z · logsumexp_t²) over a batch's weighted tokens, and what to divide it by.
+    """The loss Σ w_t (−log p(target_t) + z · logsumexp_t²) over the tokens of a batch, with its denominator.
 
     Args:
-        model: the decoder to train.
+        model: the model to train.
         z_loss: weight z of the squared log-normaliser, which keeps logits from drifting (OLMo 2 §3.3.3).
-        reduction: "token" divides by Σ w, so that every trained token counts the same however rows are packed.
-            "sequence_sum" divides by the number of documents with a trained token: Tülu 3's `sum` reduction at one
-            sequence a micro-batch (spec tulu3 §2.1).
-        dropout: whether the model's configured dropout is on.
+        reduction: "token" divides by Σ w, so that every trained token has the same weight however rows are packed.
+            "sequence_sum" divides by the number of documents with a trained token: Tülu 3's `sum` reduction with one
+            sequence per micro-batch (spec tulu3 §2.1).
+        dropout: whether the model's configured dropout is enabled.
 
     The batch has `tokens`, `targets`, `segment_ids`, `positions` (int32 [B, S]) and `loss_weights` (float32 [B, S]).
-    Metrics: `cross_entropy` and `accuracy` a trained token, `entropy` of the predictions in nats, `z_loss` before its
-    weight, `trained_tokens`, and `tokens` that are not padding.
+    Metrics: `cross_entropy` and `accuracy` per trained token, `entropy` of the predictions in nats, `z_loss` before its
+    weight, `trained_tokens`, and `tokens` without padding.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
@@ -54,10 +54,10 @@ def language_modelling(
 
 
 def trained_documents(segment_ids: jax.Array, weights: jax.Array) -> jax.Array:
-    """How many documents of packed rows have at least one trained token; float32 scalar.
+    """The number of documents of packed rows that have a trained token; float32 scalar.
 
-    A document's trained tokens need not be contiguous, but its segment is: one is counted where a trained token has no
-    trained token of the same segment before it in its row.
+    A document is counted at its first trained token: one without an earlier trained token of its segment in the row.
+    The trained tokens of a document need not be contiguous, but its segment is.
     """
     trained = weights > 0
     index = jnp.arange(segment_ids.shape[1])[None]

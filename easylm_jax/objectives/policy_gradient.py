@@ -1,8 +1,8 @@
-"""Losses of PPO, GRPO and their relatives, on log-probabilities of sampled tokens (spec tulu25 §4.4, tulu3 §5).
+"""The losses of PPO, GRPO and their variants, on log-probabilities of sampled tokens (spec tulu25 §4.4, tulu3 §5).
 
-Each returns a sum, what a whole batch's sum is divided by, and metrics as (sum, count), so that micro-batches, hosts
-and packed rows add up exactly. Behaviour log-probabilities, advantages, old values and returns are data: no gradient
-flows into them. What stands outside a mask does not matter, even if it is not finite.
+Each returns a sum, its denominator for the whole batch, and metrics as (sum, count), so that micro-batches, hosts and
+packed rows add up exactly. Behaviour log-probabilities, advantages, old values and returns are constants: no gradient
+flows into them. Values outside a mask are ignored, even if they are not finite.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Aggregation = Literal["token", "sequence", "dr_grpo", "bnpo"]
 def final_scores(
     scores: ArrayLike, ended: ArrayLike, *, missing_end: float | None = -10.0, gain: float = 1.0, bias: float = 0.0
 ) -> jax.Array:
-    """Scores [B] as they enter the rewards: a response that never ended has `missing_end` in place of its own.
+    """Final rewards [B] from scores: `missing_end` replaces the score of a truncated response, then gain and bias.
 
     Args:
         scores: [B], of the reward model or a verifier.
-        ended: [B], whether the sampler saw an end token (or a stop string); not found by comparing token ids.
-        missing_end: −10 for PPO, 0 for GRPO (spec tulu25 §4.4 step 4, tulu3 §5.1); None leaves every score.
-        gain, bias: gain · score + bias, after that.
+        ended: [B], whether the sampler saw an end token or a stop string; not found by comparing token ids.
+        missing_end: −10 for PPO, 0 for GRPO (spec tulu25 §4.4 step 4, tulu3 §5.1); None keeps every score.
+        gain, bias: the result is gain · score + bias.
     """
     scores = as_float(scores)
     if missing_end is not None:
@@ -40,14 +40,14 @@ def final_scores(
     return gain * scores + bias
 
 
-def token_rewards(scores: ArrayLike, kl: ArrayLike, lengths: ArrayLike, *, beta: ArrayLike) -> jax.Array:
-    """float32 [B, T]: −β kl at every response token, and the score added at the last one; 0 beyond the length.
+def token_rewards(scores: ArrayLike, kl: ArrayLike, lengths: ArrayLike, *, beta: float | jax.Array) -> jax.Array:
+    """Per-token rewards, float32 [B, T]: −β kl at each response token, plus the score at the last; 0 beyond the length.
 
     Args:
-        scores: [B], whole responses' scores; fractions survive.
-        kl: [B, T], an estimate for each token (`kl_estimate`).
-        lengths: int [B], response tokens with the end token. A response of length 0 has nowhere to put its score.
-        beta: coefficient, nats to reward; 0.05 for Tülu 2.5.
+        scores: [B], final rewards of whole responses; they are not rounded.
+        kl: [B, T], a KL estimate for each token (`kl_estimate`).
+        lengths: int [B], response tokens including the end token. The score of a response of length 0 is dropped.
+        beta: the KL coefficient, in units of reward per nat; 0.05 for Tülu 2.5.
     """
     scores, kl, lengths = as_float(scores), as_float(kl), jnp.asarray(lengths)[:, None]
     index = jnp.arange(kl.shape[1])[None]
@@ -63,9 +63,9 @@ class _Surrogate(NamedTuple):
 
 
 def _clipped(log_ratio, advantages, clip_low, clip_high, dual_clip) -> _Surrogate:
-    """max(−A ρ, −A clip(ρ, 1 − low, 1 + high)), and where the bounds act.
+    """max(−A ρ, −A clip(ρ, 1 − low, 1 + high)), and where the bounds are active.
 
-    Written as a choice, not a maximum: on a bound itself a maximum of equals would halve the gradient.
+    It uses `where` instead of `maximum`, whose gradient at ties (ρ exactly at a bound) would be halved.
     """
     ratio = bounded_exp(log_ratio)
     low = (advantages < 0) & (ratio < 1.0 - clip_low)
@@ -94,19 +94,19 @@ def ppo_loss(
     With ρ = exp(logprobs − old_logprobs), a token costs max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)).
 
     Args:
-        logprobs: [B, T] under the parameters that are trained.
-        old_logprobs: [B, T], stored when the tokens were sampled, and the same in every epoch over them.
+        logprobs: [B, T] under the trained parameters.
+        old_logprobs: [B, T], of the parameters before the updates; the same in every epoch over a rollout.
         advantages: [B, T].
         mask: [B, T], 1 on response tokens.
-        clip_low, clip_high: how far ρ may fall and rise and still have a gradient; infinity turns a side off.
-        dual_clip: a bound c > 1 on ρ where A < 0, beyond which the loss stays at −c A (Ye et al. 2020).
-        weights: [B, T] factors of the policy loss (`importance_weights`).
+        clip_low, clip_high: the clip range of ρ below and above 1; infinity disables a side.
+        dual_clip: a bound c > 1 on ρ for A < 0, beyond which the loss is −c A (Ye et al. 2020).
+        weights: [B, T], factors of the policy loss (`importance_weights`).
         entropy: [B, T], of the policy in nats, for the metrics only.
 
     Returns:
-        The loss's sum, the number of response tokens, and metrics a token: `policy_loss`, `ratio`, `clip_fraction`,
-        `clip_fraction_low`, `clip_fraction_high` (where the bound acts, by side), `approx_kl` (from the sampling
-        policy to this one: k3 of the ratio), and `entropy` where given.
+        The sum of the loss, the number of response tokens, and metrics per token: `policy_loss`, `ratio`,
+        `clip_fraction`, `clip_fraction_low`, `clip_fraction_high` (share of clipped tokens, by side), `approx_kl`
+        (KL(old ‖ new), k3 of the ratio), and `entropy` if given.
     """
     logprobs, mask = as_float(logprobs), jnp.asarray(mask)
     fixed = (as_float(x) for x in (old_logprobs, advantages, 1.0 if weights is None else weights))
@@ -138,12 +138,12 @@ def _policy_metrics(losses, log_ratio, surrogate: _Surrogate, mask, entropy) -> 
 
 
 def _k3(log_ratio: jax.Array) -> jax.Array:
-    """ρ − 1 − log ρ: an estimate, from tokens of the old policy, of KL(old ‖ new)."""
+    """ρ − 1 − log ρ: an estimate of KL(old ‖ new) from tokens sampled by the old policy."""
     return kl_estimate(-log_ratio, 0.0, "k3")
 
 
 def _sums(values: dict[str, jax.Array], mask: jax.Array) -> Sums:
-    """Each value's sum over the mask, and the number of its tokens; no gradients."""
+    """(sum, count) of each value over the mask, without gradients."""
     count = _count(mask)
     shape = mask.shape
     return {
@@ -158,25 +158,25 @@ def value_loss(
     """½ max((V − G)², (clip(V, V_old ± clip) − G)²), summed over response tokens (spec tulu25 §4.4 step 9).
 
     Args:
-        values: [B, T] under the parameters that are trained.
-        old_values: [B, T], stored with the rollout.
+        values: [B, T] under the trained parameters.
+        old_values: [B, T], of the parameters before the updates.
         returns: [B, T], the targets G.
         mask: [B, T], 1 on response tokens.
-        clip: how far a value may move from the old one; None for a plain squared error.
+        clip: the clip range around the old value; None for a plain squared error.
 
     Returns:
-        The sum (the ½ in it), the number of response tokens, and metrics a token: `value_loss`, `value`, `return`,
-        `value_error` (V − G), `value_clip_fraction`.
+        The sum (including the ½), the number of response tokens, and metrics per token: `value_loss`, `value`,
+        `return`, `value_error` (V − G), `value_clip_fraction`.
     """
     values, mask = as_float(values), jnp.asarray(mask)
     old, returns = jax.lax.stop_gradient((as_float(old_values), as_float(returns)))
-    # Zeros outside the mask before anything is squared: 0 · NaN in a gradient is NaN.
+    # Zero outside the mask before squaring, since 0 · NaN in a gradient is NaN.
     values, old, returns = (masked(x, mask) for x in (values, old, returns))
     squares = (values - returns) ** 2
     acts = jnp.zeros_like(squares, bool)
     if clip is not None:
         clipped = (jnp.clip(values, old - clip, old + clip) - returns) ** 2
-        # Inside the bounds both squares are equal; there the plain one carries the gradient.
+        # Within the clip range both squares are equal, and the unclipped one carries the gradient.
         acts = clipped > squares
         squares = jnp.where(acts, clipped, squares)
     losses = 0.5 * squares
@@ -202,23 +202,23 @@ def importance_weights(
     level: Literal["token", "sequence"] = "token",
     segment_ids: ArrayLike | None = None,
 ) -> tuple[jax.Array, Sums]:
-    """Weights that correct for a sampler whose probabilities are not the trainer's (spec tulu3 §5.4).
+    """Importance weights that correct the difference between sampler and trainer probabilities (spec tulu3 §5.4).
 
-    w = clip(ρ, low, high), and 0 where ρ is outside [drop_below, drop_above]; ρ = exp(old_logprobs − sampler_logprobs),
-    its logarithm within ±10. `high` alone is truncated importance sampling.
+    w = clip(ρ, low, high), and 0 if ρ is outside [drop_below, drop_above]; ρ = exp(old_logprobs − sampler_logprobs),
+    with its logarithm clipped to ±10. With `high` alone it is truncated importance sampling.
 
     Args:
-        old_logprobs: [N, T], the trainer's, of the parameters that sampled.
-        sampler_logprobs: [N, T], the sampler's.
+        old_logprobs: [N, T], computed by the trainer before the updates.
+        sampler_logprobs: [N, T], computed by the sampler.
         mask: [N, T], 1 on response tokens.
         low, high: bounds of the weights.
-        drop_below, drop_above: beyond these a token counts nothing.
-        level: "sequence" gives all tokens of a response its geometric mean.
-        segment_ids: [N, T] where rows are packed; each segment is a response.
+        drop_below, drop_above: tokens with a ratio outside these bounds have weight 0.
+        level: "sequence" uses the geometric mean of the ratios of a response for all its tokens.
+        segment_ids: [N, T] for packed rows; each segment is a response.
 
     Returns:
-        Weights [N, T] without gradient, 0 outside the mask, and metrics a token: `sampler_ratio`, `sampler_kl`
-        (k3 of sampler to trainer), `weight`, `weight_clipped`, `weight_dropped` (shares).
+        Weights [N, T] without gradient, 0 outside the mask, and metrics per token: `sampler_ratio`, `sampler_kl`
+        (KL(sampler ‖ trainer), k3), `weight`, `weight_clipped`, `weight_dropped` (shares).
     """
     mask = jnp.asarray(mask)
     gap = masked(jax.lax.stop_gradient(as_float(old_logprobs) - as_float(sampler_logprobs)), mask)
@@ -259,35 +259,40 @@ def grpo_loss(
     segment_ids: ArrayLike | None = None,
     entropy: ArrayLike | None = None,
 ) -> Result:
-    """GRPO's loss and its variants: how tokens are added up and what ratio is clipped are choices of their own.
+    """The GRPO loss and its variants, with a choice of aggregation, ratio and surrogate.
 
-    A token costs w · max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)) + β kl.
+    The loss of a token is w · max(−A ρ, −A clip(ρ, 1 − clip_low, 1 + clip_high)) + β kl.
 
     Args:
-        logprobs: [N, T] under the parameters that are trained.
-        old_logprobs: [N, T], stored when the tokens were sampled.
-        advantages: [N], one for each response (`group_advantages`), or [N, T] where rows are packed.
+        logprobs: [N, T] under the trained parameters.
+        old_logprobs: [N, T], of the parameters before the updates.
+        advantages: [N], one for each response (`group_advantages`), or [N, T] for packed rows.
         mask: [N, T], 1 on response tokens.
         clip_low, clip_high: as in `ppo_loss`.
-        aggregation: what the batch's sum is divided by. "token": all response tokens (DAPO). "sequence": each
-            response's mean, over the responses that have a token (GRPO as published). "dr_grpo": `constant` tokens for
-            each response, so that long ones are not favoured. "bnpo": the tokens of this call, so that micro-batches
-            have equal weight whatever they hold (the released Tülu 3.1 and OLMo 2 models, spec tulu3 §5.3). With
-            `bnpo_rows` it is the mean over micro-batches of so many rows; without, it depends on how a batch is cut.
-        reference_logprobs: [N, T] of the reference; needed where beta is not 0, and otherwise measured only.
-        beta: coefficient of the divergence from the reference; it has a gradient here.
-        kl: its estimator.
-        ratio: "sequence" clips exp of the response's mean log-ratio (GSPO, Zheng et al. 2025).
-        surrogate: "cispo" has −A min(ρ, 1 + clip_high) log π with a fixed ratio in place of the clipped term
-            (MiniMax-M1 2025): every token keeps a gradient.
-        dual_clip, weights, entropy: as in `ppo_loss`. Weights do not touch the divergence.
-        constant: tokens, for "dr_grpo"; left out, T.
-        bnpo_rows: rows of a micro-batch, for "bnpo": N is a multiple of it. Every micro-batch with a token counts one,
-            so that sums over calls add up exactly. Left out, all rows of the call are one.
-        segment_ids: [N, T] where rows are packed; each segment is a response.
+        aggregation: the mean that is taken. "token": over all response tokens (DAPO). "sequence": over the tokens of
+            each response, then over the responses that have a token (GRPO as published). "dr_grpo": the sum divided by
+            `constant` tokens per response, so that long responses are not favoured. "bnpo": over the tokens of this
+            call, so that micro-batches have equal weight (the released Tülu 3.1 and OLMo 2 models, spec tulu3 §5.3);
+            with `bnpo_rows` it is the mean over micro-batches of that many rows, without it depends on how a batch is
+            split.
+        reference_logprobs: [N, T] of the reference; required if beta is not 0, otherwise for the metric `kl` only.
+        beta: the KL coefficient; the KL term has a gradient here.
+        kl: the KL estimator (`kl_estimate`).
+        ratio: "sequence" clips exp of the mean log-ratio of a response (GSPO, Zheng et al. 2025).
+        surrogate: "cispo" replaces the clipped term by −A min(ρ, 1 + clip_high) log π with a constant ratio
+            (MiniMax-M1 2025), so that every token keeps a gradient.
+        dual_clip, weights, entropy: as in `ppo_loss`. Weights do not affect the KL term.
+        constant: tokens, for "dr_grpo"; by default T.
+        bnpo_rows: rows of a micro-batch, for "bnpo"; must divide N. Every micro-batch with a token counts one, so that
+            sums over calls add up exactly. By default all rows of the call are one micro-batch.
+        segment_ids: [N, T] for packed rows; each segment is a response.
 
     Returns:
-        The loss's sum, its denominator, and the metrics of `ppo_loss` a token, with `kl` where there is a reference.
+        The sum of the loss, its denominator, and the metrics of `ppo_loss` per token, with `kl` if there is a
+        reference.
+
+    Raises:
+        UserError: an unknown choice, `beta` without a reference, or `bnpo_rows` that do not divide N.
     """
     logprobs, mask = as_float(logprobs), jnp.asarray(mask)
     fixed = (as_float(x) for x in (old_logprobs, advantages, 1.0 if weights is None else weights))
@@ -310,7 +315,7 @@ def grpo_loss(
         metrics |= _sums({"kl": divergence}, mask)
         losses = losses + beta * divergence
     elif beta:
-        raise UserError(f"grpo: beta is {beta}, but there are no reference log-probabilities")
+        raise UserError(f"grpo: beta is {beta}, but there are no reference log-probabilities; pass reference_logprobs")
     return *_aggregate(losses, sequences, aggregation, constant, bnpo_rows), metrics
 
 
@@ -329,7 +334,7 @@ def _cispo(ratio: jax.Array, advantages: jax.Array, logprobs: jax.Array, clip_hi
 def _aggregate(
     losses: jax.Array, sequences: Sequences, aggregation: str, constant: float | None, bnpo_rows: int | None
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum of token losses [N, T] (0 outside the mask) and what to divide a whole batch's sum by."""
+    """The sum of token losses [N, T] (0 outside the mask), and its denominator for the whole batch."""
     tokens = sequences.tokens()
     if aggregation == "token":
         return losses.sum(), tokens
@@ -344,9 +349,9 @@ def _aggregate(
 
 
 def _micro_batch_means(losses: jax.Array, sequences: Sequences, rows: int) -> tuple[jax.Array, jax.Array]:
-    """The sum over groups of `rows` rows of their token means, and the number of groups with a token.
+    """The sum over micro-batches of `rows` rows of their token means, and the number of micro-batches with a token.
 
-    Rows are divided one by one, by the tokens of their group, and not gathered: they may lie on different devices.
+    Each row is divided by the tokens of its micro-batch, without gathering rows, which may be on different devices.
     """
     if rows < 1 or len(losses) % rows:
         raise UserError(f"grpo: bnpo_rows {rows} does not divide {len(losses)} rows")

@@ -1,12 +1,12 @@
-"""Learning from pairs without a reward model: DPO and its relatives, and KTO (spec tulu25 §4.3, tulu3 §3.1).
+"""Preference losses without a reward model: DPO and its variants, and KTO (spec tulu25 §4.3, tulu3 §3.1).
 
-`preference_loss` and `kto_loss` are mathematics on sums of log-probabilities; `preference_optimization` is the
-objective that computes those sums from packed pairs.
+`preference_loss` and `kto_loss` are functions of summed log-probabilities; `preference_optimization` is the objective
+that computes those sums from packed pairs.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ KINDS = ("dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto")
 REFERENCE_FREE = ("simpo", "orpo")
 _NEED_LENGTHS = ("dpo_norm", "simpo", "orpo", "wpo")
 _SMOOTHED = ("dpo", "dpo_norm", "simpo", "wpo")
-_SIMPO_MARGIN = 0.3  # γ / β where γ is left out (spec tulu3 §3.1)
+_SIMPO_MARGIN = 0.3  # the default of γ / β (spec tulu3 §3.1)
 
 Metrics = dict[str, jax.Array]
 
@@ -42,7 +42,7 @@ def preference_loss(
     rejected_lengths: ArrayLike | None = None,
     gamma: float | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """One loss for each pair, and what to log of it.
+    """One loss for each pair, and metrics.
 
     With S the sum of a response's log-probabilities, L = S / length, s = S − S_reference, and e the label smoothing:
 
@@ -52,32 +52,31 @@ def preference_loss(
     | dpo_norm | β (s_c/length_c − s_r/length_r) | the same | Tülu 3 §5 |
     | simpo | β (L_c − L_r) − γ | the same | Meng et al. 2024, eq. 6 |
     | wpo | as dpo | the same, times min(1, exp(L_c + L_r)) without gradient | Zhou et al. 2024, eq. 2 |
-    | ipo | s_c − s_r, of s / length where lengths are given | (z − 1/(2β))² | Azar et al. 2024, eq. 17 |
+    | ipo | s_c − s_r, with s / length if lengths are given | (z − 1/(2β))² | Azar et al. 2024, eq. 17 |
     | orpo | log odds(exp L_c) − log odds(exp L_r) | −L_c − β log σ(z) | Hong et al. 2024, eq. 6–7 |
 
     Args:
         kind: one of the above.
         policy_chosen, policy_rejected: [N], sums of response log-probabilities under the policy.
-        reference_chosen, reference_rejected: [N], the same under the reference; simpo and orpo have none.
+        reference_chosen, reference_rejected: [N], the same under the reference; not used by simpo and orpo.
         beta: β; 0.1 for Tülu 2.5's dpo, 5 for Tülu 3's dpo_norm. In ipo it is τ, in orpo λ.
-        label_smoothing: e, the chance that a label is the wrong way round (not in ipo and orpo).
-        chosen_lengths, rejected_lengths: [N], trained tokens of each side. ipo without them is the paper's form; the
-            others but dpo need them.
-        gamma: simpo's margin γ, in units of z; left out, 0.3 β.
+        label_smoothing: e, the probability that a label is flipped (not for ipo and orpo).
+        chosen_lengths, rejected_lengths: [N], trained tokens of each side. Optional for ipo (the paper has none), not
+            used by dpo, required by the others.
+        gamma: simpo's margin γ, in units of z; by default 0.3 β.
 
     Returns:
-        Losses [N], and [N] each: `reward_chosen`, `reward_rejected` (β s, in the normalisation of the kind),
-        `reward_margin`, `accuracy` (1 where the chosen side's reward is the larger), `logprob_chosen`,
-        `logprob_rejected`. These carry no gradient.
+        Losses [N], and metrics [N] without gradient: `reward_chosen`, `reward_rejected` (β s, normalised as in the
+        kind), `reward_margin`, `accuracy` (1 if the chosen reward is larger), `logprob_chosen`, `logprob_rejected`.
 
     Raises:
-        UserError: an unknown kind, or something missing that the kind needs.
+        UserError: the kind is unknown, or a required argument is missing.
     """
     _check(kind, label_smoothing, reference_chosen is not None and reference_rejected is not None,
            chosen_lengths is not None and rejected_lengths is not None, gamma)  # fmt: skip
     chosen, rejected = as_float(policy_chosen), as_float(policy_rejected)
     scores = chosen, rejected
-    if kind not in REFERENCE_FREE:
+    if reference_chosen is not None and reference_rejected is not None and kind not in REFERENCE_FREE:
         scores = chosen - as_float(reference_chosen), rejected - as_float(reference_rejected)
     if kind in ("dpo_norm", "simpo", "orpo") or (kind == "ipo" and chosen_lengths is not None):
         scores = _per_token(scores[0], chosen_lengths), _per_token(scores[1], rejected_lengths)
@@ -115,6 +114,7 @@ def _check(kind: str, label_smoothing: float, reference: bool, lengths: bool, ga
 
 
 def _per_token(total: jax.Array, lengths: ArrayLike | None) -> jax.Array:
+    assert lengths is not None  # checked by `_check`
     return total / jnp.maximum(as_float(lengths), 1.0)
 
 
@@ -146,20 +146,20 @@ def kto_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> tuple[jax.Array, Metrics]:
-    """Losses of responses that are each good or bad, without a partner (Ethayarajh et al. 2024, eq. 7–8).
+    """KTO losses of unpaired responses, each desirable or undesirable (Ethayarajh et al. 2024, eq. 7–8).
 
     With s = policy − reference: w_d (1 − σ(β (s − kl))) for a desirable response, w_u (1 − σ(β (kl − s))) for others.
 
     Args:
         policy_logprobs, reference_logprobs: [N], sums of response log-probabilities.
-        desirable: [N], true (1) for good responses.
+        desirable: [N], true (1) for desirable responses.
         beta: β, 0.1 in the paper.
-        kl: scalar estimate of KL(policy ‖ reference) a response, in nats; negative counts as 0; no gradient flows
-            through it. Left out, it is 0.
-        desirable_weight, undesirable_weight: w_d and w_u, to even out unequal numbers of the two.
+        kl: scalar estimate of KL(policy ‖ reference) per response, in nats; clipped to at least 0, without gradient.
+            By default 0.
+        desirable_weight, undesirable_weight: w_d and w_u, to balance unequal numbers of the two.
 
     Returns:
-        Losses [N], and [N] each: `reward` (β s), `kl` (as used), `logprob`. These carry no gradient.
+        Losses [N], and metrics [N] without gradient: `reward` (β s), `kl` (as used), `logprob`.
     """
     policy = as_float(policy_logprobs)
     ratio = policy - as_float(reference_logprobs)
@@ -172,9 +172,9 @@ def kto_loss(
 
 
 class SequenceLogprobs(NamedTuple):
-    """Sums of log-probabilities over the trained tokens of each side, and how many those are; float32 [rows, P].
+    """Summed log-probabilities and number of the trained tokens of each side of each pair; float32 [rows, P].
 
-    `entropy` is a (sum, count) pair over all trained tokens, in nats. Everything is 0 where a row has no such pair.
+    `entropy` is a (sum, count) pair over all trained tokens, in nats. Entries without a pair are 0.
     """
 
     chosen: jax.Array
@@ -187,8 +187,8 @@ class SequenceLogprobs(NamedTuple):
 def sequence_logprobs(model: Model, params: Params, batch: Batch) -> SequenceLogprobs:
     """Log-probabilities of both sides of every packed pair, in one forward pass.
 
-    A reference's cache holds `chosen` and `rejected` of this, by `pair_index`, from the parameters that training
-    starts from; it comes back as the columns `reference_chosen` and `reference_rejected`.
+    Cached reference log-probabilities are `chosen` and `rejected` under the initial parameters, by `pair_index`; they
+    return as the columns `reference_chosen` and `reference_rejected` of batches.
     """
     return _sequence_logprobs(model, params, forward(model, params, batch), batch)
 
@@ -214,25 +214,25 @@ def preference_optimization(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Objective:
-    """Σ of the losses of a batch's packed pairs, divided by the number of pairs (kto: of sides).
+    """The mean preference loss of a batch's packed pairs (for kto, of their sides).
 
     Args:
-        model: the decoder to train.
+        model: the model to train.
         kind: one of `KINDS`; see `preference_loss` and `kto_loss`.
         beta, label_smoothing, gamma: as there.
         reference: "cached" reads the columns `reference_chosen` and `reference_rejected` [rows, P]; "model" computes
-            them with the frozen parameters `frozen["reference"]`. Not read by simpo and orpo.
+            them with the frozen parameters `frozen["reference"]`. Not used by simpo and orpo.
         desirable_weight, undesirable_weight: kto only.
 
-    The batch has the columns of packed rows (`tokens`, `targets`, `segment_ids`, `positions`, `loss_weights`), laid
-    out as in `objectives.pairs`, and `pair_index`. Metrics a pair: those of `preference_loss`. `entropy` is in nats a
-    trained token; `pairs`, `trained_tokens` and `tokens` are totals.
+    The batch has the columns of packed rows (`tokens`, `targets`, `segment_ids`, `positions`, `loss_weights`), in the
+    layout of `objectives.pairs`, and `pair_index`. Metrics per pair are those of `preference_loss`; `entropy` is in
+    nats per trained token; `pairs`, `trained_tokens` and `tokens` are totals.
 
-    kto takes each side as an example of its own. Its KL is the mean log-ratio of all sides that are seen at once (a
-    micro-batch over all devices), floored at 0: with accumulation each micro-batch has its own.
+    kto treats each side as an example. Its KL is the mean log-ratio of all sides in a forward pass (a micro-batch over
+    all devices), clipped to at least 0; with accumulation each micro-batch has its own.
 
     Raises:
-        UserError: arguments that do not fit the kind, at once; a missing column, when the objective is traced.
+        UserError: arguments do not fit the kind; or a column is missing, when the objective is traced.
     """
     if kind == "kto":
         _check_kto(label_smoothing, gamma, reference)
@@ -244,16 +244,18 @@ def preference_optimization(
         output = forward(model, params, batch)
         policy = _sequence_logprobs(model, params, output, batch)
         pair = masked(policy.chosen, valid), masked(policy.rejected, valid)
-        base = None, None
+        base: tuple[jax.Array, jax.Array] | None = None
         if kind not in REFERENCE_FREE:
-            base = tuple(masked(x, valid) for x in _reference(model, batch, frozen, reference))
+            chosen, rejected = _reference(model, batch, frozen, reference)
+            base = masked(chosen, valid), masked(rejected, valid)
         if kind == "kto":
+            assert base is not None
             weights = desirable_weight, undesirable_weight
             total, denominator, metrics = _kto_on_pairs(pair, base, valid, beta, weights)
         else:
             losses, values = preference_loss(
-                kind, *pair, *base, beta=beta, label_smoothing=label_smoothing, gamma=gamma,
-                chosen_lengths=policy.chosen_lengths, rejected_lengths=policy.rejected_lengths,
+                cast(PairKind, kind), *pair, *(base or (None, None)), beta=beta, label_smoothing=label_smoothing,
+                gamma=gamma, chosen_lengths=policy.chosen_lengths, rejected_lengths=policy.rejected_lengths,
             )  # fmt: skip
             total, denominator = masked(losses, valid).sum(), valid.sum().astype(jnp.float32)
             metrics = pair_sums(values, valid)
@@ -288,7 +290,7 @@ def _kto_on_pairs(
     beta: float,
     weights: tuple[float, float],
 ) -> tuple[jax.Array, jax.Array, Sums]:
-    """Both sides of each valid pair as examples of their own: Σ losses, their number, metrics."""
+    """KTO with both sides of each valid pair as separate examples: Σ losses, their number, metrics."""
     sides = jnp.stack(pair), jnp.stack(base)  # [2, rows, P], chosen first; both are 0 where there is no pair
     count = valid.sum().astype(jnp.float32)
     kl = (sides[0] - sides[1]).sum() / jnp.maximum(2.0 * count, 1.0)

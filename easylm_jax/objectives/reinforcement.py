@@ -1,9 +1,9 @@
-"""Objectives on rollouts: a policy and a value model, trained on responses that the policy wrote.
+"""Objectives on rollouts: the policy and the value model, trained on responses sampled from the policy.
 
-A batch of rollouts has one prompt and its response in each row: `tokens`, `targets`, `segment_ids`, `positions`
-[B, S] as everywhere, and `mask` [B, S], 1 where the target is a token of the response. Whatever belongs to a token
-(`old_logprobs`, `advantages`, …) stands where the token is the target, which is also where its value is read: before
-it was chosen (spec tulu25 §4.4 step 6).
+Each row of a batch has one prompt and its response: `tokens`, `targets`, `segment_ids`, `positions` [B, S] as for all
+objectives, and `mask` [B, S], 1 where the target is a response token. Per-token columns (`old_logprobs`, `advantages`,
+…) are stored at the position whose target is the token. The value of a token is also read there, that is before the
+token was sampled (spec tulu25 §4.4 step 6).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def target_scores(model: Model, params: Params, batch: Batch, *, temperature: fl
 
 
 def token_values(model: Model, params: Params, batch: Batch) -> jax.Array:
-    """What a value model expects at every position, float32 [B, S]; `model` has a scalar head."""
+    """The predictions of a value model at every position, float32 [B, S]; `model` has a scalar head."""
     return scalar_head(forward(model, params, batch).hidden, params["score"]["kernel"])
 
 
@@ -46,10 +46,10 @@ def policy_optimization(
     kl: float = 0.0,
     kl_kind: KLKind = "k3",
 ) -> Objective:
-    """The clipped policy loss over rollouts: PPO's with the advantages of `gae`, GRPO's with those of a group.
+    """The clipped policy loss over rollouts: PPO with the advantages of `gae`, GRPO with `group_advantages`.
 
-    The batch also has `old_logprobs` and `advantages` [B, S]; `reference_logprobs` where `kl` is not 0, and `weights`
-    [B, S] where the sampler is corrected for. `grpo_loss` explains the arguments; with the defaults it is `ppo_loss`.
+    The batch also has `old_logprobs` and `advantages` [B, S]; `reference_logprobs` if `kl` is not 0; and `weights`
+    [B, S] with a sampler correction. The arguments are those of `grpo_loss`; with the defaults it is `ppo_loss`.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
@@ -68,7 +68,7 @@ def policy_optimization(
 
 
 def value_regression(model: Model, *, clip: float | None, coefficient: float = 1.0) -> Objective:
-    """`value_loss` of a value model over rollouts, times `coefficient`; the batch has `old_values` and `returns`."""
+    """`coefficient` times the `value_loss` of a value model; the batch has `old_values` and `returns`."""
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
         output = forward(model, params, batch)

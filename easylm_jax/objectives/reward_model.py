@@ -1,6 +1,7 @@
-"""Reward models: a decoder with a scalar head, trained on pairs (spec tulu25 §4.2, tulu3 §4).
+"""Reward models: a decoder with a scalar head, trained on preference pairs (spec tulu25 §4.2, tulu3 §4).
 
-The score of a response is the head's output at its last real token, found from the segments, never by comparing ids.
+The score of a response is the head's output at its last token, which is found from segments or lengths, never by
+comparing token ids.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def reward_model_loss(
 
     Args:
         chosen, rejected: [N] scores.
-        margin: [N], how much the chosen side should lead by; left out, 0.
+        margin: [N], subtracted from the difference of the scores; by default 0.
 
     Returns:
-        Losses [N], and [N] each, without gradient: `reward_chosen`, `reward_rejected` and their squares
-        (`…_squared`, for standard deviations), `reward_margin`, `accuracy` (1 where the chosen score is the larger),
-        `confidence` (the larger of p and 1 − p, where p = σ(chosen − rejected)) and `brier` ((1 − p)²). Over held-out
-        pairs a calibrated model's mean confidence equals its accuracy.
+        Losses [N], and metrics [N] without gradient: `reward_chosen`, `reward_rejected` and their squares
+        (`…_squared`, for standard deviations), `reward_margin`, `accuracy` (1 if the chosen score is larger),
+        `confidence` (the larger of p and 1 − p, where p = σ(chosen − rejected)) and `brier` ((1 − p)²). On held-out
+        pairs, the mean confidence of a calibrated model equals its accuracy.
     """
     chosen, rejected = as_float(chosen), as_float(rejected)
     lead = chosen - rejected
@@ -50,7 +51,7 @@ def reward_model_loss(
 
 
 def pair_scores(model: Model, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Scores of the chosen and the rejected sides of packed pairs, each float32 [rows, P]; 0 where there is no pair."""
+    """Scores of the chosen and the rejected sides of packed pairs, each float32 [rows, P]; 0 if there is no pair."""
     return _pair_scores(forward(model, params, batch), params, batch)
 
 
@@ -60,13 +61,13 @@ def _pair_scores(output: Output, params: Params, batch: Batch) -> tuple[jax.Arra
 
 
 def score_responses(model: Model, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Scores of unpacked rows (prompt and response) at their last real token; float32 [B].
+    """Scores of unpacked rows (prompt and response), at the last token; float32 [B].
 
     Args:
         model: a decoder with a scalar head.
         params: its parameters.
         tokens: int32 [B, S], right-padded with any id.
-        lengths: int32 [B], real tokens of each row, at least 1.
+        lengths: int32 [B], tokens of each row without padding, at least 1.
     """
     index = jnp.arange(tokens.shape[1])
     segment_ids = (index[None] < lengths[:, None]).astype(jnp.int32)
@@ -76,19 +77,19 @@ def score_responses(model: Model, params: Params, tokens: jax.Array, lengths: ja
 
 
 def reward_modelling(model: Model, *, use_margin: bool = False) -> Objective:
-    """Σ of `reward_model_loss` over a batch's packed pairs, divided by the number of pairs.
+    """The mean `reward_model_loss` of a batch's packed pairs.
 
     Args:
         model: a decoder with a scalar head (`params["score"]["kernel"]`).
-        use_margin: whether the column `margins` [rows, P] is subtracted from the lead.
+        use_margin: whether the column `margins` [rows, P] is subtracted from the difference of the scores.
 
-    The batch has the columns of packed rows, laid out as in `objectives.pairs`, and `pair_index`. Metrics: those of
-    `reward_model_loss` a pair; `pairs`, `trained_tokens` and `tokens` are totals.
+    The batch has the columns of packed rows, in the layout of `objectives.pairs`, and `pair_index`. Metrics per pair
+    are those of `reward_model_loss`; `pairs`, `trained_tokens` and `tokens` are totals.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
         if use_margin and "margins" not in batch:
-            raise UserError("reward model: use_margin is set, but the batch has no column margins")
+            raise UserError("reward model: use_margin is set, but the batch has no column margins; keep it in the data")
         valid = valid_pairs(batch)
         output = forward(model, params, batch)
         chosen, rejected = _pair_scores(output, params, batch)
@@ -100,16 +101,16 @@ def reward_modelling(model: Model, *, use_margin: bool = False) -> Objective:
 
 
 def calibration(leads: ArrayLike, *, bins: int = 10) -> dict[str, jax.Array]:
-    """How far a reward model's confidence can be believed, from its leads chosen − rejected on held-out pairs.
+    """The calibration of a reward model, from its score differences chosen − rejected on held-out pairs.
 
-    A pair's confidence is σ(|lead|), in [0.5, 1]; it is right where the lead is positive, half right where it is 0.
+    The confidence in a pair is σ(|lead|), in [0.5, 1]; its accuracy is 1 for a positive lead, ½ for 0, and 0 otherwise.
 
     Args:
-        leads: [N].
-        bins: equal intervals of confidence.
+        leads: [N], score differences.
+        bins: number of equal intervals of confidence.
 
     Returns:
-        `count`, mean `confidence` and `accuracy` of each bin [bins] (0 in an empty one), and the scalar `error`: the
+        `count`, mean `confidence` and mean `accuracy` of each bin [bins] (0 if empty), and the scalar `error`: the
         mean over pairs of |confidence − accuracy| of their bins (expected calibration error).
     """
     leads = as_float(leads)

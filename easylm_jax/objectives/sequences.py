@@ -1,4 +1,4 @@
-"""Sums over each response of a batch of tokens, whether a row is one response or several packed ones."""
+"""Sums over the tokens of each response of a batch, with one response or several packed responses per row."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from easylm_jax.objectives.numeric import masked
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """`mask` bool [N, T], and `segment_ids` int [N, T] with contiguous segments (0: padding), or None: rows are whole.
+    """The responses of a batch: `mask` bool [N, T], and `segment_ids` int [N, T] or None for one response per row.
 
-    Numbers of a response are given at each of its tokens, so that packed rows need no count of responses known ahead.
+    Segments are contiguous; segment 0 is padding. Values of a response are returned at each of its tokens, so the
+    number of packed responses need not be known in advance.
     """
 
     mask: jax.Array
@@ -33,7 +34,7 @@ class Sequences:
         return _running(x, self._first(), False) + _running(x, self._last(), True) - x
 
     def lengths(self) -> jax.Array:
-        """Masked tokens of each token's response, at least 1; float32 [N, T]."""
+        """The number of masked tokens of each token's response, at least 1; float32 [N, T]."""
         return jnp.maximum(self.total(self.mask.astype(jnp.float32)), 1.0)
 
     def mean(self, x: jax.Array) -> jax.Array:
@@ -41,15 +42,15 @@ class Sequences:
         return self.total(x) / self.lengths()
 
     def tokens(self) -> jax.Array:
-        """Masked tokens; float32 scalar."""
+        """The number of masked tokens; float32 scalar."""
         return self.mask.sum().astype(jnp.float32)
 
     def trained(self) -> jax.Array:
-        """Responses with at least one masked token; float32 scalar."""
+        """The number of responses with at least one masked token; float32 scalar."""
         return (self._starts() & (self.total(self.mask.astype(jnp.float32)) > 0)).sum().astype(jnp.float32)
 
     def number(self) -> jax.Array:
-        """Responses, those without a masked token too: rows, or segments that are not padding; float32 scalar."""
+        """The number of responses, with or without masked tokens: rows, or segments without padding; float32 scalar."""
         return self._starts().sum().astype(jnp.float32)
 
     def _starts(self) -> jax.Array:
@@ -59,15 +60,17 @@ class Sequences:
 
     def _first(self) -> jax.Array:
         ids = self.segment_ids
+        assert ids is not None
         return jnp.concatenate([jnp.ones_like(ids[:, :1], bool), ids[:, 1:] != ids[:, :-1]], axis=1)
 
     def _last(self) -> jax.Array:
         ids = self.segment_ids
+        assert ids is not None
         return jnp.concatenate([ids[:, 1:] != ids[:, :-1], jnp.ones_like(ids[:, :1], bool)], axis=1)
 
 
 def _running(x: jax.Array, restart: jax.Array, reverse: bool) -> jax.Array:
-    """Sums of x [N, T] from the last place where `restart` is set up to each token (from the right if reversed)."""
+    """Cumulative sums of x [N, T] that restart at every token where `restart` is set (from the right if reversed)."""
 
     def join(a, b):
         (sum_a, restart_a), (sum_b, restart_b) = a, b

@@ -1,11 +1,11 @@
-"""Verifiers: functions that judge a response against the record of its prompt.
+"""Rewards: verifiers, which score a response against the record of its prompt; reward models; LM judges.
 
-A verifier is `function(response, record) → float`. It is found by its name here, or as `"module:function"`.
+A verifier is `function(response, record) → float`, named by its entry in `VERIFIERS` or as `"module:function"`.
 """
 
 from easylm_jax.rewards.instructions import check_instruction
 from easylm_jax.rewards.maths import check_math, gsm8k
 from easylm_jax.rewards.registry import VERIFIERS, verifier
-from easylm_jax.rewards.verdict import Verifier, verdict
+from easylm_jax.rewards.verdict import Verifier, call_verifier
 
-__all__ = ["VERIFIERS", "Verifier", "check_instruction", "check_math", "gsm8k", "verdict", "verifier"]
+__all__ = ["VERIFIERS", "Verifier", "call_verifier", "check_instruction", "check_math", "gsm8k", "verifier"]

@@ -1,6 +1,6 @@
-"""Verifiers of a response's length in tokens, its end token included; the text itself is not read.
+"""Verifiers of the length of a response in tokens, including its end token; they do not read the text.
 
-The trainer and `Evaluate` tell the length as the record's `_length`.
+The trainer and `Evaluate` provide the length as `_length` in the record.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from models.errors import UserError
 
 
 def max_length(response: str, record: Mapping[str, Any], limit: int = 32768) -> float:
-    """How close the length comes to the label, which is a number of tokens: 1 − |length − label| / limit, at least 0
-    (spec tulu3 §6.1)."""
+    """1 − |length − label| / limit, at least 0, where the label is the target number of tokens (spec tulu3 §6.1)."""
     return _clamped(1 - abs(_length(record) - _wanted(record)) / _positive("limit", limit))
 
 
 def up_to_max_length(response: str, record: Mapping[str, Any], limit: int = 32768) -> float:
-    """1 up to the label's number of tokens; beyond it as `max_length`."""
+    """1 up to the number of tokens of the label; beyond it as `max_length`."""
     return _clamped(1 - max(0.0, _length(record) - _wanted(record)) / _positive("limit", limit))
 
 
 def overlong(response: str, record: Mapping[str, Any], limit: int, buffer: int) -> float:
-    """DAPO's soft punishment of length (arXiv 2503.14476, equation 13): 0 up to limit − buffer tokens, then falling
-    along a line to −1 at `limit`, and −1 beyond. It is added to a reward: `math + overlong(4096, 512)`."""
+    """DAPO's soft overlong penalty (arXiv 2503.14476, equation 13): 0 up to limit − buffer tokens, then linear to −1 at
+    `limit`, and −1 beyond. It is added to a reward: `math + overlong(4096, 512)`."""
     if _positive("buffer", buffer) > _positive("limit", limit):
-        raise UserError(f"reward: overlong({limit}, {buffer}): the buffer is a part of the limit, so at most as large")
+        raise UserError(f"reward: overlong({limit}, {buffer}): the buffer must be at most the limit")
     over = _length(record) - (limit - buffer)
     return -min(1.0, max(0.0, over / buffer)) if over > 0 else 0.0
 
@@ -36,7 +35,7 @@ def overlong(response: str, record: Mapping[str, Any], limit: int, buffer: int) 
 def _length(record: Mapping[str, Any]) -> float:
     found = record.get("_length")
     if found is None:
-        raise UserError("reward: a verifier of lengths needs the tokens of the response, told by training and Evaluate")
+        raise UserError("reward: a length verifier needs _length, which only training and Evaluate provide")
     return float(found)
 
 

@@ -1,6 +1,6 @@
-"""A language model as the judge of responses, run by the project's own engine (spec tulu3 §6.1, LM judges).
+"""LM judges: a language model that scores responses, run by the decode engine (spec tulu3 §6.1, LM judges).
 
-conversation, response, record → questions (`rewards.judge`) → chat template → engine → replies → scores [B]
+conversation, response, record → questions (`judge_prompts`) → chat template → engine → replies → scores [B]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from easylm_jax.config import JudgeModel, Sampling, chat_templates
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
 from easylm_jax.decode import ScoredCompletions, engine_for, rollout
-from easylm_jax.rewards.judge_prompts import Asked, Messages, ask
+from easylm_jax.rewards.judge_prompts import JudgeQuestions, Messages, judge_questions
 from easylm_jax.runtime import sharding
 from models.errors import UserError
 from models.model import Model
@@ -26,15 +26,20 @@ PyTree = Any
 
 
 class LMJudge:
-    """Scores responses by what a model replies to questions about them; its vocabulary need not be the policy's.
+    """Scores responses by a model's replies to questions about them; its tokenizer may differ from the policy's.
 
     Args:
-        model, params: the judge, its parameters on `mesh`.
+        model: the judge.
+        params: its parameters on `mesh`.
+        tokenizer: of the judge.
         template: a name of `config.judge_templates.TEMPLATES`; None: each record names its own (`dataset`).
-        chat_template: how the judge is spoken to.
+        chat_template: name of the chat template of the judge.
         sampling: of its replies; temperature 0 is greedy.
-        mesh: left out, the judge runs on one device.
+        mesh: the devices; None for one device.
         seed: of the sampling.
+
+    Raises:
+        UserError: `sampling.max_new_tokens` leaves no room for a question in the judge's context.
     """
 
     def __init__(
@@ -54,74 +59,75 @@ class LMJudge:
 
     def __call__(
         self, conversations: Sequence[Messages], responses: Sequence[str], records: Sequence[Mapping[str, Any]],
-        number: int = 0,
+        step: int = 0,
     ) -> tuple[np.ndarray, dict[str, int]]:  # fmt: skip
         """The scores of a batch, float32 [B] from 0 to 1, and counts.
 
-        A question that does not fit the context is not asked, and it and a reply that cannot be read count as 0; how
-        many there were stands in "judge_too_long" and "judge_unread", all of them in "judge_questions".
+        A question that exceeds the context is skipped; it and a reply that cannot be parsed score 0. The counts are
+        "judge_questions" (all), "judge_too_long" (skipped) and "judge_unread" (replies that could not be parsed).
 
         Args:
-            conversations: what each response answers, up to the user's last turn.
-            records: with the label that the template shows.
-            number: of the rollout; replies that are drawn at random depend on it.
+            conversations: the prompt of each response, up to the user's last turn.
+            responses: the responses to score.
+            records: the record of each prompt, with the label that the template shows.
+            step: of the rollout; the sampling of the replies depends on it.
 
         Raises:
-            UserError: a record has not what its template needs.
+            UserError: a record lacks what its template needs.
         """
         rows = zip(conversations, responses, records, strict=True)
-        asked = [ask(self.template, conversation, response, record) for conversation, response, record in rows]
-        replies = self._replies([text for one in asked for text in one.questions], number)
-        scores, unread, at = np.zeros(len(asked), np.float32), 0, 0
-        for row, one in enumerate(asked):
-            mine = replies[at : at + len(one.questions)]
-            at += len(mine)
-            scores[row] = one.score(mine)
-            unread += one.unread(mine)
+        questions = [judge_questions(self.template, *row) for row in rows]
+        replies = self._replies([text for each in questions for text in each.texts], step)
+        scores, unparsed, start = np.zeros(len(questions), np.float32), 0, 0
+        for row, each in enumerate(questions):
+            own = replies[start : start + len(each.texts)]
+            start += len(own)
+            scores[row] = each.score(own)
+            unparsed += each.unparsed(own)
         too_long = sum(reply is None for reply in replies)
-        return scores, {"judge_questions": len(replies), "judge_too_long": too_long, "judge_unread": unread}
+        return scores, {"judge_questions": len(replies), "judge_too_long": too_long, "judge_unread": unparsed}
 
-    def _replies(self, questions: Sequence[str], number: int) -> list[str | None]:
-        """The judge's replies; None for a question that leaves it no room to reply."""
+    def _replies(self, questions: Sequence[str], step: int) -> list[str | None]:
+        """The judge's replies; None for a question that leaves no room for a reply."""
         turns = [[{"role": "user", "content": question}] for question in questions]
-        rendered = [templates.generation_prompt(self.chat_template, one) for one in turns]
+        rendered = [templates.generation_prompt(self.chat_template, messages) for messages in turns]
         prompts = [ids.tolist() for ids, _ in templates.tokenize(rendered, self.tokenizer)]
         fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= self.room]
         replies: list[str | None] = [None] * len(questions)
         if fitting:
-            done = self._generated([prompts[index] for index in fitting], rollout.seed_of(self.seed, number))
+            completions = self._generate([prompts[index] for index in fitting], rollout.rollout_seed(self.seed, step))
             for row, index in enumerate(fitting):
-                tokens = done.tokens[row, : done.lengths[row]].tolist()
+                tokens = completions.tokens[row, : completions.lengths[row]].tolist()
                 replies[index] = self.tokenizer.decode(tokens, skip_special=True)
         return replies
 
-    def _generated(self, prompts: Sequence[Sequence[int]], seed: int) -> ScoredCompletions:
+    def _generate(self, prompts: Sequence[Sequence[int]], seed: int) -> ScoredCompletions:
         sampling, greedy = self.sampling, self.sampling.temperature == 0
-        done = self._engine.generate(
+        completions = self._engine.generate(
             self.params, prompts, max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
             top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p, eos_ids=self._ends,
             stop_strings=sampling.stop_strings, seed=seed, scores=True,
             detokenize=functools.partial(self.tokenizer.decode, skip_special=True),
         )  # fmt: skip
-        assert isinstance(done, ScoredCompletions)
-        return done
+        assert isinstance(completions, ScoredCompletions)
+        return completions
 
 
 def load(judge: JudgeModel, mesh: jax.sharding.Mesh, seed: int = 0) -> LMJudge:
-    """The judge that a recipe asks for, its parameters on `mesh`; `judge.model` is `hf:<name>` or `run:<folder>`.
+    """Loads the judge of a recipe onto `mesh`; `judge.model` is `hf:<name>` or `run:<folder>`.
 
     Raises:
-        UserError: the model is a reward model, does not say its vocabulary or its chat template, or is not there.
+        UserError: the model does not exist, is a reward model, or has no tokenizer or chat template.
     """
     source = checkpoint_load.load(judge.model.removeprefix("run:"), tokenizer=judge.tokenizer, mesh=mesh)
     sharding.check_heads(source.decoder.config, mesh)
     chat_template = judge.chat_template or source.template
     if chat_template is None:
-        raise UserError(f"judge: {judge.model} does not say its chat template; give chat_template")
+        raise UserError(f"judge: {judge.model} has no chat template; set chat_template")
     return LMJudge(
         source.decoder, source.params, source.tokenizer, template=judge.template, chat_template=chat_template,
         sampling=judge.sampling, mesh=mesh, seed=seed,
     )  # fmt: skip
 
 
-__all__ = ["Asked", "LMJudge", "load"]
+__all__ = ["JudgeQuestions", "LMJudge", "load"]

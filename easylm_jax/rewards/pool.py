@@ -1,10 +1,10 @@
-"""Verifiers in processes of their own, which are killed and replaced when a call takes too long.
+"""A pool of worker processes that call verifiers; a worker is killed and replaced when a call takes too long.
 
 names, responses, records → workers → float64 [B, names]
 
 A verifier may hang inside C code (a regular expression, a power of huge integers), where no thread and no signal
-handler of the same process can stop it. So calls are made in worker processes; each has a time cap, and one that hangs
-loses its own verdict and nothing else. No signals are used in this process: any thread may ask for verdicts.
+handler of the same process can stop it. So calls are made in worker processes with a time limit per call; a call that
+hangs loses its own verdict only. This process uses no signals, so any thread may request verdicts.
 """
 
 from __future__ import annotations
@@ -40,16 +40,20 @@ _START = (
 )
 _BY_MODULE = "easylm_jax.runtime.functions:load_function"
 _ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",  # the same verdicts from every worker, also where one depends on the order of a set
-    "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",  # the accelerator is the trainer's
+    "PYTHONHASHSEED": "0",  # the same verdicts from every worker, even if one depends on the order of a set
+    "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "",  # the accelerator belongs to the trainer
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """`values` float64 [B, names] and `timed_out` bool [B, names]: the calls that were ended, by the time cap or
-    because they took all memory or their process with them; their value is 0. `busy_seconds`: workers' time, added up.
+    """The results of verifier calls.
+
+    Attributes:
+        values: float64 [B, names]; 0 for calls that were stopped.
+        timed_out: bool [B, names], calls that were stopped by the time limit, the memory limit or a crash.
+        busy_seconds: time of the calls, summed over the workers.
     """
 
     values: np.ndarray
@@ -60,22 +64,25 @@ class Verdicts:
 class Pool:
     """Worker processes for verifiers; a context manager.
 
-    They start when they are first needed, import no JAX, and are gone after `close`, at the end of this process and
-    also where it is killed. An object that was inherited by a forked process starts workers anew there.
+    They start when they are first needed and import no JAX. They end with `close` and with this process, even if it is
+    killed. In a forked process the pool starts workers of its own.
 
     Args:
-        workers: how many processes; left out, one less than there are cores, 1 to 16.
-        seconds: what one call may take. A verifier's attribute `warm_up`, a function without arguments, is called
-            once in each worker before and outside of this time.
-        lookup: the function, as `module:function`, that gives a worker a verifier by its call; left out, calls are
+        workers: number of processes; by default one less than the cores, 1 to 16.
+        seconds: time limit of one call. A verifier's attribute `warm_up`, a function without arguments, is called once
+            in each worker beforehand, and its time does not count.
+        lookup: the function, as `module:function`, that returns a verifier for its call; by default calls are
             `module:function` themselves.
+
+    Raises:
+        UserError: `workers` is below 1, or `seconds` is not positive.
     """
 
     def __init__(self, workers: int | None = None, seconds: float = 10.0, lookup: str = _BY_MODULE):
         if workers is not None and workers < 1:
-            raise UserError(f"reward: {workers} worker processes; at least 1 is needed")
+            raise UserError(f"reward: workers is {workers}; use at least 1")
         if not seconds > 0:
-            raise UserError(f"reward: {seconds} seconds for a verifier; give more than 0")
+            raise UserError(f"reward: seconds is {seconds}; give the time limit of a verifier call as a number above 0")
         self.workers = workers or min(_MOST_WORKERS, max(1, cores() - 1))
         self.seconds, self.lookup = float(seconds), lookup
         self._reset()
@@ -90,10 +97,10 @@ class Pool:
     def verdicts(
         self, names: Sequence[str], responses: Sequence[str], records: Sequence[Mapping[str, Any]]
     ) -> Verdicts:
-        """What each of `names` (verifier calls such as "gsm8k" or "random(0.5)") says of each response.
+        """Calls each of the verifiers `names` (such as "gsm8k" or "random(0.5)") on each response.
 
         Raises:
-            UserError: a verifier does not exist or says that something is wrong with a record.
+            UserError: a verifier does not exist, or reports an error in a record.
             RuntimeError: the pool is closed.
         """
         if len(responses) != len(records):
@@ -106,7 +113,7 @@ class Pool:
 
     @contextlib.contextmanager
     def _borrowed(self, most: int) -> Iterator[list[_Worker]]:
-        """At least one worker that no other thread has, at most `most`."""
+        """From 1 to `most` workers that no other thread uses; waits for the first."""
         if os.getpid() != self._owner:
             self._shut.detach()
             for worker in self._free:
@@ -121,15 +128,15 @@ class Pool:
             yield taken
         finally:
             for worker in taken:
-                if worker.phase not in ("idle", "starting"):  # interrupted: what it would say next is nobody's
+                if worker.phase not in ("idle", "starting"):  # interrupted: its pending results belong to no batch
                     worker.kill()
             with self._changed:
                 self._free += taken
-                self._free.sort(key=lambda worker: worker.phase == "gone")  # stable: started ones are taken first
+                self._free.sort(key=lambda worker: worker.phase == "gone")  # stable; started workers are used first
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends all workers now, also those that another thread waits for; may be called again."""
+        """Stops all workers at once, including those that other threads are using; may be called again."""
         self._shut()
         with self._changed:
             self._changed.notify_all()
@@ -142,7 +149,7 @@ class Pool:
 
 
 class _Batch:
-    """Calls to be made, and what came of them. A task (row, column) stands for the row's calls from that column on."""
+    """The calls of a batch and their results. A task (row, column) is the calls of a row from that column on."""
 
     def __init__(self, names: tuple[str, ...], seconds: float, responses: Sequence[str], records: Sequence[Mapping]):
         self.names, self.seconds, self.responses, self.records = names, seconds, responses, records
@@ -151,11 +158,11 @@ class _Batch:
         self.busy_seconds = 0.0
         self.left = self.values.size
         self.tasks: deque[tuple[int, int]] = deque((row, 0) for row in range(len(responses)) if names)
-        self.died: set[tuple[int, int]] = set()  # calls whose process died once; it may not have been their fault
+        self.died: set[tuple[int, int]] = set()  # calls whose process died once; they are tried a second time
         self.failed_starts = 0
 
     def chunk(self, workers: int) -> list[tuple[int, int]]:
-        """The next tasks of one worker: fewer towards the end, so that all workers end together."""
+        """The next tasks of one worker; fewer towards the end, so that all workers finish together."""
         size = min(_LARGEST_CHUNK, max(1, len(self.tasks) // (4 * workers)))
         return [self.tasks.popleft() for _ in range(min(size, len(self.tasks)))]
 
@@ -172,8 +179,13 @@ class _Batch:
 
 
 class _Worker:
-    """One process. `phase`: gone, starting, idle, sending (and looking verifiers up) or calling; `calls` are the
-    calls that it has yet to answer, in order; `deadline` is when it is given up."""
+    """One worker process.
+
+    Attributes:
+        phase: "gone", "starting", "idle", "sending" (and looking up verifiers) or "calling".
+        calls: the pending calls, in order.
+        deadline: when the worker is considered to hang.
+    """
 
     def __init__(self, lookup: str) -> None:
         self.lookup = lookup
@@ -184,7 +196,7 @@ class _Worker:
 
     def start(self) -> None:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        path = [*sys.path, package]  # verifiers are looked for where this process would
+        path = [*sys.path, package]  # verifiers are imported from the same places as in this process
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(path), self.lookup], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, bufsize=0,
@@ -212,7 +224,7 @@ class _Worker:
         self.phase, self.deadline = "sending", time.monotonic() + START_SECONDS
 
     def write(self) -> None:
-        """Sends what the pipe takes. A dead process is noticed where it is read from."""
+        """Sends as much as the pipe accepts. A dead process is detected when reading."""
         with contextlib.suppress(BlockingIOError):
             try:
                 self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
@@ -220,7 +232,7 @@ class _Worker:
                 self.outgoing = memoryview(b"")
 
     def read(self) -> list[tuple[int, int, int, float, float, str]] | None:
-        """The whole frames that have come; None where the process has ended and said all."""
+        """The complete frames received so far; None if the process has ended and everything was read."""
         ended = False
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -241,7 +253,7 @@ class _Worker:
         return None if ended and not frames else frames
 
     def kill(self) -> int | None:
-        """Ends the process with all that it started; returns its exit status."""
+        """Kills the process and its children; returns its exit status."""
         self.interrupt()
         process, self.process = self.process, None
         self.phase, self.deadline = "gone", math.inf
@@ -256,17 +268,17 @@ class _Worker:
         return status
 
     def interrupt(self) -> None:
-        """Kills the process; whoever reads from it sees the end of its answers."""
+        """Kills the process; a thread that reads from it sees the end of its output."""
         process = self.process
         if process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if hasattr(os, "killpg"):
-                    os.killpg(process.pid, signal.SIGKILL)  # its group outlives it where a verifier started others
+                    os.killpg(process.pid, signal.SIGKILL)  # the whole group, since a verifier may have started others
                 else:
                     process.kill()
 
     def forget(self) -> None:
-        """In a forked process: the worker belongs to the parent, and only the copies of its pipes are closed here."""
+        """In a forked process: closes the copies of the pipes of a worker that belongs to the parent."""
         if self.process is not None:
             self.process.returncode = 0
             for stream in (self.process.stdin, self.process.stdout):
@@ -275,7 +287,7 @@ class _Worker:
 
 
 class _Loop:
-    """Feeds workers, takes their answers and replaces those that hang or die, until a batch is done."""
+    """Sends tasks to workers, receives results, and replaces workers that hang or die, until a batch is done."""
 
     def __init__(self, batch: _Batch, workers: Sequence[_Worker], is_open: Any):
         self.batch, self.workers, self.is_open = batch, workers, is_open
@@ -301,7 +313,7 @@ class _Loop:
                 late = [worker for worker in self.workers if time.monotonic() > worker.deadline]
                 answered = [key.data for key, _ in selector.select(0)] if late else []
                 for worker in late:
-                    if worker not in answered:  # an answer that is there already counts
+                    if worker not in answered:  # a result that has already arrived counts
                         self._lost(worker, selector, timed_out=True)
 
     def _feed(self, selector: selectors.BaseSelector) -> None:
@@ -342,8 +354,8 @@ class _Loop:
             worker.deadline = time.monotonic() + self.batch.seconds if worker.calls else math.inf
 
     def _lost(self, worker: _Worker, selector: selectors.BaseSelector, timed_out: bool) -> None:
-        """A worker hangs or has died: the call that it was at is given up, or tried once more where the process died
-        (something outside may have ended it); all others go to other workers."""
+        """Handles a worker that hangs or died. Its current call is given up, or tried once more if the process died
+        (the cause may be external); its other calls go to other workers."""
         for stream in (worker.stdin, worker.stdout):
             with contextlib.suppress(KeyError):
                 selector.unregister(stream)
@@ -371,12 +383,12 @@ class _Loop:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _end(workers: Sequence[_Worker], free: list[_Worker], owner: int) -> None:
-    """Ends the workers of a pool. Those that a thread has are only killed: it sees that, and clears them away."""
+    """Stops the workers of a pool. Workers that a thread is using are only killed; that thread cleans them up."""
     if os.getpid() == owner:
         for worker in workers:
             worker.interrupt()

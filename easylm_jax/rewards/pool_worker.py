@@ -1,11 +1,11 @@
-"""The other side of `pool`: a process that answers verifier calls over its standard input and output.
+"""The worker process of `pool`: receives verifier calls on standard input and sends results to standard output.
 
-A request is a length (8 bytes) and a pickle of (calls, seconds, items), an item being (row, first column, response,
-record). Answers are frames of a fixed head and a text, one for each call as soon as it is made, so that the pool
-always knows which call is under way. What verifiers print goes to the standard error.
+A request is a length (8 bytes) and a pickle of (calls, seconds, items), where an item is (row, first column, response,
+record). A result is a frame with a fixed head and a text. One is sent after each call, so the pool always knows which
+call is running. Output of verifiers goes to standard error.
 
-The process ends when its standard input does, that is with the pool's process, whatever became of that one. A call
-that hangs without letting other threads run is then ended by the limit on processor time.
+The process ends when its standard input is closed, that is when the pool's process ends for any reason. A call that
+hangs without releasing the GIL is then stopped by the limit on CPU time.
 """
 
 from __future__ import annotations
@@ -23,93 +23,95 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from easylm_jax.rewards.verdict import Verifier, verdict
+from easylm_jax.rewards.verdict import Verifier, call_verifier
 from easylm_jax.runtime.functions import load_function
 
 HEAD = struct.Struct("<BIIddI")  # kind, row, column, value, seconds, bytes of text that follow
 LENGTH = struct.Struct("<Q")
 READY, RESOLVED, VALUE, WRONG, ENDED = range(5)
 
-MEMORY = 4 << 30  # bytes of address space that a worker may have
-START_SECONDS = 120.0  # for its start and for finding verifiers: imports on a busy machine
+MEMORY = 4 << 30  # limit on the address space of a worker, in bytes
+START_SECONDS = 120.0  # time limit of its start and of looking up verifiers: imports are slow on a busy machine
 _RECURSION = 2000
 
-inside = False  # whether this process is such a worker; verifiers may then rely on the pool's time cap
+inside = False  # whether this process is a worker; verifiers may then rely on the pool's time limit
 
 
 def serve(lookup: str) -> None:
-    """Answers requests until the standard input ends.
+    """Serves requests until standard input is closed.
 
-    `lookup` names the function (`module:function`) that gives a verifier by its call.
+    `lookup` names the function (`module:function`) that returns a verifier for its call.
     """
     global inside
     inside = True
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    requests, results = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.setrecursionlimit(_RECURSION)
     _limit_memory()
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
-    judges: dict[str, Verifier] = {}
-    _answer(answers, READY)
+    verifiers: dict[str, Verifier] = {}
+    _send(results, READY)
     while True:
         calls, seconds, items = pickle.loads(inbox.get())
         try:
             _limit_cpu(START_SECONDS)
-            verifier = load_function(lookup)
+            find = load_function(lookup)
             for call in calls:
-                if call not in judges:
-                    judges[call] = _find(verifier, call)
+                if call not in verifiers:
+                    verifiers[call] = _load_verifier(find, call)
         except Exception as error:
-            _answer(answers, WRONG, text=_told(error))
+            _send(results, WRONG, text=_message(error))
             continue
-        _answer(answers, RESOLVED)
+        _send(results, RESOLVED)
         for row, first, response, record in items:
             for column in range(first, len(calls)):
                 _limit_cpu(seconds)
-                _judge(judges[calls[column]], response, record, row, column, answers)
+                _call(verifiers[calls[column]], response, record, row, column, results)
 
 
-def _find(lookup: Callable[[str], Verifier], call: str) -> Verifier:
-    """A verifier by its call. What it wants to load before its first call (`warm_up`) is loaded now."""
-    found = lookup(call)
-    getattr(found, "warm_up", lambda: None)()
-    return found
+def _load_verifier(find: Callable[[str], Verifier], call: str) -> Verifier:
+    """A verifier by its call, after its `warm_up`, which loads what it needs before the first call."""
+    verifier = find(call)
+    getattr(verifier, "warm_up", lambda: None)()
+    return verifier
 
 
-def _judge(verifier: Verifier, response: str, record: Any, row: int, column: int, answers: int) -> None:
+def _call(verifier: Verifier, response: str, record: Any, row: int, column: int, results: int) -> None:
+    """Calls a verifier and sends its result."""
     began = time.perf_counter()
     kind, value, text = VALUE, 0.0, ""
     try:
-        value = verdict(verifier, response, record)
+        value = call_verifier(verifier, response, record)
     except (MemoryError, SystemExit, KeyboardInterrupt):
         kind = ENDED
     except BaseException as error:
-        kind, text = (ENDED, "") if isinstance(error.__cause__, MemoryError) else (WRONG, _told(error))
-    _answer(answers, kind, row, column, value, time.perf_counter() - began, text)
+        kind, text = (ENDED, "") if isinstance(error.__cause__, MemoryError) else (WRONG, _message(error))
+    _send(results, kind, row, column, value, time.perf_counter() - began, text)
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     from models.errors import UserError
 
     return str(error) if isinstance(error, UserError) else f"reward: {type(error).__name__}: {error}"
 
 
-def _answer(
-    answers: int, kind: int, row: int = 0, column: int = 0, value: float = 0.0, seconds: float = 0.0, text: str = ""
+def _send(
+    results: int, kind: int, row: int = 0, column: int = 0, value: float = 0.0, seconds: float = 0.0, text: str = ""
 ) -> None:
-    said = text.encode("utf-8", "replace")
-    left = memoryview(HEAD.pack(kind, row, column, value, seconds, len(said)) + said)
+    """Sends a frame to the pool."""
+    encoded = text.encode("utf-8", "replace")
+    remaining = memoryview(HEAD.pack(kind, row, column, value, seconds, len(encoded)) + encoded)
     try:
-        while left:
-            left = left[os.write(answers, left) :]
-    except OSError:  # nobody reads any more
+        while remaining:
+            remaining = remaining[os.write(results, remaining) :]
+    except OSError:  # the pool's process has ended
         _leave()
 
 
 def _receive(requests: Any, inbox: queue.SimpleQueue[bytes]) -> None:
-    """Hands requests on; at the end of the input this process ends, whatever it is doing."""
+    """Queues requests; ends this process when its input is closed, even during a call."""
     while len(head := requests.read(LENGTH.size)) == LENGTH.size:
         (size,) = LENGTH.unpack(head)
         body = requests.read(size)
@@ -120,14 +122,14 @@ def _receive(requests: Any, inbox: queue.SimpleQueue[bytes]) -> None:
 
 
 def _leave() -> None:
-    """Ends this process and those that verifiers started: its group, where it has one of its own."""
+    """Ends this process and its children: the process group, if it leads one."""
     if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 
 def _limit_memory() -> None:
-    """Bounds the address space, and writes no core files; where the platform has such limits."""
+    """Limits the address space and disables core files, if the platform supports it."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
@@ -139,7 +141,7 @@ def _limit_memory() -> None:
 
 
 def _limit_cpu(seconds: float) -> None:
-    """Bounds the processor time from now on, well above the pool's cap: it matters where no pool is left to see it."""
+    """Limits the CPU time from now on, well above the pool's time limit: it only matters if the pool is gone."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

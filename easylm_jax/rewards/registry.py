@@ -1,4 +1,4 @@
-"""Verifiers by name, and how one is called: what it raises or returns is told with the prompt that it was for."""
+"""Verifiers by name, and the verifier that each record chooses for itself (`by_dataset`)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from easylm_jax.rewards.verdict import Verifier
 from easylm_jax.runtime.functions import load_function
 from models.errors import UserError
 
-# Rows cannot call these by themselves: a recipe has to say so, as in by_dataset(code='code').
-ASKED_FOR = ("by_dataset", "code", "code_stdio", "judge")
+# Records cannot choose these; a recipe must opt in, as in by_dataset(code='code').
+OPT_IN = ("by_dataset", "code", "code_stdio", "judge")
 
 
 def by_dataset(response: str, record: Mapping[str, Any], **remap: str) -> float:
-    """The score of the verifier that the record's column `dataset` names, in any case: `"gsm8k"`, `"MATH"`, `"ifeval"`.
+    """The score of the verifier that the record's column `dataset` names, case-insensitively: `"gsm8k"`, `"MATH"`.
 
-    Tülu 3's data for RLVR have such rows (arXiv 2411.15124, Section 6): `dataset` names a verifier, `ground_truth` is
-    its label. Both may be lists of one length; the scores are then added (spec tulu3 §5.1).
+    Tülu 3's RLVR data has such records (arXiv 2411.15124, Section 6): `dataset` names a verifier and `ground_truth` is
+    its label. Both may be lists of equal length; the scores are then added (spec tulu3 §5.1).
 
-    `remap` has another verifier called in place of one that rows name: `by_dataset(ifeval='ifeval_old')` for Tülu 3's
-    constraints. Rows choose among the verifiers of the registry; only a recipe can name a `module:function`.
+    `remap` replaces the verifier of a name: `by_dataset(ifeval='ifeval_old')` for Tülu 3's constraints. Records choose
+    among the verifiers of the registry; only a recipe can name a `module:function`.
 
     Raises:
-        UserError: a row names no verifier there is, or has not one label for each name.
+        UserError: a record names an unknown verifier, or does not have one label for each name.
     """
     names, labels = record["dataset"], record["ground_truth"]
     if isinstance(names, str):
         names, labels = [names], [labels]
     where = f"record {record.get('_record')} of {record.get('_source')}"
     if not (_is_list(names) and _is_list(labels) and len(names) == len(labels) and len(names) > 0):
-        raise UserError(f"reward: {where} has not one ground_truth for each verifier that its column dataset names")
+        raise UserError(f"reward: {where} must have one ground_truth for each verifier that its column dataset names")
     score = 0.0
     for name, label in zip(names, labels, strict=True):
         score += float(_verifier(name, where, remap)(response, {**record, "dataset": name, "ground_truth": label}))
@@ -47,21 +47,21 @@ def _is_list(value: Any) -> bool:
 
 
 def _verifier(name: Any, where: str, remap: Mapping[str, str]) -> Callable[..., float]:
-    """The verifier that a row names."""
+    """The verifier that a record names."""
     plain = str(name).lower()
     if plain in remap:
-        return _named(remap[plain])
-    if plain not in VERIFIERS or plain in ASKED_FOR:
-        known = ", ".join(sorted(set(VERIFIERS) - set(ASKED_FOR)))
+        return _cached_verifier(remap[plain])
+    if plain not in VERIFIERS or plain in OPT_IN:
+        known = ", ".join(sorted(set(VERIFIERS) - set(OPT_IN)))
         raise UserError(
-            f"reward: {where} names the verifier {name!r}; rows may name {known}; say which other one is meant with "
+            f"reward: {where} names the verifier {name!r}; records may name {known}; map it to another verifier with "
             f"by_dataset({plain if plain.isidentifier() else 'name'}='…')"
         )
     return VERIFIERS[plain]
 
 
 @functools.cache
-def _named(call: str) -> Callable[..., float]:
+def _cached_verifier(call: str) -> Callable[..., float]:
     return verifier(call)
 
 
@@ -97,30 +97,30 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verifier(call: str) -> Verifier:
-    """The verifier that `call` names, with its options bound: `"gsm8k"`, `"random(0.5)"`, `"module:function"`.
+    """The verifier of a call, with its options bound: `"gsm8k"`, `"random(0.5)"`, `"module:function"`.
 
     Raises:
-        UserError: there is none of this name, or it has no such options.
+        UserError: the verifier does not exist, or does not have these options.
     """
     name, options, named = parse_call(call)
-    found = _function(name)
+    function = _function(name)
     if not (options or named):
-        return found
+        return function
     try:
-        inspect.signature(found).bind("", {}, *options, **named)
+        inspect.signature(function).bind("", {}, *options, **named)
     except TypeError as error:
         raise UserError(f"reward: {call!r}: {error}") from None
 
     def with_options(response: str, record: Mapping[str, Any]) -> float:
-        return found(response, record, *options, **named)
+        return function(response, record, *options, **named)
 
-    functools.update_wrapper(with_options, found)  # attributes such as `reads_group` come along
+    functools.update_wrapper(with_options, function)  # keeps attributes such as `reads_group`
     with_options.__name__ = call
     return with_options
 
 
 def _function(name: str) -> Verifier:
-    """A function by its name here, or as `module:function`."""
+    """A verifier by its name in `VERIFIERS`, or as `module:function`."""
     if name in VERIFIERS:
         return VERIFIERS[name]
     try:

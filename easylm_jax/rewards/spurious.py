@@ -1,15 +1,15 @@
-"""Rewards that carry little or no information about the answer (Spurious Rewards, arXiv 2506.10947, Section 2).
+"""Rewards with little or no information about correctness (Spurious Rewards, arXiv 2506.10947, Section 2).
 
-    "boxed_format"                  something stands in the last box, right or not
-    "random(0.5)"                   a coin
-    "python", "not python"          the word, as a sign that code was written
-    "no_repetition"                 no stretch of text again and again
-    "ttrl"                          agrees with most of the answers to the same prompt
+    "boxed_format"                  the last box is not empty, correct or not
+    "random(0.5)"                   random
+    "python", "not python"          the response contains the word, as a proxy for code
+    "no_repetition"                 no text is repeated many times in a row
+    "ttrl"                          the answer is the majority answer to the same prompt
     "dense"                         a score for each of several answers
 
-Ground truth, majority vote and incorrect labels are one verifier, `math(style='spurious')`, on different labels (see
-`majority_vote`). Compound rewards are expressions: "boxed_format and not python". A random reward is drawn once, with
-the response (`_draw`), so what is logged is what was trained on.
+Ground-truth, majority-vote and incorrect-label rewards use one verifier, `math(style='spurious')`, with different
+labels (see `synthesize.majority_vote`). Compound rewards are expressions: "boxed_format and not python". The random
+number of a random reward belongs to the response (`_draw`), so the logged rewards are those trained on.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ from easylm_jax.rewards.maths.spurious import cleaned, last_boxed
 from easylm_jax.runtime.functions import load_function
 from models.errors import UserError
 
-SHORTEST, LONGEST, TIMES = 10, 256, 10  # characters of what repeats, and how often it does
+SHORTEST, LONGEST, TIMES = 10, 256, 10  # length of the repeated text in characters, and number of repetitions
 EXTRACT = "easylm_jax.rewards.spurious:answer_of"
 
 _FENCE = re.compile(r"```[ \t]*python", re.IGNORECASE)
 
 
 def boxed_format(response: str, record: Mapping[str, Any], style: str = "plain", compat: str | None = None) -> float:
-    """1 where the last box holds something after clean-up; whether it is right does not matter.
+    """1 if the last box is not empty after clean-up, whether its answer is correct or not.
 
-    `style="r1"` asks for something between `<answer>` and `</answer>` in place of a box. The paper's code then also
-    took a response without tags, whatever it said: `compat="spurious"`. A box that is never closed counts up to the
-    end of the text.
+    `style="r1"` requires text between `<answer>` and `</answer>` instead of a box. The paper's code then also accepted
+    any response without tags: `compat="spurious"`. A box that is not closed extends to the end of the text.
 
     Raises:
-        UserError: an unknown style or compat.
+        UserError: unknown style or compat.
     """
     _choice("boxed_format: style", style, ("plain", "r1"))
     _choice("boxed_format: compat", compat, (None, "spurious"))
@@ -51,28 +50,27 @@ def boxed_format(response: str, record: Mapping[str, Any], style: str = "plain",
 
 
 def random(response: str, record: Mapping[str, Any], share: float) -> float:
-    """1 for a `share` of all responses, independently of what they say. Needs `_draw`."""
+    """1 with probability `share`, independently of the response. Needs `_draw`."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise UserError(f"random: share must be a number from 0 to 1, not {share!r}")
-    return float(_of_rollout(record, "_draw", "random") < share)
+    return float(_rollout_column(record, "_draw", "random") < share)
 
 
 def python(response: str, record: Mapping[str, Any], fenced: bool = False) -> float:
-    """1 where "python" is written anywhere, in any case; `fenced` asks for the opening of a fenced block of it."""
+    """1 if the response contains "python", in any case; with `fenced`, only as the start of a fenced code block."""
     return float(_FENCE.search(response) is not None if fenced else "python" in response.lower())
 
 
 def no_repetition(response: str, record: Mapping[str, Any]) -> float:
-    """0 where some text of 10 to 256 characters stands 10 or more times back to back, else 1.
+    """0 if some text of 10 to 256 characters occurs 10 or more times in a row, else 1.
 
-    A text repeats with period p over a stretch where each character equals the one p places on; one that stands 10
-    times does so for 9 p places.
+    A text of length p that occurs 10 times in a row makes 9 p consecutive characters equal to those p positions later.
     """
     import numpy as np
 
     text = np.frombuffer(response.encode("utf-32-le", "surrogatepass"), np.uint32)
     for period in range(SHORTEST, min(LONGEST, len(text) // TIMES) + 1):
-        # A stretch of 9 p places has 9 places in steps of p: a quick look that nearly always says no.
+        # A quick check of every p-th character, which rejects nearly all texts.
         steps = text[::period]
         if _longest_run(steps[:-1] == steps[1:]) < TIMES - 1:
             continue
@@ -82,7 +80,7 @@ def no_repetition(response: str, record: Mapping[str, Any]) -> float:
 
 
 def _longest_run(equal: Any) -> int:
-    """The most neighbours that are all True."""
+    """The length of the longest run of True."""
     import numpy as np
 
     breaks = np.flatnonzero(~equal)
@@ -90,23 +88,25 @@ def _longest_run(equal: Any) -> int:
 
 
 def ttrl(response: str, record: Mapping[str, Any], extract: str = EXTRACT) -> float:
-    """1 where the response's answer is that of most answers to its prompt in this rollout (TTRL). Needs `_group`.
+    """1 if the answer is the majority answer of the responses to the same prompt in this rollout (TTRL).
 
-    `extract` is `module:function`, from a response to its answer as text; empty answers have no vote and earn nothing.
+    `extract` is `module:function`, from a response to its answer as text; empty answers do not vote and score 0. Needs
+    `_group`.
     """
-    read = extractor(extract)
-    answer = read(response)
-    return float(answer != "" and answer == majority(map(read, _of_rollout(record, "_group", "ttrl"))))
+    extract_answer = extractor(extract)
+    answer = extract_answer(response)
+    group = _rollout_column(record, "_group", "ttrl")
+    return float(answer != "" and answer == majority(map(extract_answer, group)))
 
 
 ttrl.reads_group = True  # type: ignore[attr-defined]
 
 
 def dense(response: str, record: Mapping[str, Any]) -> float:
-    """The score that the label, a JSON object of answers with scores, gives the first answer equal to the response's.
+    """The score of the response's answer in the label, a JSON object of answers with scores; 0 if it is not there.
 
     Raises:
-        UserError: the label is none.
+        UserError: the label is not such an object.
     """
     from easylm_jax.rewards.maths import check_math
 
@@ -126,32 +126,32 @@ def label(record: Mapping[str, Any]) -> Any:
         if record.get(column) is not None:
             return record[column]
     raise UserError(
-        f"reward: record {record.get('_record')} of {record.get('_source')} has neither ground_truth nor answer "
-        "(DataSpec.keep)"
+        f"reward: record {record.get('_record')} of {record.get('_source')} has neither ground_truth nor answer; name "
+        "the label's column in DataSpec.keep"
     )
 
 
 def answer_of(response: str) -> str:
-    """The answer of a mathematical response as it is voted on: extracted and normalised; "" where there is none."""
+    """The extracted and normalised answer of a mathematical response, as used for votes; "" if there is none."""
     from easylm_jax.rewards.maths import extract_spurious
 
     return extract_spurious(response)
 
 
 def r1_answer_of(response: str) -> str:
-    """The same behind the last `<answer>`, for base models that answer between tags."""
+    """`answer_of` for the text after the last `<answer>`, for base models that answer between tags."""
     from easylm_jax.rewards.maths import extract_spurious
 
     return extract_spurious(response, "spurious_r1")
 
 
 def votes(answers: Iterable[str]) -> list[tuple[str, int]]:
-    """Answers with how often each stands there, most first; of equals the first seen. Empty ones are left out."""
+    """Answers with their counts, most frequent first; ties in order of appearance. Empty answers are left out."""
     return Counter(answer for answer in answers if answer).most_common()
 
 
 def majority(answers: Iterable[str]) -> str | None:
-    """The answer given most often; None where all are empty."""
+    """The most frequent answer; None if all are empty."""
     ranked = votes(answers)
     return ranked[0][0] if ranked else None
 
@@ -164,9 +164,9 @@ def extractor(name: str) -> Callable[[str], str]:
         raise UserError(f"reward: no extractor: {error}") from None
 
 
-def _of_rollout(record: Mapping[str, Any], column: str, name: str) -> Any:
+def _rollout_column(record: Mapping[str, Any], column: str, name: str) -> Any:
     if column not in record:
-        raise UserError(f"{name}: there is no {column} here; it is given to the responses of a rollout or evaluation")
+        raise UserError(f"{name}: there is no {column} here; only responses of a rollout or an evaluation have it")
     return record[column]
 
 

@@ -1,7 +1,7 @@
-"""Verifiers that compare texts: exact match, token F1, multiple choice, the format of an R1 answer (spec tulu3 §6.1).
+"""Verifiers that compare texts: exact match, token F1, multiple choice, the R1 format (spec tulu3 §6.1).
 
-Each takes a response and its record and gives 0 to 1. The label is the record's `ground_truth`, or `answer` where it
-has none. Everything is linear in the response, and no response is an error.
+Each takes a response and its record and returns a score from 0 to 1. The label is the record's `ground_truth`, or
+`answer` if it has none. Run time is linear in the length of the response, and no response is an error.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ _FLAN = "The answer is: "
 
 
 def label_of(record: Mapping[str, Any]) -> Any:
-    """The record's label: `ground_truth`, or `answer`. KeyError where it has neither."""
+    """The record's label: `ground_truth`, or `answer`. Raises KeyError if it has neither."""
     found = record.get("ground_truth")
     return record["answer"] if found is None else found
 
 
 def squad_normal(text: str) -> str:
-    """Lower-cased, without ASCII punctuation and articles, single spaces between words (SQuAD's normalisation)."""
+    """SQuAD's normalisation: lower case, without ASCII punctuation and articles, single spaces between words."""
     return " ".join(_ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact(text: str, gold: str) -> bool:
-    """Whether two texts are the same once normalised. A gold text of which nothing would be left ("-", "The") is
-    compared as it is, so that an empty answer never equals it."""
+    """Whether two texts are equal after normalisation. A gold text whose normalisation is empty ("-", "The") is
+    compared without it, so that an empty answer never matches."""
     normal = squad_normal(gold)
     return squad_normal(text) == normal if normal else text.strip().lower() == gold.strip().lower()
 
 
 def f1(text: str, gold: str) -> float:
-    """SQuAD's F1 over the words of the normalised texts, counted with their multiplicity; 0 where none is shared."""
+    """SQuAD's F1 over the words of the normalised texts, with multiplicity; 0 if they share no word."""
     ours, theirs = (Counter(squad_normal(one).split()) for one in (text, gold))
     shared = (ours & theirs).total()
     return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
 
 
 def flan(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the text after the last "The answer is: " (all of it where that is missing) matches the label."""
+    """1 if the text after the last "The answer is: " (or the whole text without it) matches the label."""
     return float(exact(response.rpartition(_FLAN)[2], _text(record)))
 
 
 def string_matcher(response: str, record: Mapping[str, Any]) -> float:
-    """1 where what stands between the last `<answer>` and the next `</answer>` matches the label; 0 without them."""
+    """1 if the text between the last `<answer>` and the next `</answer>` matches the label; 0 without the tags."""
     opened, closed = response.rpartition("<answer>")[1:], "</answer>"
     if not opened[0] or closed not in opened[1]:
         return 0.0
@@ -67,12 +67,12 @@ def string_f1(response: str, record: Mapping[str, Any]) -> float:
 
 
 def puzzle(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the answer behind the reasoning matches the label."""
+    """1 if the answer after the reasoning matches the label."""
     return float(exact(answer_of(response), _text(record)))
 
 
 def re_search(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the first `<finish>…</finish>` matches any of the labels (a list, or JSON text of one)."""
+    """1 if the first `<finish>…</finish>` matches any of the labels (a list, or its JSON text)."""
     begun = _FINISH.search(response)
     done = _FINISHED.search(response, begun.end()) if begun else None
     if begun is None or done is None:
@@ -82,10 +82,10 @@ def re_search(response: str, record: Mapping[str, Any]) -> float:
 
 
 def re_search_f1(response: str, record: Mapping[str, Any]) -> float:
-    """Token F1 of the last `<finish>…</finish>` with the best of the labels; 0.1 where it is there and shares no word.
+    """The best token F1 of the last `<finish>…</finish>` with any label; 0.1 if it shares no word with them.
 
-    0 where it is missing, not closed, or empty. As published, this one reads the last such element and `re_search` the
-    first.
+    0 if the element is missing, not closed, or empty. As published, this verifier reads the last such element and
+    `re_search` the first.
     """
     opened, closed = response.rpartition("<finish>")[1:], "</finish>"
     if not opened[0] or closed not in opened[1]:
@@ -97,9 +97,9 @@ def re_search_f1(response: str, record: Mapping[str, Any]) -> float:
 
 
 def r1_format(response: str, record: Mapping[str, Any]) -> float:
-    """1 where some `</think>` is followed by `<answer>`, with at most blanks between, and that by `</answer>`.
+    """1 if a `</think>` is followed by `<answer>`, with only whitespace between, and later by `</answer>`.
 
-    The same as a match of `.*?</think>\\s*<answer>.*?</answer>` at the start, over lines (spec tulu3 §5.1).
+    Equivalent to a DOTALL match of `.*?</think>\\s*<answer>.*?</answer>` at the start (spec tulu3 §5.1).
     """
     begun = _R1.search(response)
     return float(begun is not None and response.find("</answer>", begun.end()) >= 0)
@@ -108,16 +108,18 @@ def r1_format(response: str, record: Mapping[str, Any]) -> float:
 def multiple_choice(
     response: str, record: Mapping[str, Any], phrase: str = "the answer is", choices: str | None = None
 ) -> float:
-    """1 where the response chooses the letter of the label, as "B", "(b)", or the number of it from 0.
+    """1 if the response chooses the letter of the label, which is given as "B", "(b)", or its index from 0.
 
-    The letter is looked for in this order, and the last match of the first kind that is there counts (spec tulu3
-    §8.2): behind `phrase`; behind "answer", "option" or "choice" with "is" or ":"; in `\\boxed{}`; in parentheses; a
-    capital that stands alone.
+    The letter is searched in this order, and the last match of the first pattern that occurs counts (spec tulu3 §8.2):
+    after `phrase`; after "answer", "option" or "choice" with "is" or ":"; in `\\boxed{}`; in parentheses; a capital
+    letter on its own.
 
     Args:
-        phrase: what the prompt asked the answer to end with. Upper and lower case are the same.
-        choices: the letters there are, such as "ABCD". Left out: as many as the record's `choices` (or `options`)
-            has, or else A to D, and up to the label's where that is a later one.
+        response: the response.
+        record: the record with the label.
+        phrase: the phrase that the prompt asked for before the answer; case-insensitive.
+        choices: the allowed letters, such as "ABCD". By default as many as the record's `choices` (or `options`), or
+            else A to D, extended up to the letter of the label.
     """
     gold = _letter(label_of(record))
     if choices is None:
@@ -127,7 +129,7 @@ def multiple_choice(
 
 
 def chosen(response: str, phrase: str, choices: str) -> str | None:
-    """The letter that a response chooses, or None."""
+    """The letter that a response chooses; None if there is none."""
     letter = f"[{re.escape(choices.upper())}]"
     marked = rf"[\s:=*_$\"'`]{{0,8}}(?:\\(?:boxed|text)\{{)?\(?({letter})(?![\w'’])"
     for pattern in (
@@ -169,7 +171,7 @@ def _texts(label: Any) -> list[str]:
 
 
 def _parsed(label: Any) -> list[str]:
-    """Labels that may be written as JSON: a list, or one text in quotes; everything else is the text itself."""
+    """Labels that may be JSON text of a list or of a string; any other text is a label itself."""
     if isinstance(label, str):
         try:
             parsed = json.loads(label)
@@ -183,7 +185,7 @@ _ASSISTANT = re.compile(r"<\|assistant\|>")
 
 
 def answer_of(response: Any) -> str:
-    """The answer of a response that may hold its reasoning: what follows the last </think>, without answer tags."""
+    """The answer of a response that may contain reasoning: the text after the last </think>, without answer tags."""
     if not isinstance(response, str):
         return ""
     text = _ASSISTANT.sub("", response).rpartition("</think>")[2]

@@ -1,4 +1,4 @@
-"""What a verifier is, and how one is called: what it raises or returns is told with the prompt that it was for."""
+"""The type of a verifier, and a checked call of one: errors name the record of the prompt."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from models.errors import UserError
 Verifier = Callable[..., float]  # (response, record, options)
 
 
-def verdict(judge: Verifier, response: str, record: Mapping[str, Any]) -> float:
-    """What `judge` says, as a finite number.
+def call_verifier(verifier: Verifier, response: str, record: Mapping[str, Any]) -> float:
+    """The score of `verifier`, as a finite number.
 
     Raises:
-        UserError: the record lacks what the verifier reads, the verifier fails, or it gives no finite number.
+        UserError: the record lacks a column, the verifier raises, or its result is not a finite number.
     """
-    name = getattr(judge, "__name__", str(judge))
+    name = getattr(verifier, "__name__", str(verifier))
     where = f"record {record.get('_record')} of {record.get('_source')}"
     try:
-        given = judge(response, record)
+        result = verifier(response, record)
     except UserError:
         raise
     except Exception as error:
         if isinstance(error, KeyError) and error.args and error.args[0] not in record:
             raise UserError(
-                f"reward: {name} needs the column {error}, which {where} does not have (DataSpec.keep)"
+                f"reward: {name} needs the column {error}, which {where} does not have; name it in DataSpec.keep"
             ) from None
-        raise UserError(f"reward: {name} failed on an answer to {where}: {type(error).__name__}: {error}") from error
+        raise UserError(f"reward: {name} failed on a response to {where}: {type(error).__name__}: {error}") from error
     try:
-        value = float(given)
+        value = float(result)
     except (TypeError, ValueError):
-        raise UserError(f"reward: {name} gave {given!r} for {where}; a reward must be a number") from None
+        raise UserError(f"reward: {name} gave {result!r} for {where}; a reward must be a number") from None
     if not math.isfinite(value):
         raise UserError(f"reward: {name} gave {value} for {where}; a reward must be a finite number")
     return value

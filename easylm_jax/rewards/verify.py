@@ -1,6 +1,6 @@
-"""Verdicts on a batch of responses: an expression's verifiers are run by the pool, then it is evaluated.
+"""Scores a batch of responses by a reward expression: a pool runs its verifiers, then the expression is evaluated.
 
-responses, records → pool of processes → each verifier's number → expression → scores
+responses, records → pool of worker processes → the score of each verifier → expression → scores
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from easylm_jax.rewards.pool import Pool
 from easylm_jax.rewards.registry import verifier
 from models.errors import UserError
 
-LOOKUP = "easylm_jax.rewards.registry:verifier"  # how workers find verifiers
-SECONDS = 10.0  # that one verifier may take for one response, unless a recipe says otherwise
+LOOKUP = "easylm_jax.rewards.registry:verifier"  # how worker processes look verifiers up
+SECONDS = 10.0  # default time limit of one verifier call
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """`scores` float64 [B]; `components`: what each verifier gave, float64 [B]; `timed_out`: how many calls were ended
-    (they count as 0); `busy_seconds`: those of the workers, added up."""
+    """The scores of a batch.
+
+    Attributes:
+        scores: float64 [B].
+        components: the score of each verifier by its call, float64 [B].
+        timed_out: number of verifier calls that were stopped; their score is 0.
+        busy_seconds: time of the calls, summed over the workers.
+    """
 
     scores: np.ndarray
     components: Mapping[str, np.ndarray]
@@ -35,51 +41,54 @@ class Scores:
 
 
 class ExpressionScorer:
-    """Scores responses by an expression.
+    """Scores responses by a reward expression.
 
     Args:
-        text: see `expression`. Its verifiers are looked up now, so an unknown one is told before any work. One with
-            the attribute `reads_group` is given the texts of a prompt's other answers too (`_group`).
-        seconds: what one call may take.
-        workers: processes; left out, as many as the machine has cores to spare.
-        scored: whether scores of models will be given (`model`, `judge`); elsewhere they cannot stand in the text.
+        text: see `config.expression`. Its verifiers are looked up at once, so an unknown one is an error before any
+            work. A verifier with the attribute `reads_group` receives all responses to the same prompt (`_group`).
+        seconds: time limit of one verifier call.
+        workers: worker processes; by default one less than the cores, at most 16.
+        model_scores: whether the caller passes scores of models; otherwise `model` and `judge` are errors in the text.
 
     Raises:
-        UserError: the text is no expression, or needs what is not there.
+        UserError: the text is not a valid expression, names an unknown verifier, or uses model scores without
+            `model_scores`.
     """
 
     def __init__(
-        self, text: str, *, seconds: float = SECONDS, workers: int | None = None, scored: bool = False
+        self, text: str, *, seconds: float = SECONDS, workers: int | None = None, model_scores: bool = False
     ):  # fmt: skip
         self.expression = Expression(text)
-        if (self.expression.uses_model or self.expression.uses_judge) and not scored:
-            raise UserError(f"{text!r} has a model's score in it, which only a reward has; name verifiers here")
+        if (self.expression.uses_model or self.expression.uses_judge) and not model_scores:
+            raise UserError(f"{text!r} uses a model's score, which only a reward has; use verifiers only here")
         self.seconds, self.workers = seconds, workers
-        found = [verifier(call) for call in self.expression.calls]
-        self.reads_group = any(getattr(one, "reads_group", False) for one in found)
+        verifiers = [verifier(call) for call in self.expression.calls]
+        self.reads_group = any(getattr(function, "reads_group", False) for function in verifiers)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The verifiers, as they are called in `Scores.components`."""
-        return tuple(map(shown, self.expression.calls))
+        """The names of the verifiers in `Scores.components`."""
+        return tuple(map(display_name, self.expression.calls))
 
     def __call__(
         self, responses: Sequence[str], records: Sequence[Mapping[str, Any]], *, model: np.ndarray | None = None,
         judge: np.ndarray | None = None,
     ) -> Scores:  # fmt: skip
-        """`model` and `judge`, float [B], are needed where the expression has them.
+        """Scores responses, given the record of each one's prompt.
+
+        `model` and `judge`, float [B], are required if the expression uses them.
 
         Raises:
-            UserError: a record lacks what a verifier reads, or a score is no finite number.
+            UserError: a record lacks a column that a verifier reads, or a score is not a finite number.
         """
         calls = self.expression.calls
-        components = {}
+        components: dict[str, np.ndarray] = {}
         timed_out, busy = 0, 0.0
         if calls:
-            verdicts = pool(self.workers, self.seconds).verdicts(calls, responses, records)
-            components = {shown(call): verdicts.values[:, column] for column, call in enumerate(calls)}
+            verdicts = shared_pool(self.workers, self.seconds).verdicts(calls, responses, records)
+            components = {display_name(call): verdicts.values[:, column] for column, call in enumerate(calls)}
             timed_out, busy = int(verdicts.timed_out.sum()), verdicts.busy_seconds
-        columns = {call: components[shown(call)] for call in calls}
+        columns = {call: components[display_name(call)] for call in calls}
         columns |= {name: column for name, column in ((MODEL, model), (JUDGE, judge)) if column is not None}
         scores = np.empty(len(responses))
         for row in range(len(responses)):
@@ -92,14 +101,14 @@ class ExpressionScorer:
         return Scores(scores, components, timed_out, busy)
 
 
-def shown(call: str) -> str:
-    """A verifier call as it is written alone, for tables and metrics."""
+def display_name(call: str) -> str:
+    """The name of a verifier call in tables and metrics: without the quotes around `module:function`."""
     return call.replace("'", "", 2) if call.startswith("'") else call
 
 
 @functools.cache
-def pool(workers: int | None = None, seconds: float = SECONDS) -> Pool:
-    """The pool of this process for these settings; it is closed when the process ends."""
-    made = Pool(workers, seconds, LOOKUP)
-    atexit.register(made.close)
-    return made
+def shared_pool(workers: int | None = None, seconds: float = SECONDS) -> Pool:
+    """The pool of this process with these settings; it is closed when the process ends."""
+    pool = Pool(workers, seconds, LOOKUP)
+    atexit.register(pool.close)
+    return pool

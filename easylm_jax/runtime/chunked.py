@@ -1,4 +1,4 @@
-"""Runs a jitted function over many rows in chunks of one fixed size, so that it is compiled only once."""
+"""Runs a program over many rows in chunks of a fixed size, so that it is compiled once, and places rows on a mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def chunks(count: int, size: int) -> list[slice]:
 
 
 def pad_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Pads a batch to `size` rows by repeating rows from the first; callers drop the padded results."""
+    """Rows padded to `size` by repeating rows from the first; the results of the padding are discarded."""
     count = len(next(iter(rows.values())))
     if count == size:
         return rows
@@ -33,18 +33,23 @@ def process_rows(rows: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh
     return {name: array[mine] for name, array in rows.items()}
 
 
+def place_rows(rows: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """A global batch on the devices of `mesh`, from host arrays that every process holds in full."""
+    size = len(next(iter(rows.values())))
+    return sharding.place_batch(process_rows(rows, size, mesh), size, mesh)
+
+
 def in_chunks(
     function: Callable[..., Any], params: Sequence[PyTree], columns: dict[str, np.ndarray], size: int,
     mesh: jax.sharding.Mesh,
 ) -> Any:  # fmt: skip
     """`function(*params, batch)` over all rows, `size` at a time; returns the concatenated results [B, …] on the host.
 
-    The last chunk is padded to `size` rows, so that every chunk uses the same compiled program.
+    The last chunk is padded to `size`, so that one program serves all chunks.
     """
     count = len(columns["tokens"])
-    parts = []
+    results = []
     for chunk in chunks(count, size):
         rows = pad_rows({name: array[chunk] for name, array in columns.items()}, size)
-        placed = sharding.place_batch(process_rows(rows, size, mesh), size, mesh)
-        parts.append(jax.device_get(function(*params, placed)))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *parts)
+        results.append(jax.device_get(function(*params, place_rows(rows, mesh))))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:count], *results)

@@ -1,1 +1,1 @@
-"""Models write data for later stages: best-of-N, majority votes."""
+"""Stages that generate training data with a model: best-of-N and majority votes."""

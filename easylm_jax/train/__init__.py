@@ -1,1 +1,1 @@
-"""Training: one train step, the loop, the train state, the optimiser; reinforcement learning in `rl/`."""
+"""Training: the train step, the loop, the train state and the optimizer; reinforcement learning is in `rl/`."""

@@ -1,8 +1,7 @@
-"""What every training loop does besides its steps: start or resume, metrics, checkpoints, held-out scores, stops.
+"""The training loop shared by all stages: start or resume, metrics, checkpoints, validation, and stopping on signals.
 
-A loop has a `Job`, which says what is made, and four things of its own: `prepare`, `advance`, `read` and `validate`.
-Everything that decides the next step is in the checkpoint or a pure function of it, so a run that was killed goes on
-bit for bit as if it had not been.
+A loop is given a `Job` and implements `prepare`, `advance`, `read`, `check` and `validate`. Everything that determines
+the next step is in the checkpoint or a pure function of it, so a killed run resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -24,20 +23,31 @@ from easylm_jax.runtime.monitor.metrics import last_line
 from models.errors import UserError
 
 PyTree = Any
-Line = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; the step it was at is saved."""
+    """The run was stopped by a signal, after saving its current step."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What any loop needs to know of a stage.
+    """The inputs of a loop that are common to all kinds of stages.
 
-    `abstract_state` has the shapes and types of all that a step changes, `layout` their shardings; `fresh_state()`
-    makes the state before step 0. `fingerprint` is that of the data. `validate_every` is None for the last step alone;
-    `validates` says whether there is held-out data. `meta` goes into every checkpoint as it is.
+    Attributes:
+        name: of the stage.
+        folder: of the stage.
+        mesh: the devices that train.
+        abstract_state: shapes and types of everything that a step changes.
+        layout: the shardings of the state.
+        fresh_state: makes the state before the first step.
+        fingerprint: of the data, the batch size and the seed.
+        validates: whether there is held-out data.
+        validate_every: steps between validations; None validates after the last step only.
+        steps: total number of steps.
+        checkpoints: when to save and what to keep.
+        monitoring: where metrics go.
+        meta: stored in every checkpoint.
     """
 
     name: str
@@ -56,7 +66,7 @@ class Job:
 
 
 class Loop(abc.ABC):
-    """One process's life in a job. `tokens_seen` counts trained tokens over all restarts."""
+    """Runs a job in one process. `tokens_seen` counts trained tokens over all restarts."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -66,31 +76,33 @@ class Loop(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, state: PyTree, start: int) -> None:
-        """Compiles and opens what the steps from `start` on need; called when there are steps to do."""
+        """Compiles programs and opens data for the steps after `start`; called only if there are steps left."""
 
     @abc.abstractmethod
     def advance(self, state: PyTree, step: int) -> tuple[PyTree, Any]:
-        """Step `number` (from 1): the new state, and what `read` will make a metrics line of."""
+        """Dispatches `step` (from 1); returns the new state and a handle for `read`."""
 
     @abc.abstractmethod
-    def read(self, pending: Any) -> Line:
-        """Waits for a step and returns its metrics line."""
+    def read(self, pending: Any) -> Metrics:
+        """Waits for a dispatched step and returns its metrics."""
 
     @abc.abstractmethod
-    def check(self, line: Line, step: int) -> None:
-        """Raises `UserError` where a line says that the run has gone wrong for good."""
+    def check(self, metrics: Metrics, step: int) -> None:
+        """Raises `UserError` if the metrics show that training has failed for good."""
 
     @abc.abstractmethod
     def validate(self, state: PyTree, step: int) -> tuple[dict[str, float], str]:
-        """Scores on held-out data by name, and what to say of them."""
+        """Validation metrics by name, and a summary to print."""
 
-    def close(self) -> None:  # noqa: B027 - most loops leave nothing open
-        """Ends what `prepare` began."""
+    def close(self) -> None:  # noqa: B027 - most loops have nothing to close
+        """Releases what `prepare` opened."""
 
-    def run(self) -> Line:
-        """From the newest checkpoint (or the start) to the last step; returns the final metrics.
+    def run(self) -> Metrics:
+        """Runs from the latest checkpoint (or from scratch) to the last step; returns the final metrics.
 
-        Raises `Stopped` after a signal, and `UserError` for what the user can mend.
+        Raises:
+            Stopped: a signal stopped the run.
+            UserError: an error that the user can fix.
         """
         job, c = self.job, self.job.checkpoints
         self.monitor = Monitor(
@@ -103,13 +115,13 @@ class Loop(abc.ABC):
         )  # fmt: skip
         with jax.set_mesh(job.mesh), self.monitor, self.checkpointer, StopRequest(self.monitor.message) as stop:
             self.stop = stop
-            return self._to_the_end()
+            return self._run_to_end()
 
-    def _to_the_end(self) -> Line:
+    def _run_to_end(self) -> Metrics:
         job = self.job
         with self.monitor.phase("init"):
             state, start = self._restore_or_start()
-        last: Line = {}
+        last: Metrics = {}
         if start < job.steps:
             try:
                 self.prepare(state, start)
@@ -121,9 +133,9 @@ class Loop(abc.ABC):
         self.checkpointer.wait()
         if job.validates and self.validation.get("validation_step") != job.steps:
             self._validate(state, job.steps)
-        spent = sum(self.monitor.ledger.seconds().values())  # of all processes that this run had
-        numbers = {name: value for name, value in last.items() if isinstance(value, (int, float))}
-        return {**numbers, **self.validation, "wall_seconds": spent}
+        wall_seconds = sum(self.monitor.ledger.seconds().values())  # over all restarts of this run
+        scalars = {name: value for name, value in last.items() if isinstance(value, (int, float))}
+        return {**scalars, **self.validation, "wall_seconds": wall_seconds}
 
     def _restore_or_start(self) -> tuple[PyTree, int]:
         job = self.job
@@ -132,8 +144,8 @@ class Loop(abc.ABC):
         state, meta = self.checkpointer.restore(self.abstract)
         if meta["data"]["fingerprint"] != job.fingerprint:
             raise UserError(
-                f"stage {job.name}: its checkpoints were trained on other data (or another batch or seed); "
-                "use another --out, or --overwrite to begin again"
+                f"stage {job.name}: its checkpoints in {job.folder} were trained on other data (or with another batch "
+                "size or seed); use another --out, or --overwrite to begin again"
             )
         start = int(state.step)
         self.tokens_seen = int(meta["data"]["tokens_seen"])
@@ -142,36 +154,36 @@ class Loop(abc.ABC):
         self.monitor.message(f"resuming at step {start} of {job.steps}")
         return state, start
 
-    def _loop(self, state: PyTree, start: int) -> tuple[PyTree, Line]:
+    def _loop(self, state: PyTree, start: int) -> tuple[PyTree, Metrics]:
         job = self.job
-        waiting: tuple[int, Any] | None = None  # the newest step, whose metrics are still on the device
-        last: Line = {}
+        unread: tuple[int, Any] | None = None  # the latest step, whose metrics are still on the device
+        last: Metrics = {}
         for step in range(start + 1, job.steps + 1):
             state, pending = self.advance(state, step)
             with self.monitor.phase("step", step):
-                if waiting is not None:  # read one step late, while the device works on the next
-                    self._write(waiting[0], self.read(waiting[1]))
-                waiting = step, pending
+                if unread is not None:  # read one step late, while the device runs the next step
+                    self._log(unread[0], self.read(unread[1]))
+                unread = step, pending
                 stopping = self.stop.agreed(step)
-                saving = stopping or step % job.checkpoints.every == 0 or step == job.steps or self._stays(step)
+                saving = stopping or step % job.checkpoints.every == 0 or step == job.steps or self._is_permanent(step)
                 validating = self._validation_due(step)
                 if saving or validating:
                     last = self.read(pending)
             if validating:
                 last |= self._validate(state, step)
-            if saving or validating:  # the line is written before its checkpoint commits, so a kill loses none
-                self._write(step, last)
-                waiting = None
+            if saving or validating:  # metrics are written before the checkpoint commits, so a kill loses none
+                self._log(step, last)
+                unread = None
             if saving:
                 self._save(step, state, final=stopping or step == job.steps)
             if stopping and step < job.steps:
                 self.checkpointer.wait()
-                raise Stopped(f"{job.name}: stopped at step {step} of {job.steps}, which is saved; run again to go on")
+                raise Stopped(f"{job.name}: stopped at step {step} of {job.steps}, which is saved; run again to resume")
         return state, last
 
-    def _write(self, step: int, line: Line) -> None:
-        self.monitor.log(step, {**line, "goodput": self.monitor.ledger.goodput()})
-        self.check(line, step)
+    def _log(self, step: int, metrics: Metrics) -> None:
+        self.monitor.log(step, {**metrics, "goodput": self.monitor.ledger.goodput()})
+        self.check(metrics, step)
 
     def _save(self, step: int, state: PyTree, final: bool) -> None:
         with self.monitor.phase("checkpoint", step):
@@ -181,13 +193,13 @@ class Loop(abc.ABC):
                 "validation": self.validation,
                 "clocks": self.monitor.clocks(),
             }
-            if final or self._stays(step):
-                self.checkpointer.wait()  # so that what is to stay is never what is skipped
+            if final or self._is_permanent(step):
+                self.checkpointer.wait()  # an earlier save in progress must not make this one be skipped
             if self.checkpointer.save(step, state, meta):
                 self.monitor.checkpoint_saved()
 
-    def _stays(self, step: int) -> bool:
-        """Whether a step is one of those that are kept for good, which are saved whatever `every` is."""
+    def _is_permanent(self, step: int) -> bool:
+        """Whether the checkpoint of a step is kept permanently; such steps are saved independently of `every`."""
         c = self.job.checkpoints
         return any(every and step % every == 0 for every in (c.keep_every, c.history))
 
@@ -196,15 +208,15 @@ class Loop(abc.ABC):
         return self.job.validates and (step == self.job.steps or bool(every and step % every == 0))
 
     def _validate(self, state: PyTree, step: int) -> dict[str, float]:
-        """Held-out scores of the parameters after `number` steps."""
+        """The validation metrics of the parameters after `step`, also kept for checkpoints."""
         with self.monitor.phase("evaluate", step):
-            scores, words = self.validate(state, step)
+            scores, summary = self.validate(state, step)
         self.validation = {"validation_step": step, **{f"validation_{name}": value for name, value in scores.items()}}
-        self.monitor.message(f"step {step}: held-out {words}")
+        self.monitor.message(f"step {step}: held-out {summary}")
         return self.validation
 
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:
-    """The axes that split something, as a recipe writes them."""
+    """The mesh axes of size above 1, in the notation of recipes."""
     split = [f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1]
     return ",".join(split) or "one device"

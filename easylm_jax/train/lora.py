@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): train W + (alpha / rank) A B with W frozen.
 
-An adapter is a tree of its own, so the train step differentiates with respect to it and keeps optimiser moments for
-it alone: `objective(merge(base, adapter, config))`. Exporting is the same `merge`, once.
+An adapter is a separate tree, so the train step differentiates with respect to it and keeps optimizer state for it
+only: `objective(merge(base, adapter, config))`. An export applies the same `merge` once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ Tree = Any
 
 
 def init_lora(key: jax.Array, params: Tree, config: LoraConfig) -> dict:
-    """An adapter that changes nothing yet: for a kernel [..., in, out], A [..., in, rank] and B = 0 [..., rank, out].
+    """A new adapter: for a kernel [..., in, out], A [..., in, rank] and B [..., rank, out], where B is 0.
 
-    A is uniform in ±1/√in (variance 1/(3 in), the usual choice), drawn for each kernel from its name, so that adding a
-    target leaves the others' start as it was. Leading axes (layers, experts) get an adapter each. Leaves are float32,
-    named as the kernel with `lora_a` and `lora_b` in its place. A target that matches no kernel raises `UserError`.
+    A is uniform in ±1/√in (variance 1/(3 in), the usual choice) with a random key derived from the kernel's name, so
+    adding a target does not change the initialization of the others. Each entry of leading axes (layers, experts) has
+    its own adapter. Leaves are float32 and named like the kernel, with `lora_a` and `lora_b` in its place.
+
+    Raises:
+        UserError: a target matches no kernel, or the rank is larger than a side of a kernel.
     """
     names = leaf_names(params)
     shapes = {n: leaf.shape for n, leaf in zip(names, jax.tree.leaves(params), strict=True) if _is_kernel(n)}
@@ -35,18 +38,18 @@ def init_lora(key: jax.Array, params: Tree, config: LoraConfig) -> dict:
             raise UserError(f"lora: rank {config.rank} is larger than a side of {name} [{inputs}, {outputs}]")
         bound = inputs**-0.5
         own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        place = adapter
+        node = adapter
         for part in name.split(".")[:-1]:
-            place = place.setdefault(part, {})
-        place["lora_a"] = jax.random.uniform(own_key, (*lead, inputs, config.rank), jnp.float32, -bound, bound)
-        place["lora_b"] = jnp.zeros((*lead, config.rank, outputs), jnp.float32)
+            node = node.setdefault(part, {})
+        node["lora_a"] = jax.random.uniform(own_key, (*lead, inputs, config.rank), jnp.float32, -bound, bound)
+        node["lora_b"] = jnp.zeros((*lead, config.rank, outputs), jnp.float32)
     return adapter
 
 
 def merge(params: Tree, lora: Tree, config: LoraConfig, key: jax.Array | None = None) -> Tree:
-    """`params` with W + (alpha / rank) A B in place of every adapted W, in W's dtype. Pure; differentiable in `lora`.
+    """`params` with every adapted W replaced by W + (alpha / rank) A B, in the dtype of W. Differentiable in `lora`.
 
-    `key` switches dropout on and is given in training steps alone.
+    `key` enables dropout and is passed in training steps only.
     """
     drop_key = key if config.dropout else None
 
@@ -65,7 +68,7 @@ def _adapted(kernel: jax.Array, adapter: dict, config: LoraConfig, key: jax.Arra
         own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
         kept = jax.random.bernoulli(own_key, keep, (*a.shape[:-1], 1))
         a = jnp.where(kept, a / keep, 0.0)
-    # The sum is made in float32 and rounded once. Full precision: the product is small beside a step of training.
+    # The sum is computed in float32 and rounded once. Full precision is cheap beside a train step.
     delta = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST) * (config.alpha / config.rank)
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
@@ -75,7 +78,7 @@ def _is_kernel(name: str) -> bool:
 
 
 def _targets(config: LoraConfig, kernels: list[str]) -> list[str]:
-    """The kernels that the targets name, in tree order."""
+    """The kernels that match the targets, in tree order."""
     for target in config.targets:
         if not any(matches(target, name) for name in kernels):
             raise UserError(f"lora: target {target!r} matches no kernel; there are {', '.join(sorted(kernels))}")

@@ -1,7 +1,7 @@
-"""Log-probabilities of the model that preference training starts from: computed once, kept beside the data's cache.
+"""Reference log-probabilities for preference training: computed once and stored beside the data cache.
 
-They are found again by the cache and by a fingerprint of the parameters, so that a run that resumes, a second seed or
-another loss on the same pairs does not compute them anew, and a changed model never reads old ones.
+They are keyed by the cache and a fingerprint of the reference parameters. A resumed run, a second seed or another loss
+on the same pairs reuses them, and a changed reference never reads outdated values.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from easylm_jax.data import Cache, open_columns, write_columns
 from easylm_jax.objectives import sequence_logprobs
 from easylm_jax.runtime import compiler, processes, sharding
-from models.decoder import Decoder
+from models.model import Model
 from models.trees import leaf_names
 
 PyTree = Any
 NAME = "reference"
 
 
-def with_reference(cache: Cache, model: Decoder, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh) -> Cache:
-    """The cache with the columns `reference_chosen` and `reference_rejected` of these parameters in every batch."""
+def with_reference(cache: Cache, model: Model, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh) -> Cache:
+    """The cache with the columns `reference_chosen` and `reference_rejected` added to every batch."""
     key = f"{model.compute.dtype} {parameter_fingerprint(params)}"
     store = open_columns(cache, NAME, key)
     if store is None:
@@ -34,11 +34,11 @@ def with_reference(cache: Cache, model: Decoder, params: PyTree, batch_rows: int
 
 
 def reference_logprobs(
-    cache: Cache, model: Decoder, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh
+    cache: Cache, model: Model, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh
 ) -> dict[str, np.ndarray]:
-    """Sums over the counted tokens of both sides of every pair, float32 [pairs]; one pass over the cache in order."""
+    """The summed log-probabilities of the trained tokens of both sides of every pair, float32 [pairs]."""
     score = score_program(model, mesh)
-    # Pairs that no row holds keep 0: their values are never read, but must be finite.
+    # Pairs that are in no row keep 0: their values are never read, but must be finite.
     columns = {
         name: np.zeros(cache.manifest["pairs"], np.float32) for name in ("reference_chosen", "reference_rejected")
     }
@@ -49,8 +49,8 @@ def reference_logprobs(
     return columns
 
 
-def score_program(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
-    """A jitted `score(params, batch)`: the numbers of a batch's pairs and the sums of both sides, on every device."""
+def score_program(model: Model, mesh: jax.sharding.Mesh) -> Any:
+    """A jitted `score(params, batch)` → pair indices and the sums of both sides, replicated on every device."""
 
     def score(params, batch):
         sides = sequence_logprobs(model, params, batch)
@@ -60,9 +60,9 @@ def score_program(model: Decoder, mesh: jax.sharding.Mesh) -> Any:
 
 
 def parameter_fingerprint(params: PyTree) -> str:
-    """Hexadecimal digits that change with any bit of any parameter, and not with how they lie on a mesh.
+    """A text that changes with any bit of any parameter and does not depend on the sharding.
 
-    Each leaf's bits are summed as integers, weighted by their place; such a sum does not depend on its order.
+    The bits of each leaf are summed as integers, weighted by their position; such a sum does not depend on its order.
     """
     sums = jax.device_get(jax.jit(lambda tree: jax.tree.map(_weighted_bits, tree))(params))
     parts = (f"{name}:{int(value):08x}" for name, value in zip(leaf_names(params), jax.tree.leaves(sums), strict=True))

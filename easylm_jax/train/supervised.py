@@ -1,8 +1,8 @@
-"""The loop for stages that read data: batches in, one jitted step, one metrics line and one checkpoint out.
+"""The training loop of stages that read prepared data.
 
     batch_at(step) → devices → step(state, batch, frozen) → metrics line → checkpoint
 
-It knows no model and no objective; `stages.py` puts a `TrainJob` together and `train` runs it to its end (`loop.py`).
+It is independent of the model and the objective: `stage.py` makes a `TrainJob`, and `train` runs it (`loop.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from easylm_jax.objectives.base import Batch, Objective
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.compiler import Options, peak_bytes
 from easylm_jax.runtime.monitor import Throughput, model_flops_per_token, total_peak_flops
-from easylm_jax.train.loop import Job, Line, Loop, describe_mesh
+from easylm_jax.train.loop import Job, Loop, Metrics, describe_mesh
 from easylm_jax.train.optimizer import Optimizer
 from easylm_jax.train.step import State, make_score_step, make_train_step
 from models.config import DecoderConfig
@@ -33,7 +33,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainJob(Job):
-    """A stage that reads data. `frozen` is on the devices already; `score` is the objective for held-out data."""
+    """A stage that reads prepared data. `frozen` is on the devices already; `score` is the validation objective."""
 
     model: DecoderConfig
     objective: Objective
@@ -46,16 +46,16 @@ class TrainJob(Job):
     options: Options | None
 
 
-def train(job: TrainJob) -> Line:
-    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
-    # A CPU's peak is measured on one device, so this must come before the mesh is set.
+def train(job: TrainJob) -> Metrics:
+    """Runs a job from its latest checkpoint (or from scratch) to its last step; returns the final metrics."""
+    # The peak FLOPs of a CPU are measured on one device, so this comes before the mesh is set.
     per_token = model_flops_per_token(job.model, job.loader.cache.sequence_length)
     throughput = Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
     return _DataLoop(job, throughput).run()
 
 
 class _DataLoop(Loop):
-    """Batches are read ahead; metrics are read one step late."""
+    """Trains on batches that are prefetched; metrics are read one step late."""
 
     job: TrainJob
 
@@ -65,7 +65,7 @@ class _DataLoop(Loop):
         everywhere = jax.sharding.NamedSharding(job.mesh, jax.sharding.PartitionSpec())
         self.rows = sharding.local_rows(job.loader.batch_rows, job.mesh)
         self.batch_layout = sharding.batch_sharding(job.mesh)
-        self.step = make_train_step(
+        self.step: Any = make_train_step(  # a jitted function, which is lowered below
             job.objective,
             job.optimizer,
             accumulate=job.accumulate,
@@ -78,7 +78,7 @@ class _DataLoop(Loop):
         self.read_at = 0.0
 
     def prepare(self, state: State, start: int) -> None:
-        """Compiles the step for these shapes and tells what it needs on a device before it runs."""
+        """Compiles the step for the shapes of a batch, prints its memory per device, and starts reading data."""
         loader = self.job.loader
         with self.monitor.phase("compile"):
             columns = loader.batch_at(0, slice(0, 1))
@@ -90,7 +90,7 @@ class _DataLoop(Loop):
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
         self.monitor.message(
             f"{parameters:,} trained parameters, mesh {describe_mesh(self.job.mesh)}, "
-            f"{peak_bytes(self.compiled) / 2**20:,.0f} MiB a device for a step"
+            f"{peak_bytes(self.compiled) / 2**20:,.0f} MiB per device for a step"
         )
         self.batches = Prefetch(loader, self.rows, start, self.job.steps, self.job.mesh)
 
@@ -106,36 +106,36 @@ class _DataLoop(Loop):
             state, metrics = self.compiled(state, batch, self.job.frozen)
         return state, _Pending(metrics, began)
 
-    def read(self, pending: _Pending) -> Line:
-        host = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
-        # A step that was sent while the one before it still ran begins when that one was read.
+    def read(self, pending: _Pending) -> Metrics:
+        metrics = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
+        # A step that was dispatched while the previous one ran starts when the previous one was read.
         now = time.perf_counter()
         seconds, self.read_at = now - max(pending.began, self.read_at), now
-        tokens = int(host.pop("tokens"))
+        tokens = int(metrics.pop("tokens"))
         self.tokens_seen += tokens
         self.throughput.update(tokens, seconds)
-        return {**host, "tokens": self.tokens_seen, "seconds": seconds, **self.throughput.metrics()}
+        return {**metrics, "tokens": self.tokens_seen, "seconds": seconds, **self.throughput.metrics()}
 
-    def check(self, line: Line, step: int) -> None:
-        self.job.optimizer.check(line, step)
+    def check(self, metrics: Metrics, step: int) -> None:
+        self.job.optimizer.check(metrics, step)
 
     def validate(self, state: State, step: int) -> tuple[dict[str, float], str]:
-        """Scores the held-out rows; sums before means."""
+        """The mean metrics of the held-out rows, and a summary."""
         job = self.job
         assert job.held_out is not None
         means = evaluate(self.score, state.params, job.frozen, job.held_out, job.loader.batch_rows, job.mesh)
-        words = f"loss {means['loss']:.4f}"
+        summary = f"loss {means['loss']:.4f}"
         if "accuracy" in means and means.get("pairs"):
             half = 1.96 * math.sqrt(means["accuracy"] * (1 - means["accuracy"]) / means["pairs"])
-            words += f", accuracy {means['accuracy']:.3f} ± {half:.3f} (95 %, {means['pairs']:.0f} pairs)"
-        if "confidence" in means:  # a calibrated model is right as often as it thinks
-            words += f", mean confidence {means['confidence']:.3f}"
-        return means, words
+            summary += f", accuracy {means['accuracy']:.3f} ± {half:.3f} (95 %, {means['pairs']:.0f} pairs)"
+        if "confidence" in means:  # of a calibrated model it equals the accuracy
+            summary += f", mean confidence {means['confidence']:.3f}"
+        return means, summary
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that was sent to the device."""
+    """A step that was dispatched to the device."""
 
     metrics: Mapping[str, jax.Array]
     began: float
@@ -144,7 +144,7 @@ class _Pending:
 def evaluate(
     score, params: PyTree, frozen: PyTree, cache: Cache, batch_rows: int, mesh: jax.sharding.Mesh
 ) -> dict[str, float]:
-    """Mean metrics over all rows of a cache; `score` is a jitted score step."""
+    """Mean metrics over all rows of a cache; `score` is a jitted score step. Sums are added before they are divided."""
     sums: dict[str, np.ndarray] = {}
     for local in cache.in_order(batch_rows, sharding.local_rows(batch_rows, mesh)):
         batch = sharding.place_batch(local, batch_rows, mesh)
@@ -154,7 +154,7 @@ def evaluate(
 
 
 class Prefetch(Iterator[Batch]):
-    """Global batches on the devices, read one ahead by a thread while the current step runs."""
+    """Global batches on the devices, read ahead by a thread while the current step runs."""
 
     def __init__(
         self, loader: Loader, rows: np.ndarray, start: int, stop: int, mesh: jax.sharding.Mesh, depth: int = 2
@@ -172,7 +172,7 @@ class Prefetch(Iterator[Batch]):
                 batch = sharding.place_batch(loader.batch_at(step, rows), loader.batch_rows, mesh)
                 if not self._put(batch):
                     return
-        except BaseException as error:  # whatever it was belongs to the thread that trains
+        except BaseException as error:  # re-raised in the thread that trains
             self._put(error)
 
     def _put(self, item: Any) -> bool:
@@ -191,6 +191,6 @@ class Prefetch(Iterator[Batch]):
         return item
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Stops the thread."""
         self._closed.set()
         self._thread.join()

@@ -86,7 +86,7 @@ def gsm8k(policy: Policy) -> Task:
 def _asked(task: Task, policy: Policy) -> Task:
     """Greedy decoding with up to `policy.response` tokens, as in training."""
     stops = ("</answer>",) if policy.thinks else ()
-    return tasks.asked(task, max_new_tokens=policy.response, stop_strings=stops, slots=384)
+    return tasks.with_sampling(task, max_new_tokens=policy.response, stop_strings=stops, slots=384)
 
 
 def before(policy: Policy) -> Entry:

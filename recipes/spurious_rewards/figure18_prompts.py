@@ -21,7 +21,7 @@ def problems(prompt: str, which: str) -> DataSpec:
 
 def task(prompt: str) -> Task:
     """MATH-500 with a prompt; the column "parsable" is the share of responses with a boxed answer."""
-    one = tasks.asked(tasks.math500(POLICY.init, POLICY.template), slots=512)
+    one = tasks.with_sampling(tasks.math500(POLICY.init, POLICY.template), slots=512)
     return dataclasses.replace(
         one, name=f"{published.MATH}, {prompt}", data=problems(prompt, "test"),
         also=(*one.also, ("parsable", "boxed_format")),

@@ -20,7 +20,8 @@ def asked(policy: Policy, benchmarks=ALL) -> tuple[Task, ...]:
     """The benchmarks in the policy's chat template. OLMo 2 7B has a large cache (no grouped queries)."""
     slots = 256 if policy.key.startswith("olmo2-7b") else 512
     return tuple(
-        tasks.asked(task(policy.init, policy.template), stop_strings=policy.stops, slots=slots) for task in benchmarks
+        tasks.with_sampling(task(policy.init, policy.template), stop_strings=policy.stops, slots=slots)
+        for task in benchmarks
     )
 
 

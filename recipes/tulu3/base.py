@@ -249,7 +249,7 @@ _ASKED = {"max_new_tokens": 2048, "slots": 256}
 
 def gsm8k(tokenizer: str, template: str = "tulu") -> Task:
     """GSM8K: 1,319 problems; the last number of the response must be correct."""
-    return tasks.asked(tasks.gsm8k(tokenizer, template), **_ASKED)
+    return tasks.with_sampling(tasks.gsm8k(tokenizer, template), **_ASKED)
 
 
 def math(tokenizer: str, template: str = "tulu") -> Task:
@@ -260,7 +260,7 @@ def math(tokenizer: str, template: str = "tulu") -> Task:
 
 def ifeval(tokenizer: str, template: str = "tulu") -> Task:
     """IFEval: 541 prompts, prompt-level loose accuracy."""
-    return tasks.asked(tasks.ifeval(tokenizer, template), **_ASKED)
+    return tasks.with_sampling(tasks.ifeval(tokenizer, template), **_ASKED)
 
 
 def table(

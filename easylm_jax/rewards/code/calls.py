@@ -152,7 +152,8 @@ class Program:
         return [None]
 
     def _said(self, how: str, target: Any) -> list:
-        made = {"str": str, "repr": repr, "len": len, "bool": bool, "iter": iter}[how](self._decode(target))
+        functions: dict[str, Callable[..., Any]] = {"str": str, "repr": repr, "len": len, "bool": bool, "iter": iter}
+        made = functions[how](self._decode(target))
         return [["o", self._refer(made)] if how == "iter" else self._encode(made)]
 
     def _next(self, target: Any, count: int) -> list:

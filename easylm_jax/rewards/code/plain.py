@@ -1,7 +1,7 @@
-"""Plain data as JSON and back: what the tested program and its tests tell each other. Nothing is ever unpickled.
+"""Plain data as JSON and back: the messages between the tested program and its tests. Nothing is ever unpickled.
 
-Numbers, texts, bytes and the built-in containers travel by value, everything else by a number that the sender knows it
-by. The reader makes exact built-in types, so that no value brings a method of the sender's.
+Numbers, texts, bytes and built-in containers are sent by value, everything else as the number of an object that the
+sender keeps. The receiver makes exact built-in types, so that no value carries a method of the sender.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from fractions import Fraction
 from typing import Any
 
 _SAFE = 1 << 53
-_NAMES = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": deque}
-_TAGS = {made: tag for tag, made in _NAMES.items()}
+_NAMES: dict[str, type] = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": deque}
+_TAGS: dict[type, str] = {kind: tag for tag, kind in _NAMES.items()}
+_BUILT_IN: tuple[Callable[..., Any], ...] = (
+    bool, int, float, str, bytes, bytearray, dict, list, tuple, frozenset, set, deque,
+)  # fmt: skip
 
 
 def encode(value: Any, refer: Callable[[Any], int], own: str = "") -> Any:
-    """`value` as JSON knows it. `refer` gives the number of an object; classes of the module `own` are objects."""
+    """`value` as JSON types. `refer` gives an object its number; instances of classes of module `own` are objects."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -45,14 +48,15 @@ def encode(value: Any, refer: Callable[[Any], int], own: str = "") -> Any:
 
 
 def _derived(value: Any, refer: Callable[[Any], int], own: str) -> Any:
-    """A value of a class that is derived from a built-in one, as that; or the object's number."""
-    if isinstance(value, tuple) and hasattr(type(value), "_fields"):
-        fields = [str(name) for name in type(value)._fields]
+    """A value of a subclass of a built-in class, as the built-in class; or the number of the object."""
+    cls: Any = type(value)
+    if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        fields = [str(name) for name in cls._fields]
         return ["n", fields, [encode(one, refer, own) for one in tuple(value)]]
     if own and type(value).__module__ == own and not isinstance(value, enum.Enum):
         return ["o", refer(value)]
-    for kind in (bool, int, float, str, bytes, bytearray, dict, list, tuple, frozenset, set, deque):
-        if isinstance(value, kind):
+    for kind in _BUILT_IN:
+        if isinstance(value, kind):  # type: ignore[arg-type]
             return encode(kind(value), refer, own)
     if isinstance(value, (type({}.keys()), type({}.items()))):
         return encode(set(value), refer, own)

@@ -12,7 +12,7 @@ import builtins
 PREFIX = "_program_"  # of the program's version, where a test means that
 
 
-def renamed(tree: ast.Module, names: set[str], defined: set[str]) -> ast.AST:
+def renamed(tree: ast.Module, names: set[str], defined: set[str]) -> ast.Module:
     """A test in which calls of built-in names mean the program's versions where they may.
 
     Args:

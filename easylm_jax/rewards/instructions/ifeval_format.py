@@ -93,13 +93,13 @@ def _section(splitter: str, version: str) -> re.Pattern[str]:
 
 @_ifeval("detectable_format:json_format", "Write everything as JSON; a fenced code block may be around it.")
 def json_format(text: str, version: str) -> bool:
-    """JSON as Python reads it, with or without a fence around it. "fixed" takes objects and lists alone, and no NaN."""
+    """JSON as Python parses it, with or without a code fence. "fixed" accepts objects and lists only, and no NaN."""
     bare = text.strip()
     for fence in _FENCES:
         bare = bare.removeprefix(fence)
-    strict = {"parse_constant": _refuse} if version == "fixed" else {}
+    parse_constant = _refuse if version == "fixed" else None
     try:
-        value = json.loads(bare.removesuffix("```").strip(), **strict)
+        value = json.loads(bare.removesuffix("```").strip(), parse_constant=parse_constant)
     except (ValueError, RecursionError):
         return False
     return version != "fixed" or isinstance(value, dict | list)

@@ -102,9 +102,9 @@ def same(a: Node, b: Node) -> bool:
         return True
     if a[0] == "rel" or b[0] == "rel":
         return _same_relation(a, b)
-    collected = _collection(a), _collection(b)
-    if collected[0] is not None or collected[1] is not None:
-        return collected[0] is not None and collected[1] is not None and _matched(*collected)
+    items_a, items_b = _collection(a), _collection(b)
+    if items_a is not None or items_b is not None:
+        return items_a is not None and items_b is not None and _matched(items_a, items_b)
     if a[0] == "union" or b[0] == "union":
         return a[0] == b[0] and _matched(a[1], b[1])
     if a[0] == "bracket" or b[0] == "bracket":

@@ -1,1 +1,1 @@
-"""Training on rollouts: the collector, advantages, the trainer."""
+"""Reinforcement learning: collecting rollouts, computing advantages, updating the policy and the value model."""

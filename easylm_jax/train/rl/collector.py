@@ -1,9 +1,9 @@
-"""Collects rollouts: responses sampled and scored, at once or ahead of the updates in a thread of its own.
+"""Collects rollouts: samples and scores responses, either synchronously or in a thread that runs ahead of the updates.
 
     prompt batch → responses of a policy → scores → (zero-variance groups replaced) → Rollout
 
-A rollout is a pure function of the policy, the stage's seed, its step and how many batches of prompts were used before
-it. So it does not matter when, or by which thread, it is collected, and a resumed run collects it again.
+A rollout is a pure function of the policy, the stage's seed, its step and the number of prompt batches used before it.
+It therefore does not matter when or in which thread it is collected, and a resumed run reproduces it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class CollectedRollout:
-    """A rollout, how many batches of prompts were used up to and with it, and the metrics of its collection."""
+    """A rollout, the number of prompt batches used so far (including its own), and the metrics of its collection."""
 
     rollout: Rollout
     prompt_batches_used: int
@@ -49,7 +49,7 @@ class RolloutCollector:
         self.stopping = threading.Event()
 
     def collect(self, policy: PyTree, step: int, prompt_batches_used: int) -> CollectedRollout:
-        """The rollout of `step` by these parameters, from the prompts after the first `prompt_batches_used` batches."""
+        """Collects the rollout of `step` with these parameters, starting at prompt batch `prompt_batches_used`."""
         stage = self.stage
         attempts: list[Rollout] = []
         metrics: dict[str, Any] = {}
@@ -59,7 +59,7 @@ class RolloutCollector:
             began = time.perf_counter()
             sampled = self.generator.sample(
                 policy, self.loader.cache, self.loader.batch_at(prompt_batches_used + attempt), samples=stage.samples,
-                seed=rollout.seed_of(stage.seed, step, attempt), greedy=False, cancelled=self.stopping.is_set,
+                seed=rollout.rollout_seed(stage.seed, step, attempt), greedy=False, cancelled=self.stopping.is_set,
             )  # fmt: skip
             sampling += time.perf_counter() - began
             began = time.perf_counter()
@@ -69,7 +69,7 @@ class RolloutCollector:
             useful += int(self._nonzero_variance(sampled).sum())
             if useful >= stage.batch:
                 break
-        tokens, responses = (sum(int(x.lengths.sum()) for x in attempts), sum(x.rows for x in attempts))
+        tokens, responses = sum(int(x.lengths.sum()) for x in attempts), sum(x.rows for x in attempts)
         metrics |= {
             "rollout_seconds": sampling, "rollouts_per_second": responses / sampling,
             "response_tokens_per_second": tokens / sampling,
@@ -77,33 +77,34 @@ class RolloutCollector:
         collected = attempts[0]
         if stage.rollout_attempts > 1:
             metrics |= {"batches_drawn": len(attempts), "useful_groups": useful / (len(attempts) * stage.batch)}
-            collected = self._chosen(attempts)
+            collected = self._select_groups(attempts)
         return CollectedRollout(collected, prompt_batches_used + len(attempts), metrics)
 
     def _nonzero_variance(self, sampled: Rollout) -> np.ndarray:
-        """Which groups have responses of unequal reward, bool [prompts]."""
+        """Whether the rewards of each group differ, bool [prompts]."""
         return rollout.nonzero_variance(sampled.final(self.stage.reward).reshape(-1, self.stage.samples))
 
-    def _chosen(self, attempts: list[Rollout]) -> Rollout:
-        """As many groups as a rollout has, in the order sampled: zero-variance groups only where others are too few."""
-        whole = rollout.concatenate(attempts)
-        order = np.argsort(~self._nonzero_variance(whole), kind="stable")[: self.stage.batch]
-        return rollout.select(whole, (order[:, None] * whole.samples + np.arange(whole.samples)).reshape(-1))
+    def _select_groups(self, attempts: list[Rollout]) -> Rollout:
+        """The first `stage.batch` groups with non-zero variance, then zero-variance groups if those are too few."""
+        candidates = rollout.concatenate(attempts)
+        groups = np.argsort(~self._nonzero_variance(candidates), kind="stable")[: self.stage.batch]
+        rows = groups[:, None] * candidates.samples + np.arange(candidates.samples)
+        return rollout.select(candidates, rows.reshape(-1))
 
 
 def _add(metrics: dict[str, Any], more: dict[str, float]) -> None:
-    """Adds the metrics of another attempt: seconds and counts are summed, everything else is of the last attempt."""
+    """Adds the metrics of another attempt: seconds and timeouts are summed, all others are of the last attempt."""
     for name, value in more.items():
         metrics[name] = value + (metrics.get(name, 0) if name.endswith(("_seconds", "_timeouts")) else 0)
 
 
 class AsyncCollector:
-    """Rollouts that are asked for before they are needed, collected in order.
+    """Collects rollouts that are submitted before they are needed, in order.
 
-    With `overlapping` a thread collects them while the updates of earlier ones go on. Without, each is collected when
-    it is taken, by the policy that was asked: the same rollouts, but no time is won. Two threads must not start
-    programs of several devices, or of several processes, on the same devices: their collectives could wait for each
-    other.
+    With `overlapping`, a thread collects them while earlier rollouts are trained on. Without it, each rollout is
+    collected when it is taken, by the policy it was submitted with: the results are the same, but nothing overlaps.
+    Overlapping is not safe if both threads launch multi-device programs on the same devices, because their collectives
+    can deadlock.
     """
 
     def __init__(self, collector: RolloutCollector, prompt_batches_used: int, overlapping: bool = True):
@@ -111,21 +112,21 @@ class AsyncCollector:
         self._thread = None
         if overlapping:
             self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="rollouts")
-        self._coming: dict[int, Callable[[], CollectedRollout]] = {}
+        self._submitted: dict[int, Callable[[], CollectedRollout]] = {}
 
     def submit(self, policy: PyTree, step: int) -> None:
-        """Asks for the rollout of `step`, the one after the last that was asked for."""
+        """Requests the rollout of `step` from this policy; steps must be submitted in order."""
         if self._thread is None:
-            self._coming[step] = functools.partial(self._collect, policy, step)
+            self._submitted[step] = functools.partial(self._collect, policy, step)
         else:
-            self._coming[step] = self._thread.submit(self._collect, policy, step).result
+            self._submitted[step] = self._thread.submit(self._collect, policy, step).result
 
     def take(self, step: int) -> CollectedRollout:
-        """Waits for the rollout of `step`, or collects it; raises what its collection raised."""
-        return self._coming.pop(step)()
+        """Waits for the rollout of `step`, or collects it now; re-raises any error of its collection."""
+        return self._submitted.pop(step)()
 
     def close(self) -> None:
-        """Ends the thread; the rollout that it was collecting is thrown away."""
+        """Stops the thread and discards the rollout it was collecting."""
         if self._thread is not None:
             self.collector.stopping.set()
             self._thread.shutdown(cancel_futures=True)
@@ -133,8 +134,8 @@ class AsyncCollector:
 
     def _collect(self, policy: PyTree, step: int) -> CollectedRollout:
         mesh = self.collector.mesh
-        alone = jax.default_device(mesh.devices.flat[0]) if mesh.size == 1 else contextlib.nullcontext()
-        with jax.set_mesh(mesh), alone:
+        one_device = jax.default_device(mesh.devices.flat[0]) if mesh.size == 1 else contextlib.nullcontext()
+        with jax.set_mesh(mesh), one_device:
             collected = self.collector.collect(policy, step, self.prompt_batches_used)
         self.prompt_batches_used = collected.prompt_batches_used
         return collected

@@ -1,4 +1,4 @@
-"""What a stage of reinforcement learning is made of: the state that a step changes, and all that stays the same."""
+"""The state and the job of a reinforcement learning stage: what a step changes, and what stays fixed."""
 
 from __future__ import annotations
 
@@ -18,29 +18,36 @@ from easylm_jax.train.state import TrainStateInit
 from easylm_jax.train.step import State
 
 PyTree = Any
+Leaf = Any  # an array, or its shape or its sharding
 
 
 class RLState(NamedTuple):
-    """All that a step changes. `step` int32 counts rollouts; `params`, `opt`, `rng` are the policy's, after `updates`
-    updates; `value` is the value model's whole train state (None without one); `kl` float32 is the KL coefficient.
-    `prompt_batches_used` counts the batches of prompts that rollouts were generated from. `stale_policies` are the
-    parameters, as the engine takes them, of the last `asynchronous` steps before this one, by which the next rollouts
-    are generated: a resumed run generates them again.
+    """Everything that a step changes.
+
+    Attributes:
+        step: int32, rollouts trained on.
+        params, opt, rng: the policy's parameters, optimizer state and random key, after `updates` updates.
+        updates: int32, policy updates.
+        value: the train state of the value model; None without one.
+        kl: float32, the KL coefficient.
+        prompt_batches_used: int32, prompt batches that rollouts were sampled from.
+        stale_policies: the policy parameters, as the engine takes them, of the last `asynchronous` steps. The next
+            rollouts are sampled from them; a resumed run samples those rollouts again.
     """
 
-    step: jax.Array
+    step: Leaf
     params: PyTree
     opt: PyTree
-    rng: jax.Array
-    updates: jax.Array
+    rng: Leaf
+    updates: Leaf
     value: State | None
-    kl: jax.Array
-    prompt_batches_used: jax.Array
+    kl: Leaf
+    prompt_batches_used: Leaf
     stale_policies: tuple[PyTree, ...]
 
     @property
     def policy(self) -> State:
-        """The policy as a train step knows it."""
+        """The train state of the policy."""
         return State(self.updates, self.params, self.opt, self.rng)
 
 
@@ -49,21 +56,21 @@ REPLICATED = ("step", "rng", "updates", "kl", "prompt_batches_used")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutJob(Job):
-    """A stage that writes its own data. `frozen` and the reference's parameters are on the devices already.
+    """A stage that trains on rollouts. `frozen` and the reference parameters are on the devices already.
 
-    `writing_layout` is where the policy as it writes lies for the devices that write, and `decode_mesh` the shape in
-    which they do it; the engine brings the parameters from the one to the other.
+    `rollout_layout` is the sharding of the policy's parameters on the devices that sample rollouts, and `decode_mesh`
+    the mesh on which those devices decode; the engine reshards the parameters from the one to the other.
     """
 
     stage: RL
     policy: TrainStateInit
     value: TrainStateInit | None
     programs: RLPrograms
-    writing_layout: PyTree
+    rollout_layout: PyTree
     decode_mesh: jax.sharding.Mesh
     frozen: PyTree
     reference: PyTree
-    judge: RewardScorer
+    scorer: RewardScorer
     generator: Generator
     loader: Loader
     held_out: Cache | None

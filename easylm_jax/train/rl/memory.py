@@ -1,4 +1,4 @@
-"""What a stage of reinforcement learning needs on one device, part by part, before its first step."""
+"""An estimate of the device memory of a reinforcement learning stage, by component, before its first step."""
 
 from __future__ import annotations
 
@@ -20,63 +20,66 @@ MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device by what they are for: `stays` all the time; `writing` and `updating` come and go in turn."""
+    """Bytes on one device, by component: `resident` always; `generation` and `update` in turn, during their phase."""
 
-    stays: dict[str, int]
-    writing: dict[str, int]
-    updating: dict[str, int]
+    resident: dict[str, int]
+    generation: dict[str, int]
+    update: dict[str, int]
 
     @property
-    def most(self) -> int:
-        """What is needed when most is."""
-        return sum(self.stays.values()) + max(sum(self.writing.values()), sum(self.updating.values()))
+    def peak(self) -> int:
+        """The largest total over the phases of a step."""
+        return sum(self.resident.values()) + max(sum(self.generation.values()), sum(self.update.values()))
 
     def __str__(self) -> str:
-        def shown(parts: dict[str, int]) -> str:
-            return ", ".join(f"{name} {size / MIB:,.1f}" for name, size in parts.items())
+        def listed(components: dict[str, int]) -> str:
+            return ", ".join(f"{name} {size / MIB:,.1f}" for name, size in components.items())
 
         return (
-            f"MiB on a device: {shown(self.stays)}; on top of that {shown(self.writing)} while it writes, "
-            f"{shown(self.updating)} while it updates; at most {self.most / MIB:,.1f}"
+            f"MiB on a device: {listed(self.resident)}; in addition {listed(self.generation)} during generation, "
+            f"{listed(self.update)} during updates; peak {self.peak / MIB:,.1f}"
         )
 
 
 def memory_of(job: RolloutJob, state: RLState, engine: Engine, programs: dict[str, Any], longest: int) -> Memory:
-    """The memory of a stage whose updates are `programs`; its longest prompt and response have `longest` tokens.
+    """The memory of a stage with the compiled updates `programs`; `longest` is its longest prompt plus response.
 
-    Models and state may be arrays or their shapes with shardings: nothing is allocated.
+    Models and state may be arrays or shapes with shardings: nothing is allocated.
     """
-    stays = {"policy": state.params, "its moments": state.opt, "frozen base": job.frozen.get("base")}
+    resident = {"policy": state.params, "optimizer state": state.opt, "frozen base": job.frozen.get("base")}
     if state.value is not None:
-        stays |= {"value model": state.value.params, "moments of that": state.value.opt}
-    stays |= {
+        resident |= {"value model": state.value.params, "its optimizer state": state.value.opt}
+    resident |= {
         "reference": job.reference,
-        "reward model": job.judge.params,
-        "older policies": state.stale_policies or None,
+        "reward model": job.scorer.params,
+        "stale policies": state.stale_policies or None,
     }
-    writing = {"weights": _decode_weights(job), "cache": _decode_cache(job, engine, longest)}
+    generation = {"weights": _decode_weights(job), "cache": _decode_cache(job, engine, longest)}
     if job.stage.lora is not None or job.policy.model.compute.dtype != "float32":
-        writing["policy"] = bytes_of(job.reference)  # merged or cast for the rollout; of the reference's shape and type
+        # Merged or cast for the rollout: the shape and dtype of the reference.
+        generation["policy"] = bytes_of(job.reference)
     temporary = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
     return Memory(
-        {name: bytes_of(tree) for name, tree in stays.items() if tree is not None}, writing, {"temporaries": temporary}
+        {name: bytes_of(tree) for name, tree in resident.items() if tree is not None},
+        generation,
+        {"temporaries": temporary},
     )
 
 
 def _decode_weights(job: RolloutJob) -> int:
-    """The engine's own copy of the policy: in the type that is computed in, split over `tp` alone."""
+    """The engine's own copy of the policy, in the compute dtype and split over `tp` only."""
     model, layout = job.policy.model, job.policy.source.layout(job.mesh)
     cast = jax.eval_shape(functools.partial(cast_kernels, dtype=model.compute.dtype), model.abstract_params())
 
-    def size(leaf: jax.ShapeDtypeStruct, place: jax.sharding.NamedSharding) -> int:
-        parts = job.decode_mesh.shape["tp"] if "tp" in place.spec else 1
-        return leaf.size * leaf.dtype.itemsize // parts
+    def size(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.NamedSharding) -> int:
+        shards = job.decode_mesh.shape["tp"] if "tp" in sharding.spec else 1
+        return leaf.size * leaf.dtype.itemsize // shards
 
     return sum(jax.tree.leaves(jax.tree.map(size, cast, layout)))
 
 
 def _decode_cache(job: RolloutJob, engine: Engine, longest: int) -> int:
-    """Keys and values of the rows that are decoded at once."""
+    """The key-value cache of the rows that are decoded at once."""
     config = job.policy.model.config
     item = jnp.dtype(job.policy.model.compute.dtype).itemsize
     per_column = 2 * config.layers * config.kv_heads * config.head_dim * item // job.decode_mesh.shape["tp"]

@@ -1,4 +1,4 @@
-"""The compiled programs of a stage of reinforcement learning: updates, scores, and the policy as it writes.
+"""The compiled programs of a reinforcement learning stage: updates, log-probabilities, values, the sampling policy.
 
 Nothing here needs data or parameters: `easylm plan` compiles the same programs from shapes alone.
 """
@@ -18,18 +18,22 @@ from easylm_jax.runtime import compiler, sharding
 from easylm_jax.train import lora
 from easylm_jax.train.state import TrainStateInit
 from easylm_jax.train.step import State, make_train_step
-from models.decoder import Decoder, cast_kernels
+from models.decoder import cast_kernels
+from models.model import Model
 
 PyTree = Any
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 class RLPrograms:
-    """Functions to be called or lowered.
+    """Jitted functions, to be called or lowered.
 
-    `policy_of(trained, frozen)` is the policy as it writes: adapters merged, kernels in the type that is computed in.
-    `token_scores(params, rows)` gives log-probabilities and entropies of all targets, `values(params, rows)` what the
-    value model expects.
+    Attributes:
+        policy_of: `(trained, frozen)` → the parameters that sample rollouts: adapters merged, kernels in the compute
+            dtype.
+        token_scores: `(params, rows)` → log-probabilities and entropies of all targets.
+        values: `(params, rows)` → the value model's predictions; only with a value model.
+        policy_step, value_step: the train steps; `value_step` only with a value model.
     """
 
     def __init__(self, stage: RL, mesh: jax.sharding.Mesh, policy: TrainStateInit, value: TrainStateInit | None):
@@ -38,25 +42,21 @@ class RLPrograms:
         batch = sharding.batch_sharding(mesh)
         self.policy_of = _policy_of(stage, policy)
         self.options = compiler.options(mesh, stage.compute)
-        step = functools.partial(make_train_step, accumulate=stage.accumulate, options=self.options)
+        # `Any`: a jitted function, which `update` lowers.
+        step: Any = functools.partial(make_train_step, accumulate=stage.accumulate, options=self.options)
         objective = policy.adapted(stage.objective(policy.model, training=True), training=True)
-        self.policy_step = step(
-            objective, policy.optimizer, shardings=(policy.layout, batch, everywhere)
-        )  # fmt: skip
-        # One program for the policy and the reference, which are of one type (`policy_of`), so that equal parameters
-        # give equal numbers to the last bit.
+        self.policy_step = step(objective, policy.optimizer, shardings=(policy.layout, batch, everywhere))
+        # The policy and the reference have the same dtype (`policy_of`) and share one program, so that equal parameters
+        # give bit-identical log-probabilities.
         scores = functools.partial(_scores, policy.model, stage.temperature)
         self.token_scores = compiler.scorer(scores, mesh, stage.compute)
         if value is not None:
             regression = stage.value_objective(value.model)
-            self.value_step = step(
-                regression, value.optimizer, shardings=(value.layout, batch, everywhere)
-            )  # fmt: skip
+            self.value_step = step(regression, value.optimizer, shardings=(value.layout, batch, everywhere))
             self.values = compiler.scorer(functools.partial(token_values, value.model), mesh, stage.compute)
 
     def update(self, name: str, state: State, frozen: PyTree, batch: Shapes) -> jax.stages.Lowered:
-        """The update of the "policy" (beside what is frozen) or the "value" model for batches of these shapes, lowered.
-        States may be shapes."""
+        """Lowers the update of the "policy" or the "value" model for batches of these shapes. States may be shapes."""
         rows = sharding.batch_with_shardings(batch, self.mesh)
         if name == "value":
             return self.value_step.lower(state, rows, {})
@@ -67,12 +67,12 @@ def _policy_of(stage: RL, policy: TrainStateInit) -> Callable[[PyTree, PyTree], 
     def policy_of(params: PyTree, frozen: PyTree) -> PyTree:
         whole = params if stage.lora is None else lora.merge(frozen["base"], params, stage.lora)
         whole = cast_kernels(whole, stage.compute.dtype)
-        # A policy that is kept must not share memory with parameters that the next update overwrites.
+        # A stale policy is kept after the next update, so it must not share buffers that the update donates.
         return jax.tree.map(jnp.copy, whole) if stage.asynchronous else whole
 
     return jax.jit(policy_of, out_shardings=policy.base_layout)
 
 
-def _scores(model: Decoder, temperature: float, params: PyTree, batch: dict[str, jax.Array]):
+def _scores(model: Model, temperature: float, params: PyTree, batch: dict[str, jax.Array]):
     scores = target_scores(model, params, batch, temperature=temperature)
     return scores.logprobs, scores.entropy

@@ -1,10 +1,10 @@
-"""Puts a stage of reinforcement learning together: policy, value model, reference, reward model, engine, prompts."""
+"""Sets up a reinforcement learning stage: policy, value model, reference, scorer, generator and prompts."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from easylm_jax.train.optimizer import make_optimizer
 from easylm_jax.train.rl.job import REPLICATED, RLState, RolloutJob
 from easylm_jax.train.rl.programs import RLPrograms
 from easylm_jax.train.rl.trainer import reinforce
-from easylm_jax.train.stage import meta_of, steps_of
+from easylm_jax.train.stage import checkpoint_meta, count_steps
 from easylm_jax.train.state import TrainStateInit, stage_model
 from models.errors import UserError
 
@@ -34,8 +34,8 @@ PyTree = Any
 
 
 def train_on_rollouts(stage: RL, workspace: Workspace) -> dict[str, Any]:
-    """Runs a stage of reinforcement learning to its end; returns what `done.json` will say."""
-    job = job_of(stage, workspace)
+    """Runs a reinforcement learning stage to its end; returns the content of `done.json`."""
+    job = make_job(stage, workspace)
     metrics = reinforce(job)
     return {
         "step": job.steps,
@@ -45,46 +45,30 @@ def train_on_rollouts(stage: RL, workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
-    """All that a stage needs, checked; the models that are not trained are on the devices already."""
-    mesh, writes, decodes = _meshes(stage, workspace.recipe)
-    # What needs no data and no weights is looked at first.
-    _check_rows(stage, mesh)
-    if stage.reward.verifier is not None:
-        ExpressionScorer(stage.reward.verifier, scored=True)
-    if stage.check is not None:
-        ExpressionScorer(stage.check)
-    source = stage_model(stage, workspace, mesh)
-    for each in (mesh, decodes):
-        sharding.check_heads(source.config, each)
-        source.layout(each)
+def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
+    """The job of a stage, with everything checked; models that are not trained are loaded onto the devices."""
+    meshes = _make_meshes(stage, workspace.recipe)
+    mesh = meshes.train
+    source = _checked_source(stage, workspace, meshes)
     cache = stage_cache(workspace, stage.data)
     held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
     generator = prepare_generator(
-        stage.name, source.decoder, tokenizer, stage.sampling, decodes, [it for it in (cache, held_out) if it],
+        stage.name, source.decoder, tokenizer, stage.sampling, meshes.decode,
+        [prompts for prompts in (cache, held_out) if prompts],
         slots=min(stage.sampling.slots, stage.responses_per_step),
     )  # fmt: skip
-    steps = steps_of(stage, Loader(cache, stage.batch, stage.seed, stage.epochs))
-    loader = Loader(
-        cache, stage.batch, stage.seed
-    )  # without an end: rollouts may draw more batches than there are steps
+    steps = count_steps(stage, Loader(cache, stage.batch, stage.seed, stage.epochs))
+    # Without epochs, since rollouts may use more prompt batches than there are steps.
+    loader = Loader(cache, stage.batch, stage.seed)
     rollouts = steps - stage.value_warmup
     policy = TrainStateInit(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
-    value = _value_start(stage, workspace, mesh, tokenizer, steps)
-    judge = make_scorer(
-        stage.name,
-        stage.reward,
-        workspace,
-        writes,
-        cache,
-        tokenizer,
-        stage.compute,
-        stage.score_rows,
-        stage.seed,
-        decodes,
-    )
+    value = _value_init(stage, workspace, mesh, tokenizer, steps)
+    scorer = make_scorer(
+        stage.name, stage.reward, workspace, meshes.rollout, cache, tokenizer, stage.compute, stage.score_rows,
+        stage.seed, meshes.decode,
+    )  # fmt: skip
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": policy.base()}
         reference = _reference(stage, workspace, mesh, source)
@@ -95,25 +79,25 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
         name=stage.name,
         folder=workspace.folder(stage.name),
         mesh=mesh,
-        abstract_state=_abstract(stage, policy, value, stale),
-        layout=_layout(stage, policy, value, mesh),
-        fresh_state=lambda: _fresh(stage, policy, value, mesh, lambda params: programs.policy_of(params, frozen)),
+        abstract_state=_abstract_state(stage, policy, value, stale),
+        layout=_state_layout(stage, policy, value, mesh),
+        fresh_state=lambda: _fresh_state(stage, policy, value, mesh, lambda params: programs.policy_of(params, frozen)),
         fingerprint=loader.fingerprint,
         validates=held_out is not None,
         validate_every=stage.validation.every if stage.validation else None,
         steps=steps,
         checkpoints=stage.checkpoints,
         monitoring=stage.monitoring,
-        meta=meta_of(stage, source.config, tokenizer.spec, workspace.settings(stage)),
+        meta=checkpoint_meta(stage, source.config, tokenizer.spec, workspace.settings(stage)),
         stage=stage,
         policy=policy,
         value=value,
         programs=programs,
-        writing_layout=source.layout(writes),
-        decode_mesh=decodes,
+        rollout_layout=source.layout(meshes.rollout),
+        decode_mesh=meshes.decode,
         frozen=frozen,
         reference=reference,
-        judge=judge,
+        scorer=scorer,
         loader=loader,
         held_out=held_out,
         generator=generator,
@@ -121,32 +105,62 @@ def job_of(stage: RL, workspace: Workspace) -> RolloutJob:
     )
 
 
-def _reference(stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, source: ModelSource) -> PyTree:
-    """The parameters that divergence is measured from; they belong to the policy's own architecture."""
-    reference = model_from(workspace.model(stage.reference or stage.init), mesh, compute=stage.compute)
-    if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
-        raise UserError(f"stage {stage.name}: the reference is a model of another shape than the policy")
-    return reference.frozen(mesh)
+class _Meshes(NamedTuple):
+    """The devices that train; those that sample and score rollouts (the same, unless the stage reserves some); and the
+    latter arranged as the mesh on which the engine decodes."""
+
+    train: jax.sharding.Mesh
+    rollout: jax.sharding.Mesh
+    decode: jax.sharding.Mesh
 
 
-def _meshes(stage: RL, recipe: Recipe) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh, jax.sharding.Mesh]:
-    """The devices that train, those that write and judge, which are the same unless a stage sets some apart, and the
-    latter in the shape in which they write."""
-    mesh, writes = _devices(stage, recipe.mesh)
-    return mesh, writes, sharding.decode_mesh_of(stage.name, writes, recipe.decode_mesh)
+def _make_meshes(stage: RL, recipe: Recipe) -> _Meshes:
+    train, rollouts = _split_devices(stage, recipe.mesh)
+    return _Meshes(train, rollouts, sharding.decode_mesh_of(stage.name, rollouts, recipe.decode_mesh))
 
 
-def _devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
-    apart = stage.rollout_devices
-    if apart is None:
+def _split_devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+    """The meshes that train and that sample rollouts: the same, or disjoint with `rollout_devices`."""
+    reserved = stage.rollout_devices
+    if reserved is None:
         mesh = make_mesh(text)
         return mesh, mesh
     if jax.process_count() > 1:
-        raise UserError(f"stage {stage.name}: rollout_devices are for one process; leave them out")
+        raise UserError(f"stage {stage.name}: rollout_devices works with one process only; leave it out")
     devices = list(make_mesh("fsdp=-1").devices.flat)
-    if apart >= len(devices):
-        raise UserError(f"stage {stage.name}: rollout_devices is {apart}, but there are {len(devices)} devices in all")
-    return make_mesh(text, devices[:-apart]), make_mesh("fsdp=-1", devices[-apart:])
+    if reserved >= len(devices):
+        raise UserError(
+            f"stage {stage.name}: rollout_devices is {reserved}, but there are {len(devices)} devices in all; "
+            "leave at least one for training"
+        )
+    return make_mesh(text, devices[:-reserved]), make_mesh("fsdp=-1", devices[-reserved:])
+
+
+def _checked_source(stage: RL, workspace: Workspace, meshes: _Meshes) -> ModelSource:
+    """The policy's model, after all checks that need neither data nor weights."""
+    _check_rows(stage, meshes.train)
+    if stage.reward.verifier is not None:
+        ExpressionScorer(stage.reward.verifier, model_scores=True)
+    if stage.check is not None:
+        ExpressionScorer(stage.check)
+    source = stage_model(stage, workspace, meshes.train)
+    for mesh in (meshes.train, meshes.decode):
+        sharding.check_heads(source.config, mesh)
+        source.layout(mesh)
+    return source
+
+
+def _reference(stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, source: ModelSource) -> PyTree:
+    """The frozen parameters of the reference, which must have the policy's architecture."""
+    name = stage.reference or stage.init
+    assert name is not None  # checked by the stage
+    reference = model_from(workspace.model(name), mesh, compute=stage.compute)
+    if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
+        raise UserError(
+            f"stage {stage.name}: the reference {name} has another architecture than the policy {stage.init}; name a "
+            "model of the same architecture"
+        )
+    return reference.frozen(mesh)
 
 
 def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:
@@ -156,10 +170,10 @@ def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:
         sharding.check_rows(stage.update_rows // stage.group_rows, stage.accumulate, mesh)
 
 
-def _value_start(
+def _value_init(
     stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, steps: int
 ) -> TrainStateInit | None:
-    """The value model's train state: its own trunk and optimiser; no adapter."""
+    """The initial train state of the value model, which has its own trunk and optimizer and no adapter."""
     if stage.value_init is None:
         return None
     source = model_from(
@@ -170,40 +184,41 @@ def _value_start(
     return TrainStateInit(dataclasses.replace(stage, lora=None), source, optimizer, mesh)
 
 
-def _abstract(stage: RL, policy: TrainStateInit, value: TrainStateInit | None, stale: PyTree) -> RLState:
-    """Shapes and types of all that a step changes."""
-    first = policy.abstract()
-    number = jax.ShapeDtypeStruct((), jnp.int32)
+def _abstract_state(stage: RL, policy: TrainStateInit, value: TrainStateInit | None, stale: PyTree) -> RLState:
+    """Shapes and types of everything that a step changes."""
+    initial = policy.abstract()
+    counter = jax.ShapeDtypeStruct((), jnp.int32)
     return RLState(
-        step=number, params=first.params, opt=first.opt, rng=first.rng, updates=number,
-        value=value and value.abstract(), kl=jax.ShapeDtypeStruct((), jnp.float32), prompt_batches_used=number,
-        stale_policies=(stale,) * stage.asynchronous,
+        step=counter, params=initial.params, opt=initial.opt, rng=initial.rng, updates=counter,
+        value=None if value is None else value.abstract(), kl=jax.ShapeDtypeStruct((), jnp.float32),
+        prompt_batches_used=counter, stale_policies=(stale,) * stage.asynchronous,
     )  # fmt: skip
 
 
-def _layout(stage: RL, policy: TrainStateInit, value: TrainStateInit | None, mesh: jax.sharding.Mesh) -> RLState:
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    own = dict.fromkeys(REPLICATED, everywhere)
+def _state_layout(stage: RL, policy: TrainStateInit, value: TrainStateInit | None, mesh: jax.sharding.Mesh) -> RLState:
+    replicated = dict.fromkeys(REPLICATED, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     stale = (policy.base_layout,) * stage.asynchronous
     return RLState(
-        params=policy.layout.params, opt=policy.layout.opt, value=value and value.layout, stale_policies=stale, **own
+        params=policy.layout.params, opt=policy.layout.opt, value=None if value is None else value.layout,
+        stale_policies=stale, **replicated,
     )  # fmt: skip
 
 
-def _fresh(
+def _fresh_state(
     stage: RL,
     policy: TrainStateInit,
     value: TrainStateInit | None,
     mesh: jax.sharding.Mesh,
-    writes: Callable[[PyTree], PyTree],
+    policy_of: Callable[[PyTree], PyTree],
 ) -> RLState:
-    """The state before the first rollout, on the mesh; `writes` makes the policy as it writes."""
-    first = policy.state()
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    counters = {name: np.int32(0) for name in ("step", "updates", "prompt_batches_used")}
-    numbers = {**counters, "kl": np.float32(getattr(stage, "kl", 0.0))}
-    placed = {name: jax.device_put(number, everywhere) for name, number in numbers.items()}
-    stale = tuple(writes(first.params) for _ in range(stage.asynchronous))
+    """The state before the first rollout, on the mesh; `policy_of` gives the parameters that sample rollouts."""
+    initial = policy.state()
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    scalars: dict[str, Any] = {name: np.int32(0) for name in ("step", "updates", "prompt_batches_used")}
+    scalars["kl"] = np.float32(getattr(stage, "kl", 0.0))
+    placed = {name: jax.device_put(value, replicated) for name, value in scalars.items()}
+    stale = tuple(policy_of(initial.params) for _ in range(stage.asynchronous))
     return RLState(
-        params=first.params, opt=first.opt, rng=first.rng, value=value and value.state(), stale_policies=stale, **placed
+        params=initial.params, opt=initial.opt, rng=initial.rng, value=None if value is None else value.state(),
+        stale_policies=stale, **placed,
     )  # fmt: skip

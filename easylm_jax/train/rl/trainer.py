@@ -1,11 +1,11 @@
-"""The loop for stages that make their own data: rollout, reward, advantages, updates.
+"""The reinforcement learning loop: rollout, scores, advantages, updates.
 
     batch_at(step) → prompts → engine → responses → scores → log-probabilities, values → advantages
                    → updates of the policy (and the value model) → metrics line → checkpoint
 
-One step is one rollout with all its updates, and every step can be saved: prompts are a pure function of the step,
-tokens of (parameters, seed, step), so a run that was killed makes the same rollouts again and goes on bit for bit.
-What differs between PPO, GRPO and online DPO is in `advantages.py`: how scores become columns of a batch.
+One step is one rollout with all its updates, and every step can be saved: prompts are a pure function of the step, and
+responses of (parameters, seed, step), so a killed run repeats the same rollouts and resumes bit for bit. PPO, GRPO and
+online DPO differ only in how scores become columns of a batch (`advantages.py`).
 """
 
 from __future__ import annotations
@@ -24,89 +24,91 @@ from easylm_jax.data.loader import permutation
 from easylm_jax.decode import rollout
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import adaptive_kl, base
-from easylm_jax.rewards.scorer import verified
+from easylm_jax.rewards.scorer import score_rollout
 from easylm_jax.rewards.verify import ExpressionScorer
-from easylm_jax.runtime import chunked, processes, sharding
-from easylm_jax.train.loop import Line, Loop, describe_mesh
+from easylm_jax.runtime import chunked, processes
+from easylm_jax.train.loop import Loop, Metrics, describe_mesh
 from easylm_jax.train.rl import advantages
 from easylm_jax.train.rl.collector import AsyncCollector, CollectedRollout, RolloutCollector
 from easylm_jax.train.rl.job import RLState, RolloutJob
 from easylm_jax.train.rl.memory import memory_of
 from easylm_jax.train.step import State
-from models.decoder import Decoder
+from models.model import Model
 
 PyTree = Any
 Columns = dict[str, np.ndarray]
 
 
-def reinforce(job: RolloutJob) -> Line:
-    """Runs a job from its newest checkpoint (or its start) to its last step; returns the final metrics."""
+def reinforce(job: RolloutJob) -> Metrics:
+    """Runs a job from its latest checkpoint (or from scratch) to its last step; returns the final metrics."""
     return RolloutLoop(job).run()
 
 
 @dataclasses.dataclass
 class _Pending:
-    line: Line
+    """A dispatched step: `metrics` of the rollout, and of its `updates`, which may still be on the device."""
+
+    metrics: Metrics
     updates: list[dict[str, jax.Array]]
     began: float
-    ready: float  # seconds until the updates could begin
+    rollout_seconds: float  # until the updates could begin
 
 
 class RolloutLoop(Loop):
-    """Rollouts one after the other, each trained on at once, or collected ahead of the updates (`AsyncCollector`)."""
+    """Trains on each rollout as it is collected, or on rollouts collected ahead of the updates (`AsyncCollector`)."""
 
     job: RolloutJob
 
     def __init__(self, job: RolloutJob):
         super().__init__(job)
         stage, mesh = job.stage, job.mesh
-        self.model: Decoder = job.policy.model
+        self.model: Model = job.policy.model
         self.score_rows = stage.score_rows
         self.token_scores, self.policy_of = job.programs.token_scores, job.programs.policy_of
         if job.value is not None:
             self.values = job.programs.values
         self.engine = job.generator.engine
-        self.collector = RolloutCollector(stage, job.generator, job.judge, job.loader, job.judge.mesh)
+        self.collector = RolloutCollector(stage, job.generator, job.scorer, job.loader, job.scorer.mesh)
         self.async_collector: AsyncCollector | None = None
         self.batches = advantages.make_batch_builder(stage, mesh)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
-        self.check_verifier = ExpressionScorer(stage.check, seconds=stage.reward.seconds) if stage.check else None
+        self.check_scorer = ExpressionScorer(stage.check, seconds=stage.reward.seconds) if stage.check else None
 
     # Before the first step
 
     def prepare(self, state: RLState, start: int) -> None:
-        """Compiles the updates for the longest rows and tells what everything needs on a device."""
+        """Compiles the updates for the longest rows and prints the memory that the stage needs on a device."""
         job, stage = self.job, self.job.stage
         longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
         with self.monitor.phase("compile"):
             programs = self.compiled(self.batches.abstract(rollout.bucket(longest)))
         self.monitor.message(
-            f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} answers a rollout, "
+            f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} responses per rollout, "
             f"{stage.updates} updates of {stage.update_rows}"
         )
         self.monitor.message(str(memory_of(job, self.abstract, self.engine, programs, longest)))
         self.prepare_rollouts(state, start)
 
     def prepare_rollouts(self, state: RLState, start: int) -> None:
-        """Asks for the rollouts after step `start` that stale policies generate."""
+        """Submits the rollouts after step `start` that are sampled from stale policies."""
         if self.job.stage.asynchronous:
-            apart = self.job.stage.rollout_devices is not None
-            alone = self.job.mesh.size == 1 and jax.process_count() == 1
+            own_devices = self.job.stage.rollout_devices is not None
+            one_device = self.job.mesh.size == 1 and jax.process_count() == 1
             self.async_collector = AsyncCollector(
-                self.collector, int(state.prompt_batches_used), overlapping=apart or alone
+                self.collector, int(state.prompt_batches_used), overlapping=own_devices or one_device
             )
             for step, policy in enumerate(state.stale_policies, start + 1):
-                self._ask(policy, step)
+                self._submit(policy, step)
 
     def close(self) -> None:
         if self.async_collector is not None:
             self.async_collector.close()
 
-    def _ask(self, policy: PyTree, step: int) -> None:
-        """Has rollout `number` written by this policy, which is brought to the devices that write."""
+    def _submit(self, policy: PyTree, step: int) -> None:
+        """Submits the rollout of `step` with this policy, which is moved to the devices that sample rollouts."""
         assert self.async_collector is not None
         if step <= self.job.steps:
-            self.async_collector.submit(jax.device_put(policy, self.job.writing_layout), step)
+            self.async_collector.submit(jax.device_put(policy, self.job.rollout_layout), step)
 
     def compiled(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """The compiled updates for batches of these shapes."""
@@ -125,87 +127,94 @@ class RolloutLoop(Loop):
         began = time.perf_counter()
         collected, columns, stale = self._collect(state, step)
         with self.monitor.phase("reward", step):
-            sampled, rows, line = collected.rollout, *self.batches.rows(collected.rollout, columns, float(state.kl))
-            line |= {**collected.metrics, **self._rollout_metrics(sampled, columns), "kl_coefficient": float(state.kl)}
-            self._keep(step, sampled, columns)
-        collected_in = time.perf_counter() - began
+            sampled = collected.rollout
+            rows, metrics = self.batches.rows(sampled, columns, float(state.kl))
+            metrics |= {**collected.metrics, **self._rollout_metrics(sampled, columns)}
+            metrics["kl_coefficient"] = float(state.kl)
+            self._save_samples(step, sampled, columns)
+        rollout_seconds = time.perf_counter() - began
         state, updates = self._updates(state, rows, step)
-        kl = self._next_kl(state.kl, line["kl"])
-        # Placed like the state that was restored, so that both are the same programs' arguments.
+        kl = self._next_kl(state.kl, metrics["kl"])
+        # With the shardings of a restored state, so that both run the same compiled programs.
         layout = self.job.layout
         counters = jax.device_put(
             (np.int32(step), np.int32(collected.prompt_batches_used)), (layout.step, layout.prompt_batches_used)
         )
         state = state._replace(step=counters[0], prompt_batches_used=counters[1], kl=kl, stale_policies=stale)
-        return state, _Pending(line, updates, began, collected_in)
+        return state, _Pending(metrics, updates, began, rollout_seconds)
 
     def _collect(self, state: RLState, step: int) -> tuple[CollectedRollout, Columns, tuple[PyTree, ...]]:
-        """The rollout of a step, what the models say of it, and the policies that the next ones are written by.
+        """The rollout of a step, its columns, and the stale policies that sample the next rollouts.
 
-        The policy as it writes, a copy where adapters are merged or kernels cast, is gone when this returns, but for
-        those that are kept.
+        The parameters that sample the rollout are a copy if adapters are merged or kernels cast; it is freed when this
+        returns, unless it is kept as a stale policy.
         """
-        job, ahead = self.job, self.async_collector
+        job, collector = self.job, self.async_collector
         policy = self.policy_of(state.params, job.frozen)
+        stale: tuple[PyTree, ...] = ()
         began = time.perf_counter()
         with self.monitor.phase("rollout", step):
-            if ahead is None:
-                collected, stale = self.collector.collect(policy, step, int(state.prompt_batches_used)), ()
+            if collector is None:
+                collected = self.collector.collect(policy, step, int(state.prompt_batches_used))
             else:
-                self._ask(policy, step + job.stage.asynchronous)
-                collected, stale = ahead.take(step), (*state.stale_policies[1:], policy)
+                self._submit(policy, step + job.stage.asynchronous)
+                collected, stale = collector.take(step), (*state.stale_policies[1:], policy)
                 collected.metrics["wait_seconds"] = time.perf_counter() - began
                 collected.metrics["staleness"] = min(step - 1, job.stage.asynchronous)
         with self.monitor.phase("reward", step):
             began = time.perf_counter()
-            columns = self._measured(rollout.columns_of(collected.rollout), policy, state.value)
-            judged = 0.0 if ahead is not None else collected.metrics["judge_seconds"]
-            collected.metrics["score_seconds"] = judged + time.perf_counter() - began
+            columns = self._forward_columns(rollout.columns_of(collected.rollout), policy, state.value)
+            scoring = 0.0 if collector is not None else collected.metrics["judge_seconds"]
+            collected.metrics["score_seconds"] = scoring + time.perf_counter() - began
         return collected, columns, stale
 
-    def _measured(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
-        """The columns with what the models say of every target: trainer, reference, value."""
+    def _forward_columns(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
+        """The columns with the log-probabilities of the policy and the reference and the values of every target."""
         in_chunks = functools.partial(chunked.in_chunks, size=self.score_rows, mesh=self.job.mesh)
-        forward = {name: columns[name] for name in base.FORWARD}
-        old, entropy = in_chunks(self.token_scores, [policy], forward)
-        reference, _ = in_chunks(self.token_scores, [self.job.reference], forward)
-        measured = {**columns, "old_logprobs": old, "entropy": entropy, "reference_logprobs": reference}
+        inputs = {name: columns[name] for name in base.FORWARD}
+        old, entropy = in_chunks(self.token_scores, [policy], inputs)
+        reference, _ = in_chunks(self.token_scores, [self.job.reference], inputs)
+        columns = {**columns, "old_logprobs": old, "entropy": entropy, "reference_logprobs": reference}
         if value is not None:
-            measured["old_values"] = in_chunks(self.values, [value.params], forward)
-        return measured
+            columns["old_values"] = in_chunks(self.values, [value.params], inputs)
+        return columns
 
     def _updates(self, state: RLState, rows: Columns, step: int) -> tuple[RLState, list[dict[str, jax.Array]]]:
-        """All updates of one rollout, mini-batch by mini-batch, epoch by epoch."""
+        """All updates on one rollout: every mini-batch of every epoch. Returns the metrics of each update."""
         stage, size = self.job.stage, self.batches.update_rows
-        done = []
+        update_metrics = []
         for epoch in range(stage.rollout_epochs):
             order = self._order(len(rows["tokens"]), step, epoch)
             for chunk in chunked.chunks(len(order), size):
-                part = {name: array[order[chunk]] for name, array in rows.items()}
+                mini_batch = {name: array[order[chunk]] for name, array in rows.items()}
                 if stage.recomputes:
                     policy = self.policy_of(state.params, self.job.frozen)
-                    part, _ = self.batches.recompute(self._measured(part, policy, state.value), float(state.kl))
-                state, metrics = self._update(state, self.batches.batch(part), step)
-                done.append(metrics)
-        return state, done
+                    mini_batch = self._forward_columns(mini_batch, policy, state.value)
+                    mini_batch, _ = self.batches.recompute(mini_batch, float(state.kl))
+                state, metrics = self._update(state, self.batches.batch(mini_batch), step)
+                update_metrics.append(metrics)
+        return state, update_metrics
 
     def _order(self, count: int, step: int, epoch: int) -> np.ndarray:
-        """A fresh shuffle of the rows, so that a prompt's answers spread over updates; as written with compat."""
+        """A new shuffle of the rows for each epoch, which spreads the responses to a prompt over updates.
+
+        With `recomputes` (compat) the rows keep their order.
+        """
         stage = self.job.stage
         if stage.recomputes:
             return np.arange(count)
         return permutation(count, self.job.fingerprint, stage.seed, step, epoch)
 
-    def _update(self, state: RLState, part: Columns, step: int) -> tuple[RLState, dict[str, jax.Array]]:
+    def _update(self, state: RLState, rows: Columns, step: int) -> tuple[RLState, dict[str, jax.Array]]:
+        """One update of the value model and, after its warm-up, of the policy."""
         job, stage = self.job, self.job.stage
-        size = len(part["tokens"])
-        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in part.items()}
-        if tuple(part["tokens"].shape) not in self.programs:
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in rows.items()}
+        if tuple(rows["tokens"].shape) not in self.programs:
             with self.monitor.phase("compile", step):
                 self.compiled(shapes)
         programs = self.compiled(shapes)
         with self.monitor.phase("step", step):
-            batch = sharding.place_batch(chunked.process_rows(part, size, job.mesh), size, job.mesh)
+            batch = chunked.place_rows(rows, job.mesh)
             metrics: dict[str, jax.Array] = {}
             if state.value is not None:
                 value, info = programs["value"](state.value, batch, {})
@@ -227,11 +236,11 @@ class RolloutLoop(Loop):
 
     # Metrics
 
-    def _rollout_metrics(self, sampled: Rollout, columns: Columns) -> Line:
-        """The metrics of a rollout; divergences are sums over a response, in nats."""
+    def _rollout_metrics(self, sampled: Rollout, columns: Columns) -> Metrics:
+        """The metrics of a rollout; `kl` is the sum over a response, in nats."""
         mask = columns["mask"] > 0
         tokens = mask.sum()
-        gap = np.where(mask, columns["old_logprobs"] - self._comparable(columns), 0.0)
+        gap = np.where(mask, columns["old_logprobs"] - self._sampler_logprobs(columns), 0.0)
         divergence = np.where(mask, columns["old_logprobs"] - columns["reference_logprobs"], 0.0)
         return {
             "score": float(sampled.scores.mean()),
@@ -246,49 +255,49 @@ class RolloutLoop(Loop):
             "sampler_gap_max": float(np.abs(gap).max()),
         }
 
-    def _comparable(self, columns: Columns) -> np.ndarray:
-        """The sampler's log-probabilities that should equal the trainer's: of the same temperature."""
+    def _sampler_logprobs(self, columns: Columns) -> np.ndarray:
+        """The sampler's log-probabilities at the trainer's temperature, which should equal the trainer's."""
         stage = self.job.stage
         if stage.temperature == 1.0:
             return columns["untruncated_logprobs"]
         return columns["sampler_logprobs"]
 
-    def read(self, pending: _Pending) -> Line:
+    def read(self, pending: _Pending) -> Metrics:
         updates = jax.device_get(pending.updates)
         seconds = time.perf_counter() - pending.began
         names = list(dict.fromkeys(name for update in updates for name in update))
         values = {name: [float(update[name]) for update in updates if name in update] for name in names}
-        line = {name: _LATEST.get(name, _mean)(each) for name, each in values.items()}
+        metrics = {name: _REDUCTIONS.get(name, _mean)(each) for name, each in values.items()}
         tokens = int(sum(values.get("tokens", [0])))
         self.tokens_seen += tokens
-        line.setdefault("loss", line.get("value_total", 0.0))
+        metrics.setdefault("loss", metrics.get("value_total", 0.0))
         return {
-            **line, **pending.line, "tokens": self.tokens_seen, "seconds": seconds,
-            "update_seconds": seconds - pending.ready, "tokens_per_second": tokens / seconds,
+            **metrics, **pending.metrics, "tokens": self.tokens_seen, "seconds": seconds,
+            "update_seconds": seconds - pending.rollout_seconds, "tokens_per_second": tokens / seconds,
         }  # fmt: skip
 
-    def check(self, line: Line, step: int) -> None:
-        if "skipped_in_row" in line:
-            self.job.policy.optimizer.check(line, step)
+    def check(self, metrics: Metrics, step: int) -> None:
+        if "skipped_in_row" in metrics:
+            self.job.policy.optimizer.check(metrics, step)
         if self.job.value is not None:
             names = {"loss": "value_total", "grad_norm": "value_grad_norm", "skipped_in_row": "value_skipped_in_row"}
-            self.job.value.optimizer.check({name: line[theirs] for name, theirs in names.items()}, step)
+            self.job.value.optimizer.check({name: metrics[prefixed] for name, prefixed in names.items()}, step)
 
     def validate(self, state: RLState, step: int) -> tuple[dict[str, float], str]:
-        """Greedy answers to the held-out prompts, judged by the stage's `check`."""
+        """Scores greedy responses to the held-out prompts with the stage's `check` expression."""
         job, stage = self.job, self.job.stage
-        assert job.held_out is not None and self.check_verifier is not None
+        assert job.held_out is not None and self.check_scorer is not None
         batch = job.held_out.read(np.arange(job.held_out.rows))
         policy = self.policy_of(state.params, job.frozen)
         sampled = job.generator.sample(policy, job.held_out, batch, greedy=True)
-        (found,) = verified([self.check_verifier], sampled, job.held_out, job.tokenizer, seed=stage.seed)
-        scores = found.scores
-        error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
-        means = {"score": float(scores.mean()), "stderr": error, "prompts": float(len(scores))}
-        return means, f"score {means['score']:.3f} ± {error:.3f} (standard error, {len(scores)} prompts)"
+        (result,) = score_rollout([self.check_scorer], sampled, job.held_out, job.tokenizer, seed=stage.seed)
+        scores = result.scores
+        stderr = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
+        means = {"score": float(scores.mean()), "stderr": stderr, "prompts": float(len(scores))}
+        return means, f"score {means['score']:.3f} ± {stderr:.3f} (standard error, {len(scores)} prompts)"
 
-    def _keep(self, step: int, sampled: Rollout, columns: Columns) -> None:
-        """Writes a few answers of about every tenth rollout, for a person to read."""
+    def _save_samples(self, step: int, sampled: Rollout, columns: Columns) -> None:
+        """Writes a few responses of about every tenth rollout to `samples/<step>.jsonl`."""
         job, stage = self.job, self.job.stage
         due = step in (1, job.steps) or step % max(1, job.steps // 10) == 0
         if not (due and stage.keep_samples and processes.is_first_process()):
@@ -322,7 +331,8 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-_LATEST: dict[str, Callable[[list[float]], float]] = {
+# How a metric of several updates becomes one number of the step; the mean for all others.
+_REDUCTIONS: dict[str, Callable[[list[float]], float]] = {
     **{
         prefix + name: (lambda values: values[-1])
         for prefix in ("", "value_")
