@@ -56,6 +56,7 @@ from easylm_jax.plan.programs import (
     training,
 )  # fmt: skip
 from easylm_jax.runtime import files, processes
+from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import keep_freed_memory
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
 from easylm_jax.synthesize.best_of_n import best_of_n
@@ -76,12 +77,13 @@ class StageKind:
     `programs(stage, recipe, mesh)` are those that it runs on devices, lowered from shapes, for `easylm plan`.
     """
 
-    run: Callable[[Any, Workspace], dict[str, Any]]
+    run: Callable[[Any, Workspace], dict[str, Any]] | str
     programs: Programs | None = None
 
 
-# Every kind of stage: a new one is a dataclass in `config/`, a function that runs it, and a line here.
-STAGES: dict[type[Stage], StageKind] = {
+# Every kind of stage: a new one is a dataclass, a function that runs it, and a line here. A line may give both as
+# "module:name"; nothing is imported then before a recipe has such a stage.
+STAGES: dict[type[Stage] | str, StageKind] = {
     MakeData: StageKind(make_data),
     Tokenizer: StageKind(train_tokenizer),
     Pretrain: StageKind(train_on_data, training),
@@ -105,7 +107,8 @@ def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[P
 
 def kind_of(stage: Stage) -> StageKind:
     """The kind of a stage, or of the nearest class that it derives from."""
-    found = next((STAGES[cls] for cls in type(stage).__mro__ if cls in STAGES), None)
+    keys = (key for cls in type(stage).__mro__ for key in (cls, f"{cls.__module__}:{cls.__name__}"))
+    found = next((STAGES[key] for key in keys if key in STAGES), None)
     if found is None:
         raise UserError(f"stage {stage.name}: a {type(stage).__name__} cannot be run; it has no line in STAGES")
     return found
@@ -196,7 +199,7 @@ class Experiment(Workspace):
         _write_json(folder / "config.json", {"recipe": self.recipe.name, "mesh": self.recipe.mesh,
                                              "stage": fields.encode(stage), "settings": settings})  # fmt: skip
         began = time.time()
-        result = kind_of(stage).run(stage, self)
+        result = resolve(kind_of(stage).run)(stage, self)
         # A stage that was stopped and resumed tells how long all its parts took.
         seconds = max(time.time() - began, result.get("metrics", {}).pop("wall_seconds", 0.0))
         _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__, "family": stage.family,

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
     from models.decoder import Decoder
 
 
-# A family is a file with PRESETS, MODEL_TYPES, hf_table, from_hf and to_hf; a new one is a file and a name here.
-FAMILY_NAMES = ("olmo", "llama", "qwen2")
+# A family is a file with PRESETS, MODEL_TYPES, hf_table, from_hf and to_hf; a new one is a file and a name here. One
+# whose layers compute something else also names its class, MODEL = "module:class"; the others are `models.decoder`'s.
+FAMILY_NAMES = (
+    "olmo",
+    "llama",
+    "qwen2",
+)
 
 
 def families() -> tuple:
@@ -41,7 +46,7 @@ def build(
     name_or_config: str | DecoderConfig, compute: Compute | None = None, placement: Placement | None = None
 ) -> Decoder:
     """A model from a preset's name or a configuration. Allocates nothing: `model.init(key)` makes parameters."""
-    from models.decoder import Decoder
-
     config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
-    return Decoder(config, compute or Compute(), placement or Placement())
+    family = next((family for family in families() if config.family in family.MODEL_TYPES), None)
+    module, _, name = getattr(family, "MODEL", "models.decoder:Decoder").partition(":")
+    return getattr(importlib.import_module(module), name)(config, compute or Compute(), placement or Placement())

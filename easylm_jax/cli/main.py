@@ -58,7 +58,7 @@ COMMANDS: dict[str, Command] = {
         intermixed=True,
     ),
     "eval": Command(
-        "a trained model on named benchmarks (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench)",
+        "a trained model on named benchmarks, such as gsm8k, math500 and ifbench",
         "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",
     ),
     "plan": Command(

@@ -1,4 +1,4 @@
-"""Functions by the name `module:function`, as recipes give them."""
+"""Functions by the name `module:function`, as recipes and tables of names give them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{name!r} is no function")
     return found
+
+
+def resolve(entry: Callable[..., Any] | str) -> Callable[..., Any]:
+    """The function of a table's line: the line holds it, or its `module:function`, imported when it is first used."""
+    return load_function(entry) if isinstance(entry, str) else entry

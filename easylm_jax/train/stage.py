@@ -34,6 +34,8 @@ def train_on_data(stage: Train, workspace: Workspace) -> dict[str, Any]:
             sharding.check_length(data.sequence_length, mesh)
     source = stage_model(stage, workspace, mesh)
     sharding.check_heads(source.config, mesh)
+    model = source.decoder
+    objective = stage.objective(model, training=True)
     tokenizer = workspace.data(stage.data).tokenizer
     check_vocabulary(stage.name, source.config, tokenizer)
     cache = stage_cache(workspace, stage.data)
@@ -43,7 +45,6 @@ def train_on_data(stage: Train, workspace: Workspace) -> dict[str, Any]:
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)
     start = TrainStateInit(stage, source, optimizer, mesh)
     meta = meta_of(stage, source.config, tokenizer, workspace.settings(stage))
-    model = source.decoder
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": start.base()}
         if stage.reference_source is not None:
@@ -71,7 +72,7 @@ def train_on_data(stage: Train, workspace: Workspace) -> dict[str, Any]:
             monitoring=stage.monitoring,
             meta=meta,
             model=model.config,
-            objective=start.adapted(stage.objective(model, training=True), training=True),
+            objective=start.adapted(objective, training=True),
             score=start.adapted(stage.objective(model, training=False), training=False),
             optimizer=optimizer,
             frozen=frozen,
