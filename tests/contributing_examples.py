@@ -9,12 +9,13 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
 
 def verifier():
-    """Scores through the registry, in an expression, in the pool of processes, and with an option."""
+    """Scores through the registry, with an option, and in an expression in the pool of processes."""
     from easylm_jax import rewards
     from easylm_jax.rewards.verify import ExpressionScorer
 
@@ -40,7 +41,6 @@ def family():
 def family_with_new_mathematics():
     """The auxiliary loss and its gradients: with micro-batches, packed, and on eight devices, to 1e-6."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     import models
@@ -54,7 +54,7 @@ def family_with_new_mathematics():
     config = models.preset("gated-30m").replace(**small, vocab_used=64)
     _round_trip(config)
     model = models.build(config)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     params["layers"]["gate"]["kernel"] *= 40  # gates that differ from token to token
     documents = [np.random.default_rng(i).integers(1, 64, 3 + 2 * (i % 5)) for i in range(16)]
 
@@ -73,19 +73,16 @@ def family_with_new_mathematics():
     grads, loss, metrics = whole
     assert abs(loss - metrics["cross_entropy"] - WEIGHT * metrics["opening"]) < 1e-6
     assert 0.05 < metrics["opening"] < 0.95 and np.abs(grads["layers"]["gate"]["kernel"]).max() > 1e-4
-    hidden, aux = model(params, jnp.asarray(alone["tokens"]), segment_ids=jnp.asarray(alone["segment_ids"]))
-    assert hidden.shape == (16, 12, 32) and aux["opening"].count == 2 * sum(len(d) - 1 for d in documents)
+    assert metrics["tokens"] == sum(len(d) - 1 for d in documents)
     same(whole, run(alone, accumulate=4))
     packed = _rows(documents, [[i, i + 4, i + 8, i + 12] for i in range(4)], 48)
     same(whole, run(packed))
-    same(whole, run(packed, accumulate=4))
     mesh = make_mesh("fsdp=4,tp=2")
     split = models.build(config, placement=sharding.placement_of(mesh))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.parameter_shardings(params, split.sharding_rules, mesh))
         batch = jax.device_put(alone, sharding.batch_sharding(mesh))
         same(whole, run(batch, 1, split, placed))
-        same(whole, run(batch, 4, split, placed))
     return {"loss": float(loss), "opening": float(metrics["opening"])}
 
 
@@ -98,19 +95,20 @@ def objective():
     import models
     from easylm_jax.config import SFT, DataSpec, OptimizerConfig, Source
     from easylm_jax.train.optimizer import make_optimizer
-    from easylm_jax.train.step import gradients, make_train_step, new_state
+    from easylm_jax.train.step import make_train_step, new_state
     from models.errors import UserError
 
     data = DataSpec((Source("chats.jsonl"),), "sp:none", 8, kind="chat", template="tulu")
     stage = SFT("sft", model="olmo2-14m", data=data, batch=4, steps=8, optimizer=OptimizerConfig("1e-2"), loss="focal")
     model = models.build(_tiny("olmo2", qk_norm=True))
     batch = _rows([range(1, 9), range(3, 11), range(20, 28), range(30, 38)], [[0], [1], [2], [3]], 8)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     optimizer = make_optimizer(stage.optimizer, stage.steps)
 
     def loss_of(text):
         chosen = dataclasses.replace(stage, loss=text).objective(model, training=True)
-        return float(gradients(chosen, params, batch, jax.random.key(0), {})[1])
+        result = jax.jit(lambda params: chosen(params, batch, jax.random.key(0), {}))(params)
+        return float(result.total / result.denominator)
 
     plain = loss_of("language_modelling")
     assert abs(loss_of("focal(gamma=0.0)") - plain) < 1e-6 and 0 < loss_of("focal(gamma=4.0)") < plain
@@ -143,7 +141,7 @@ def benchmark():
     texts = [f"<|user|>\none two {i}\n<|assistant|>\nit is {i}" for i in range(120)]
     train_sentencepiece(iter(texts), 290, Path("."))
     model = models.build(_tiny("olmo2", qk_norm=True, vocab=320))
-    models.save_hf(model, model.init(jax.random.key(0)), "tiny")
+    models.save_hf(model, jax.jit(model.init)(jax.random.key(0)), "tiny")
     _lines("problems.jsonl", [{"question": f"one two {i}", "answer": str(i)} for i in range(4)])
     options = ("--task", "gsm_plus=problems.jsonl", "--max-new-tokens", "3", "--longest-prompt", "40")
     vocabulary = ("--tokenizer", "sp:tokenizer.model", "--template", "tulu")
@@ -227,12 +225,13 @@ def _round_trip(config):
     import models
 
     model = models.build(config)
-    params = model.init(jax.random.key(1))
+    params = jax.jit(model.init)(jax.random.key(1))
     tokens = np.arange(12).reshape(2, 6)
     models.save_hf(model, params, "folder")
     loaded, again = models.load_hf("folder")
     assert loaded.config == config and type(loaded) is type(model), loaded.config
-    before, after = (np.asarray(models.logits(model, tree, tokens)) for tree in (params, again))
+    logits = jax.jit(lambda params: models.logits(model, params, tokens))
+    before, after = np.asarray(logits(params)), np.asarray(logits(again))
     assert before.shape == (2, 6, config.vocab) and np.isfinite(before).all() and before.std() > 0
     np.testing.assert_array_equal(before, after)
     return before.shape
@@ -271,7 +270,7 @@ def _child(name, folder):
         import easylm_jax
 
         assert Path(easylm_jax.__file__).is_relative_to(folder), easylm_jax.__file__
-        found = {"example": name, "found": globals()[name]()}
+        found = {"example": name, "found": globals()[name](), "cpu_seconds": time.process_time()}
     except BaseException:
         found = {"example": name, "error": traceback.format_exc()}
     print(f"\n{json.dumps(found)}", flush=True)

@@ -91,6 +91,7 @@ def test_each_example_of_the_page_runs(name, request):
         pytest.skip("easylm_jax/train/algorithms.py with its table OPTIMIZERS is not there yet")
     result = request.getfixturevalue("results")[name]
     assert "error" not in result, result["error"]
+    print(f"{name}: {result['found']}, {result['cpu_seconds']:.1f} CPU-seconds")
 
 
 def test_each_example_costs_the_files_and_lines_that_the_page_says(costs):
