@@ -78,10 +78,10 @@ class StageKind:
     """
 
     run: Callable[[Any, Workspace], dict[str, Any]] | str
-    programs: Programs | None = None
+    programs: Programs | str | None = None
 
 
-# Every kind of stage: a new one is a dataclass, a function that runs it, and a line here. A line may give both as
+# Every kind of stage: a new one is a dataclass, a function that runs it, and a line here. A line may give them as
 # "module:name"; nothing is imported then before a recipe has such a stage.
 STAGES: dict[type[Stage] | str, StageKind] = {
     MakeData: StageKind(make_data),
@@ -102,7 +102,7 @@ STAGES: dict[type[Stage] | str, StageKind] = {
 def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[PlannedProgram]:
     """The programs of a stage on a mesh, for a plan; none for a stage that runs none."""
     programs = kind_of(stage).programs
-    return [] if programs is None else collect(programs, stage, recipe, mesh)
+    return [] if programs is None else collect(resolve(programs), stage, recipe, mesh)
 
 
 def kind_of(stage: Stage) -> StageKind:

@@ -111,7 +111,7 @@ def objective():
         return float(result.total / result.denominator)
 
     plain = loss_of("language_modelling")
-    assert abs(loss_of("focal(gamma=0.0)") - plain) < 1e-6 and 0 < loss_of("focal(gamma=4.0)") < plain
+    assert abs(loss_of("focal(gamma=0.0)") - plain) < 1e-6
     for text, told in (("fokal", "no objective is called 'fokal'"), ("focal(beta=1)", "unexpected keyword")):
         try:
             loss_of(text)
@@ -119,14 +119,13 @@ def objective():
             assert told in str(error), error
         else:
             raise AssertionError(f"{text} was accepted")
-    step, state = make_train_step(stage.objective(model, training=True), optimizer), new_state(
-        params, optimizer.init(params), seed=0
-    )  # fmt: skip
+    step = make_train_step(stage.objective(model, training=True), optimizer)
+    state = new_state(params, optimizer.init(params), seed=0)
     losses = []
     for _ in range(stage.steps):
         state, metrics = step(state, batch, {})
         losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.7 * losses[0], losses
+    assert 0 < losses[0] < 0.999 * plain and losses[-1] < 0.7 * losses[0], (plain, losses)
     return {"first": losses[0], "last": losses[-1]}
 
 
