@@ -56,6 +56,7 @@ from easylm_jax.plan.programs import (
     training,
 )  # fmt: skip
 from easylm_jax.runtime import files, processes
+from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import keep_freed_memory
 from easylm_jax.runtime.monitor import duration
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
@@ -79,12 +80,13 @@ class StageKind:
             none.
     """
 
-    run: Callable[[Any, Workspace], dict[str, Any]]
-    programs: ProgramBuilder | None = None
+    run: Callable[[Any, Workspace], dict[str, Any]] | str
+    programs: ProgramBuilder | str | None = None
 
 
-# All kinds of stages. A new kind is a dataclass in `config/`, a function that runs it, and an entry here.
-STAGES: dict[type[Stage], StageKind] = {
+# All kinds of stages. A new kind is a dataclass, a function that runs it, and an entry here. An entry may give them as
+# "module:name", which is imported when a recipe has such a stage.
+STAGES: dict[type[Stage] | str, StageKind] = {
     MakeData: StageKind(make_data),
     Tokenizer: StageKind(train_tokenizer),
     Pretrain: StageKind(train_on_data, training),
@@ -103,12 +105,13 @@ STAGES: dict[type[Stage], StageKind] = {
 def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Program]:
     """The device programs of a stage on a mesh, for `easylm plan`; empty if it has none."""
     programs = kind_of(stage).programs
-    return [] if programs is None else collect(programs, stage, recipe, mesh)
+    return [] if programs is None else collect(resolve(programs), stage, recipe, mesh)
 
 
 def kind_of(stage: Stage) -> StageKind:
     """The entry of `STAGES` for a stage's class, or for its nearest base class."""
-    kind = next((STAGES[cls] for cls in type(stage).__mro__ if cls in STAGES), None)
+    keys = (key for cls in type(stage).__mro__ for key in (cls, f"{cls.__module__}:{cls.__name__}"))
+    kind = next((STAGES[key] for key in keys if key in STAGES), None)
     if kind is None:
         raise UserError(
             f"stage {stage.name}: a {type(stage).__name__} cannot be run; add it to STAGES in easylm_jax/experiment.py"
@@ -209,7 +212,7 @@ class Experiment(Workspace):
                                              "stage": fields.encode(stage), "family": stage.family,
                                              "settings": settings})  # fmt: skip
         began = time.time()
-        result = kind_of(stage).run(stage, self)
+        result = resolve(kind_of(stage).run)(stage, self)
         # A resumed stage reports the time of all its runs.
         seconds = max(time.time() - began, result.get("metrics", {}).pop("wall_seconds", 0.0))
         _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__, "family": stage.family,

@@ -31,7 +31,7 @@ from models.layers import (
     rotate,
     truncated_normal,
 )
-from models.model import Attend, Output, Params, Rules
+from models.model import Attend, Auxiliary, Output, Params, Rules
 
 BlockAttend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v) → output
 
@@ -156,7 +156,8 @@ class Decoder:
         return SHARDING_RULES
 
     @functools.cached_property
-    def _block(self) -> Block:
+    def block(self) -> nn.Module:
+        """One layer; a family whose layers compute something else has its own."""
         return Block(self.config, self.platform, self.placement.sequence is None)
 
     def init(self, key: jax.Array) -> Params:
@@ -168,7 +169,7 @@ class Decoder:
             x = jnp.zeros((1, 1, c.width))
             rope = rope_table(jnp.zeros((1, 1), jnp.int32), c.head_dim, c.rope_theta, None)
             attend = lambda q, k, v: q  # noqa: E731 - only shapes matter
-            return self._block.init(key, x, rope, attend)["params"]
+            return self.block.init(key, x, rope, attend)["params"]
 
         layers = jax.vmap(one)(jax.random.split(layer_key, c.layers))
         if c.init == "mitchell":
@@ -231,10 +232,15 @@ class Decoder:
         x = params["embed"]["table"].astype(dtype)[tokens]
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
-        x, _ = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
+        x, reports = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
         final_norm = params.get("final_norm", {})  # the norm of OLMo 1 has no parameters
         # `apply` returns a tuple only where collections are mutable, which none is here.
-        return Output(cast(jax.Array, residual_norm(c).apply({"params": final_norm}, x)), {})
+        hidden = cast(jax.Array, residual_norm(c).apply({"params": final_norm}, x))
+        return Output(hidden, self.auxiliary(reports, segment_ids))
+
+    def auxiliary(self, reports: dict[str, jax.Array], segment_ids: jax.Array) -> dict[str, Auxiliary]:
+        """The auxiliary losses in what the layers report, each array stacked over layers; none for a dense model."""
+        return {}
 
     def flops_per_token(self, sequence_length: int) -> float:
         """FLOPs of the forward pass for each token of a sequence of `sequence_length` tokens."""
@@ -286,7 +292,7 @@ class Decoder:
             return out
 
         with jax.named_scope("block"):
-            x, aux = self._block.apply({"params": layer}, x, ropes[window], inner, key)
+            x, aux = self.block.apply({"params": layer}, x, ropes[window], inner, key)
         return x, carry, aux
 
     def _scan(self, layers, x, ropes, attend: Attend, carry, keys=None, remat: str = "none", unroll: int = 1):

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from models.hf.names import Row
 
 
-# A family is a module of `models/families/` that matches `Family`. To add one, write the file and add its name here.
-FAMILY_NAMES = ("olmo", "llama", "qwen2")
+# A family is a module of `models/families/` that matches `Family`. To add one, write the file and add its name here. A
+# family whose layers compute something else also names its class, MODEL = "module:class"; the others use
+# `models.decoder:Decoder`.
+FAMILY_NAMES = (
+    "olmo",
+    "llama",
+    "qwen2",
+)
 
 
 class Family(Protocol):
@@ -63,7 +69,7 @@ def build(
     name_or_config: str | DecoderConfig, compute: Compute | None = None, placement: Placement | None = None
 ) -> Decoder:
     """A model from a preset's name or a configuration. Allocates nothing; `model.init(key)` makes the parameters."""
-    from models.decoder import Decoder
-
     config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
-    return Decoder(config, compute or Compute(), placement or Placement())
+    family = next((family for family in family_modules() if config.family in family.MODEL_TYPES), None)
+    module, _, name = getattr(family, "MODEL", "models.decoder:Decoder").partition(":")
+    return getattr(importlib.import_module(module), name)(config, compute or Compute(), placement or Placement())

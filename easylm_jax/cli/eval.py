@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task", metavar="NAME[=FILE]", action="append", required=True,
-        help="a benchmark (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench), optionally with its prompts in "
+        help="a benchmark such as gsm8k or ifbench (an unknown name lists them all), optionally with its prompts in "
         "FILE; may be repeated",
     )  # fmt: skip
     parser.add_argument(
@@ -88,13 +88,14 @@ def _default_dtype() -> str:
 
 def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespace) -> Task:
     from easylm_jax.evaluate.tasks import TASKS, asked
+    from easylm_jax.runtime.functions import resolve
 
     name, _, path = text.partition("=")
     if name not in TASKS:
         raise UserError(f"no task {name!r}; choose one of {', '.join(TASKS)}")
     if path and not Path(path).is_file():
         raise UserError(f"no file {path}; give a file with the prompts of {name}")
-    task = TASKS[name](tokenizer, template, path or None)
+    task = resolve(TASKS[name])(tokenizer, template, path or None)
     sampling: dict[str, Any] = {"stop_strings": (*task.sampling.stop_strings, *arguments.stop)}
     if arguments.max_new_tokens is not None:
         sampling["max_new_tokens"] = arguments.max_new_tokens

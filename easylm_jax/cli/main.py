@@ -59,7 +59,7 @@ COMMANDS: dict[str, Command] = {
         intermixed=True,
     ),
     "eval": Command(
-        "evaluate a trained model on benchmarks (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench)",
+        "evaluate a trained model on benchmarks such as gsm8k, math500 and ifbench",
         "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",
     ),
     "plan": Command(

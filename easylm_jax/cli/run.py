@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from easylm_jax.cli.parser import Parser, UsageError, nearest
+from easylm_jax.cli.parser import Parser, UsageError
 
 
 def add_arguments(parser: Parser) -> None:
@@ -23,18 +22,16 @@ def add_arguments(parser: Parser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm run RECIPE`: runs or resumes its stages."""
-    recipe = Path(arguments.recipe)
-    if not recipe.is_file():
-        known = [str(path) for path in sorted(Path("recipes").rglob("*.py")) if path.name != "__init__.py"]
-        hint = nearest(str(recipe), known) or "; give the path of a recipe file, such as recipes/quickstart.py"
-        raise UsageError(f"no recipe at {recipe}{hint}")
+    from easylm_jax.config.load import find_recipe
+
+    find_recipe(arguments.recipe)  # a misspelt one is told before anything heavy is imported
     for text in arguments.overrides:
         if "=" not in text:
             raise UsageError(f"{text!r} is not FIELD=VALUE; write for example sft.lr=1e-5")
     from easylm_jax import experiment
 
     return experiment.run(
-        str(recipe),
+        arguments.recipe,
         overrides=arguments.overrides,
         only=arguments.only,
         out=arguments.out,

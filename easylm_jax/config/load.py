@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 import re
 import sys
@@ -20,7 +21,7 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     Raises:
         UserError: the file cannot be imported, holds no recipe, or a field or override is wrong; names file and line.
     """
-    file = Path(path).resolve()
+    file = find_recipe(path).resolve()
     root = next((folder for folder in file.parents if (folder / "recipes").is_dir()), None)
     if root is not None and str(root) not in sys.path:
         sys.path.insert(0, str(root))  # recipes import shared modules, as in `from recipes.tulu25 import data`
@@ -45,6 +46,32 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     for text in overrides:
         recipe = _override(recipe, text)
     return recipe
+
+
+def find_recipe(path: str) -> Path:
+    """The file at `path`, or, for a `recipes/...` that is not here, the file of that name among the installed recipes.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    package = importlib.util.find_spec("recipes")
+    folders = [Path(folder) for folder in (package and package.submodule_search_locations) or ()]
+    found = next((folder.parent / path for folder in folders if (folder.parent / path).is_file()), None)
+    if found is not None and Path(path).parts[0] == "recipes":
+        return found
+    known = {
+        file.relative_to(folder.parent).as_posix()
+        for folder in (Path("recipes"), *folders) for file in folder.rglob("*.py") if file.name != "__init__.py"
+    }  # fmt: skip
+    near = difflib.get_close_matches(path, sorted(known), n=1)
+    if near:
+        raise UserError(f"no recipe at {path}; did you mean {near[0]!r}?")
+    raise UserError(
+        f"no recipe at {path}, and no installed recipe of that name; give the path of a recipe file, such as "
+        "recipes/quickstart.py"
+    )
 
 
 def _place(error: BaseException, file: Path, path: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from easylm_jax.config import fields
 from easylm_jax.config.base import Checkpoints, Monitoring, Stage, Validation, models_of, stages_of_data
 from easylm_jax.config.data import DataSpec
+from easylm_jax.config.expression import parse_call
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig
+from easylm_jax.runtime.functions import resolve
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
 
@@ -102,30 +105,50 @@ class Train(Stage):
         """The loss that the stage minimises; `training` is False on held-out data (no dropout, no auxiliary terms)."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
 
+    def named_objective(self, call: str, model: Model, **settings: object) -> Objective:
+        """The objective that `call` names in `objectives.OBJECTIVES`, given its options and the stage's `settings`."""
+        from easylm_jax.objectives import OBJECTIVES
+
+        try:
+            name, options, named = parse_call(call)
+            build = resolve(OBJECTIVES[name])
+            inspect.signature(build).bind(model, *options, **named, **settings)
+        except KeyError:
+            known = ", ".join(OBJECTIVES)
+            raise UserError(f"stage {self.name}: no objective is called {call!r}; there are {known}") from None
+        except (TypeError, UserError) as error:
+            raise UserError(f"stage {self.name}: loss {call!r}: {error}") from error
+        return build(model, *options, **named, **settings)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain(Train):
-    """Next-token prediction on text; also mid-training and annealing."""
+    """Next-token prediction on text; also mid-training and annealing.
+
+    `loss` names the objective, with options where it has some: a name of `easylm_jax.objectives.OBJECTIVES`.
+    """
 
     z_loss: float = 0.0
+    loss: str = fields.added_later("language_modelling")
 
     def objective(self, model: Model, *, training: bool) -> Objective:
-        from easylm_jax.objectives import language_modelling
-
-        return language_modelling(model, z_loss=self.z_loss if training else 0.0, dropout=training and self.dropout > 0)
+        settings = {"z_loss": self.z_loss} if training and self.z_loss else {}
+        return self.named_objective(self.loss, model, dropout=training and self.dropout > 0, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFT(Train):
-    """Supervised fine-tuning on conversations. `reduction` "sequence_sum" is Tülu 3's `sum` (spec tulu3 §2.1)."""
+    """Supervised fine-tuning on conversations. `reduction` "sequence_sum" is Tülu 3's `sum` (spec tulu3 §2.1).
+
+    `loss` is as for `Pretrain`.
+    """
 
     reduction: Literal["token", "sequence_sum"] = "token"
+    loss: str = fields.added_later("language_modelling")
 
     def objective(self, model: Model, *, training: bool) -> Objective:
-        from easylm_jax.objectives import language_modelling
-
-        reduction = self.reduction if training else "token"
-        return language_modelling(model, reduction=reduction, dropout=training and self.dropout > 0)
+        settings = {"reduction": self.reduction} if training and self.reduction != "token" else {}
+        return self.named_objective(self.loss, model, dropout=training and self.dropout > 0, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

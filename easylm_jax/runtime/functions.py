@@ -1,4 +1,4 @@
-"""Looks up functions that recipes name as `module:function`."""
+"""Looks up functions that recipes and tables name as `module:function`."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{name!r} is not a function; name one as module:function")
     return found
+
+
+def resolve(entry: Callable[..., Any] | str) -> Callable[..., Any]:
+    """The function of a table's line: the line holds it, or its `module:function`, imported when it is first used."""
+    return load_function(entry) if isinstance(entry, str) else entry
