@@ -16,6 +16,7 @@ DISTRIBUTION = {
 }
 # Listed and not imported: tools that the Makefile runs, and what a listed package asks for without requiring it.
 RUN = {"ruff", "mypy"}
+PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
 ASKED_FOR = {"accelerate"}  # by the trainers of transformers, which the comparison runs
 # Extras that production code may import, inside functions alone, since they need not be there.
 OPTIONAL = ("instructions", "wandb")
@@ -40,7 +41,8 @@ def imported(file, text, **how):
     names = {top(name) for _, name in imports(file, text, **how)}
     if not how:
         names |= {top(name) for name in re.findall(r"""\blibrary\(["']([\w.]+)["']\)""", text)}
-    return {distribution(name) for name in names if name and name not in STANDARD | PROJECT}
+    # `_typeshed` is known to type checkers alone.
+    return {distribution(name) for name in names if name and name not in STANDARD | PROJECT | {"_typeshed"}}
 
 
 def read(*files):
@@ -95,7 +97,7 @@ def test_what_an_extra_lists_is_imported_or_run(name):
     if name in ("parity", "dev"):
         paths = [path for folder in ("tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
         texts = {**PRODUCTION, **read(*(path.relative_to(REPOSITORY).as_posix() for path in paths))}
-    assert set(unused(EXTRAS[name], texts)) <= RUN | ASKED_FOR
+    assert set(unused(EXTRAS[name], texts)) <= RUN | PLUGINS | ASKED_FOR
     makefile = (REPOSITORY / "Makefile").read_text()
     assert all(f"$(BIN)/{tool}" in makefile for tool in EXTRAS[name] & RUN)
 

@@ -96,7 +96,7 @@ def test_objectives_over_parts_of_sequences_have_the_loss_and_gradient_of_whole_
     params = jax.device_get(jax.jit(models.build(config).init)(jax.random.key(2)))
     found = []
     for mesh in (make_mesh("dp=1", jax.devices()[:1]), make_mesh("fsdp=2,cp=2,tp=2")):
-        model = models.build(config, sharding.with_mesh_axes(Compute(), mesh))
+        model = models.build(config, Compute(), sharding.placement_of(mesh))
         placed = jax.device_put(params, sharding.parameter_shardings(params, model.sharding_rules, mesh))
         with jax.set_mesh(mesh):
             run = jax.jit(functools.partial(gradients, objective(model), frozen={}))

@@ -85,7 +85,7 @@ class Program:
 
     def __init__(self, text: str, shape: str = "olmo2", remat: str = "none", **optimizer):
         self.mesh = mesh_of(text)
-        self.model = models.build(SHAPES[shape], sharding.with_mesh_axes(Compute(remat=remat), self.mesh))
+        self.model = models.build(SHAPES[shape], Compute(remat=remat), sharding.placement_of(self.mesh))
         self.optimizer = make_optimizer(OptimizerConfig("1e-3 cosine to 10% warmup 2 steps", **optimizer), STEPS)
         abstract = jax.eval_shape(self.fresh, self.model.abstract_params())
         self.layout = sharding.state_shardings(abstract, self.model.sharding_rules, self.mesh, REPLICATED_STATE)

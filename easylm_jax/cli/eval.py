@@ -87,7 +87,7 @@ def _default_dtype() -> str:
 
 
 def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespace) -> Task:
-    from easylm_jax.evaluate.tasks import TASKS, asked
+    from easylm_jax.evaluate.tasks import TASKS, with_sampling
     from easylm_jax.runtime.functions import resolve
 
     name, _, path = text.partition("=")
@@ -106,7 +106,7 @@ def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespac
     if arguments.limit is not None:  # metrics per instruction need the whole set
         task = dataclasses.replace(task, also=tuple(one for one in task.also if "'count'" not in one[1]))
     changed = {"limit": arguments.limit} | ({} if arguments.samples is None else {"samples": arguments.samples})
-    return dataclasses.replace(asked(task, **sampling), **changed)
+    return dataclasses.replace(with_sampling(task, **sampling), **changed)
 
 
 def _copy(table: Path, target: Path) -> None:
