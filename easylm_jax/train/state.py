@@ -110,6 +110,7 @@ class TrainStateInit:
     def _save_merged(self, folder: Path, frozen: PyTree, step: int, meta: Mapping[str, Any]) -> None:
         """The base with the trained adapter merged into it, as a checkpoint of `folder`/merged."""
         adapter = restore_params(folder, sharding.with_shardings(self.abstract().params, self.layout.params))
+        assert self.stage.lora is not None
         merge = functools.partial(lora.merge, config=self.stage.lora)
         merged = jax.jit(merge, out_shardings=self.base_layout)(frozen["base"], adapter)
         with Checkpointer(folder / "merged" / "checkpoints", asynchronous=False) as checkpointer:
