@@ -1,13 +1,12 @@
-"""What a checkpoint every step costs: the time it blocks the loop, and the disk it takes.
+"""The cost of a checkpoint every step: the time that it blocks the training loop, and its disk space.
 
     python benchmarks/checkpoint.py
     python benchmarks/checkpoint.py --size 35m --steps 8
 
-The quickstart's pre-training, through the trainer, on a small cache made for the purpose: bursts with its checkpoints
-(one every step, in the background) and bursts with none take turns. "Blocked" is the time that the loop spends in its
-checkpoint phase; the rest of a checkpoint's price is that its writer uses the same cores and disk, and shows as steps
-that take longer. The last line of standard output is JSON: `ours` is the median blocked milliseconds a step, `ratio`
-its share of a step without checkpoints (here lower is better).
+Runs the quickstart's pre-training with the trainer on a small cache: bursts with a checkpoint every step (saved in the
+background) alternate with bursts without checkpoints. "Blocked" is the time of the loop's checkpoint phase. The
+background save also uses cores and disk, which makes steps slower. The last line of standard output is JSON: `ours` is
+the median blocked milliseconds per step, `ratio` its share of a step without checkpoints (lower is better).
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ from common import (
     run_main,
 )  # fmt: skip
 
-# Blocked time a step that every-step checkpoints may cost at the quickstart's size, as a share of the step.
+# The limit of blocked time at the quickstart's size with a checkpoint every step, as a share of a step.
 BAR = 0.10
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder; files that vanish while it looks do not count."""
+    """Bytes of all files below a folder; files that are deleted meanwhile do not count."""
     total = 0
-    for where, _, files in os.walk(folder):  # which passes over folders that cannot be read any more
+    for where, _, files in os.walk(folder):  # skips folders that cannot be read any more
         for file in files:
             with contextlib.suppress(OSError):
                 total += os.stat(os.path.join(where, file)).st_size
@@ -53,7 +52,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 class DiskWatch:
-    """The most that a folder ever held while this was open, looked at twenty times a second."""
+    """The peak size of a folder while this is open, sampled twenty times a second."""
 
     def __init__(self, folder: Path, seconds: float = 0.05):
         self.largest = 0
@@ -74,7 +73,7 @@ class DiskWatch:
 
 
 def summary(taken: dict[str, list[Repeat]]) -> dict[str, float]:
-    """Milliseconds and shares over all steps of the repeats that count."""
+    """Milliseconds and shares over all steps of the reported repeats."""
     steps = {
         name: [1e3 * s for repeat in repeats for s in repeat.answer["step_seconds"]] for name, repeats in taken.items()
     }
@@ -116,7 +115,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="quickstart", choices=("quickstart", *SIZES), help="the model (quickstart)")
     parser.add_argument("--repeats", type=int, default=3, help="bursts with and without checkpoints (3)")
-    parser.add_argument("--steps", type=int, default=14, help="steps of a burst; the first few do not count (14)")
+    parser.add_argument("--steps", type=int, default=14, help="steps of a burst, including a few of warm-up (14)")
     options = parser.parse_args()
     if options.repeats < 1 or options.steps < 6:
         parser.error("repeats must be at least 1 and steps at least 6")
@@ -141,7 +140,7 @@ def main() -> None:
     found = summary(counted)
     report(found, disk.largest / 1e6, about["checkpoints"]["latest"])
     if not quiet:
-        print("the machine was not quiet: too few repeats without company, so all of them count")
+        print("the machine was not quiet: too few repeats without other load, so all are reported")
     config = {
         "size": options.size, "repeats": {name: len(repeats) for name, repeats in counted.items()}, "quiet": quiet,
         "steps": options.steps, **found, "largest_disk_mb": disk.largest / 1e6, "machine": machine(),

@@ -1,4 +1,4 @@
-"""The worker of benchmarks/checkpoint.py: bursts of real training, with a checkpoint every step or with none."""
+"""The worker of benchmarks/checkpoint.py: bursts of training, with a checkpoint every step or with none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common import SIZES, serve, take_stdout
 
 CHANNEL = take_stdout()
 
-import jax  # noqa: E402 - what these print must not reach the channel
+import jax  # noqa: E402 - after standard output is redirected
 
 from easylm_jax.checkpoint import checkpointer  # noqa: E402
 from easylm_jax.config import (  # noqa: E402
@@ -35,12 +35,12 @@ from recipes import quickstart  # noqa: E402
 
 TEXT = "a calm grey river runs past seven old mills while two small boats drift by and nobody counts the hours"
 NEVER = 10**9
-WARM_UP = 2  # steps at the start of a burst that do not count
+WARM_UP = 2  # warm-up steps at the start of a burst
 
 
 @dataclasses.dataclass(frozen=True)
 class Save:
-    """One call of `Checkpointer.save`: when it began (Unix), and the clock of blocked time so far, in seconds."""
+    """One call of `Checkpointer.save`: its start (Unix time), and the total blocked time before it, in seconds."""
 
     step: int
     began: float
@@ -48,14 +48,14 @@ class Save:
 
 
 class RecordingCheckpointer(checkpointer.Checkpointer):
-    """The trainer's checkpointer, which notes when it was called and when each checkpoint was committed."""
+    """The trainer's checkpointer, which also records when it was called and when checkpoints were committed."""
 
     saves: list[Save] = []
     commits: dict[int, float] = {}
     skipped = 0
 
     def save(self, step: int, state: Any, meta: dict[str, Any], name: str | None = None) -> bool:
-        """As the trainer calls it. The clocks in `meta` hold what earlier checkpoints have blocked the loop for."""
+        """Saves; `meta` has the time that earlier checkpoints have blocked the loop."""
         self.saves.append(Save(step, time.time(), meta["clocks"]["seconds"]["checkpoint"]))
         made = super().save(step, state, meta, name)
         type(self).skipped += not made
@@ -73,7 +73,7 @@ class RecordingCheckpointer(checkpointer.Checkpointer):
 
 
 class Training:
-    """A stage with the quickstart's settings on a small cache that is made here."""
+    """A stage with the quickstart's settings on a small generated cache."""
 
     def __init__(self, size: str, folder: Path):
         self.folder = folder
@@ -99,7 +99,7 @@ class Training:
         self.experiment.run(tokenizer)
 
     def burst(self, saving: bool, steps: int) -> dict[str, Any]:
-        """Trains `steps` steps from the start; the seconds of each step, and of each save where there are any."""
+        """Trains `steps` steps from the start; returns the seconds of each step and of each save."""
         RecordingCheckpointer.saves.clear()
         RecordingCheckpointer.commits.clear()
         RecordingCheckpointer.skipped = 0

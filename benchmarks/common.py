@@ -1,11 +1,10 @@
-"""What the benchmarks share: workers that take turns, the load of the machine beside them, medians, the last JSON line.
+"""Shared by the benchmarks: alternating workers, load of the machine, medians, and the JSON line at the end.
 
-Each side of a comparison lives in a process of its own, sets up once, and then works in bursts when it is told to. In
-between it is blocked on its standard input, so that the idle side takes nothing from the busy one. During every burst
-the CPU time of everything else on the machine is read from /proc: a repeat that had company is marked, and left out
-where enough quiet ones remain.
+Each side of a comparison is a process that sets up once and then runs bursts on request. In between it blocks on its
+standard input, so that the idle side uses no CPU. During every burst the CPU time of all other processes is read from
+/proc; repeats with such load are marked, and left out if enough quiet ones remain.
 
-Nothing here imports more than the standard library: workers run in the environments of other codebases too.
+Only the standard library is imported, because workers also run in the environments of other codebases.
 """
 
 from __future__ import annotations
@@ -29,24 +28,23 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # scripts run from a checkout, installed or not
     sys.path.insert(0, str(ROOT))
 
-# The shapes of OLMo 2 that are compared: the sizes that published figures of the peers on CPUs were taken at, and one
-# that only shows that a script works.
+# Shapes of OLMo 2 that are compared: those of the peers' published CPU measurements, and "tiny" for testing a script.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"layers": 2, "width": 32, "ffn": 64, "heads": 2, "vocab": 512},
     "5m": {"layers": 4, "width": 256, "ffn": 1024, "heads": 4, "vocab": 2048},
     "35m": {"layers": 8, "width": 512, "ffn": 1536, "heads": 8, "vocab": 8192},
 }
 
-# Cores that everything else may use during a burst that still counts as quiet.
+# The most cores that other processes may use during a quiet burst.
 QUIET_CORES = 0.1
 
 
 class BenchmarkError(Exception):
-    """One line: what is wrong and how to mend it."""
+    """A mistake of the user; the message is one line that says what is wrong and how to fix it."""
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Calls `main`; what it raises as a BenchmarkError is one line on standard error and exit status 2."""
+    """Calls `main`; a `BenchmarkError` becomes one line on standard error and exit status 2."""
     try:
         main()
     except BenchmarkError as error:
@@ -55,7 +53,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def tpu_compiler() -> None:
-    """Makes the TPU compiler ready to compile without a TPU."""
+    """Sets up the TPU compiler for compiling without a TPU."""
     if importlib.util.find_spec("libtpu") is None:
         raise BenchmarkError("this needs the TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
     from easylm_jax.plan import topology
@@ -67,9 +65,9 @@ def tpu_compiler() -> None:
 
 
 class Worker:
-    """A process that answers one JSON object a line with one JSON object a line.
+    """A process that replies to each line, a JSON object, with one line of JSON.
 
-    `about` is what it said of itself once it was ready. `environment` adds to this process's own variables.
+    `about` is what it reports once it is ready. `environment` adds variables to those of this process.
     """
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None):
@@ -79,23 +77,23 @@ class Worker:
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
-        self.about = self._answer()
+        self.about = self._reply()
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def ask(self, what: str, **request: Any) -> dict[str, Any]:
-        """Sends a request and waits for its answer."""
+        """Sends a request and waits for the reply."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({"do": what, **request}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
-        return self._answer()
+        return self._reply()
 
-    def _answer(self) -> dict[str, Any]:
+    def _reply(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -108,14 +106,14 @@ class Worker:
         said = [line for line in self._log.read().splitlines() if line.strip()]
         if os.environ.get("BENCHMARK_DEBUG"):
             print("\n".join(said), file=sys.stderr)
-        self._let_go()
+        self._close_streams()
         return BenchmarkError(
-            f"the worker {self.name} ended with status {status}: {said[-1] if said else 'it said nothing'} "
-            "(BENCHMARK_DEBUG=1 prints all that it said)"
+            f"the worker {self.name} ended with status {status}: {said[-1] if said else 'it printed nothing'} "
+            "(BENCHMARK_DEBUG=1 prints its whole log)"
         )
 
     def close(self) -> None:
-        """Ends the process: it leaves at the end of its standard input."""
+        """Closes the standard input, at which the process exits."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -124,13 +122,13 @@ class Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._let_go()
+        self._close_streams()
 
-    def _let_go(self) -> None:
-        """Closes what was shared with the process, which has ended."""
+    def _close_streams(self) -> None:
+        """Closes pipes and log of the process, which has exited."""
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            with contextlib.suppress(BrokenPipeError):  # a request that it never read
+            with contextlib.suppress(BrokenPipeError):  # a request that was never read
                 stream.close()
         self._log.close()
 
@@ -142,7 +140,7 @@ class Worker:
 
 
 def serve(about: Mapping[str, Any], handlers: Mapping[str, Callable[..., Mapping[str, Any]]], channel: Any) -> None:
-    """A worker's side: says that it is ready, then answers requests until its standard input ends."""
+    """The main loop of a worker: reports that it is ready, then handles requests until standard input ends."""
     print(json.dumps(about), file=channel, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -150,14 +148,14 @@ def serve(about: Mapping[str, Any], handlers: Mapping[str, Callable[..., Mapping
 
 
 def take_stdout() -> Any:
-    """The standard output, kept for answers alone: what libraries print goes to the standard error from here on."""
+    """Standard output, reserved for replies; redirects whatever libraries print to standard error."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel
 
 
 def burst(step: Callable[[], float], steps: int) -> dict[str, Any]:
-    """Runs `step` so many times: wall and CPU seconds of this process, and what the last one returned."""
+    """Runs `step` repeatedly; returns wall and CPU seconds of this process, and the last result."""
     cpu, began = time.process_time(), time.perf_counter()
     for _ in range(steps):
         last = step()
@@ -165,7 +163,7 @@ def burst(step: Callable[[], float], steps: int) -> dict[str, Any]:
 
 
 def timed(run: Callable[[], Any], times: int) -> float:
-    """Median wall seconds of `run`, after one call that does not count."""
+    """Median wall seconds of `run`, after one warm-up call."""
     run()
     seconds = []
     for _ in range(times):
@@ -180,7 +178,7 @@ def timed(run: Callable[[], Any], times: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class CpuClocks:
-    """CPU seconds used since boot: `busy` by every process, `stolen` by other guests of the host, `own` by ours."""
+    """CPU seconds since boot: `busy` of all processes, `stolen` by other guests of the host, `own` of our processes."""
 
     wall: float
     busy: float
@@ -189,19 +187,19 @@ class CpuClocks:
 
 
 def parse_stat(text: str, ticks: int = 100) -> tuple[float, float]:
-    """(busy, stolen) seconds of all cores from the text of /proc/stat. Guests are counted in user time already."""
+    """(busy, stolen) seconds of all cores from the text of /proc/stat. User time already includes guests."""
     user, nice, system, _idle, _wait, irq, softirq, steal = (int(x) for x in text.split("\n", 1)[0].split()[1:9])
     return (user + nice + system + irq + softirq) / ticks, steal / ticks
 
 
 def parse_process_stat(text: str, ticks: int = 100) -> float:
-    """CPU seconds of one process, all its threads, from the text of /proc/PID/stat."""
-    after_name = text.rpartition(")")[2].split()  # a name may hold spaces and brackets
+    """CPU seconds of all threads of a process, from the text of /proc/PID/stat."""
+    after_name = text.rpartition(")")[2].split()  # a name may contain spaces and brackets
     return (int(after_name[11]) + int(after_name[12])) / ticks
 
 
 def cpu_clocks(own: Sequence[int]) -> CpuClocks | None:
-    """The clocks now, `own` being the processes that are meant to work; None where there is no /proc."""
+    """The current CPU seconds; `own` are the processes that should be running. None without /proc."""
     ticks = os.sysconf("SC_CLK_TCK")
     try:
         busy, stolen = parse_stat(Path("/proc/stat").read_text(), ticks)
@@ -212,7 +210,7 @@ def cpu_clocks(own: Sequence[int]) -> CpuClocks | None:
 
 
 def load_between(before: CpuClocks | None, after: CpuClocks | None) -> float | None:
-    """Cores that others used on average between two readings, time stolen by the host's other guests included."""
+    """Cores that others used on average between two readings, including stolen time."""
     if before is None or after is None or after.wall <= before.wall:
         return None
     others = (after.busy - before.busy) - (after.own - before.own) + (after.stolen - before.stolen)
@@ -224,7 +222,7 @@ def load_between(before: CpuClocks | None, after: CpuClocks | None) -> float | N
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-    """One burst of one side. `load`: cores that others used meanwhile; None where it cannot be known."""
+    """One burst of one side. `load`: cores that other processes used meanwhile; None where unknown."""
 
     seconds: float
     cpu_seconds: float
@@ -237,7 +235,7 @@ class Repeat:
 
 
 def measure(worker: Worker, what: str, **request: Any) -> Repeat:
-    """One request to a worker, with the load meanwhile; the other workers' time counts as load, and should be none."""
+    """One request to a worker, with the load meanwhile; time of the other workers, which should idle, is load."""
     own = (os.getpid(), worker.pid)
     before = cpu_clocks(own)
     answer = worker.ask(what, **request)
@@ -245,7 +243,7 @@ def measure(worker: Worker, what: str, **request: Any) -> Repeat:
 
 
 def take_turns(workers: Sequence[Worker], repeats: int, what: str = "burst", **request: Any) -> dict[str, list[Repeat]]:
-    """Each worker's burst once a round, for so many rounds; the order turns round every time."""
+    """One burst of each worker per round; the order is reversed in every round."""
     taken: dict[str, list[Repeat]] = {worker.name: [] for worker in workers}
     for number in range(repeats):
         for worker in workers if number % 2 == 0 else list(reversed(workers)):
@@ -254,7 +252,7 @@ def take_turns(workers: Sequence[Worker], repeats: int, what: str = "burst", **r
 
 
 def kept(taken: Mapping[str, Sequence[Repeat]]) -> tuple[dict[str, list[Repeat]], bool]:
-    """The repeats to report, and whether they are the quiet ones: each side needs three, or else all count."""
+    """The repeats to report, and whether they are quiet: if a side has less than three quiet ones, all are reported."""
     quiet = {name: [r for r in repeats if r.quiet] for name, repeats in taken.items()}
     if all(len(repeats) >= min(3, len(taken[name])) for name, repeats in quiet.items()):
         return quiet, True
@@ -262,7 +260,7 @@ def kept(taken: Mapping[str, Sequence[Repeat]]) -> tuple[dict[str, list[Repeat]]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest."""
+    """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
@@ -273,12 +271,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median_load(repeats: Sequence[Repeat]) -> float | None:
-    """Median cores used by others; None where it is not known."""
+    """Median of cores that others used; None where unknown."""
     known = [r.load for r in repeats if r.load is not None]
     return statistics.median(known) if known else None
 
 
-# What is printed
+# Output
 
 
 def json_line(
@@ -289,7 +287,7 @@ def json_line(
     config: Mapping[str, Any],
     ratio: float | None = None,
 ) -> str:
-    """The last line of every benchmark; `ratio` is ours over peer unless it is given."""
+    """The last line of every benchmark as JSON; `ratio` is ours over peer unless given."""
     if ratio is None and peer is not None:
         ratio = ours / peer
     line = {"ours": ours, "peer": peer, "ratio": ratio, "unit": unit, "load": load, "config": dict(config)}
@@ -297,7 +295,7 @@ def json_line(
 
 
 def _rounded(value: Any) -> Any:
-    """Four significant digits are more than a benchmark knows."""
+    """Rounds to four significant digits."""
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
@@ -306,7 +304,7 @@ def _rounded(value: Any) -> Any:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """A description of the machine."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

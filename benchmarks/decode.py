@@ -1,11 +1,11 @@
-"""Speed of generation on this machine, beside a peer's in one run.
+"""Throughput of generation on this machine, measured alternately with a peer.
 
     python benchmarks/decode.py --size 35m --prompts 16 --peer hf
     python benchmarks/decode.py --size 5m --prompts 64 --peer tunix --repeats 9
 
-Both sides sample the same number of tokens, at temperature 1 and with no end token, from the same prompts and an OLMo 2
-of the same shape in float32 (Tunix: its Llama, a little less work). They take turns. Ours also returns the
-log-probability of every token; peers do not. The last line of standard output is JSON, tokens/s being new tokens.
+Both sides sample the same number of tokens from the same prompts at temperature 1 without an end token, with an OLMo 2
+of the same shape in float32 (Tunix: its Llama, with slightly less work). Ours also returns the log-probability of every
+token; peers do not. The last line of standard output is JSON, with new tokens per second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PEERS = ("hf", "tunix")
 
 
 def peer_workers(name: str, spec_file: str, busy: bool) -> list[tuple[str, list[str], dict[str, str]]]:
-    """(name, command, environment) of each setting of a peer; its best one counts.
+    """(name, command, environment) of each setting of a peer; the best one is reported.
 
     torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
     ones sleep. A static cache spares `transformers` the copy that grows its cache at every token.
@@ -61,14 +61,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="35m", choices=SIZES, help="the model (35m)")
     parser.add_argument("--prompts", type=int, default=16, help="prompts generated for at once (16)")
-    parser.add_argument("--peer", choices=PEERS, help="the codebase to run beside ours")
-    parser.add_argument("--repeats", type=int, default=7, help="calls of each side that count (7)")
+    parser.add_argument("--peer", choices=PEERS, help="the codebase to compare with")
+    parser.add_argument("--repeats", type=int, default=7, help="measured calls of each side (7)")
     parser.add_argument("--length", type=int, default=32, help="tokens of a prompt (32)")
     parser.add_argument("--new", type=int, default=128, help="tokens generated for each (128)")
     parser.add_argument(
         "--busy",
         action="store_true",
-        help="the machine is not ours alone: leave out spinning threads, which take minutes",
+        help="the machine is shared: leave out settings with spinning threads, which take minutes",
     )
     options = parser.parse_args()
     if min(options.prompts, options.repeats, options.length, options.new) < 1:
@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
 
 
 def write_spec(options: argparse.Namespace, folder: str) -> str:
-    """The file that tells workers what to generate."""
+    """Writes the specification for the workers."""
     shape, draw = SIZES[options.size], random.Random(0)
     prompts = [[draw.randrange(shape["vocab"]) for _ in range(options.length)] for _ in range(options.prompts)]
     spec = {
@@ -117,7 +117,7 @@ def main() -> None:
     ours = rates.pop("ours")
     best = max(rates, key=lambda name: rates[name]) if rates else None
     if not quiet:
-        print("the machine was not quiet: too few repeats without company, so all of them count")
+        print("the machine was not quiet: too few repeats without other load, so all are reported")
     config = {
         "size": options.size, **SIZES[options.size], "prompts": options.prompts, "length": options.length,
         "new": options.new, "dtype": "float32", "peer": options.peer, "setting": best, "settings": rates,

@@ -1,10 +1,10 @@
-"""A step of decoding on TPU pods, projected from the compiled program: OLMo 2 7B over a full cache.
+"""Projected time of a decoding step on TPU pods, from the compiled program: OLMo 2 7B with a full cache.
 
     python benchmarks/decode_pods.py                       # the table of docs/decoding.md
-    python benchmarks/decode_pods.py --layers 4 --plain    # fewer layers; the path without the kernel beside it
+    python benchmarks/decode_pods.py --layers 4 --plain    # fewer layers; also the path without the kernel
 
-Needs the TPU compiler (pip install 'jax[tpu]'), no TPU. Nothing is measured: seconds are `easylm plan`'s projection of
-a block of 32 tokens, divided by 32. The floor is the time to read the weights and the cache once from memory.
+Needs the TPU compiler (pip install 'jax[tpu]') but no TPU. Nothing is measured: seconds are the projection of `easylm
+plan` for a block of 32 tokens, divided by 32. The floor is the time to read weights and cache once from memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from common import run_main, tpu_compiler
 
-# pod, mesh, rows that are decoded at once
+# pod, mesh, rows that are decoded concurrently
 CASES = (
     ("v5p:2x2x1", "tp=4", 64), ("v5p:2x2x1", "tp=4", 128), ("v5p:2x2x1", "tp=4", 256),
     ("v5e:4x4", "tp=16", 64), ("v5e:4x4", "tp=16", 128), ("v5e:4x4", "dp=4,tp=4", 128),
@@ -24,7 +24,7 @@ MODEL = "allenai/OLMo-2-1124-7B-SFT"
 
 
 def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, plain: bool) -> dict[str, Any]:
-    """One case: bytes that a step must read, its floor, the projection and the peak."""
+    """One case: bytes that a step must read, the floor, the projection, and peak memory."""
     import jax
 
     from easylm_jax.plan import estimate, hlo, programs, shapes, topology
@@ -51,7 +51,7 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
         return row | {"fits": False, "says": " ".join(str(error).split())[:160]}
     program = hlo.HloProgram(made.as_text(), decode.trip_count)
     block = estimate.seconds(program.costs(), topo).high
-    program.trip_count += 1  # a token more, by which work of every token is told from that of a block
+    program.trip_count += 1  # one more token, to separate work per token from work per block
     longer = estimate.seconds(program.costs(), topo).high
     step = block / decode.trip_count
     return row | {

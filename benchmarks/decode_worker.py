@@ -15,7 +15,7 @@ from easylm_jax.runtime.host_memory import keep_freed_memory
 CHANNEL = take_stdout()
 keep_freed_memory()  # as `easylm run` does
 
-import jax  # noqa: E402 - what these print must not reach the channel
+import jax  # noqa: E402 - after standard output is redirected
 
 import models  # noqa: E402
 from easylm_jax.decode import Engine  # noqa: E402
@@ -26,7 +26,7 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     model = models.build(DecoderConfig(family="olmo2", context=spec["context"], qk_norm=True, **spec["shape"]))
     params = jax.jit(model.init)(jax.random.key(0))
-    if spec["weights"]:  # for a peer that starts from the same numbers
+    if spec["weights"]:  # a peer starts from the same weights
         models.save_hf(model, params, spec["weights"])
     engine, seeds = Engine(model, slots=len(spec["prompts"])), itertools.count()
 

@@ -1,11 +1,11 @@
-"""A training step of OLMo 2 and of models with published figures on TPU pods, projected, and what each setting buys.
+"""Projected training steps on TPU pods, of OLMo 2 and of models with published numbers, by setting.
 
     python benchmarks/pods.py                          # all rows: an hour to two on two cores
     python benchmarks/pods.py --model olmo2-7b --pod v5p:4x4x4
 
-Needs the TPU compiler (pip install 'jax[tpu]'), no TPU. Nothing is measured: seconds are `easylm plan`'s projection.
-What was compiled is kept in --out, so that a second run takes seconds. The published MFU are MaxText's
-(docs/reference/models/tiering.md, synthetic data); its runs differ in settings, and its models have no norm of queries.
+Needs the TPU compiler (pip install 'jax[tpu]') but no TPU. Nothing is measured: seconds are the projection of `easylm
+plan`. Compiled plans are kept in --out, so that a second run takes seconds. Published MFU values are MaxText's
+(docs/reference/models/tiering.md, synthetic data), whose runs have other settings and whose models have no QK-norm.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from common import BenchmarkError, run_main, tpu_compiler
 
 PLAIN, LARGE, LARGER = None, 65536, 98304
-# model, pod, length of sequences, rows of a chip, what a block keeps, memory of one operation (KiB), published MFU
+# model, pod, sequence length, rows per chip, remat, tile_kib, published MFU
 CASES = (
     ("olmo2-7b", "v5p:4x4x4", 4096, 1, "full", PLAIN, None),
     ("olmo2-7b", "v5p:4x4x4", 4096, 1, "attention", PLAIN, None),
@@ -41,7 +41,7 @@ CASES = (
 
 
 def projected(case: tuple[Any, ...], folder: Path) -> dict[str, Any]:
-    """One row: seconds of a step [low, high], MFU by each, the peak in GiB, and MFU over the published one."""
+    """One row: seconds per step [low, high], MFU for each, peak memory in GiB, and MFU over the published one."""
     model, pod, length, rows, remat, tile, published = case
     from easylm_jax.config import SFT, Compute, DataSpec, OptimizerConfig, Recipe, Source
     from easylm_jax.experiment import programs_of
@@ -85,8 +85,8 @@ def shown(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="rows of this model alone")
-    parser.add_argument("--pod", help="rows of this pod alone")
+    parser.add_argument("--model", help="only rows of this model")
+    parser.add_argument("--pod", help="only rows of this pod")
     parser.add_argument("--out", default="runs/plans", help="where compiled plans are kept (default: runs/plans)")
     arguments = parser.parse_args()
     cases = [case for case in CASES if arguments.model in (None, case[0]) and arguments.pod in (None, case[1])]

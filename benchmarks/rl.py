@@ -1,13 +1,13 @@
-"""A step of reinforcement learning: rollouts at once beside rollouts that are written ahead of the updates.
+"""Seconds per step of reinforcement learning with synchronous and with asynchronous rollouts.
 
     make quickstart && python benchmarks/rl.py
-    python benchmarks/rl.py --verifier-ms 20          # as if a verdict took so long
+    python benchmarks/rl.py --verifier-ms 20          # adds 20 ms to each verifier call
 
-The quickstart's GRPO behind its SFT model, through the trainer. Both ways take turns in one process, each with the same
-seeds. It prints where the time of a step goes, how long the trainer waited for a rollout, how old the policies were
-that wrote (staleness), how far their log-probabilities were from the trainer's (the gap), and the reward at the end.
-The last line of standard output is JSON: `ours` is the median seconds of a step with rollouts ahead, `peer` those of
-one at once, `ratio` how many times as fast it is.
+Runs the quickstart's GRPO from its SFT model with the trainer. Both modes alternate in one process with the same seeds.
+Prints the time of the phases of a step, how long the trainer waited for rollouts, how stale the sampling policies were,
+the difference between log-probabilities of sampler and trainer (the gap), and the final reward. The last line of
+standard output is JSON: `ours` is the median seconds per step with asynchronous rollouts, `peer` with synchronous ones,
+`ratio` the speed-up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLOCKS = ("rollout", "verify", "score", "update", "wait")
 
 
 def summary(repeats: list[Repeat]) -> dict[str, object]:
-    """Medians over all steps of the repeats that count; staleness counted over all their steps."""
+    """Medians over all steps of the reported repeats; counts of staleness over the same steps."""
     answers = [repeat.answer for repeat in repeats]
     staleness: collections.Counter[str] = collections.Counter()
     for answer in answers:
@@ -63,7 +63,7 @@ def report(found: dict[str, dict]) -> None:
         )
     ahead = found["ahead"]
     hidden = 1 - ahead["wait"] / max(ahead["rollout"] + ahead["verify"], 1e-9)
-    print(f"ahead: {100 * hidden:.0f} % of the time of rollouts and verdicts was hidden behind the updates")
+    print(f"ahead: {100 * hidden:.0f} % of the time of rollouts and rewards overlapped with updates")
 
 
 def arguments() -> argparse.Namespace:
@@ -71,12 +71,12 @@ def arguments() -> argparse.Namespace:
         description=__doc__.split("\n")[0], epilog="example: python benchmarks/rl.py --run runs/quickstart"
     )
     parser.add_argument("--run", default="runs/quickstart", help="a finished quickstart (runs/quickstart)")
-    parser.add_argument("--repeats", type=int, default=3, help="bursts each way (3)")
-    parser.add_argument("--steps", type=int, default=20, help="steps of a burst; the first few do not count (20)")
-    parser.add_argument("--ahead", type=int, default=1, help="how many steps ahead rollouts are written (1)")
+    parser.add_argument("--repeats", type=int, default=3, help="bursts of each mode (3)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a burst, including a few of warm-up (20)")
+    parser.add_argument("--ahead", type=int, default=1, help="asynchronous steps (1)")
     parser.add_argument("--batch", type=int, default=None, help="prompts of a rollout (the quickstart's)")
-    parser.add_argument("--verifier-ms", type=float, default=0, help="milliseconds that each verdict takes longer (0)")
-    parser.add_argument("--workers", type=int, default=None, help="processes of verifiers (cores less one)")
+    parser.add_argument("--verifier-ms", type=float, default=0, help="milliseconds to add to each verifier call (0)")
+    parser.add_argument("--workers", type=int, default=None, help="verifier processes (cores minus one)")
     options = parser.parse_args()
     if options.repeats < 1 or options.steps < 6 or options.ahead < 1:
         parser.error("repeats and ahead must be at least 1 and steps at least 6")
@@ -102,7 +102,7 @@ def main() -> None:
     found = {name: summary(repeats) for name, repeats in counted.items()}
     report(found)
     if not quiet:
-        print("the machine was not quiet: too few repeats without company, so all of them count")
+        print("the machine was not quiet: too few repeats without other load, so all are reported")
     config = {
         "steps": options.steps, "ahead": options.ahead, "repeats": {k: len(v) for k, v in counted.items()},
         "quiet": quiet, **{name.replace(" ", "_"): one for name, one in found.items()}, "machine": machine(),

@@ -1,4 +1,4 @@
-"""The worker of benchmarks/rl.py: bursts of the quickstart's GRPO, with rollouts at once or ahead of the updates."""
+"""The worker of benchmarks/rl.py: bursts of the quickstart's GRPO with synchronous or asynchronous rollouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common import serve, take_stdout
 
 CHANNEL = take_stdout()
 
-import jax  # noqa: E402 - what these print must not reach the channel
+import jax  # noqa: E402 - after standard output is redirected
 
 from easylm_jax.config import Checkpoints, Monitoring, Recipe, Reward, Source  # noqa: E402
 from easylm_jax.experiment import Experiment  # noqa: E402
@@ -25,18 +25,18 @@ from easylm_jax.runtime.host_memory import keep_freed_memory  # noqa: E402
 from easylm_jax.runtime.monitor.metrics import read_metrics  # noqa: E402
 from recipes import quickstart  # noqa: E402
 
-WARM_UP = 3  # steps at the start of a burst that do not count
+WARM_UP = 3  # warm-up steps at the start of a burst
 NEVER = 10**9
 
 
 def slow(response: str, record: Mapping[str, Any], milliseconds: float) -> float:
-    """1 for every response, after a while: stands for a verifier that is not cheap."""
+    """A verifier that sleeps and then returns 1: simulates an expensive verifier."""
     time.sleep(milliseconds / 1e3)
     return 1.0
 
 
 class Rollouts:
-    """The quickstart's stage `grpo-0` behind its finished SFT, in a folder of its own."""
+    """The quickstart's stage `grpo-0` from its finished SFT model, in a separate folder."""
 
     def __init__(self, spec: dict[str, Any]):
         run, self.folder = Path(spec["run"]).resolve(), Path(spec["folder"])
@@ -58,7 +58,7 @@ class Rollouts:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     def burst(self, asynchronous: int, steps: int, seed: int) -> dict[str, Any]:
-        """`steps` steps from the SFT model on, with rollouts written so many steps ahead."""
+        """Trains `steps` steps from the SFT model with this many asynchronous steps."""
         name = f"ahead-{asynchronous}"
         stage = dataclasses.replace(self.stage, name=name, seed=seed, steps=steps, asynchronous=asynchronous)
         experiment = Experiment(Recipe("benchmark", stages=(stage,)), self.folder / "runs")

@@ -1,12 +1,12 @@
-"""Speed of the train step on this machine, beside a peer's in one run.
+"""Throughput of the train step on this machine, measured alternately with a peer.
 
     python benchmarks/train.py --size 35m --peer hf
     python benchmarks/train.py --size 5m --peer tunix --repeats 9
-    python benchmarks/train.py --compute remat=dots         # another way to compute the same model
+    python benchmarks/train.py --compute remat=dots         # with other fields of models.Compute
 
-Both sides train the same OLMo 2 in float32 on the same batch: forward, backward, clip, AdamW. They take turns, burst by
-burst. Beside them, the matrix products of one step are timed alone with each side's own library, which says how much of
-the difference the libraries make; and our step is taken apart. The last line of standard output is JSON.
+Both sides train the same OLMo 2 in float32 on the same batch: forward, backward, gradient clipping, AdamW. Bursts
+alternate. The matrix products of one step are also timed alone with the library of each side, to show how much of the
+difference is due to the libraries, and our step is broken down into parts. The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from common import (
 )  # fmt: skip
 
 PEERS = ("hf", "tunix")
-# Steps a burst, so that one lasts a second or more.
+# Steps per burst, so that one lasts a second or more.
 STEPS = {"tiny": 5, "5m": 6, "35m": 2}
 ADAMW = {"lr": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
-# What `easylm run` sets for itself (runtime/host_memory.py). Peers are run with it too, to show what it is worth to
-# them; that does not count as the peer, which nobody starts so.
+# Settings of `easylm run` (runtime/host_memory.py). Peers are also run with them for comparison, but such runs are not
+# reported as the peer, since peers do not set them.
 MEMORY_KEPT = "memory kept"
 KEPT_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_ARENA_MAX": "1"}
 
 
 class Product(NamedTuple):
-    """A weight product [tokens, inputs] by [inputs, outputs]; how often a step does y, dx and dW of it."""
+    """A product with weights, [tokens, inputs] by [inputs, outputs], and how often a step computes y, dx and dW."""
 
     shape: tuple[int, int, int]
     forward: int
@@ -61,12 +61,12 @@ class Product(NamedTuple):
         return 2.0 * m * k * n * (self.forward + 2 * self.gradients)
 
     def seconds(self, each: Sequence[float]) -> float:
-        """Seconds a step, from those of one y, one dx and one dW."""
+        """Seconds per step, from those of one y, one dx and one dW."""
         return each[0] * self.forward + (each[1] + each[2]) * self.gradients
 
 
 def our_products(shape: Mapping[str, int], rows: int, length: int, chunk: int) -> dict[str, Product]:
-    """Ours: projections fused, and the vocabulary head in chunks whose logits are computed twice."""
+    """Products of our step: fused projections, and the vocabulary head in chunks whose logits are computed twice."""
     layers, d, f, v = shape["layers"], shape["width"], shape["ffn"], shape["vocab"]
     tokens = rows * length
     chunk = rows * min(length, max(1, chunk // rows))
@@ -81,7 +81,7 @@ def our_products(shape: Mapping[str, int], rows: int, length: int, chunk: int) -
 
 
 def hf_products(shape: Mapping[str, int], rows: int, length: int) -> dict[str, Product]:
-    """transformers': each projection on its own, the head over all tokens at once."""
+    """Products of transformers' step: separate projections, and the head for all tokens at once."""
     layers, d, f, v = shape["layers"], shape["width"], shape["ffn"], shape["vocab"]
     tokens = rows * length
     return {
@@ -94,7 +94,7 @@ def hf_products(shape: Mapping[str, int], rows: int, length: int) -> dict[str, P
 
 
 def measure_products(worker: Worker, products: Mapping[str, Product]) -> dict[str, float]:
-    """Seconds a step of each product."""
+    """Seconds per step of each product."""
     shapes = [list(product.shape) for product in products.values()]
     found = worker.ask("products", shapes=shapes, times=3)["seconds"]
     return {name: product.seconds(each) for (name, product), each in zip(products.items(), found, strict=True)}
@@ -106,7 +106,7 @@ def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def breakdown(parts: Mapping[str, float], products: Mapping[str, float], layers: int) -> dict[str, float]:
-    """Where a step's seconds go; the lines add up to the step.
+    """The parts of a step in seconds; they sum to the step.
 
     `parts` are seconds of programs on their own, `products` of the matrix products a step does. What is left is
     norms, rotations, the feed-forward's elementwise part, residuals, and copies between layouts.
@@ -123,7 +123,7 @@ def breakdown(parts: Mapping[str, float], products: Mapping[str, float], layers:
 
 
 def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[str, str]]]:
-    """(name, command, environment) of each setting of a peer; the best of those as installed counts.
+    """(name, command, environment) of each setting of a peer; the best one as installed is reported.
 
     torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
     ones sleep.
@@ -140,7 +140,7 @@ def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[s
 
 
 def report_sides(taken: Mapping[str, Sequence[Repeat]], tokens: int) -> None:
-    """One line for each side, and one for each repeat that had company."""
+    """Prints one line for each side, and one for its repeats with other load."""
     for name, repeats in taken.items():
         rate = spread([tokens / r.seconds for r in repeats])
         cores = statistics.median(r.cpu_seconds / r.seconds for r in repeats)
@@ -155,7 +155,7 @@ def report_sides(taken: Mapping[str, Sequence[Repeat]], tokens: int) -> None:
 
 
 def report_products(seconds: Mapping[str, Mapping[str, float]], flops: Mapping[str, float]) -> dict[str, float]:
-    """The caps: what the matrix products of one step take alone, in each side's library; GFLOP/s of each."""
+    """Time of the matrix products of one step with each side's library; returns GFLOP/s of each."""
     rates = {}
     for side, products in seconds.items():
         total = sum(products.values())
@@ -165,7 +165,7 @@ def report_products(seconds: Mapping[str, Mapping[str, float]], flops: Mapping[s
 
 
 def report_breakdown(parts: Mapping[str, float], lines: Mapping[str, float]) -> None:
-    print(f"\nwhere our step's {1e3 * parts['step']:,.0f} ms go")
+    print(f"\nparts of our step of {1e3 * parts['step']:,.0f} ms")
     for name, seconds in lines.items():
         print(f"  {name:<32}{1e3 * seconds:>8,.0f} ms{100 * seconds / parts['step']:>7.1f} %")
     print(
@@ -175,7 +175,7 @@ def report_breakdown(parts: Mapping[str, float], lines: Mapping[str, float]) -> 
 
 
 def check_same_model(ours: float, peer: float) -> None:
-    """Both started from the same numbers, so the first losses must agree."""
+    """Checks that the first losses agree, since both sides start from the same weights."""
     if abs(ours - peer) > 1e-3 * abs(peer):
         raise BenchmarkError(f"the sides do not train the same model: first losses {ours:.5f} and {peer:.5f}")
 
@@ -185,11 +185,11 @@ def arguments() -> argparse.Namespace:
         description=__doc__.split("\n")[0], epilog="example: python benchmarks/train.py --size 35m --peer hf"
     )
     parser.add_argument("--size", default="35m", choices=SIZES, help="the model (35m)")
-    parser.add_argument("--peer", choices=PEERS, help="the codebase to run beside ours")
+    parser.add_argument("--peer", choices=PEERS, help="the codebase to compare with")
     parser.add_argument("--repeats", type=int, default=7, help="bursts of each side (7)")
-    parser.add_argument("--steps", type=int, help="steps a burst (so many that one lasts a second)")
-    parser.add_argument("--rows", type=int, default=4, help="rows of a batch (4)")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (512)")
+    parser.add_argument("--steps", type=int, help="steps per burst (so that one lasts a second)")
+    parser.add_argument("--rows", type=int, default=4, help="rows per batch (4)")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row (512)")
     parser.add_argument("--compute", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of models.Compute")
     parser.add_argument("--no-breakdown", action="store_true", help="measure whole steps only")
     options = parser.parse_args()
@@ -199,7 +199,7 @@ def arguments() -> argparse.Namespace:
 
 
 def write_spec(options: argparse.Namespace, folder: str) -> str:
-    """The file that tells workers what to train."""
+    """Writes the specification for the workers."""
     shape, draw = SIZES[options.size], random.Random(0)
     tokens = [[draw.randrange(shape["vocab"]) for _ in range(options.length + 1)] for _ in range(options.rows)]
     spec = {
@@ -214,12 +214,12 @@ def write_spec(options: argparse.Namespace, folder: str) -> str:
 def details(
     options: argparse.Namespace, workers: Sequence[Worker], taken: Mapping[str, Sequence[Repeat]]
 ) -> dict[str, Any]:
-    """Products and parts, in rounds like the bursts; printed, and returned for the JSON line."""
+    """Measures products and parts in alternating rounds; prints them, and returns them for the JSON line."""
     chunk = next((int(c.partition("=")[2]) for c in options.compute if c.startswith("logits_chunk=")), 1024)
     shape = SIZES[options.size]
     products = {"ours": our_products(shape, options.rows, options.length, chunk)}
     for worker in workers[1:]:
-        if options.peer == "hf":  # every setting: a busy machine slows some of them more than others
+        if options.peer == "hf":  # all settings, since load slows some of them more than others
             products[worker.name] = hf_products(shape, options.rows, options.length)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (*products, "parts")}
     for _ in range(max(3, options.repeats // 2) if options.repeats > 1 else 1):
@@ -261,12 +261,12 @@ def main() -> None:
     taken, quiet = kept(all_taken)
     rates = {name: statistics.median(tokens / r.seconds for r in repeats) for name, repeats in taken.items()}
     ours = rates.pop("ours")
-    # Hardly touched by company, where threads sleep while they wait; spinning ones count as working.
+    # Hardly affected by other load where threads sleep while waiting; spinning threads count as busy.
     cpu_rates = {name: statistics.median(tokens / r.cpu_seconds for r in repeats) for name, repeats in taken.items()}
     installed = [name for name in rates if MEMORY_KEPT not in name]
     best = max(installed, key=lambda name: rates[name]) if installed else None
     if not quiet:
-        print("the machine was not quiet: too few repeats without company, so all of them count")
+        print("the machine was not quiet: too few repeats without other load, so all are reported")
     config = {
         "size": options.size, **SIZES[options.size], "rows": options.rows, "length": options.length, "dtype": "float32",
         "peer": options.peer, "setting": best, "settings": rates,

@@ -1,4 +1,4 @@
-"""Our side of benchmarks/train.py: the train step of easylm_jax, and the parts that it is made of, each on its own."""
+"""Our side of benchmarks/train.py: the train step of easylm_jax, and separate programs for its parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from easylm_jax.runtime.host_memory import keep_freed_memory
 CHANNEL = take_stdout()
 keep_freed_memory()  # as `easylm run` does
 
-import jax  # noqa: E402 - what these print must not reach the channel
+import jax  # noqa: E402 - after standard output is redirected
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -33,7 +33,7 @@ from models.heads import token_scores  # noqa: E402
 
 
 class Side:
-    """A model, its train state and one batch, which every step trains on."""
+    """A model, its train state, and one batch that every step uses."""
 
     def __init__(self, spec: dict[str, Any]):
         config = DecoderConfig(family="olmo2", context=spec["length"], qk_norm=True, **spec["shape"])
@@ -51,23 +51,23 @@ class Side:
             total_steps=10**6,
         )  # fmt: skip
         self.params = jax.jit(self.model.init)(jax.random.key(0))
-        if spec["weights"]:  # for a peer that starts from the same numbers
+        if spec["weights"]:  # a peer starts from the same weights
             models.save_hf(self.model, self.params, spec["weights"])
         self.batch = _batch(np.asarray(spec["tokens"], np.int32))
         self.state = self._fresh_state()
         self.compiled = make_train_step(self.objective, self.optimizer).lower(self.state, self.batch, {}).compile()
 
     def _fresh_state(self) -> State:
-        params = jax.tree.map(jnp.copy, self.params)  # a step takes its state's memory
+        params = jax.tree.map(jnp.copy, self.params)  # a step donates the memory of its state
         return new_state(params, self.optimizer.init(params), 0)
 
     def step(self) -> float:
-        """One update; its loss."""
+        """One update; returns its loss."""
         self.state, metrics = self.compiled(self.state, self.batch, {})
         return float(metrics["loss"])
 
     def parts(self) -> dict[str, Callable[[], Any]]:
-        """Programs that each do a part of a step's work; see `benchmarks/train.py` for how they add up."""
+        """Programs for the parts of a step; `benchmarks/train.py` combines them."""
         key, (rows, length), c = jax.random.key(0), self.batch["tokens"].shape, self.model.config
         forward = jax.jit(lambda p: self.objective(p, self.batch, key, {}).total)
         gradient = jax.jit(lambda p: gradients(self.objective, p, self.batch, key, {})[0])
@@ -82,7 +82,7 @@ class Side:
         }
 
     def _attention(self) -> Callable[[], Any]:
-        """Attention of one layer, forward and backward, from heads to heads."""
+        """Attention of one layer without projections, forward and backward."""
         c, (rows, length) = self.model.config, self.batch["tokens"].shape
         q = jax.random.normal(jax.random.key(1), (rows, length, c.heads, c.head_dim))
         k = v = q[:, :, : c.kv_heads]

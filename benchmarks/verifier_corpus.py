@@ -1,4 +1,4 @@
-"""Responses for benchmarks/verifiers.py: made up, half of them right, different for every seed.
+"""Generated responses for benchmarks/verifiers.py; half of them are correct, and every seed gives others.
 
 Nothing here imports more than the standard library: peers read it too.
 """
@@ -14,7 +14,7 @@ _WORDS = _TEXT.split()
 
 
 def corpus(seed: int, count: int, words: int = 200) -> list[tuple[str, str, bool]]:
-    """(response, gold answer, whether it is right) for `count` responses of about `words` words."""
+    """(response, gold answer, whether it is correct) for `count` responses of about `words` words."""
     draw = random.Random(seed)
     made = []
     for _ in range(count):
@@ -28,7 +28,7 @@ def corpus(seed: int, count: int, words: int = 200) -> list[tuple[str, str, bool
 
 
 def _answer(draw: random.Random) -> tuple[str, str, str]:
-    """A gold answer as in sets of competition problems, the same in another form, and a wrong one."""
+    """A gold answer as in sets of competition problems, an equivalent form of it, and a wrong answer."""
     a, b, c = draw.randrange(2, 999), draw.randrange(2, 99), draw.randrange(2, 30)
     kind = draw.choices(("whole", "fraction", "root", "polynomial", "pair", "decimal"), (55, 15, 8, 7, 8, 7))[0]
     if kind == "whole":

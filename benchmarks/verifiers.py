@@ -1,12 +1,12 @@
-"""Speed of verifiers on this machine: responses a second in one process, and through the pool.
+"""Throughput of verifiers on this machine: responses per second in one process, and with the pool.
 
     python benchmarks/verifiers.py
     python benchmarks/verifiers.py --peer math_verify --workers 4
 
-Made-up responses of about 300 words that end in a box, half of them right, with the answers of competition problems:
-whole numbers, fractions, roots, polynomials, pairs. Every repeat has new ones, so that no cache knows them. The peer is
-the library math-verify, called directly; `ours` is the verifier `math` in one process. The last line of standard output
-is JSON, in responses/s.
+Generated responses of about 300 words end with a boxed answer of a competition problem (integers, fractions, roots,
+polynomials, pairs); half of them are correct. Every repeat has new responses, so that caches have no effect. The peer
+is the library math-verify, called directly; `ours` is the verifier `math` in one process. The last line of standard
+output is JSON, in responses per second.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], epilog="example: python benchmarks/verifiers.py --peer math_verify"
     )
-    parser.add_argument("--responses", type=int, default=1000, help="responses a repeat (1000)")
-    parser.add_argument("--repeats", type=int, default=5, help="repeats of each side that count (5)")
+    parser.add_argument("--responses", type=int, default=1000, help="responses per repeat (1000)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured repeats of each side (5)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="most processes of a pool (all cores)")
-    parser.add_argument("--peer", choices=("math_verify",), help="the library to run beside ours")
+    parser.add_argument("--peer", choices=("math_verify",), help="the library to compare with")
     options = parser.parse_args()
     if min(options.responses, options.repeats, options.workers) < 1:
         parser.error("responses, repeats and workers must be at least 1")
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
 
 
 def peer_command() -> list[str]:
-    """The peer's process, in the environment .peers/math_verify or else in this one."""
+    """The peer's process, in the environment .peers/math_verify or, without it, in this one."""
     own = ROOT / ".peers" / "math_verify" / "bin" / "python"
     python = str(own) if own.is_file() else sys.executable
     if subprocess.run([python, "-c", "import math_verify"], capture_output=True).returncode:
@@ -47,7 +47,7 @@ def peer_command() -> list[str]:
 
 
 def medians(answers: list[Any], count: int) -> dict[str, float]:
-    """Responses a second and latencies of several bursts."""
+    """Responses per second and latencies of several bursts."""
     found = {name: statistics.median(a[name] for a in answers) for name in ("agreed", "p50_ms", "p95_ms", "max_ms")}
     return {"responses_per_second": count / statistics.median(a["seconds"] for a in answers), **found}
 
@@ -71,7 +71,7 @@ def main() -> None:
             if call != "math":
                 bursts = [ours.ask("burst", verifier_call=call, seed=50 + k, count=count) for k in range(3)]
                 each[call] = medians(bursts, count)
-                del each[call]["agreed"]  # these do not ask what the corpus was made for
+                del each[call]["agreed"]  # the corpus is only labelled for `math`
         pool = {}
         for workers in range(1, options.workers + 1):
             bursts = [
@@ -89,7 +89,7 @@ def main() -> None:
         print(f"math, pool of {workers:<12}{rate:>10,.0f} responses/s")
     repeats, quiet = kept(taken)
     rates = {name: medians([r.answer for r in side], count) for name, side in repeats.items()}
-    print(f"verdicts as they were made to be: {rates['ours']['agreed']:.4f}")
+    print(f"agreement with the labels of the corpus: {rates['ours']['agreed']:.4f}")
     if options.peer:
         peer = rates[options.peer]
         print(

@@ -1,4 +1,4 @@
-"""Our side of benchmarks/verifiers.py: verdicts one after the other in this process, or through a pool."""
+"""Our side of benchmarks/verifiers.py: verdicts in this process one by one, or with a pool."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from verifier_corpus import corpus
 
 CHANNEL = take_stdout()
 
-from easylm_jax.rewards import verifier  # noqa: E402 - what these print must not reach the channel
+from easylm_jax.rewards import verifier  # noqa: E402 - after standard output is redirected
 from easylm_jax.rewards.pool import Pool  # noqa: E402
 from easylm_jax.rewards.verify import LOOKUP  # noqa: E402
 
 
 def burst(verifier_call: str, seed: int, count: int) -> dict[str, Any]:
-    """Verdicts in this process, and how long each took."""
+    """Verdicts in this process, with the latency of each."""
     judge, rows = verifier(verifier_call), corpus(seed, count)
     latencies, agreed = [], 0
     cpu, began = time.process_time(), time.perf_counter()
@@ -40,10 +40,10 @@ def pool_of(workers: int) -> Pool:
 
 
 def pooled(verifier_call: str, seed: int, count: int, workers: int) -> dict[str, Any]:
-    """The same through a pool, all at once; its processes are started before the clock is."""
+    """Verdicts of a pool for all responses at once; its processes start before the measurement."""
     rows, pool = corpus(seed, count), pool_of(workers)
     records = [{"ground_truth": gold} for _, gold, _ in rows]
-    for _ in range(3):  # a process that is not up yet does not hold up the others, and would be measured as none
+    for _ in range(3):  # until all processes are up; a missing one would not delay the others and would not be measured
         pool.verdicts([verifier_call], [rows[0][0]] * 8 * workers, [records[0]] * 8 * workers)
         time.sleep(0.5)
     cpu, began = time.process_time(), time.perf_counter()

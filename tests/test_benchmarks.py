@@ -40,7 +40,7 @@ def test_train_ends_in_a_json_line_and_says_where_the_step_goes():
     config = line["config"]
     assert (config["rows"], config["length"], config["layers"], config["dtype"]) == (2, 32, 2, "float32")
     assert sum(config["milliseconds"].values()) == pytest.approx(config["step_ms"], rel=0.01)
-    assert "where our step's" in done.stdout
+    assert "parts of our step" in done.stdout
 
 
 def test_checkpoint_ends_in_a_json_line_with_blocked_time_and_disk():

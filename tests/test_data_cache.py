@@ -176,7 +176,7 @@ def damage_version(folder):
     "damage, message",
     [
         (damage_missing, "holds no manifest.json; build it with"),
-        (damage_cut, "columns/tokens.npy is missing or cut short"),
+        (damage_cut, "columns/tokens.npy is missing or truncated"),
         (damage_manifest, "manifest.json is damaged"),
         (damage_version, "has format 0, this code reads format 1"),
     ],

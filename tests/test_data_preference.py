@@ -199,7 +199,7 @@ def test_identical_and_empty_sides_are_dropped_and_counted(tmp_path, tokenizer, 
     "record, message",
     [
         ({"chosen": [user("a"), assistant("b")]}, "no column 'rejected'; there are 'chosen'"),
-        ({"chosen": "a", "rejected": "b"}, "chosen is text and there is no column 'prompt'.*format='hh'"),
+        ({"chosen": "a", "rejected": "b"}, "chosen is text but there is no column 'prompt'.*format='hh'"),
         ({"chosen": [user("a")], "rejected": [user("a"), assistant("b")]}, "chosen ends with a user turn"),
         (
             {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]},

@@ -51,7 +51,7 @@ BAD = {
     "a mini-batch that does not divide": ("ppo", ["mini_batch=3"], "mini_batch 3 does not divide the 8 responses"),
     "a policy that is a reward model": ("ppo", ["init=reward"], "its policy is a reward model (scalar head)"),
     "a reward model without a head": ("ppo", ["reward.model=sft"], "stage ppo: sft has no scalar head, so it is no"),
-    "one answer without a group": ("grpo", ["samples=1"], "samples must be at least 2; one answer has no group"),
+    "one answer without a group": ("grpo", ["samples=1"], "samples must be at least 2; an advantage compares"),
     "no answer": ("ppo", ["samples=0"], "samples must be at least 1, not 0"),
     "an unknown advantage": ("grpo", ["advantages=best"], "'best' is not one of 'grpo', 'standard', 'mean'"),
     "an unknown loss": ("online", ["loss=dpoo"], "'dpoo' is not one of 'dpo', 'dpo_norm', 'ipo', 'simpo'"),
@@ -164,7 +164,7 @@ def test_prompts_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
 def test_recipes_that_make_no_sense_are_refused_where_they_are_written():
     with pytest.raises(UserError, match="must be a multiple of samples .2."):
         rl_kit.online_dpo(samples=2, batch=3, mini_batch=3)
-    with pytest.raises(UserError, match="compares whole answers at temperature 1"):
+    with pytest.raises(UserError, match="compares whole responses at temperature 1"):
         rl_kit.online_dpo(sampling=rl_kit.Sampling(8, temperature=0.7))
     assert rl_kit.online_dpo(sampling=rl_kit.Sampling(8, temperature=0.7), logprob_temperature=1.0).temperature == 1
     with pytest.raises(UserError, match="give init, the policy to start from"):

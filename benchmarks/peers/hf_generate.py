@@ -17,7 +17,7 @@ from common import burst, serve, take_stdout
 
 CHANNEL = take_stdout()
 
-import torch  # noqa: E402 - what these print must not reach the channel
+import torch  # noqa: E402 - after standard output is redirected
 import transformers  # noqa: E402
 
 

@@ -18,12 +18,12 @@ from common import burst, serve, take_stdout, timed
 
 CHANNEL = take_stdout()
 
-import torch  # noqa: E402 - what these print must not reach the channel
+import torch  # noqa: E402 - after standard output is redirected
 import transformers  # noqa: E402
 
 
 def train_step(spec: dict[str, Any]):
-    """A function that makes one update and returns its loss."""
+    """A function that performs one update and returns its loss."""
     model = transformers.Olmo2ForCausalLM.from_pretrained(
         spec["weights"], dtype=torch.float32, attn_implementation="sdpa"
     )
@@ -40,7 +40,7 @@ def train_step(spec: dict[str, Any]):
     tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     def step() -> float:
-        # Already shifted targets: all positions are trained, as on our side.
+        # Targets are already shifted: all positions are trained, as on our side.
         loss = model(input_ids=tokens, labels=targets, shift_labels=targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), spec["clip"])

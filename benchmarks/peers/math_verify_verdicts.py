@@ -1,4 +1,4 @@
-"""math-verify's side of benchmarks/verifiers.py: parse both texts, then verify, as its README does."""
+"""math-verify's side of benchmarks/verifiers.py: parse both texts, then verify, as in its README."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from verifier_corpus import corpus
 
 CHANNEL = take_stdout()
 
-from math_verify import parse, verify  # noqa: E402 - what it prints must not reach the channel
+from math_verify import parse, verify  # noqa: E402 - after standard output is redirected
 
 
 def burst(verifier_call: str, seed: int, count: int) -> dict[str, Any]:

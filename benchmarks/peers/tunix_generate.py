@@ -19,7 +19,7 @@ from common import burst, serve, take_stdout
 
 CHANNEL = take_stdout()
 
-import importlib.metadata  # noqa: E402 - what these print must not reach the channel
+import importlib.metadata  # noqa: E402 - after standard output is redirected
 
 import jax  # noqa: E402
 from flax import nnx  # noqa: E402

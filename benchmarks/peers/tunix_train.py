@@ -19,7 +19,7 @@ from common import burst, serve, take_stdout
 
 CHANNEL = take_stdout()
 
-import importlib.metadata  # noqa: E402 - what these print must not reach the channel
+import importlib.metadata  # noqa: E402 - after standard output is redirected
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -30,7 +30,7 @@ from tunix.sft import peft_trainer, utils  # noqa: E402
 
 
 def train_step(spec: dict[str, Any]):
-    """A function that makes one update and returns its loss."""
+    """A function that performs one update and returns its loss."""
     shape = spec["shape"]
     config = llama.ModelConfig(
         num_layers=shape["layers"], vocab_size=shape["vocab"], embed_dim=shape["width"], hidden_dim=shape["ffn"],
