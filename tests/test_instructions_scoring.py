@@ -54,9 +54,9 @@ def test_blank_response_follows_nothing_in_either_mode(response):
     "ids, kwargs, message",
     [
         (["punctuation:no_comma"], [], "1 instructions with 0 sets of arguments"),
-        ("punctuation:no_comma", [{}], "are lists"),
+        ("punctuation:no_comma", [{}], "must be lists"),
         (["punctuation:no_coma"], [{}], "no instruction 'punctuation:no_coma'; did you mean 'punctuation:no_comma'"),
-        (["punctuation:no_comma"], ["x"], "arguments are a dict"),
+        (["punctuation:no_comma"], ["x"], "arguments must be a dict"),
     ],
 )
 def test_a_prompt_that_cannot_be_judged_is_an_error(ids, kwargs, message):
@@ -129,9 +129,9 @@ def test_rewards_are_repaired_and_benchmarks_are_comparable():
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"ground_truth": "18"}, "is no list of a dict with instruction_id and kwargs"),
-        ({"ground_truth": "[("}, "is no list of a dict"),
-        ({"ground_truth": []}, "is no list of a dict"),
+        ({"ground_truth": "18"}, "is not a list of a dict with instruction_id and kwargs"),
+        ({"ground_truth": "[("}, "is not a list of a dict"),
+        ({"ground_truth": []}, "is not a list of a dict"),
         ({"instruction_id_list": [], "kwargs": []}, "0 instructions with 0"),
         ({"instruction_id_list": ["a:b"], "kwargs": []}, "1 instructions with 0"),
         ({"instruction_id_list": ["a:b"], "kwargs": [{}]}, "no instruction 'a:b'"),
