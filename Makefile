@@ -1,10 +1,11 @@
-# make setup | test | test-plan | parity | lint | plan-all | plan-scale | quickstart | clean
+# make setup | test | test-short | test-plan | parity | lint | plan-all | plan-scale | quickstart | clean
 #
 # Every target sets up what it needs in .venv first; nothing has to be activated. The set-up runs again when
 # requirements.txt, pyproject.toml or the named Python change.
 #
-#   make test PYTHON=python3.12                    rebuilds .venv with that Python, and later calls keep it
-#   make test PYTHON=python3.12 VENV=.venv-3.12    leaves .venv alone
+#   make test PYTHON=python3.11                    rebuilds .venv with that Python, and later calls keep it
+#   make test PYTHON=python3.11 VENV=.venv-3.11    leaves .venv alone
+#   make test JOBS=1                               one test process; left out, one for each core, at most 8
 #   make test PIP_FLAGS="--no-index --find-links wheels"
 #   make test PYTEST_FLAGS="-x tests/test_cli.py"
 #   make plan-all PLAN_FLAGS="--only train"
@@ -13,19 +14,20 @@ VENV ?= .venv
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 PLAN_FLAGS ?=
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n > 8 ? 8 : n)))
 
-# Without PYTHON, an environment that is there already keeps its Python; a new one gets 3.11 where that runs (a
-# version manager's shim can be on the path and still not run), else whatever python3 is.
+# Without PYTHON, an environment that is there already keeps its Python; a new one gets 3.12 where that is to be had,
+# else whatever python3 is.
 ifeq ($(origin PYTHON), undefined)
 PYTHON := $(shell \
   if $(VENV)/bin/python -c 0 2>/dev/null; then echo $(VENV)/bin/python; \
-  elif python3.11 -c 0 2>/dev/null; then echo python3.11; else echo python3; fi)
+  else found=$$(.ci/python 3.12); echo $${found:-python3}; fi)
 endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --compile $(PIP_FLAGS)
 
-.PHONY: setup test test-plan parity lint plan-all plan-scale quickstart clean FORCE
+.PHONY: setup test test-short test-plan parity lint plan-all plan-scale quickstart clean FORCE
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.setup
@@ -47,11 +49,21 @@ $(VENV)/.parity: $(VENV)/.setup
 	$(PIP) --editable '.[dev,parity]'
 	@touch $@
 
+# Tests of one file stay in one process, which shares what they compile.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: $(VENV)/.setup
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(PYTEST) $(PYTEST_FLAGS)
+
+# Some minutes: models, objectives, the optimiser, data, decoding, checkpoints, one resumed run. For a second Python.
+SHORT := imports cli fields presets model_attention model_decoder model_heads hf objectives objectives_estimators \
+  objectives_preference schedules data_cache data_packing data_templates decode_sampling expression rewards \
+  checkpoint_tools resume
+test-short: $(VENV)/.setup
+	$(PYTEST) $(PYTEST_FLAGS) $(SHORT:%=tests/test_%.py)
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity $(PYTEST_FLAGS)
+	$(PYTEST) -m parity $(PYTEST_FLAGS)
 
 lint: $(VENV)/.setup
 	$(BIN)/ruff check .

@@ -34,14 +34,14 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
 
     topo = topology.parse(pod)
     mesh = make_mesh(mesh_text, topo.devices())
-    source = programs._model(
-        shapes.released(MODEL).replace(layers=layers),
+    source = programs.abstract_model(
+        shapes.published_config(MODEL).replace(layers=layers),
         Compute(dtype="bfloat16", attention="blocked" if plain else "auto"), mesh,
     )  # fmt: skip
-    found = programs._writing(source, mesh, rows, columns, rows, columns // 2, {})
+    found = programs.decoding(source, mesh, rows, columns, rows, columns // 2, {})
     decode = next(one for one in found if one.name == "decode")
     row: dict[str, Any] = {"pod": pod, "mesh": mesh_text, "rows": rows, "path": "plain" if plain else "kernel"}
-    read = decode.read / decode.rounds
+    read = decode.min_bytes / decode.trip_count
     floor = read / topo.chip.bandwidth
     row |= {"gigabytes": read / 1e9, "floor_ms": floor * 1e3}
     try:
@@ -49,14 +49,14 @@ def compiled(pod: str, mesh_text: str, rows: int, columns: int, layers: int, pla
             made = decode.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         return row | {"fits": False, "says": " ".join(str(error).split())[:160]}
-    program = hlo.Program(made.as_text(), decode.rounds)
+    program = hlo.HloProgram(made.as_text(), decode.trip_count)
     block = estimate.seconds(program.costs(), topo).high
-    program.rounds += 1  # a token more, by which work of every token is told from that of a block
+    program.trip_count += 1  # a token more, by which work of every token is told from that of a block
     longer = estimate.seconds(program.costs(), topo).high
-    step = block / decode.rounds
+    step = block / decode.trip_count
     return row | {
         "fits": True, "step_ms": step * 1e3, "ratio": step / floor,
-        "once_a_block_ms": (block - decode.rounds * (longer - block)) * 1e3,
+        "once_a_block_ms": (block - decode.trip_count * (longer - block)) * 1e3,
         "peak_gib": peak_bytes(made) / 2**30,
         "arguments_gib": made.memory_analysis().argument_size_in_bytes / 2**30,
     }  # fmt: skip

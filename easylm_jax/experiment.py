@@ -24,7 +24,7 @@ import jax
 
 from easylm_jax import report
 from easylm_jax.checkpoint import needs, store
-from easylm_jax.checkpoint.checkpointer import config_difference, guard_fresh_start
+from easylm_jax.checkpoint.resume import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
     GRPO,
@@ -47,8 +47,8 @@ from easylm_jax.config.workspace import Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
 from easylm_jax.plan.programs import (
-    PlannedProgram,
-    Programs,
+    Program,
+    ProgramBuilder,
     collect,
     evaluation,
     generation,
@@ -56,7 +56,9 @@ from easylm_jax.plan.programs import (
     training,
 )  # fmt: skip
 from easylm_jax.runtime import files, processes
+from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import keep_freed_memory
+from easylm_jax.runtime.monitor import duration
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
 from easylm_jax.synthesize.best_of_n import best_of_n
 from easylm_jax.synthesize.majority_vote import majority_vote
@@ -78,12 +80,13 @@ class StageKind:
             none.
     """
 
-    run: Callable[[Any, Workspace], dict[str, Any]]
-    programs: Programs | None = None
+    run: Callable[[Any, Workspace], dict[str, Any]] | str
+    programs: ProgramBuilder | str | None = None
 
 
-# All kinds of stages. A new kind is a dataclass in `config/`, a function that runs it, and an entry here.
-STAGES: dict[type[Stage], StageKind] = {
+# All kinds of stages. A new kind is a dataclass, a function that runs it, and an entry here. An entry may give them as
+# "module:name", which is imported when a recipe has such a stage.
+STAGES: dict[type[Stage] | str, StageKind] = {
     MakeData: StageKind(make_data),
     Tokenizer: StageKind(train_tokenizer),
     Pretrain: StageKind(train_on_data, training),
@@ -99,15 +102,16 @@ STAGES: dict[type[Stage], StageKind] = {
 }
 
 
-def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[PlannedProgram]:
+def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Program]:
     """The device programs of a stage on a mesh, for `easylm plan`; empty if it has none."""
     programs = kind_of(stage).programs
-    return [] if programs is None else collect(programs, stage, recipe, mesh)
+    return [] if programs is None else collect(resolve(programs), stage, recipe, mesh)
 
 
 def kind_of(stage: Stage) -> StageKind:
     """The entry of `STAGES` for a stage's class, or for its nearest base class."""
-    kind = next((STAGES[cls] for cls in type(stage).__mro__ if cls in STAGES), None)
+    keys = (key for cls in type(stage).__mro__ for key in (cls, f"{cls.__module__}:{cls.__name__}"))
+    kind = next((STAGES[key] for key in keys if key in STAGES), None)
     if kind is None:
         raise UserError(
             f"stage {stage.name}: a {type(stage).__name__} cannot be run; add it to STAGES in easylm_jax/experiment.py"
@@ -141,6 +145,8 @@ def run(
     try:
         unfinished = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
         needs.check(unfinished, log_once)
+        if only is None and _only_seeds_changed(overrides):
+            experiment.print_estimate()
         for stage in chosen:
             experiment.run(stage, overwrite)
         experiment.print_results(chosen)
@@ -155,6 +161,11 @@ def run(
             raise
         raise reported from error
     return 0
+
+
+def _only_seeds_changed(overrides: list[str] | tuple[str, ...]) -> bool:
+    """Whether a recipe is as long as its file says: only seeds are overridden."""
+    return all(text.partition("=")[0].endswith(".seed") for text in overrides)
 
 
 def _as_user_error(error: Exception, out: str) -> Exception:
@@ -198,9 +209,10 @@ class Experiment(Workspace):
             for name in ("parts", "models", "samples"):  # partial results of best-of-N, evaluations and rollouts
                 shutil.rmtree(folder / name, ignore_errors=True)
         _write_json(folder / "config.json", {"recipe": self.recipe.name, "mesh": self.recipe.mesh,
-                                             "stage": fields.encode(stage), "settings": settings})  # fmt: skip
+                                             "stage": fields.encode(stage), "family": stage.family,
+                                             "settings": settings})  # fmt: skip
         began = time.time()
-        result = kind_of(stage).run(stage, self)
+        result = resolve(kind_of(stage).run)(stage, self)
         # A resumed stage reports the time of all its runs.
         seconds = max(time.time() - began, result.get("metrics", {}).pop("wall_seconds", 0.0))
         _write_json(folder / "done.json", {"stage": stage.name, "kind": type(stage).__name__, "family": stage.family,
@@ -208,12 +220,18 @@ class Experiment(Workspace):
                                            **result})  # fmt: skip
         processes.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
+    def print_estimate(self) -> None:
+        """Prints how long the recipe will take, where it states its length and none of its stages has begun."""
+        if self.recipe.length is None or any(self.progress(stage) != "not started" for stage in self.recipe.stages):
+            return
+        log_once(f"{self.recipe.name}: {duration.announcement(self.recipe.length, duration.probe())}")
+
     def print_results(self, chosen: list[Stage]) -> None:
         """Prints the tables of the evaluations among `chosen`, and writes the report page of the run."""
         if not (processes.is_first_process() and any(stage.family == "evaluate" for stage in chosen)):
             return
-        print(report.tables.text(report.collect(self.root)))
-        print(f"\nResults are in {self.root}; report with figures: {report.write(self.root)}")
+        print(f"Results are in {self.root}; report with figures: {report.write(self.root)}\n")
+        print(report.tables.text(report.collect(self.root)), end="")  # the results and what they show come last
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
         path = folder / "config.json"

@@ -1,21 +1,31 @@
-"""What is trained: models as pure functions of their parameters.
+"""The models that are trained and evaluated. A model is a set of pure functions of its parameters.
 
-model = models.build("olmo2-1b")            # or a DecoderConfig
-params = model.init(jax.random.key(0))
-logits = models.logits(model, params, tokens)
+    model = models.build("olmo2-1b")            # or a DecoderConfig
+    params = model.init(jax.random.key(0))
+    logits = models.logits(model, params, tokens)
 
-model, params = models.load_hf("path/to/OLMo-2-0425-1B")
-models.save_hf(model, params, "path/to/export")
+    model, params = models.load_hf("path/to/OLMo-2-0425-1B")
+    models.save_hf(model, params, "path/to/export")
+
+| file | contents |
+|---|---|
+| `model.py` | `Model`, the protocol that every architecture implements |
+| `config.py` | `DecoderConfig` (shape), `Compute` (how it is computed), `Placement` (mesh axes) |
+| `decoder.py`, `layers.py`, `attention.py`, `heads.py` | the dense decoder-only transformer |
+| `decode_attention.py` | the TPU kernel for attention of one new token over the cache |
+| `families/` | one file for each family: released sizes, tensor names and `config.json` |
+| `registry.py` | names to configurations and models |
+| `hf/` | import from and export to Hugging Face folders |
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.config import Compute, DecoderConfig, Placement, RopeScaling
 from models.errors import UserError
-from models.registry import build, families, preset, presets
+from models.registry import build, family_modules, preset, presets
 
 if TYPE_CHECKING:
     import jax
@@ -23,10 +33,11 @@ if TYPE_CHECKING:
     from models.decoder import Decoder, Output, Params
     from models.heads import TokenScores, head_logits, scalar_head, token_scores
     from models.hf.convert import load_hf, save_hf
+    from models.model import Model
 
 
-# Public names whose modules import JAX: looked up on first use, so that the command line can answer at once.
-_HOMES = {
+# Public names whose modules import JAX. They are imported on first use, so that the command line starts quickly.
+_LAZY = {
     "Decoder": "decoder", "Output": "decoder", "Params": "decoder", "TokenScores": "heads", "head_logits": "heads",
     "scalar_head": "heads", "token_scores": "heads", "load_hf": "hf.convert", "save_hf": "hf.convert",
 }  # fmt: skip
@@ -42,7 +53,7 @@ __all__ = [
     "TokenScores",
     "UserError",
     "build",
-    "families",
+    "family_modules",
     "head_logits",
     "load_hf",
     "logits",
@@ -54,20 +65,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
         raise AttributeError(f"module 'models' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"models.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"models.{_LAZY[name]}"), name)
 
 
 def logits(
-    model: Decoder,
+    model: Model,
     params: Params,
     tokens: jax.Array,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """Whole logits, float32 [B, S, V], for tests and small work; training uses `token_scores`."""
+    """Logits of every position, float32 [B, S, V]. For tests and small inputs; training uses `token_scores`.
+
+    Args:
+        tokens, positions, segment_ids: int32 [B, S]; segment 0 is padding. Without positions, they restart in each
+            segment; without segment ids, each row is one document.
+    """
     from models.heads import head_logits
 
     output = model(params, tokens, positions=positions, segment_ids=segment_ids)

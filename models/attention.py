@@ -1,18 +1,19 @@
-"""Causal attention over packed rows, one implementation for each platform behind `attention`.
+"""Causal attention over packed rows. `attention` selects one implementation for each platform.
 
-What a query may see is decided by `segment_ids` alone: keys of the same segment, at or before the query, and within
-`window` keys when the layer slides. Segment 0 is padding; padding sees only padding, so no softmax is ever empty.
+`segment_ids` alone decide the mask: a query attends to keys of its own segment, at or before its own position, and
+within `window` keys in sliding-window layers. Segment 0 is padding; padding attends only to padding, so that no
+softmax is empty.
 
-| name | where | how |
+| name | used on | method |
 |---|---|---|
-| `blocked` | CPU, and wherever nothing better applies | queries in blocks, each against only the keys it can see |
-| `splash` | TPU | JAX's splash kernel, batch and heads mapped over the mesh by `shard_map` |
-| `cudnn` | GPU, 16-bit | fused cuDNN kernel through `jax.nn.dot_product_attention` |
-| `dense` | reference | the whole score matrix at once; what the others are tested against |
+| `blocked` | CPU, and wherever no other applies | queries in blocks, each with only the keys that it attends to |
+| `splash` | TPU | JAX's splash attention kernel, batch and heads mapped over the mesh by `shard_map` |
+| `cudnn` | GPU, 16-bit types | cuDNN's fused kernel through `jax.nn.dot_product_attention` |
+| `dense` | tests | the whole score matrix at once; the reference for the others |
 
-Where a mesh axis splits the sequence, each device gathers the keys and values of whole rows and attends with its own
-queries (context parallelism by all-gather, as in Llama 3, arXiv 2407.21783 section 3.3.2). Nothing else changes: which
-keys a query sees is worked out from its place in the row.
+Where a mesh axis shards the sequence, each device gathers the keys and values of whole rows and attends with its own
+queries (context parallelism by all-gather, as in Llama 3, arXiv 2407.21783 section 3.3.2). The mask stays the same: it
+is computed from the position of a query in the whole row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from models.config import Placement
 from models.errors import UserError
 
-MASKED = -1e30  # finite, so that a row which is masked in one block and open in the next never makes 0 · inf
+MASKED = -1e30  # finite: with −inf, a query whose keys are all masked in one block would give 0 · inf = NaN
 
 
 def attention(
@@ -47,10 +48,10 @@ def attention(
     Args:
         q: [B, S, H, hd]; k, v: [B, S, KV, hd] with H a multiple of KV (query head h reads key head h // (H/KV)).
         segment_ids: int32 [B, S].
-        window: keys a query sees, itself included; None for all.
+        window: keys that a query attends to, its own included; None for all.
         kernel: a name of the table above, or "auto".
-        platform: where the program will run.
-        placement: the mesh axes that rows, sequences and heads are split over.
+        platform: where the program will run: "cpu", "gpu" or "tpu".
+        placement: the mesh axes that rows, sequences and heads are sharded over.
 
     Returns:
         [B, S, H, hd] in q's type; the softmax is in float32.
@@ -64,11 +65,15 @@ def attention(
         out = run(q, k, v, segment_ids, window)
     else:
         out = _over_sequence(run, q, k, v, segment_ids, window, placement)
-    return checkpoint_name(out, "attention")  # as splash calls what its own backward pass needs
+    return checkpoint_name(out, "attention")  # the name that splash gives to the residuals of its backward pass
 
 
 def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype) -> str:
-    """The implementation that "auto" stands for; a named one is checked and returned."""
+    """The name of the implementation for "auto"; any other name is checked and returned.
+
+    Raises:
+        UserError: there is no kernel of this name.
+    """
     if kernel not in ("auto", "blocked", "dense", "splash", "cudnn"):
         raise UserError(f"unknown attention kernel {kernel!r}; use auto, blocked, dense, splash or cudnn")
     if kernel != "auto":
@@ -85,9 +90,9 @@ def visible(
     segment_ids: jax.Array, queries: tuple[int, int], keys: tuple[int, int], window: int | None,
     first: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
-    """Boolean [B, queries, keys]: may the query in this span of the row see the key in that span?
+    """The attention mask, bool [B, queries, keys], for a span (start, stop) of queries and one of keys.
 
-    The span of queries is counted from the row's token number `first` (int32 scalar), where that is given.
+    With `first` (int32 scalar), the span of queries is relative to that position in the row.
     """
     i = jnp.arange(*queries)[:, None]
     own = segment_ids[:, slice(*queries)]
@@ -100,9 +105,9 @@ def visible(
 
 
 def _over_sequence(run, q, k, v, segment_ids, window, placement: Placement):
-    """`run` on each device's part of the sequence, against the keys and values of all parts."""
-
+    """`run` for each device's shard of the queries, with the keys and values of the whole sequence."""
     axis = placement.sequence
+    assert axis is not None, "called only where the sequence is sharded"
 
     def local(q, k, v, segment_ids):
         first = jax.lax.axis_index(axis) * q.shape[1]
@@ -115,12 +120,12 @@ def _over_sequence(run, q, k, v, segment_ids, window, placement: Placement):
 
 
 def _gathered(axis: str, *arrays: jax.Array) -> list[jax.Array]:
-    """The parts [B, S / parts, …] of all devices along an axis, side by side: [B, S, …]."""
+    """All-gathers the shards [B, S / parts, …] of a mesh axis along the sequence: [B, S, …]."""
     return [jax.lax.all_gather(x, axis, axis=1, tiled=True) for x in arrays]
 
 
 def _grouped_scores(q: jax.Array, k: jax.Array) -> jax.Array:
-    """[B, KV, G, Q, hd] × [B, KV, K, hd] → float32 [B, KV, G, Q, K]; the group is folded into one product's rows."""
+    """[B, KV, G, Q, hd] × [B, KV, K, hd] → float32 [B, KV, G, Q, K]; groups become rows of one product."""
     b, kv, g, n, hd = q.shape
     scores = jax.lax.dot_general(
         q.reshape(b, kv, g * n, hd), k, (((3,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
@@ -147,7 +152,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Ar
     """One softmax over the given keys; mask [B, Q, K]."""
     scores = jnp.where(mask[:, None, None], _grouped_scores(q, k), MASKED)
     p = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    # Normalised after the product with v: hd values a query to divide instead of K.
+    # Normalised after the product with v: this divides hd values for each query instead of K.
     total = p.sum(axis=-1, keepdims=True)
     return (_grouped_values(p.astype(v.dtype), v) / total).astype(v.dtype)
 
@@ -163,10 +168,10 @@ def _dense(q, k, v, segment_ids, window, first=None):
 
 
 def _blocked(q, k, v, segment_ids, window, first=None):
-    """Queries in blocks against the keys from the start of their window to their own end: half the work of `dense`.
+    """Queries in blocks, each with the keys from the start of its window to its own end: half the work of `dense`.
 
-    Long rows recompute each block's scores in the backward pass, so that memory grows with S · block, not S². A part
-    of a sequence begins where only the device knows (`first`), so its blocks see all keys, most of them masked.
+    For long rows the backward pass recomputes each block's scores, so that memory grows with S · block instead of S².
+    The position of a shard of the sequence (`first`) is known only at run time, so its blocks use all keys, masked.
     """
     length, keys = q.shape[1], k.shape[1]
     block = max(64, -(-length // 16))
@@ -193,8 +198,11 @@ def _cudnn(q, k, v, segment_ids, window, first=None):
 def _splash_kernel(
     heads: int, length: int, window: int | None, interpret: bool, order: np.ndarray | None = None, parts: int = 1
 ):
-    """The kernel for rows of `length` tokens; with `parts`, for that many devices with a part of the queries each, of
-    which `order` says where in the row they stand."""
+    """The splash kernel for rows of `length` tokens.
+
+    With `parts` > 1, the queries are sharded over that many devices; `order` int32 [length] gives the position in the
+    row of each query where they are not in order.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -202,12 +210,12 @@ def _splash_kernel(
     mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     if order is not None:
         mask.q_sequence = order
-    # The largest tile of 128·2ⁿ up to 512 that divides the row, and the runs of queries that lie together.
+    # The largest tile of 128·2ⁿ up to 512 that divides the row, or the contiguous queries of one device.
     block, own = math.gcd(length, 512), math.gcd(length // (parts if order is None else 2 * parts), 512)
     sizes = splash.BlockSizes(
-        **dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), own),
-        **dict.fromkeys(("block_kv", "block_kv_compute", "block_kv_dkv", "block_kv_dkv_compute", "block_kv_dq"), block),
-    )
+        block_q=own, block_q_dkv=own, block_q_dq=own, block_kv=block, block_kv_compute=block, block_kv_dkv=block,
+        block_kv_dkv_compute=block, block_kv_dq=block,
+    )  # fmt: skip
     return splash.make_splash_mha(
         masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret,
         residual_checkpoint_name="attention",
@@ -215,12 +223,12 @@ def _splash_kernel(
 
 
 def _run_splash(kernel, q, k, v, own_segments, segment_ids):
-    """A kernel on the rows and heads of one device."""
+    """Runs a splash kernel on the rows and heads of one device."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-    head_major = (x.transpose(0, 2, 1, 3) for x in (q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * np.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
     segments = splash.SegmentIds(q=own_segments, kv=segment_ids)
-    return jax.vmap(kernel)(*head_major, segments).transpose(0, 2, 1, 3)
+    return jax.vmap(kernel)(q, k, v, segments).transpose(0, 2, 1, 3)
 
 
 def _splash(q, k, v, segment_ids, window, placement: Placement, interpret=False):
@@ -240,12 +248,14 @@ def _splash(q, k, v, segment_ids, window, placement: Placement, interpret=False)
 
 
 def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, interpret):
-    """Each device has queries from both ends of the row, so that under a causal mask all have the same work.
+    """Splash attention with a sharded sequence, balanced so that every device does the same work under a causal mask.
 
-    The row is cut into twice as many chunks as there are devices, and device d attends for chunk d and the one as far
-    from the end. Queries are sent there, and what they found back. With a window all queries cost the same, and stay.
+    The row is cut into twice as many chunks as there are devices; device d computes chunk d and the chunk as far from
+    the end. Queries are exchanged before the kernel and its outputs after it. With a window all queries cost the same,
+    so they stay where they are.
     """
     mesh, batch, axis = jax.sharding.get_abstract_mesh(), placement.batch, placement.sequence
+    assert axis is not None, "called only where the sequence is sharded"
     length, parts = q.shape[1], mesh.shape[axis]
     balanced = window is None and length % (2 * parts * 128) == 0
     order = balanced_order(length, parts) if balanced else None
@@ -254,7 +264,8 @@ def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, in
 
     def local(kernel, q, k, v, own_segments, segment_ids):
         q = _exchanged(q, axis, parts) if balanced else q
-        out = _run_splash(kernel, q, *_gathered(axis, k, v), own_segments, segment_ids)
+        k, v = _gathered(axis, k, v)
+        out = _run_splash(kernel, q, k, v, own_segments, segment_ids)
         return _exchanged(out, axis, parts, back=True) if balanced else out
 
     partition = jax.sharding.PartitionSpec
@@ -267,17 +278,17 @@ def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, in
 
 
 def balanced_order(length: int, parts: int) -> np.ndarray:
-    """int32 [length]: where in the row the queries stand that device 0, device 1, … attend for.
+    """int32 [length]: positions in the row of the queries of device 0, then of device 1, and so on.
 
-    Of a device's two chunks the one with the even number comes first, which spares choosing between them: chunks are
-    sent in two streams, the even and the odd ones, and each device receives one of either.
+    Of the two chunks of a device, one has an even and one an odd number, and the even one comes first. `_exchanged`
+    therefore sends the even chunks by one permutation and the odd chunks by another.
     """
     pairs = [sorted((d, 2 * parts - 1 - d), key=lambda chunk: chunk % 2) for d in range(parts)]
     return np.arange(length, dtype=np.int32).reshape(2 * parts, -1)[np.array(pairs).reshape(-1)].reshape(-1)
 
 
 def _exchanged(x: jax.Array, axis: str, parts: int, back: bool = False) -> jax.Array:
-    """This device's two chunks [B, S / parts, …] for those that it attends for; `back` undoes it."""
+    """Exchanges the two chunks [B, S / parts, …] that a device holds for those that it computes; `back` reverses it."""
     chunks = []
     for odd, chunk in enumerate(jnp.split(x, 2, axis=1)):
         ways = [(d, min(2 * d + odd, 2 * parts - 1 - 2 * d - odd)) for d in range(parts)]

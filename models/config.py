@@ -1,7 +1,7 @@
-"""Frozen descriptions of a model: what its shape is (`DecoderConfig`) and how it is computed (`Compute`).
+"""Configuration of a model: its shape (`DecoderConfig`), how it is computed (`Compute`) and sharded (`Placement`).
 
-A family file (`models/families/olmo.py`, `llama.py`, …) fills these in for every released size and translates them to
-and from the `config.json` of Hugging Face. Nothing in here touches a device.
+A family's file (`models/families/olmo.py`, `llama.py`, …) defines a `DecoderConfig` for every released size and
+converts it to and from the `config.json` of Hugging Face. This module does not import JAX.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from models.errors import UserError
 class RopeScaling:
     """Context extension by changed rotary frequencies.
 
-    `llama3` interpolates by wavelength (Llama 3.1 and later); `yarn` ramps between interpolated and original
-    frequencies and scales cosine and sine by `attention_factor` (OLMo 3's long context, full-attention layers only).
+    `linear` divides all frequencies by `factor`. `llama3` interpolates by wavelength (Llama 3.1 and later). `yarn`
+    ramps between interpolated and original frequencies and scales cosine and sine by `attention_factor` (OLMo 3's long
+    context, full-attention layers only).
     """
 
     kind: Literal["llama3", "yarn", "linear"]
@@ -32,7 +33,7 @@ class RopeScaling:
 
     @property
     def magnitude(self) -> float:
-        """What cosine and sine are multiplied by: 0.1 ln(factor) + 1 for YaRN unless given, else 1."""
+        """The factor on cosine and sine: `attention_factor` where given, else 0.1 ln(factor) + 1 for YaRN, else 1."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" and self.factor > 1 else 1.0
@@ -40,16 +41,16 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a dense decoder-only transformer; each family in `models` is a value of this class.
+    """The shape of a dense decoder-only transformer. Every model family is a set of values of these fields.
 
-    Sizes: `width` is the residual stream d, `ffn` the SwiGLU hidden size f, `vocab` the number of embedding rows
-    including padding rows (`vocab_used` of them belong to the tokenizer). `kv_heads`, `head_dim` and `vocab_used`
-    left at 0 become `heads`, `width / heads` and `vocab`.
+    Sizes: `width` is the size d of the residual stream, `ffn` the hidden size f of the SwiGLU feed-forward layer,
+    `vocab` the number of rows of the embedding, padding rows included (the tokenizer uses `vocab_used` of them).
+    `kv_heads`, `head_dim` and `vocab_used` left at 0 become `heads`, `width / heads` and `vocab`.
 
     `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
-    the whole projected vector, all heads together, before the split into heads and the rotation. `window` is the number
-    of keys a sliding layer sees, itself included; every `full_attention_every`-th layer (1-based) attends to all.
-    `scalar_head` puts one number in place of the vocabulary: reward and value models.
+    the whole projected vector, all heads together, before the rotation. `window` is the number of keys that a
+    sliding-window layer sees, the token's own key included; every `full_attention_every`-th layer (1-based) has full
+    attention. `scalar_head` replaces the vocabulary head by one scalar output, for reward and value models.
     """
 
     family: str
@@ -87,7 +88,7 @@ class DecoderConfig:
             set_default("kv_heads", self.heads)
         if self.head_dim == 0:
             if self.width % self.heads:
-                raise UserError(f"width {self.width} is not divisible by heads {self.heads}; give head_dim")
+                raise UserError(f"width {self.width} is not divisible by heads {self.heads}; set head_dim")
             set_default("head_dim", self.width // self.heads)
         if self.vocab_used == 0:
             set_default("vocab_used", self.vocab)
@@ -97,11 +98,11 @@ class DecoderConfig:
         if self.heads % self.kv_heads:
             raise UserError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_dim % 2:
-            raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings rotate pairs")
+            raise UserError(f"head_dim {self.head_dim} is odd; rotary embeddings need an even size")
         if self.vocab_used > self.vocab:
             raise UserError(f"vocab_used {self.vocab_used} is larger than vocab {self.vocab}")
         if self.window is not None and self.window < 1:
-            raise UserError(f"window {self.window} must be at least 1 (a token sees itself)")
+            raise UserError(f"window {self.window} must be at least 1 (a token attends to itself)")
 
     @property
     def pattern(self) -> tuple[int | None, ...]:
@@ -122,22 +123,23 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model is computed; changes speed, memory and rounding, never what is computed.
+    """How a model is computed. Changes speed, memory use and rounding, but not the mathematics.
 
-    `dtype` is the activation type (parameters keep theirs and are cast at use). `platform` is where the program will
-    run, which need not be where it is traced (ahead-of-time compilation); `None` means JAX's default backend.
-    `remat` names what a block keeps for its backward pass: "none" keeps everything, "full" only the block's input,
-    "attention" also the projections that enter attention and what its own backward pass needs, "outputs" also what each
-    half of the block adds to the stream, "dots" the results of all weight products (nothing but norms, rotations and
-    the like is computed again).
-    `attention` is "auto" or the name of a kernel in `models/attention.py`; with "blocked" or "dense" decoding uses none
-    either. `unroll` is how many layers one iteration of the layer scan holds. `logits_chunk` bounds the tokens of a
-    device whose vocabulary logits exist at once.
-    `tile_kib` is how much of a TPU's fast memory one operation may use, in KiB: with more (65536) products run in
-    larger tiles, nearer to the peak, and compiling takes twice as long; `None` leaves it to the compiler.
+    `dtype`: type of activations. Parameters keep their own type and are cast where they are used.
+    `platform`: where the program will run, which may differ from where it is traced (ahead-of-time compilation); None
+    is JAX's default backend.
+    `remat`: what a layer stores for its backward pass; the rest is recomputed. "none" stores everything, "full" only
+    the layer's input, "attention" also queries, keys, values and the output of attention, "outputs" also the results
+    of both residual branches, "dots" the results of all matrix products with weights.
+    `attention`: "auto" or a kernel of `models/attention.py`. With "blocked" or "dense" decoding uses no kernel either.
+    `unroll`: layers in one iteration of the scan over layers.
+    `logits_chunk`: the most tokens of a device whose vocabulary logits are in memory at once.
+    `tile_kib`: VMEM that one operation of a TPU may use, in KiB. A larger limit (65536) allows larger tiles and runs
+    matrix products nearer to peak FLOPs, but doubles compile time; None leaves it to the compiler.
     """
 
-    # Fields that earlier versions saved, always at these values: digests of settings still count them.
+    # Removed fields with the only values that they ever had. Digests of settings still include them, so that run
+    # folders of earlier versions stay valid.
     FORMER_FIELDS: ClassVar[dict[str, None]] = {"batch_axes": None, "sequence_axis": None}
 
     dtype: str = "float32"
@@ -151,10 +153,10 @@ class Compute:
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How the axes of a model's arrays are split over the axes of a mesh. Derived from the mesh, never configured.
+    """How the axes of a model's arrays are sharded over the axes of a mesh. Derived from the mesh, never configured.
 
-    `batch` names the mesh axes that rows are split over (None: there is no mesh), `sequence` the one that sequences
-    are split over, if one does, and `tensor` the one that heads, feed-forward width and vocabulary are split over.
+    `batch` names the mesh axes that rows are sharded over (None: there is no mesh). `sequence` is the axis that
+    sequences are sharded over, or None. `tensor` is the axis for heads, feed-forward width and vocabulary.
     """
 
     batch: tuple[str, ...] | None = None

@@ -1,14 +1,15 @@
-"""Attention of one new token a row over its cached keys and values: a Pallas kernel for TPUs.
+"""Attention of one new token per row over its cached keys and values: a Pallas kernel for TPUs.
 
-The cache of all layers is one operand [L, B, KV, C, hd] that stays where it lies; the layer's number is prefetched, so
-that only its blocks are fetched, and of those only what holds columns that a row can see. Softmax is online and in
-float32.
+The cache of all layers is one operand [L, B, KV, C, hd], which is not copied. The index of the layer is a prefetched
+scalar, so that only blocks of this layer are fetched, and only those with columns that a row attends to. The softmax
+is online and in float32.
 
-What limits it: every cached byte is read once and each 128 × 128 tile of it enters a matrix unit once. The static
-schedule of one step of the grid (8 heads × 1,024 columns in bfloat16, 4 MiB) is about 1,500 bundles on v5e and v5p, of
-which the fetch takes 5,300 cycles of a v5p core and 7,700 of a v5e; so the fetch is the limit, for one query a head as
-well as for a group. The queries of all heads of a row are therefore kept as the rows of one matrix, so that softmax
-works on full registers: each head's product is taken with the other heads' queries set to zero, which costs nothing.
+Performance: every cached byte is read once, and each 128 × 128 tile enters a matrix unit once. The static schedule of
+one grid step (8 heads × 1,024 columns in bfloat16, 4 MiB) is about 1,500 bundles on v5e and v5p, while the fetch takes
+5,300 cycles of a v5p core and 7,700 of a v5e. The kernel is therefore memory-bound, with one query per key head as
+well as with a group. The queries of all heads of a row are the rows of one matrix, so that the softmax fills whole
+registers; the product of one head sets the queries of other heads to zero, which costs nothing in a memory-bound
+kernel.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from jax.experimental.pallas import tpu as pltpu
 
 from models.config import Placement
 
-MASKED = -1e30  # finite: a block in which a row sees nothing is weighed by exp(MASKED − m) = 0 later, never inf − inf
-_BLOCK_BYTES = 2 * 2**20  # of keys, and as much of values; both twice in fast memory, within the default 16 MiB
-_MOST_QUERIES = 64  # of one matrix: more would take longer than the tile that they are multiplied with
+MASKED = -1e30  # finite: a fully masked block later gets the weight exp(MASKED − m) = 0, where −inf would give NaN
+_BLOCK_BYTES = 2 * 2**20  # of keys, and as many of values; both are double-buffered in VMEM, within its default 16 MiB
+_MOST_QUERIES = 64  # rows of one product; more would take longer than the fetch of the tile
 
 
 def fits_kernel(platform: str, head_dim: int, columns: int, dtype, kernel: str = "auto") -> bool:
-    """Whether the kernel is used: on a TPU, where head sizes fill lanes and columns fill tiles, unless `kernel` names
-    an attention of `models/attention.py` that is none ("blocked", "dense")."""
+    """Whether the kernel is used: on a TPU, for head sizes and columns that are multiples of 128.
+
+    It is not used where `kernel` names an implementation of `models/attention.py` without a kernel ("blocked",
+    "dense").
+    """
     if platform != "tpu" or kernel not in ("auto", "splash"):
         return False
     return head_dim % 128 == 0 and columns % 128 == 0 and jnp.dtype(dtype).itemsize in (2, 4)
@@ -48,17 +52,18 @@ def decode_attention(
     block: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
-    """softmax(q kᵀ / √hd) v of one query a row over columns clock − count … clock of one layer of the cache.
+    """softmax(q kᵀ / √hd) v of one query per row over columns clock − count … clock of one layer of the cache.
 
     Args:
         q: [B, H, hd].
         keys, values: [L, B, KV, C, hd], H a multiple of KV.
-        layer, clock: int32 scalars.
-        counts: int32 [B], how many columns before the clock are the row's.
-        window: keys a query sees, its own included; None for all.
-        placement: the mesh axes that rows and heads are split over.
-        block: columns that are fetched at once; left out, as many as make 2 MiB of keys.
-        interpret: run it as plain operations, on any platform.
+        layer: int32 scalar, index of the layer.
+        clock: int32 scalar, the column of the new token, the same for all rows.
+        counts: int32 [B], columns before `clock` that belong to the row.
+        window: keys that a query attends to, its own included; None for all.
+        placement: the mesh axes that rows and heads are sharded over.
+        block: columns per fetch; left out, as many as make 2 MiB of keys.
+        interpret: run the kernel in Pallas's interpreter, on any platform.
 
     Returns:
         [B, H, hd] in q's type.
@@ -77,10 +82,13 @@ def decode_attention(
 
 
 def _tiles(rows: int, heads: int, group: int, columns: int, row_bytes: int, block: int | None) -> tuple[int, int, int]:
-    """(rows, heads, columns) of one block. Few heads leave room for several rows: a step of the grid costs a third of
-    a microsecond, in which half a megabyte could be fetched."""
+    """(rows, heads, columns) of one block.
+
+    With few heads, a block takes several rows: a grid step costs a third of a microsecond, in which half a megabyte
+    could be fetched.
+    """
     most = max(1, min(heads, _MOST_QUERIES // group, _BLOCK_BYTES // (128 * row_bytes)))
-    # What is cut off the heads must be whole tiles of 8 queries.
+    # A block of heads must be whole tiles of 8 queries.
     h = next((n for n in range(most, 0, -1) if heads % n == 0 and (n == heads or n * group % 8 == 0)), heads)
     if block is None:
         block = max(128, min(2048, _BLOCK_BYTES // (h * row_bytes)) // 128 * 128)
@@ -96,7 +104,7 @@ def _local(q, keys, values, first, layer, clock, *, block: int | None, interpret
     rows, heads, block = _tiles(b, kv, group, columns, hd * size, block)
 
     def cached(i, h, c, first_ref, layer_ref, clock_ref):
-        # Outside what the rows see, the block that is there already: nothing is fetched.
+        # Outside the columns that the rows attend to, the index stays at the last block, so nothing is fetched.
         low = _least(first_ref, i * rows, rows)
         return layer_ref[0], i, h, jnp.clip(c, jax.lax.div(low, block), jax.lax.div(clock_ref[0], block)), 0
 
@@ -123,7 +131,7 @@ def _local(q, keys, values, first, layer, clock, *, block: int | None, interpret
 
 
 def _least(ref, start, count: int):
-    """The least of `count` scalars."""
+    """The minimum of `count` scalars."""
     return functools.reduce(jnp.minimum, [ref[start + r] for r in range(count)])
 
 
@@ -145,7 +153,7 @@ def _kernel(
         column = c * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
         head = jax.lax.div(jax.lax.broadcasted_iota(jnp.int32, (heads * group, 1), 0), jnp.int32(group))
         written = None
-        if ragged:  # behind the last column lies anything, and 0 · NaN is not 0
+        if ragged:  # memory after the last column is undefined, and 0 · NaN is not 0
             written = c * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) <= clock
         for r in range(rows):
             seen = (column >= first_ref[start + r]) & (column <= clock)
@@ -157,9 +165,12 @@ def _kernel(
 
 
 def _row(r: int, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum_ref) -> None:
-    """One row's online softmax over a block: `m` largest score so far, `total` of the weights, `sum` of values."""
+    """Online softmax of one row over a block.
+
+    Keeps the running maximum of the scores (`m`), the sum of weights (`total`) and the weighted sum of values (`sum`).
+    """
     heads, q = k_ref.shape[2], q_ref[r]
-    # Said outright: under a default of "highest" the compiler refuses 16-bit products.
+    # Set explicitly: with a default precision of "highest" the compiler rejects 16-bit products.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     product = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32, precision=precision)
     scores = jnp.zeros((q.shape[0], seen.shape[1]), jnp.float32)

@@ -1,7 +1,7 @@
-"""One decoder-only transformer: embedding, blocks, final norm. Every dense family is a `DecoderConfig` of it.
+"""A decoder-only transformer: embedding, layers, final norm. Every dense family is a `DecoderConfig` of it.
 
-Parameters are a plain dict of arrays; the arrays of the blocks carry a leading layer axis and the blocks run as one
-`lax.scan` over it. Flax linen describes a single block and is used only through `init` and `apply`.
+Parameters are a plain dict of arrays. The arrays of the layers have a leading layer axis, and the layers run as one
+`lax.scan` over it. One layer is a Flax linen module, used only through `init` and `apply`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -31,12 +31,12 @@ from models.layers import (
     rotate,
     truncated_normal,
 )
-from models.model import Attend, Output, Params, Rules
+from models.model import Attend, Auxiliary, Output, Params, Rules
 
 BlockAttend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v) → output
 
-# Logical axes of every parameter, by dotted name. `runtime/sharding.py` maps them to mesh axes and insists that each
-# leaf matches exactly one rule. `None` is never split: it is the layer axis that the scan walks, or a small vector.
+# Logical axes of every parameter, by dotted name. `runtime/sharding.py` maps them to mesh axes and requires that each
+# parameter matches exactly one rule. `None` is never sharded: the layer axis of the scan, or a small vector.
 SHARDING_RULES: Rules = (
     (r"embed\.table", ("vocab", "width")),
     (r"layers\.attn\.[qkv]\.kernel", (None, "width", "heads")),
@@ -53,23 +53,23 @@ SHARDING_RULES: Rules = (
 
 
 class Attention(nn.Module):
-    """Projections, clip, QK-norm and rotation round an `attend` function that the caller chooses (spec olmo §2.2).
+    """Multi-head attention: projections, clipping, QK-norm and rotation; the caller supplies `attend` (spec olmo §2.2).
 
-    The order is: projection, split into heads, clip, norm over all heads together, rotate. Values are never normed.
+    The order is: project, split into heads, clip, normalise over all heads together, rotate. Values are not normalised.
     """
 
     config: DecoderConfig
-    platform: str  # that it is computed on: cpu, gpu or tpu
-    joined: bool = True  # see `layers.product`
+    platform: str  # "cpu", "gpu" or "tpu"
+    flatten: bool = True  # see `layers.matmul`
 
     def setup(self):
         c = self.config
         inner, kv_inner = c.heads * c.head_dim, c.kv_heads * c.head_dim
         std = matrix_std(c, c.width)
-        self.q = Linear(c.width, inner, std, c.qkv_bias, self.joined)
-        self.k = Linear(c.width, kv_inner, std, c.qkv_bias, self.joined)
-        self.v = Linear(c.width, kv_inner, std, c.qkv_bias, self.joined)
-        self.o = Linear(inner, c.width, matrix_std(c, c.width, output=True), joined=self.joined)
+        self.q = Linear(c.width, inner, std, c.qkv_bias, self.flatten)
+        self.k = Linear(c.width, kv_inner, std, c.qkv_bias, self.flatten)
+        self.v = Linear(c.width, kv_inner, std, c.qkv_bias, self.flatten)
+        self.o = Linear(inner, c.width, matrix_std(c, c.width, output=True), flatten=self.flatten)
         if c.qk_norm:
             self.q_norm = RMSNorm(inner, c.norm_eps)
             self.k_norm = RMSNorm(kv_inner, c.norm_eps)
@@ -78,7 +78,7 @@ class Attention(nn.Module):
         c = self.config
         projected = linear_each(x, [self.q, self.k, self.v], self.platform)
         if self.platform == "tpu" and x.shape[-2] == 1:
-            # Decoding: a product that makes heads at once reads a copy of its weights, turned over for that.
+            # Decoding: without this barrier XLA fuses the split into heads with the product and transposes the weights.
             projected = jax.lax.optimization_barrier(projected)
         heads = (u.reshape(*u.shape[:-1], -1, c.head_dim) for u in projected)
         q, k, v = (checkpoint_name(u, name) for u, name in zip(heads, ("query", "key", "value"), strict=True))
@@ -92,16 +92,16 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. "pre": h = x + A(N x), y = h + F(N h). "post": h = x + N(A(x)), y = h + N(F(h))."""
+    """One layer. Norms "pre": h = x + A(N x), y = h + F(N h). "post": h = x + N(A(x)), y = h + N(F(h))."""
 
     config: DecoderConfig
     platform: str
-    joined: bool = True  # see `layers.product`
+    flatten: bool = True  # see `layers.matmul`
 
     def setup(self):
         c = self.config
-        self.attn = Attention(c, self.platform, self.joined)
-        self.mlp = SwiGLU(c, self.platform, self.joined)
+        self.attn = Attention(c, self.platform, self.flatten)
+        self.mlp = SwiGLU(c, self.platform, self.flatten)
         if c.norm_placement == "pre":
             self.pre_attn_norm, self.pre_ffn_norm = residual_norm(c), residual_norm(c)
         else:
@@ -110,7 +110,7 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: BlockAttend, dropout_key: jax.Array | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """x [B, S, d] → the same, and what this layer reports (nothing, for a dense one)."""
+        """The output [B, S, d] for x [B, S, d], and what the layer reports for auxiliary losses (empty when dense)."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         if self.config.norm_placement == "pre":
             h = x + self._drop(self.attn(self.pre_attn_norm(x), rope, attend), keys[0])
@@ -119,7 +119,7 @@ class Block(nn.Module):
         return h + self._drop(self.post_ffn_norm(self.mlp(h)), keys[1]), {}
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """Dropout of what a sub-layer adds to the residual stream; off without a key."""
+        """Dropout of a sub-layer's output before it is added to the residual stream; off without a key."""
         rate = self.config.dropout
         if key is None or rate == 0.0:
             return x
@@ -127,8 +127,8 @@ class Block(nn.Module):
         return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-# What a block keeps for its backward pass. Projections are kept as they leave their product: norms and rotations, which
-# are cheap, are computed again from them, and their own backward passes need nothing else.
+# What a layer stores for its backward pass, by `Compute.remat`. Projections are stored before norms and rotations,
+# which are cheap to recompute and whose backward passes need nothing else.
 _ATTENTION = ("query", "key", "value", "attention")
 _OUTPUTS = (*_ATTENTION, "output", "down")
 _REMAT: dict[str, Callable[..., bool] | None] = {
@@ -141,7 +141,7 @@ _REMAT: dict[str, Callable[..., bool] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A dense model (`models.model.Model`): its shape and how it is computed."""
+    """A dense model: implements `models.model.Model`."""
 
     config: DecoderConfig
     compute: Compute = Compute()
@@ -156,19 +156,20 @@ class Decoder:
         return SHARDING_RULES
 
     @functools.cached_property
-    def _block(self) -> Block:
+    def block(self) -> nn.Module:
+        """One layer; a family whose layers compute something else has its own."""
         return Block(self.config, self.platform, self.placement.sequence is None)
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters, drawn as the family does (spec olmo §4)."""
+        """Freshly initialised float32 parameters, with the initialisation of the family (spec olmo §4)."""
         c = self.config
         embed_key, layer_key, head_key = jax.random.split(key, 3)
 
         def one(key: jax.Array) -> Params:
             x = jnp.zeros((1, 1, c.width))
             rope = rope_table(jnp.zeros((1, 1), jnp.int32), c.head_dim, c.rope_theta, None)
-            attend = lambda q, k, v: q  # noqa: E731 - shapes only
-            return self._block.init(key, x, rope, attend)["params"]
+            attend = lambda q, k, v: q  # noqa: E731 - only shapes matter
+            return self.block.init(key, x, rope, attend)["params"]
 
         layers = jax.vmap(one)(jax.random.split(layer_key, c.layers))
         if c.init == "mitchell":
@@ -186,21 +187,21 @@ class Decoder:
         return params
 
     def abstract_params(self, dtype: str = "float32") -> Params:
-        """Shapes and types of the parameters, nothing allocated."""
+        """Shapes and types of the parameters (`jax.ShapeDtypeStruct`); allocates nothing."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), shapes)
 
     def target_scores(
         self, params: Params, hidden: jax.Array, targets: jax.Array, temperature: float = 1.0
     ) -> TokenScores:
-        """What the vocabulary head says about targets [B, S] behind hidden states [B, S, d]; see `token_scores`."""
+        """Scores of targets int32 [B, S] given hidden states [B, S, d]; see `token_scores`."""
         return token_scores(
             hidden, self.head_kernel(params), targets, chunk=self.compute.logits_chunk, temperature=temperature,
             placement=self.placement,
         )  # fmt: skip
 
     def head_kernel(self, params: Params) -> jax.Array:
-        """The vocabulary head [d, V]; the embedding's transpose where they are tied."""
+        """The vocabulary head [d, V]; with tied embeddings, the transpose of the embedding table."""
         return params["embed"]["table"].T if self.config.tie_embeddings else params["head"]["kernel"]
 
     def __call__(
@@ -216,11 +217,11 @@ class Decoder:
         """Hidden states of packed rows.
 
         Args:
-            params: as `init` makes them, in any float type.
+            params: the tree of `init`, in any float type.
             tokens: int32 [B, S].
             positions: int32 [B, S]; left out, they restart in each segment.
             segment_ids: int32 [B, S]; 0 is padding; left out, each row is one document.
-            add_embeddings: [B, S, d] added to the token embeddings (images at their marked tokens).
+            add_embeddings: [B, S, d], added to the token embeddings (for example image features at image tokens).
             dropout_key: turns the configured dropout on.
         """
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
@@ -231,22 +232,29 @@ class Decoder:
         x = params["embed"]["table"].astype(dtype)[tokens]
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
-        x, _ = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
-        return Output(residual_norm(c).apply({"params": params.get("final_norm", {})}, x), {})
+        x, reports = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
+        final_norm = params.get("final_norm", {})  # the norm of OLMo 1 has no parameters
+        # `apply` returns a tuple only where collections are mutable, which none is here.
+        hidden = cast(jax.Array, residual_norm(c).apply({"params": final_norm}, x))
+        return Output(hidden, self.auxiliary(reports, segment_ids))
+
+    def auxiliary(self, reports: dict[str, jax.Array], segment_ids: jax.Array) -> dict[str, Auxiliary]:
+        """The auxiliary losses in what the layers report, each array stacked over layers; none for a dense model."""
+        return {}
 
     def flops_per_token(self, sequence_length: int) -> float:
-        """FLOPs of the forward pass for each token of a sequence of this length."""
+        """FLOPs of the forward pass for each token of a sequence of `sequence_length` tokens."""
         return model_flops_per_token(self.config, sequence_length)
 
     def ropes(self, positions: jax.Array) -> dict[int | None, tuple[jax.Array, jax.Array]]:
-        """One rotary table for each kind of layer: YaRN applies to full-attention layers only (spec olmo §2.4)."""
+        """Rotary tables by attention window; YaRN applies to full-attention layers only (spec olmo §2.4)."""
         c = self.config
         sliding_scaling = None if c.rope_scaling is not None and c.rope_scaling.kind == "yarn" else c.rope_scaling
         table = functools.partial(rope_table, positions, c.head_dim, c.rope_theta)
         return {w: table(c.rope_scaling if w is None else sliding_scaling) for w in set(c.pattern)}
 
     def _layers(self, layers, x, positions, segment_ids, dropout_key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """All blocks for training and scoring: x, and what they report, stacked over layers."""
+        """All layers, for training and scoring: x [B, S, d], and what the layers report, stacked over layers."""
         c, compute = self.config, self.compute
 
         def attend(q, k, v, window, carry, number):
@@ -261,8 +269,11 @@ class Decoder:
         return x, aux
 
     def walk(self, layers: Any, x: jax.Array, ropes: dict, attend: Attend, carry: Any) -> tuple[jax.Array, Any]:
-        """All blocks for decoding; see `models.model.Model.walk`. With a list of layers, `carry` is a list too, one
-        part for each, and the layer number that `attend` is given is None."""
+        """All layers, for decoding; see `models.model.Model.walk`.
+
+        With a list of layers, `carry` is a list with one item for each layer, and `attend` receives None as the index
+        of the layer.
+        """
         if isinstance(layers, list):
             parts = []
             for layer, window, part in zip(layers, self.config.pattern, carry, strict=True):
@@ -273,7 +284,7 @@ class Decoder:
         return x, carry
 
     def _apply(self, layer, x, ropes, attend: Attend, window, carry, number, key=None):
-        """One block: x, `carry` as `attend` leaves it, and what the block reports."""
+        """One layer: the new x, the new `carry`, and what the layer reports."""
 
         def inner(q, k, v):
             nonlocal carry
@@ -281,14 +292,14 @@ class Decoder:
             return out
 
         with jax.named_scope("block"):
-            x, aux = self._block.apply({"params": layer}, x, ropes[window], inner, key)
+            x, aux = self.block.apply({"params": layer}, x, ropes[window], inner, key)
         return x, carry, aux
 
     def _scan(self, layers, x, ropes, attend: Attend, carry, keys=None, remat: str = "none", unroll: int = 1):
-        """Scan over the stacked layers. One iteration holds one period of the window pattern, so windows are static."""
+        """A scan over the stacked layers. One iteration is one period of the window pattern, so windows are static."""
         count, pattern = self.config.layers, self.config.pattern
         period = next(p for p in range(1, count + 1) if count % p == 0 and pattern[:p] * (count // p) == pattern)
-        numbered = bool(jax.tree.leaves(carry))  # only an attention that carries something asks for its layer's number
+        numbered = bool(jax.tree.leaves(carry))  # only attention with a carry uses the index of its layer
 
         def run_block(layer, x, carry, number, key, window):
             x, carry, aux = self._apply(layer, x, ropes, attend, window, carry, number, key)
@@ -299,7 +310,7 @@ class Decoder:
             reports = []
             for i, window in enumerate(pattern[:period]):
                 layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], group)
-                run = functools.partial(run_block, window=window)
+                run: Callable[..., Any] = functools.partial(run_block, window=window)
                 if remat != "none":
                     run = jax.checkpoint(run, policy=_REMAT[remat], prevent_cse=False)
                 x, carry, aux = run(layer, x, carry, first + i if numbered else None, key)
@@ -312,9 +323,9 @@ class Decoder:
         return x, carry, jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), aux)
 
     def _rows(self, x: jax.Array) -> jax.Array:
-        """Embeddings, which come split in width as their table is, on the way to be split along their length.
+        """Reshards embeddings, which leave the lookup sharded in width like their table, before `_split`.
 
-        First rows go to their devices, then parts of the sequence; in one step the compiler would gather everything.
+        First rows are sharded, then the sequence: in a single step the compiler would all-gather everything.
         """
         placement = self.placement
         if placement.sequence is None:
@@ -323,7 +334,7 @@ class Decoder:
         return jax.lax.with_sharding_constraint(x, spec)
 
     def _split(self, x: jax.Array) -> jax.Array:
-        """Keeps the residual stream split over the mesh, in rows and along its length."""
+        """Constrains the residual stream to be sharded over the mesh, in rows and along the sequence."""
         placement = self.placement
         if placement.batch is None:
             return x
@@ -332,9 +343,10 @@ class Decoder:
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:
-    """Parameters with kernels and tables in `dtype`; what is used in float32 (norms, biases, a scalar head) stays.
+    """Parameters with kernels and embedding tables in `dtype`; norms, biases and a scalar head stay in float32.
 
-    They are cast to the activation type wherever they are used, so a model in that type computes the same with these.
+    A model casts kernels and tables to its activation type where it uses them, so with that type as `dtype` the results
+    stay the same.
     """
 
     def cast(path, leaf):
@@ -345,15 +357,15 @@ def cast_kernels(params: Params, dtype: str) -> Params:
 
 
 def score_kernel(key: jax.Array, width: int, std: float | None = None) -> jax.Array:
-    """A fresh scalar head [d, 1]: normal with deviation `std`.
+    """A freshly initialised scalar head [d, 1]: normal with standard deviation `std`.
 
-    Left out, the variance is 1/(d + 1), so that scores start near unit size (Tülu 3; spec tulu3 §4).
+    By default the variance is 1/(d + 1), so that initial scores have unit scale (Tülu 3; spec tulu3 §4).
     """
     return ((width + 1) ** -0.5 if std is None else std) * jax.random.normal(key, (width, 1))
 
 
 def segment_positions(segment_ids: jax.Array) -> jax.Array:
-    """int32 [B, S]: the distance of each token to the first token of its segment (segments are contiguous)."""
+    """int32 [B, S]: the position of each token within its segment (segments are contiguous)."""
     index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
     first = jnp.concatenate(
         [jnp.ones_like(segment_ids[:, :1], bool), segment_ids[:, 1:] != segment_ids[:, :-1]], axis=1

@@ -1,9 +1,9 @@
-"""The one exception for what a user got wrong."""
+"""The exception for mistakes in the input of a user."""
 
 
 class UserError(Exception):
-    """A mistake in the user's input: one line that says what, where and how to mend it.
+    """A mistake in the user's input. The message is one line: what is wrong, where, and how to fix it.
 
-    The command line prints the message alone and exits with status 2 (with `--debug`, the traceback too), so the
-    message must stand by itself: name the file, field or tensor, and what would be accepted instead.
+    The command line prints the message alone (with `--debug`, also the traceback) and exits with status 2. The message
+    must therefore name the file, field or tensor, and what would be accepted instead.
     """

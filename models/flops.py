@@ -1,4 +1,4 @@
-"""FLOPs of a model per token, for MFU and for plans."""
+"""FLOPs of a model per token, for model FLOPs utilisation (MFU) and for plans."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ if TYPE_CHECKING:
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Parameters that one token is multiplied by: projections, feed-forward and head, not the embedding table."""
+    """Parameters multiplied with each token: projections, feed-forward and head, without the embedding table."""
     attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
     feed_forward = 3 * config.width * config.ffn
     return config.layers * (attention + feed_forward) + config.width * config.vocab
 
 
 def mean_visible_keys(sequence_length: int, window: int | None) -> float:
-    """Keys that a token sees, itself included, averaged over the positions of a sequence."""
+    """Keys that a token attends to, its own included, averaged over the positions of a sequence."""
     window = min(window or sequence_length, sequence_length)
     growing = window * (window + 1) / 2  # the first `window` positions see 1, 2, …, window keys
     return (growing + (sequence_length - window) * window) / sequence_length
 
 
 def model_flops_per_token(config: DecoderConfig, sequence_length: int) -> float:
-    """FLOPs of the forward pass for each token of a sequence of this length.
+    """FLOPs of the forward pass for each token of a sequence of `sequence_length` tokens.
 
-    Two for each parameter met, and 4·heads·head_dim for each key seen (scores and weighted values). Packed rows are
-    counted as one document: where they hold several short ones, the true attention is less.
+    Two for each parameter of `matmul_parameters`, and 4·heads·head_dim for each key attended to (scores and weighted
+    values). A packed row counts as one document, which overestimates attention where it holds several.
     """
     per_key = 4 * config.heads * config.head_dim
     attention = sum(per_key * mean_visible_keys(sequence_length, window) for window in config.pattern)

@@ -1,7 +1,7 @@
-"""From hidden states to numbers about tokens, without ever holding the vocabulary logits of a whole batch.
+"""Output heads: log-probabilities and other scores of tokens, without the vocabulary logits of a whole batch in memory.
 
-`token_scores` walks the sequence in chunks: each chunk's logits exist once in the forward pass and once more in the
-backward pass, where they are recomputed. With OLMo 2's 100,352 rows and 8k tokens, whole logits take 3.3 GB.
+`token_scores` processes the sequence in chunks: a chunk's logits are computed in the forward pass and recomputed in
+the backward pass. With OLMo 2's vocabulary of 100,352 and 8k tokens, whole logits take 3.3 GB.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models.config import Placement
 
 
 class TokenScores(NamedTuple):
-    """What the vocabulary head says about given target tokens; every field is float32 [B, S].
+    """Scores of target tokens under the vocabulary head; every field is float32 [B, S].
 
     `logprobs` of the targets; `logsumexp` of the logits (for z-loss); `entropy` of the distribution in nats;
     `correct` is 1 where the target has the largest logit.
@@ -29,14 +29,14 @@ class TokenScores(NamedTuple):
 
 
 def head_logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-    """float32 [..., V] logits of hidden states [..., d] under a head [d, V]; product in the hidden states' type."""
+    """float32 [..., V] logits of hidden states [..., d] under a head [d, V]; inputs in the hidden states' type."""
     return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
 def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-    """float32 [...]: one number for each hidden state [..., d] under a kernel [d, 1], computed in float32.
+    """float32 [...]: one scalar for each hidden state [..., d] under a kernel [d, 1], computed in float32.
 
-    A reward model reads it at the last token of a response, a value model at every token.
+    A reward model uses it at the last token of a response, a value model at every token.
     """
     return jnp.matmul(hidden.astype(jnp.float32), kernel.astype(jnp.float32), precision="highest")[..., 0]
 
@@ -51,11 +51,11 @@ def token_scores(
         hidden: [B, S, d] in the activation type.
         kernel: [d, V], the vocabulary head; padding rows of the vocabulary take part in the softmax (spec olmo §6).
         targets: int32 [B, S]. Positions without a target may hold any valid id; mask the result.
-        chunk: tokens (over all rows of a device) whose logits may exist at once.
+        chunk: tokens (over all rows of a device) whose logits may be in memory at once.
         temperature: divides the logits.
-        placement: the mesh axes that rows, sequences and vocabulary are split over. Under a mesh each device walks its
-            own part of them with the head gathered once, and the head's gradient is summed over devices once; left to
-            the compiler, both would happen in every chunk.
+        placement: the mesh axes that rows, sequences and vocabulary are sharded over. Under a mesh each device scans
+            its own shard; the head is gathered once and its gradient summed over devices once. The compiler alone
+            would do both in every chunk.
     """
     if placement.batch is None:
         return _local_scores(hidden, kernel, targets, chunk, temperature, None)
@@ -67,11 +67,11 @@ def token_scores(
 
 
 def _local_scores(hidden, kernel, targets, chunk: int, temperature: float, axis: str | None) -> TokenScores:
-    """`token_scores` of one device's rows; its part of the vocabulary is one of those along `axis`."""
+    """`token_scores` of one device's rows; the vocabulary is sharded over the mesh axis `axis` (None: it is not)."""
     rows, length = targets.shape
     width = _chunk_length(rows, length, chunk)
     padding = -length % width
-    if padding:  # a ragged last chunk is filled up; its scores are cut off below
+    if padding:  # the last chunk is padded; its extra scores are cut off below
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets = jnp.pad(targets, ((0, 0), (0, padding)))
     scores = _scores(hidden, kernel, targets, width, temperature, axis)
@@ -79,12 +79,12 @@ def _local_scores(hidden, kernel, targets, chunk: int, temperature: float, axis:
 
 
 def _chunk_length(rows: int, length: int, chunk: int) -> int:
-    """Positions a chunk: whole rows side by side, so that the batch stays split over the devices as it came."""
+    """Positions per chunk. A chunk has all rows, so that the sharding of the batch does not change."""
     return min(length, max(1, chunk // rows))
 
 
 def _chunks(x: jax.Array, width: int) -> jax.Array:
-    """[B, S, …] → [S / width, B, width, …], the order in which `lax.scan` walks."""
+    """[B, S, …] → [S / width, B, width, …], as `lax.scan` reads it."""
     rows, length = x.shape[:2]
     return jnp.moveaxis(x.reshape(rows, length // width, width, *x.shape[2:]), 1, 0)
 
@@ -95,7 +95,7 @@ def _unchunk(x: jax.Array) -> jax.Array:
 
 
 def _own_targets(y: jax.Array, kernel: jax.Array, axis: str | None) -> jax.Array:
-    """Targets as numbers of this part of the vocabulary; those of other parts lie outside it."""
+    """Target ids relative to this device's shard of the vocabulary; targets of other shards are out of its range."""
     return y if axis is None else y - jax.lax.axis_index(axis) * kernel.shape[1]
 
 
@@ -132,8 +132,9 @@ def _scores_forward(hidden, kernel, targets, width, temperature, axis):
 def _scores_backward(width, temperature, axis, saved, cotangents):
     """d logits = g_logprob (onehot − p) + g_logsumexp p − g_entropy p (log p + H); `correct` has no gradient.
 
-    Over an axis, each device has an equal share of the cotangents (its scores are those of all), of which the sum is
-    taken. What it returns for `hidden` is its own part of the vocabulary's, and is summed by who mapped it.
+    With a sharded vocabulary, each device holds an equal share of the cotangents (the scores are replicated), so they
+    are summed over `axis` first. The gradient of `hidden` covers this device's shard of the vocabulary only;
+    `shard_map` sums it over devices.
     """
     hidden, kernel, targets, logsumexp, entropy = saved
     cotangents = jax.tree.map(lambda g: _sum(g, axis), cotangents)

@@ -1,7 +1,7 @@
 """Norms, projections, rotary embeddings and the SwiGLU feed-forward: the small parts of a decoder.
 
-Everything is a Flax linen module used only through `init` and `apply`, or a plain function. Norms and rotations are
-computed in float32 whatever the activation type (DESIGN: log-softmax, losses, norms in float32).
+Each is a Flax linen module, used only through `init` and `apply`, or a plain function. Norms and rotations are computed
+in float32 whatever the activation type.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.config import DecoderConfig, RopeScaling
 
 
 def truncated_normal(std: float) -> Callable[..., jax.Array]:
-    """Initialiser: normal(0, std²) cut at three standard deviations (OLMo 2: std 0.02, cut 0.06)."""
+    """Initialiser: normal(0, std²) truncated at three standard deviations (OLMo 2: std 0.02, truncated at 0.06)."""
 
     def init(key: jax.Array, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
         return std * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
@@ -30,8 +30,9 @@ def truncated_normal(std: float) -> Callable[..., jax.Array]:
 def matrix_std(config: DecoderConfig, fan_in: int, output: bool = False) -> float:
     """Standard deviation of a weight matrix under `config.init`.
 
-    "normal" is flat (OLMo 2 §3.2). "mitchell" (OLMo 1) is 1/√fan_in, and 1/√(2·fan_in·(l+1)) for the two matrices that
-    write to the residual stream; the factor 1/√(l+1) of layer l is applied where the layers are stacked.
+    "normal" is `config.init_std` everywhere (OLMo 2 §3.2). "mitchell" (OLMo 1) is 1/√fan_in, and 1/√(2·fan_in·(l+1))
+    for the two matrices whose output is added to the residual stream (`output`); the factor 1/√(l+1) of layer l is
+    applied where the layers are stacked.
     """
     if config.init == "normal":
         return config.init_std
@@ -41,8 +42,8 @@ def matrix_std(config: DecoderConfig, fan_in: int, output: bool = False) -> floa
 class RMSNorm(nn.Module):
     """x / √(mean(x²) + eps) · scale over the last `size` elements, all in float32, then back to the input's type.
 
-    They may lie in several axes. A norm over all heads takes [..., H, hd] as it is: flattened and split again, a TPU's
-    compiler lays it out twice, which took 4 % of a training step at 7B.
+    These elements may span several axes: a norm over all heads takes [..., H, hd] without a reshape. With a reshape, a
+    TPU's compiler changes the layout twice, which took 4 % of a training step at 7B.
     """
 
     size: int
@@ -71,18 +72,18 @@ class LayerNorm(nn.Module):
 
 
 def residual_norm(config: DecoderConfig) -> nn.Module:
-    """The norm that the family uses on vectors of the residual width."""
+    """The family's norm for vectors of the residual stream."""
     return LayerNorm(config.norm_eps) if config.norm == "layernorm" else RMSNorm(config.width, config.norm_eps)
 
 
-def product(x: jax.Array, kernel: jax.Array, joined: bool = True) -> jax.Array:
-    """x [..., inputs] times a kernel [inputs, outputs], as one product of two plain matrices.
+def matmul(x: jax.Array, kernel: jax.Array, flatten: bool = True) -> jax.Array:
+    """x [..., inputs] times a kernel [inputs, outputs], with the leading axes of x flattened into one.
 
-    With the leading axes left apart, the gradient of the kernel would contract over two axes at once, for which a CPU
-    has no fast routine: the backward pass of a block took three times as long. Rows of which each device has a part of
-    the sequence cannot be joined where they lie, and stay apart (`joined` False).
+    Without flattening, the gradient of the kernel contracts over two axes at once, for which a CPU has no fast routine:
+    the backward pass of a layer took three times as long. Where the sequence is sharded, flattening would move data
+    between devices, so `flatten` is False.
     """
-    if not joined:
+    if not flatten:
         return x @ kernel.astype(x.dtype)
     y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
@@ -95,7 +96,7 @@ class Linear(nn.Module):
     outputs: int
     std: float
     use_bias: bool = False
-    joined: bool = True  # see `product`
+    flatten: bool = True  # see `matmul`
 
     def setup(self):
         self.kernel = self.param("kernel", truncated_normal(self.std), (self.inputs, self.outputs), jnp.float32)
@@ -103,19 +104,19 @@ class Linear(nn.Module):
             self.bias = self.param("bias", nn.initializers.zeros, (self.outputs,), jnp.float32)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = product(x, self.kernel, self.joined)
+        y = matmul(x, self.kernel, self.flatten)
         return y + self.bias.astype(x.dtype) if self.use_bias else y
 
 
 def linear_each(x: jax.Array, layers: Sequence[Linear], platform: str) -> list[jax.Array]:
-    """Several projections of one input, on a CPU as one wide matrix product.
+    """Several projections of one input; on a CPU, as one wide matrix product.
 
-    There one product with 3d columns runs a good deal faster than three with d (and so does its weight gradient); on
-    accelerators with sharded heads the concatenation would only cost a copy, so they keep the products apart.
+    On a CPU one product with 3d columns is much faster than three with d columns, and so is its weight gradient. On
+    accelerators the concatenation would cost a copy, so the products stay separate.
     """
     if platform != "cpu":
         return [layer(x) for layer in layers]
-    y = product(x, jnp.concatenate([layer.kernel for layer in layers], axis=1), layers[0].joined)
+    y = matmul(x, jnp.concatenate([layer.kernel for layer in layers], axis=1), layers[0].flatten)
     parts = jnp.split(y, np.cumsum([layer.outputs for layer in layers])[:-1], axis=-1)
     return [p + layer.bias.astype(x.dtype) if layer.use_bias else p for p, layer in zip(parts, layers, strict=True)]
 
@@ -125,13 +126,13 @@ class SwiGLU(nn.Module):
 
     config: DecoderConfig
     platform: str
-    joined: bool = True  # see `product`
+    flatten: bool = True  # see `matmul`
 
     def setup(self):
         c = self.config
-        self.gate = Linear(c.width, c.ffn, matrix_std(c, c.width), joined=self.joined)
-        self.up = Linear(c.width, c.ffn, matrix_std(c, c.width), joined=self.joined)
-        self.down = Linear(c.ffn, c.width, matrix_std(c, c.ffn, output=True), joined=self.joined)
+        self.gate = Linear(c.width, c.ffn, matrix_std(c, c.width), flatten=self.flatten)
+        self.up = Linear(c.width, c.ffn, matrix_std(c, c.width), flatten=self.flatten)
+        self.down = Linear(c.ffn, c.width, matrix_std(c, c.ffn, output=True), flatten=self.flatten)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = linear_each(x, [self.gate, self.up], self.platform)
@@ -140,14 +141,14 @@ class SwiGLU(nn.Module):
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Rotary frequencies, float64 [head_dim / 2]: θ^(−2i/hd), changed by `scaling` (spec olmo §2.2, 2.4, 2.5)."""
+    """Rotary frequencies, float64 [head_dim / 2]: θ^(−2i/hd), modified by `scaling` (spec olmo §2.2, 2.4, 2.5)."""
     base = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return base
     if scaling.kind == "linear":
         return base / scaling.factor
     if scaling.kind == "llama3":
-        turns = scaling.original_context * base / (2 * np.pi)  # context over wavelength
+        turns = scaling.original_context * base / (2 * np.pi)  # the context divided by the wavelength
         t = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         t = np.clip(t, 0.0, 1.0)
         return (1 - t) * base / scaling.factor + t * base
@@ -174,8 +175,8 @@ def rope_table(
 def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array], platform: str) -> jax.Array:
     """Rotate heads [..., S, H, hd] by a table [..., S, hd/2]; first half paired with second half, in float32.
 
-    On a TPU the halves change places by a product with a matrix of 0 and ±1, which is exact: a half of a head fills
-    half of a register, and cutting heads up there took 2 % of a training step at 7B.
+    On a TPU the halves are swapped by an exact product with a matrix of 0 and ±1: half of a head fills only half of a
+    vector register, and slicing heads took 2 % of a training step at 7B.
     """
     cos, sin = (table[..., :, None, :] for table in rope)
     if platform != "tpu":

@@ -1,7 +1,7 @@
-"""What a model is to all that trains, scores, plans or decodes with one: a protocol, so that none of it names a family.
+"""The interface of a model: what training, scoring, planning and decoding use, whatever the architecture.
 
-A model is two frozen descriptions and pure functions of its parameters. It holds no arrays and is hashable, so that
-`jax.jit` may close over it. `models/decoder.py` is the one that is there; a new architecture is another.
+A model is a frozen configuration and pure functions of its parameters. It holds no arrays and is hashable, so that
+`jax.jit` may close over it. `models/decoder.py` implements it; a new architecture is another implementation.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from models.heads import TokenScores
 
 Params = dict[str, Any]
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
-# (q, k, v, window, carry, layer number) → (output, carry)
+# (q, k, v, window, carry, index of the layer) → (output, carry)
 Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 class Auxiliary(NamedTuple):
-    """A loss that a model's layers report beside their output, such as a router's load balancing.
+    """An auxiliary loss of a model's layers, such as a router's load-balancing loss.
 
-    The objective's mean gains `weight` · Σ `total` / Σ `count`, the sums taken over the whole batch however it is cut
-    into micro-batches. `total` and `count` are float32 scalars; `count` depends on the batch alone.
+    The objective adds `weight` · Σ `total` / Σ `denominator`. Both sums are over the whole batch, however it is split
+    into micro-batches. `total` and `denominator` are float32 scalars; `denominator` depends on the batch alone.
     """
 
     total: jax.Array
-    count: jax.Array
+    denominator: jax.Array
     weight: float
 
 
 class Output(NamedTuple):
-    """`hidden` [B, S, d] after the final norm; `aux`, by name, the losses that the layers report (none when dense)."""
+    """`hidden` [B, S, d]: hidden states after the final norm. `aux`: auxiliary losses by name, empty when dense."""
 
     hidden: jax.Array
     aux: dict[str, Auxiliary]
 
 
 class Model(Protocol):
-    """A model: what it is, its parameters, its forward pass, its head, and its walk over the layers for decoding."""
+    """A model: configuration, parameters, forward pass, output head, and the pass over the layers for decoding."""
 
     @property
     def config(self) -> DecoderConfig: ...
@@ -53,20 +53,20 @@ class Model(Protocol):
 
     @property
     def platform(self) -> str:
-        """The kind of device that it is computed on: cpu, gpu or tpu."""
+        """The kind of device that the program runs on: "cpu", "gpu" or "tpu"."""
         ...
 
     @property
     def sharding_rules(self) -> Rules:
-        """(pattern of dotted parameter names, logical axes) for every parameter; see `runtime/sharding.py`."""
+        """(regular expression of dotted names, logical axes) for every parameter; see `runtime/sharding.py`."""
         ...
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh float32 parameters."""
+        """Freshly initialised float32 parameters."""
         ...
 
     def abstract_params(self, dtype: str = "float32") -> Params:
-        """Shapes and types of the parameters, nothing allocated."""
+        """Shapes and types of the parameters (`jax.ShapeDtypeStruct`); allocates nothing."""
         ...
 
     def __call__(
@@ -74,7 +74,13 @@ class Model(Protocol):
         segment_ids: jax.Array | None = None, add_embeddings: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Output:  # fmt: skip
-        """Hidden states of packed rows: tokens, positions, segment_ids int32 [B, S]."""
+        """Hidden states of packed rows.
+
+        Args:
+            tokens, positions, segment_ids: int32 [B, S]; segment 0 is padding.
+            add_embeddings: [B, S, d], added to the token embeddings.
+            dropout_key: turns the configured dropout on.
+        """
         ...
 
     def head_kernel(self, params: Params) -> jax.Array:
@@ -84,16 +90,19 @@ class Model(Protocol):
     def target_scores(
         self, params: Params, hidden: jax.Array, targets: jax.Array, temperature: float = 1.0
     ) -> TokenScores:
-        """What the vocabulary head says about targets [B, S] behind hidden states [B, S, d]."""
+        """Log-probabilities and related scores of targets int32 [B, S], given hidden states [B, S, d]."""
         ...
 
     def ropes(self, positions: jax.Array) -> dict[int | None, tuple[jax.Array, jax.Array]]:
-        """Rotary tables for positions [B, S], one for each kind of layer."""
+        """Cosine and sine tables for positions [B, S], by attention window of a layer (None: full attention)."""
         ...
 
     def walk(self, layers: Any, x: jax.Array, ropes: dict, attend: Attend, carry: Any) -> tuple[jax.Array, Any]:
-        """All layers over x [B, S, d] with an attention of the caller's, whose `carry` (a cache of keys and values)
-        goes from layer to layer; `layers` is `params["layers"]`, or a list with one tree for each layer."""
+        """Applies all layers to x [B, S, d] with an attention function that the caller supplies, for decoding.
+
+        `carry` (a cache of keys and values) is passed from layer to layer and returned with the final x. `layers` is
+        `params["layers"]`, or a list with one tree for each layer.
+        """
         ...
 
     def flops_per_token(self, sequence_length: int) -> float:

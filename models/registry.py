@@ -1,34 +1,62 @@
-"""Every model by name: the family files, their presets, and `build`."""
+"""Models by name: the families, their presets, and `build`."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 
 if TYPE_CHECKING:
     from models.decoder import Decoder
+    from models.hf.names import Row
 
 
-# A family is a file with PRESETS, MODEL_TYPES, hf_table, from_hf and to_hf; a new one is a file and a name here.
-FAMILY_NAMES = ("olmo", "llama", "qwen2")
+# A family is a module of `models/families/` that matches `Family`. To add one, write the file and add its name here. A
+# family whose layers compute something else also names its class, MODEL = "module:class"; the others use
+# `models.decoder:Decoder`.
+FAMILY_NAMES = (
+    "olmo",
+    "llama",
+    "qwen2",
+)
 
 
-def families() -> tuple:
-    """The family modules."""
-    return tuple(importlib.import_module(f"models.families.{name}") for name in FAMILY_NAMES)
+class Family(Protocol):
+    """What a family's module defines."""
+
+    PRESETS: dict[str, DecoderConfig]  # released sizes by name
+    MODEL_TYPES: tuple[str, ...]  # values of `model_type` in config.json, and of `DecoderConfig.family`
+
+    def hf_table(self, config: DecoderConfig) -> Sequence[Row]:
+        """The name table: which stored tensors hold which parameters."""
+        ...
+
+    def from_hf(self, config_json: Mapping[str, Any]) -> DecoderConfig:
+        """The configuration that a `config.json` describes; raises `UserError` when it cannot be built."""
+        ...
+
+    def to_hf(self, config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
+        """The `config.json` of a model whose weights are stored as `dtype`."""
+        ...
+
+
+def family_modules() -> tuple[Family, ...]:
+    """The modules of all families."""
+    # An imported module is typed as ModuleType, which says nothing about its functions.
+    return tuple(cast(Family, importlib.import_module(f"models.families.{name}")) for name in FAMILY_NAMES)
 
 
 def presets() -> dict[str, DecoderConfig]:
-    """Every released size by name."""
-    return {name: config for family in families() for name, config in family.PRESETS.items()}
+    """Configurations of all released sizes by name."""
+    return {name: config for family in family_modules() for name, config in family.PRESETS.items()}
 
 
 def preset(name: str) -> DecoderConfig:
-    """The configuration called `name`; an unknown name raises `UserError` with the nearest ones."""
+    """The configuration called `name`; an unknown name raises `UserError` with similar names."""
     known = presets()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
@@ -40,8 +68,8 @@ def preset(name: str) -> DecoderConfig:
 def build(
     name_or_config: str | DecoderConfig, compute: Compute | None = None, placement: Placement | None = None
 ) -> Decoder:
-    """A model from a preset's name or a configuration. Allocates nothing: `model.init(key)` makes parameters."""
-    from models.decoder import Decoder
-
+    """A model from a preset's name or a configuration. Allocates nothing; `model.init(key)` makes the parameters."""
     config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
-    return Decoder(config, compute or Compute(), placement or Placement())
+    family = next((family for family in family_modules() if config.family in family.MODEL_TYPES), None)
+    module, _, name = getattr(family, "MODEL", "models.decoder:Decoder").partition(":")
+    return getattr(importlib.import_module(module), name)(config, compute or Compute(), placement or Placement())

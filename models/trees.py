@@ -1,6 +1,6 @@
-"""Names of leaves in parameter trees, and parts of trees chosen by name.
+"""Dotted names of the leaves of parameter trees, and selecting parts of trees by name.
 
-A leaf's name is its keys joined by dots: `layers.attn.q.kernel`. Works on any nested tree of arrays or shapes.
+The name of a leaf is its keys joined by dots: `layers.attn.q.kernel`. Trees may hold arrays or shapes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def leaf_names(tree: Tree) -> list[str]:
 
 
 def named_map(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
-    """`jax.tree.map` of a function that is given each leaf's dotted name before the leaf."""
+    """`jax.tree.map` of `function(dotted name, leaf)`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="."), leaf), tree
     )
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether the dotted `pattern` is a run of whole components of `name`; `*` and `?` stand for letters within one.
+    """Whether the dotted `pattern` matches consecutive whole components of `name`; `*` and `?` match within one.
 
     `attn.q` and `layers.*.q` match `layers.attn.q.kernel`; `att` does not.
     """
@@ -42,7 +42,7 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def match(patterns: Sequence[str], names: Sequence[str], what: str) -> set[str]:
-    """The names that match any of `patterns`. A pattern that matches none raises `UserError`, led by `what`."""
+    """The names that match any of `patterns`. Raises `UserError`, starting with `what`, for a pattern without match."""
     found: set[str] = set()
     for pattern in patterns:
         hits = {name for name in names if matches(pattern, name)}
@@ -53,9 +53,9 @@ def match(patterns: Sequence[str], names: Sequence[str], what: str) -> set[str]:
 
 
 def prune(tree: Tree, keep: Collection[str]) -> Tree:
-    """The leaves of a nested dictionary whose dotted names are in `keep`; branches left empty go too.
+    """A nested dictionary with only the leaves whose dotted names are in `keep`; empty branches are removed.
 
-    Other containers are kept whole when every leaf is kept, and refused (`TypeError`) otherwise.
+    Any other container is returned whole when every leaf is kept; otherwise `TypeError` is raised.
     """
     if set(leaf_names(tree)) <= set(keep):
         return tree
@@ -80,22 +80,10 @@ def prune(tree: Tree, keep: Collection[str]) -> Tree:
 
 
 def merge_trees(base: Tree, part: Tree) -> Tree:
-    """`base` with the leaves that `part` holds put in their places: the inverse of `prune`. Changes neither."""
+    """A copy of `base` with its leaves replaced by those of `part`: the inverse of `prune`."""
     if not isinstance(part, Mapping):
         return part
     return {key: merge_trees(value, part[key]) if key in part else value for key, value in base.items()}
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """`{"a.b": x}` as `{"a": {"b": x}}`."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, last = name.split(".")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

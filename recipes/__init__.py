@@ -1,1 +1,1 @@
-"""What to train: one folder for each paper, one short file for each run. `python -m recipes` lists them."""
+"""Recipes: one folder for each paper, one short file for each table or figure. `python -m recipes` lists them."""

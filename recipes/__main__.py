@@ -12,22 +12,22 @@ FOLDER = Path(__file__).parent
 
 
 def recipe_files() -> list[Path]:
-    """Every file that holds a recipe, sorted by path; modules that recipes share hold none."""
+    """Every file that defines `recipe`, sorted by path; modules that recipes share do not."""
     return sorted(path for path in FOLDER.rglob("*.py") if "\nrecipe = " in path.read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
-    """A recipe's name in pages and citations: its file's in this folder, without the ending."""
+    """The name of a recipe in documentation: its path in this folder without the suffix."""
     return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
 def summary(path: Path) -> str:
-    """The first line of a recipe's docstring: what it trains and where its numbers come from."""
+    """The first line of a recipe's docstring: what it trains, and its paper."""
     return path.read_text(encoding="utf-8").split('"""')[1].partition("\n")[0].strip().rstrip(".")
 
 
 def stages(recipe: Recipe) -> str:
-    """The stages in the order they are written."""
+    """Names of the stages, in the order of the file."""
     return ", ".join(stage.name for stage in recipe.stages)
 
 

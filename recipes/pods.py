@@ -1,7 +1,7 @@
-"""Plans every recipe of a paper's size for the pod it names and writes the page: `python -m recipes.pods`.
+"""Plans every recipe that names a pod and writes docs/pods.md: `python -m recipes.pods`.
 
-What was planned is kept, so that a run that was cut short, and one after a change elsewhere, begins where it can. Of
-recipes by name, or of some kinds of stages, the rows are made anew and the page's others stay as they are.
+Plans are stored, so that an interrupted run continues and unchanged stages are not compiled again. With names of
+recipes, or with `--only`, only their rows are replaced and the other rows of the page are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from recipes.__main__ import FOLDER, name_of, recipe_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; exit status 1 where something does not fit or could not be planned, 2 for a wrong argument."""
+    """The command line. Exit status 1: a stage does not fit or cannot be planned; 2: a wrong argument."""
     parser = argparse.ArgumentParser(prog="python -m recipes.pods", description=__doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help="plan these files alone (default: all)")
     parser.add_argument(
@@ -59,7 +59,7 @@ def _planned(arguments: argparse.Namespace) -> int:
     paths = [Path(one).resolve() for one in arguments.recipes] or recipe_files()
     for path in paths:
         if not path.is_relative_to(FOLDER):
-            raise UserError(f"{path} is no recipe of {FOLDER}; plan another with easylm plan")
+            raise UserError(f"{path} is not a recipe of {FOLDER}; use `easylm plan` for other files")
     chosen = {name_of(path) for path in paths}
     recipes = [(name_of(path), load_recipe(str(path))) for path in recipe_files()]
     kinds = list(pods.KINDS) if arguments.only == "all" else [arguments.only]
@@ -71,12 +71,12 @@ def _planned(arguments: argparse.Namespace) -> int:
     if not asked:
         raise UserError("none of these recipes names a pod and has such a stage")
     rest, page = [group for group in groups if group.key not in asked], Path(arguments.write)
-    kept = pods.keep(rest, page.read_text(encoding="utf-8"), arguments.write) if rest and page.is_file() else []
+    kept = pods.keep_rows(rest, page.read_text(encoding="utf-8"), arguments.write) if rest and page.is_file() else []
     planned = list(asked.values())
-    planned[0].topology.devices()  # a compiler that is missing is told once, and not for every group
+    planned[0].topology.devices()  # reports a missing compiler once, not for every group
     say = functools.partial(print, file=sys.stderr, flush=True)
     pods.plan(planned, Planner(programs_of, Path(arguments.out) / "plans", say), arguments.jobs)
-    shown = [group for group in groups if group.key in asked or group.told or group.error]
+    shown = [group for group in groups if group.key in asked or group.kept_cells or group.error]
     page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
     said = f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit"
     if rest:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.config import Compute, DecoderConfig
+from models.config import Compute, DecoderConfig, Placement
 from models.decoder import Decoder, Output
 
 CONFIG = DecoderConfig(family="olmo2", layers=2, width=32, heads=4, ffn=48, vocab=64, context=64, qk_norm=True)
@@ -21,6 +21,7 @@ class Bigram:
 
     compute: Compute = Compute(logits_chunk=20)
     width: int = 8
+    placement: Placement = Placement()
 
     def init(self, key: jax.Array) -> dict:
         keys = jax.random.split(key, 3)
@@ -33,7 +34,9 @@ class Bigram:
     def head_kernel(self, params: dict) -> jax.Array:
         return params["head"]
 
-    def __call__(self, params: dict, tokens: jax.Array, *, positions: jax.Array, segment_ids: jax.Array) -> Output:
+    def __call__(
+        self, params: dict, tokens: jax.Array, *, positions: jax.Array, segment_ids: jax.Array, dropout_key=None
+    ) -> Output:  # fmt: skip
         return Output(jnp.tanh(params["table"][tokens] + params["place"][positions]), {})
 
 

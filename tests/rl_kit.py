@@ -311,7 +311,7 @@ def params_of(ready: Experiment, name: str, prefix: str = "params") -> dict[str,
 def nested_params(ready: Experiment, name: str) -> dict[str, Any]:
     """A finished stage's parameters as the model knows them."""
     flat = {leaf.removeprefix("params."): array for leaf, array in params_of(ready, name).items()}
-    return trees.nested(flat)
+    return trees.unflatten(flat)
 
 
 def other_tokenizer(folder: Path) -> str:

@@ -119,7 +119,7 @@ def test_a_wrong_setting_is_told_in_one_line(name, tmp_path, finished):
 
 def test_rows_that_do_not_divide_over_the_devices(tmp_path, finished):
     line = refused(finished, longer_recipe(tmp_path), "more.batch=12", "--only", "more", devices=8)
-    assert "a batch of 12 rows cannot be split over 8 parts of the mesh" in line
+    assert "a batch of 12 rows cannot be split over 8 shards of the mesh" in line
     line = refused(finished, longer_recipe(tmp_path), "mesh=tp=8", "--only", "more", devices=8)
     assert "tp=8 cannot split 4 heads; choose a size of tp that divides 4" in line
 

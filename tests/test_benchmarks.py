@@ -208,3 +208,18 @@ def test_disk_use_is_counted_while_files_come_and_go(tmp_path):
         (tmp_path / "deep" / "file").unlink()
         (tmp_path / "deep").rmdir()
     assert watch.largest == 1000
+
+
+def test_a_method_counts_as_better_where_its_gain_is_more_than_two_standard_errors():
+    import quickstart_seeds
+
+    def table(dpo: float, ppo: float) -> dict:
+        over = {"method": "SFT", "stderr": 0.02}
+        rows = [{"method": "pretrained", "over": None}, {"method": "SFT", "over": {**over, "method": "pretrained",
+                 "difference": 0.5}}, {"method": "DPO", "over": {**over, "difference": dpo}},
+                {"method": "PPO", "over": {**over, "difference": ppo}}]  # fmt: skip
+        return {"rows": rows}
+
+    found = [quickstart_seeds.gains(table(*gains)) for gains in ((0.05, 0.03), (0.041, -0.2), (0.04, 0.5))]
+    assert found[0]["DPO"] == pytest.approx({"points": 5, "stderr": 2})
+    assert quickstart_seeds.beaten(found) == {"DPO": 2, "PPO": 1}

@@ -17,13 +17,14 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from easylm_jax.checkpoint import arrays, store
-from easylm_jax.checkpoint.checkpointer import (
+from easylm_jax.checkpoint import (
     Checkpointer,
     Retention,
+    arrays,
     config_difference,
     guard_fresh_start,
     restore_params,
+    store,
 )
 from models import trees
 from models.errors import UserError
@@ -270,7 +271,7 @@ def test_hanging_save_raises_at_its_deadline(folder, monkeypatch):
     with pytest.raises(UserError, match="checkpoint 2 is still not written"):
         checkpointer.save(3, {"w": jnp.ones(3)}, {})
     gate.open.set()
-    checkpointer._flight.done.wait(60)
+    checkpointer._pending.done.wait(60)
     checkpointer.close()
 
 
@@ -393,7 +394,7 @@ def test_fresh_start_over_a_run_is_refused_unless_told(folder):
 
 def test_unwritable_folder_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         Checkpointer(tmp_path / "file" / "checkpoints")
 
 
@@ -432,7 +433,7 @@ def test_damaged_latest_falls_back_to_the_newest_whole_one(three_steps, caplog):
     with Checkpointer(three_steps) as checkpointer, caplog.at_level(logging.WARNING):
         restored, meta = checkpointer.restore(WANTED)
         assert meta == {"step": 1} and np.all(restored["params"]["w"] == 1)
-        assert "checkpoint 3" in caplog.text and "falling back to checkpoint 1" in caplog.text
+        assert "checkpoint 3" in caplog.text and "using checkpoint 1 instead" in caplog.text
         assert checkpointer.steps() == [1]
         checkpointer.save(2, {"params": {"w": jnp.ones((64, 64))}}, {})
         checkpointer.wait()
@@ -477,7 +478,7 @@ def test_only_damaged_checkpoints_is_an_error_and_none_is_touched(three_steps):
 
 
 def test_missing_checkpoint_or_step_is_one_clear_line(folder, three_steps):
-    message = "no checkpoint of step 9 .* there are steps 1, 2, 3"
+    message = "no checkpoint of step 9 .* it has steps 1, 2, 3"
     with Checkpointer(folder) as checkpointer, pytest.raises(UserError, match=message):
         checkpointer.restore(WANTED, step=9)
     with Checkpointer(folder / "empty") as checkpointer, pytest.raises(UserError, match="no checkpoint in"):
@@ -488,8 +489,11 @@ def test_missing_checkpoint_or_step_is_one_clear_line(folder, three_steps):
     "wanted, message",
     [
         ({"params": {"v": np.zeros((64, 64), np.float32)}}, "lacks params.v .* has in addition params.w"),
-        ({"params": {"w": np.zeros((64, 32), np.float32)}}, r"params.w has shape \(64, 64\), the run wants \(64, 32\)"),
-        ({"params": {"w": np.zeros((64, 64), np.float16)}}, "params.w is stored as float32, the run wants float16"),
+        (
+            {"params": {"w": np.zeros((64, 32), np.float32)}},
+            r"params.w has shape \(64, 64\), but the run needs \(64, 32\)",
+        ),
+        ({"params": {"w": np.zeros((64, 64), np.float16)}}, "params.w is stored as float32, but the run needs float16"),
     ],
 )
 def test_other_architecture_is_named_by_array(three_steps, wanted, message):
@@ -510,7 +514,7 @@ def test_parameters_alone_on_given_shardings_and_dtype(folder):
     assert_same_bits(halves, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params))
     assert_same_bits(
         restore_params(folder, prefix="opt"),
-        trees.nested(
+        trees.unflatten(
             {
                 name.removeprefix("opt."): np.asarray(x)
                 for name, x in arrays.named_leaves(state).items()

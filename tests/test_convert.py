@@ -9,7 +9,7 @@ import pytest
 import models
 from easylm_jax.checkpoint import load
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from models.config import RopeScaling
 from models.errors import UserError
 

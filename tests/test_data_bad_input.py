@@ -41,7 +41,7 @@ BAD_CHATS = {
         "bad.jsonl:2: message 1 has the unknown role 'bot'",
     ),
     "content of a wrong type": (turns(("user", None)), "bad.jsonl:2: content of message 0 is NoneType, not text"),
-    "no assistant turn": (turns(("user", "a")), "bad.jsonl:2: no assistant turn, so nothing would be trained"),
+    "no assistant turn": (turns(("user", "a")), "bad.jsonl:2: no assistant turn, so no token would be trained"),
     "half a character": ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "bad.jsonl:2: .*surrogate"),
 }
 

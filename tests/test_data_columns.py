@@ -39,8 +39,8 @@ def test_columns_of_the_wrong_size_or_cache_or_value_are_refused(tmp_path, token
     good = np.zeros(40)
     cases = [
         ({"a": np.zeros(39)}, {}, r"a has shape \(39,\), cache .* has 40 pairs"),
-        ({"a": np.where(np.arange(40) == 7, np.nan, 0)}, {}, "a is nan at number 7; only finite values are kept"),
-        ({"a/b": good}, {}, "'a/b' is no name of a column"),
+        ({"a": np.where(np.arange(40) == 7, np.nan, 0)}, {}, "a is nan at index 7; only finite values can be stored"),
+        ({"a/b": good}, {}, "'a/b' is not a valid name"),
         ({"a": good}, {"index": "prompt_index"}, "has no column prompt_index"),
     ]
     for arrays, options, message in cases:

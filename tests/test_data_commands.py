@@ -161,8 +161,8 @@ def test_progress_says_how_many_documents_a_second(monkeypatch):
     line(0, None, "pack")
     line(200, 200, "write")
     assert stream.getvalue().splitlines() == [
-        "read: 500 documents, 50 a second",
-        "write: 200 of 200 rows, 200 a second",
+        "read: 500 documents, 50 per second",
+        "write: 200 of 200 rows, 200 per second",
     ]
 
 

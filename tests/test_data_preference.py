@@ -207,7 +207,7 @@ def test_identical_and_empty_sides_are_dropped_and_counted(tmp_path, tokenizer, 
         ),
         (
             {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b"), user("c"), assistant("d")]},
-            r"the prompts differ: one side goes on where the other ends \(message 2\)",
+            r"the prompts differ: one side continues where the other ends \(message 2\)",
         ),
         ({"chosen": [], "rejected": [user("a"), assistant("b")]}, "the conversation is empty"),
         ({"chosen": [{"role": "bot", "content": "b"}], "rejected": []}, "unknown role 'bot'"),

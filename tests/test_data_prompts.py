@@ -134,7 +134,7 @@ def test_a_transcript_gives_the_turns_before_its_answers():
     "record, message",
     [
         ({"text": "a"}, r"no prompt column \(instruction, .*\) among 'text'; name it in fields"),
-        ({"messages": [turn("assistant", "a")]}, "there is no prompt before the answer"),
+        ({"messages": [turn("assistant", "a")]}, "there is no prompt before the response"),
         ({"messages": [turn("system", "a")]}, "the prompt ends with a system turn, not with the user's"),
         ({"messages": "no list"}, "messages is text but not JSON"),
         ({"instruction": 7}, "instruction is int, not a list of messages"),
@@ -192,7 +192,7 @@ def test_bytes_in_a_column_are_refused_unless_left_out(tmp_path, tokenizer):
     table = pyarrow.table({"question": ["a b"], "image": [b"\x00"], "when": [when]})
     pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
     spec = dataclasses.replace(prompt_spec(tmp_path, tokenizer), sources=(Source(str(tmp_path / "p.parquet")),))
-    with pytest.raises(UserError, match="column 'image' holds what JSON cannot; name the columns to keep"):
+    with pytest.raises(UserError, match="column 'image' has values that JSON cannot hold; name the columns to keep"):
         build_cache(spec, tmp_path / "cache")
     cache = build_cache(dataclasses.replace(spec, keep=("when",)), tmp_path / "cache")
     assert cache.record(0)["when"] == "2024-05-01 12:00:00"
@@ -247,7 +247,7 @@ def test_a_cut_or_changed_record_file_is_noticed(tmp_path, tokenizer):
     with pytest.raises(UserError, match="records.jsonl fails its checksum"):
         open_cache(folder).verify()
     path.write_bytes(content[:-3])
-    with pytest.raises(UserError, match="records.jsonl is missing or cut short"):
+    with pytest.raises(UserError, match="records.jsonl is missing or truncated"):
         open_cache(folder)
 
 

@@ -21,9 +21,9 @@ from easylm_jax.plan import programs, shapes
 from models.config import Compute
 topo = topology.parse(sys.argv[1])
 mesh = make_mesh("tp=4", topo.devices())
-config = shapes.released("allenai/OLMo-2-1124-7B-SFT").replace(layers=4)
-source = shapes.model(config, programs._compute(Compute(dtype="bfloat16"), mesh))
-(decode,) = [it for it in programs._writing(source, mesh, 16, 2048, 16, 1024, {}) if it.name == "decode"]
+config = shapes.published_config("allenai/OLMo-2-1124-7B-SFT").replace(layers=4)
+source = programs.abstract_model(config, Compute(dtype="bfloat16"), mesh)
+(decode,) = [it for it in programs.decoding(source, mesh, 16, 2048, 16, 1024, {}) if it.name == "decode"]
 with jax.set_mesh(mesh):
     program = decode.lower().compile()
 print(json.dumps({"text": program.as_text(), "peak": peak_bytes(program),

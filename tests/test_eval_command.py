@@ -5,7 +5,7 @@ import json
 import pytest
 import rl_kit
 
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from easylm_jax.evaluate import tasks
 from easylm_jax.rewards.verify import ExpressionScorer
 
@@ -45,7 +45,7 @@ def test_a_stage_is_judged_and_the_table_is_written(problems, tmp_path, capsys):
 def test_what_cannot_be_asked_is_one_line(problems, tmp_path, capsys):
     model = rl_kit.made().out / "rl" / "sft"
     for arguments, message in (
-        ((model, "--task", "gsm9k"), "no task 'gsm9k'; there are gsm8k"),
+        ((model, "--task", "gsm9k"), "no task 'gsm9k'; choose one of gsm8k"),
         ((model, "--task", f"gsm8k={tmp_path}/none.jsonl"), "no file"),
         (
             (rl_kit.made().out / "rl" / "reward", "--task", f"gsm8k={problems}", "--max-new-tokens", 4),

@@ -37,7 +37,7 @@ class Before:
 
 
 def test_a_field_that_came_later_changes_no_digest_until_it_is_used():
-    after = dataclasses.make_dataclass("Before", [("steps", int, 3), ("more", int | None, fields.later(None))])
+    after = dataclasses.make_dataclass("Before", [("steps", int, 3), ("more", int | None, fields.added_later(None))])
     assert fields.digest(after()) == fields.digest(Before()) and "more" not in fields.encode(after())
     assert fields.digest(after(more=0)) != fields.digest(Before()) and fields.encode(after(more=0))["more"] == 0
     assert fields.decode(after, fields.encode(after())) == after()

@@ -104,7 +104,7 @@ def test_greedy_is_what_the_engine_says_to_the_same_ids_under_the_recorded_templ
     logprob = pytest.approx(float(expected.logprobs[0, :length].sum()), abs=1e-3)
     assert answer == {"prompt": QUESTION, "sample": 0, "response": text, "logprob": logprob, "length": length,
                       "ended": bool(expected.ended[0])}  # fmt: skip
-    assert err.startswith(f"1 answer, {length} tokens in ")
+    assert err.startswith(f"1 response, {length} tokens in ")
 
 
 def test_raw_text_and_a_text_stage_are_continued_as_they_are(run, capsys, tmp_path):
@@ -189,9 +189,9 @@ def test_a_stop_text_ends_the_answer(run, capsys, tmp_path):
 
 def test_left_out_the_longest_answer_is_what_the_context_has_room_for(run):
     source = load.load(str(run.folder / "sft"))
-    assert generate._room(source, [[1] * 90, [1] * 3], None) == 6
+    assert generate._max_new_tokens(source, [[1] * 90, [1] * 3], None) == 6
     wide = dataclasses.replace(source, decoder=models.build(CONFIG.replace(context=4096)))
-    assert generate._room(wide, [[1] * 90], None) == generate.MOST_NEW_TOKENS
+    assert generate._max_new_tokens(wide, [[1] * 90], None) == generate.DEFAULT_MAX_NEW_TOKENS
 
 
 def test_a_hugging_face_folder_brings_its_tokenizer(run, capsys, tmp_path):
@@ -220,7 +220,7 @@ def test_another_vocabulary_than_the_trained_one_is_told(run, capsys, tmp_path):
     other = data_kit.sentencepiece(tmp_path, vocab=400)
     status, _, err = easylm(capsys, run.folder / "sft", QUESTION, "--tokenizer", other, "--max-new-tokens", 2)
     assert status == 0
-    assert err.splitlines()[0] == f"easylm: {other} is not the tokenizer that {run.folder / 'sft'} was trained with"
+    assert err.splitlines()[0] == f"easylm: warning: {run.folder / 'sft'} was not trained with the tokenizer {other}"
 
 
 def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
@@ -236,8 +236,8 @@ def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
     [
         (["{run}/none", "hello"], "/none; give a stage's folder or one of its checkpoints/<step>"),
         (["{run}/reward", "hello"], "reward is a reward model (scalar head), which cannot generate; give the"),
-        (["{run}/adapter", "hello"], "holds an adapter alone; give its stage's folder once that is done"),
-        (["{run}/data", "hello"], "data is a stage that left no model; give one that trained"),
+        (["{run}/adapter", "hello"], "holds only a LoRA adapter; give the folder of its finished stage"),
+        (["{run}/data", "hello"], "data has no model; give the folder of a stage that trains one"),
         (["hf:no/such/model", "hello"], "is neither a folder nor a hub name"),
         (["{run}/sft", " "], "prompt 1 is empty; give it some text"),
         (["{run}/sft", "hi", "word " * 200], "prompt 2 is too long: its 8"),
@@ -273,8 +273,8 @@ def test_answers_are_printed_before_their_file_fails(run, capsys, tmp_path):
         ('{"question": "hello"}', "line 1: no prompt in a column messages, prompt, text; it has question"),
         ('{"prompt": 3}', "line 1: prompt must be a text or a list of turns with a role and a content"),
         ('{"messages": [{"role": "user"}]}', "must be a text or a list of turns with a role and a content"),
-        ('{"messages": [{"role": "system", "content": "x"}]}', "the conversation must end with the user's turn"),
-        ('{"messages": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}]}', "has a turn of 'tool'"),
+        ('{"messages": [{"role": "system", "content": "x"}]}', "the conversation must end with a user turn"),
+        ('{"messages": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}]}', "has the role 'tool'"),
         ('{"prompt": "  "}', "prompt 1 is empty"),
         ("", "no prompt in"),
     ],
@@ -297,7 +297,7 @@ def test_a_checkpoint_without_a_tokenizer_asks_for_one(run, capsys, tmp_path):
     with Checkpointer(tmp_path / "bare/checkpoints", asynchronous=False) as checkpointer:
         checkpointer.save(0, {"params": run.params}, {"model": dataclasses.asdict(CONFIG)})
     status, _, err = easylm(capsys, tmp_path / "bare", "hello")
-    assert status == 2 and "does not say its tokenizer; give it with --tokenizer" in err
+    assert status == 2 and "is not known; give it with --tokenizer" in err
     status, out, _ = easylm(
         capsys, tmp_path / "bare", "hello", "--tokenizer", run.tokenizer.spec, "--max-new-tokens", 2
     )

@@ -336,7 +336,7 @@ BROKEN = {
     "empty config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "lacks num_hidden"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "only torch, and no archive": (only_torch, "pytorch_model.bin is not in torch.s ZIP format"),
-    "truncated": (truncate, "not a whole safetensors file"),
+    "truncated": (truncate, "not a complete safetensors file"),
     "lost shard": (lose_a_shard, "lacks model-00001-of-00002.safetensors"),
     "broken index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
 }

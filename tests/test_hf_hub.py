@@ -50,6 +50,6 @@ def test_without_the_network_there_is_one_line(monkeypatch):
         raise ConnectionError("could not reach the hub\nmany lines follow")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(UserError, match="cannot fetch allenai/x from the hub .*give the folder instead") as raised:
+    with pytest.raises(UserError, match="cannot download allenai/x from the hub .*give the folder instead") as raised:
         hub.resolve("hf:allenai/x")
     assert "\n" not in str(raised.value)

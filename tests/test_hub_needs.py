@@ -76,8 +76,8 @@ def test_folders_and_caches_count_as_here_and_nothing_is_asked(hub, tmp_path):
     (tmp_path / "hub/models--a--empty/snapshots").mkdir(parents=True)
     where = needs.Hub()
     here = [Need(MODEL, str(tmp_path / "model")), Need(MODEL, "a/b@main"), Need(DATA, "a/c"), Need(DATA, "a/d")]
-    assert [where.place(need) for need in here] == [needs.LOCAL, *[needs.CACHED] * 3] and hub["asked"] == []
-    assert where.place(Need(MODEL, "a/empty")) is None and where.place(Need(DATA, "a/b")) is None
+    assert [where.locate(need) for need in here] == [needs.LOCAL, *[needs.CACHED] * 3] and hub["asked"] == []
+    assert where.locate(Need(MODEL, "a/empty")) is None and where.locate(Need(DATA, "a/b")) is None
     assert hub["asked"] == [("a/empty", "model"), ("a/b", "dataset")]
 
 
@@ -85,7 +85,7 @@ def test_what_the_hub_has_is_told_and_no_error(hub):
     hub["has"] = {"a/b"}
     said = []
     needs.check([MakeData("x", function="no.such:thing", arguments={"path": "hf:a/b"})], said.append)
-    assert said == ["needs the data set hf:a/b: on the hub, fetched when it is read"]
+    assert said == ["needs the data set hf:a/b: on the hub, downloaded when it is read"]
 
 
 def test_without_the_hub_everything_missing_is_one_line_and_it_is_asked_once(hub):

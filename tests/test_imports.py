@@ -1,10 +1,12 @@
 """Imports run one way: a room imports only rooms below it, rooms of one layer do not know each other, and no circle.
 
-Imports count wherever they stand: at the top of a file, inside functions, and under `TYPE_CHECKING`.
+Imports count wherever they stand: at the top of a file, inside functions, under `TYPE_CHECKING`, and as the text
+"module:function" in a table.
 """
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,6 +45,7 @@ PREPARATION_ONLY = {
     "transformers",
     "torch",
 }
+REFERENCE = re.compile(rf"((?:{'|'.join(PACKAGES)})(?:\.\w+)+):(\w+)")
 FILES = sorted(
     path.relative_to(REPOSITORY).as_posix() for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")
 )
@@ -68,6 +71,10 @@ def imports(file: str, text: str, *, at_import: bool = False) -> Iterator[tuple[
                     yield from ((child.lineno, f"{base}.{name.name}") for name in names)
                 case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(name)), *_]):
                     yield child.lineno, name
+                case ast.Dict() if not at_import:
+                    constants = [node for node in ast.walk(child) if isinstance(node, ast.Constant)]
+                    named = [(node.lineno, REFERENCE.fullmatch(str(node.value))) for node in constants]
+                    yield from ((line, f"{found[1]}.{found[2]}") for line, found in named if found)
             yield from visit(child)
 
     yield from visit(ast.parse(text))
@@ -197,6 +204,8 @@ def test_command_line_imports_only_the_standard_library_at_its_top():
         (wrong_steps, "easylm_jax/train/a.py", "from easylm_jax import evaluate", True),
         (wrong_steps, "easylm_jax/train/a.py", "from easylm_jax.train import step", False),
         (wrong_steps, "easylm_jax/train/a.py", "if TYPE_CHECKING:\n    from easylm_jax.experiment import run", True),
+        (wrong_steps, "easylm_jax/data/a.py", "TABLE = {'a': 'easylm_jax.evaluate.tasks:gsm8k'}", True),
+        (wrong_steps, "easylm_jax/data/a.py", "TABLE = {'a': 'easylm_jax.runtime.functions:load_function'}", False),
         (wrong_steps, "recipes/a.py", "import easylm_jax.experiment, models", False),
         (foreign_to_models, "models/a.py", "import optax", True),
         (foreign_to_models, "models/sub/a.py", "from ..config import X\nfrom jax import numpy", False),

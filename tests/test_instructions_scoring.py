@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from easylm_jax.rewards import VERIFIERS, text, verdict
 from easylm_jax.rewards.instructions import scoring, use_nltk_data
 from models.errors import UserError
@@ -205,7 +205,7 @@ def test_a_span_copied_as_asked_is_shown_beside_the_published_score(capsys, tmp_
     printed = check(capsys, path, "--json", out)[1]
     result = json.loads(out.read_text())
     assert (result["strict"]["prompt"], result["span_as_asked"]) == (0.0, {"strict": 1.0, "loose": 1.0})
-    assert "by the words asked for (fixed)" in printed
+    assert "by the span asked for (fixed)" in printed
     assert check(capsys, path, "--version", "fixed", "--json", out)[0] == 0
     fixed = json.loads(out.read_text())
     assert fixed["strict"]["prompt"] == 1.0 and "span_as_asked" not in fixed
@@ -217,7 +217,7 @@ def test_a_span_copied_as_asked_is_shown_beside_the_published_score(capsys, tmp_
         ('{"prompt": "A", "response": "x"}', None, "line 1 has no `instruction_id_list`; give the file of prompts"),
         ("", None, "holds no line to score"),
         ("\n{", None, "line 2 is not JSON"),
-        ("[1]", None, "line 1 is no object with a text `prompt`"),
+        ("[1]", None, "line 1 is not an object with a text `prompt`"),
         ('{"prompt": "A"}', PROMPTS, "line 1 has no `response`"),
         ('{"prompt": "D", "response": "x"}', PROMPTS, "no prompt of"),
         ('{"prompt": "A", "response": "x"}', [{**PROMPTS[0], "instruction_id_list": []}], "has no instruction"),

@@ -274,7 +274,7 @@ def test_a_recipe_names_its_judge(tiny, shared):
     assert Reward(judge=JudgeModel(model="sft"), verifier="gsm8k + judge").models == (None, "sft")
     for wrong, told in (
         ({"verifier": "judge"}, "say which model judges"),
-        ({"verifier": "gsm8k", "judge": named}, "whose score nothing uses"),
+        ({"verifier": "gsm8k", "judge": named}, "its score is not used"),
     ):
         with pytest.raises(UserError, match=told):
             Reward(**wrong)

@@ -122,7 +122,7 @@ def test_a_checkpoint_of_one_layout_comes_back_on_another(saved, restored, tmp_p
 
 
 def test_lengths_that_parts_do_not_divide_are_told_in_one_line():
-    with pytest.raises(UserError, match="cp=4 cannot split 66 tokens of a sequence; choose a size that divides 66"):
+    with pytest.raises(UserError, match="cp=4 cannot split a sequence of 66 tokens; choose a size that divides 66"):
         sharding.check_length(66, make_mesh("fsdp=2,cp=4"))
     sharding.check_length(64, make_mesh("fsdp=2,cp=4"))
 

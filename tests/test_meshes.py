@@ -307,7 +307,7 @@ def test_one_free_axis_takes_what_is_left():
 
 def test_rows_heads_or_widths_that_a_mesh_does_not_divide_are_told_in_one_line():
     mesh = mesh_of("fsdp=4,tp=2")
-    with pytest.raises(UserError, match="a batch of 6 rows cannot be split over 4 parts .* make it a multiple of 4"):
+    with pytest.raises(UserError, match="a batch of 6 rows cannot be split over 4 shards .* make it a multiple of 4"):
         sharding.check_rows(6, 1, mesh)
     with pytest.raises(UserError, match="8 rows .* in 3 micro-batches; make it a multiple of 12"):
         sharding.check_rows(8, 3, mesh)

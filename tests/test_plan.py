@@ -62,14 +62,14 @@ ENTRY %main (a: f32[4,8], k: f32[8,16]) -> f32[4,16] {
 
 def test_a_loop_counts_as_often_as_it_runs():
     """Twelve by steps of two: six rounds, each with a fusion, a kernel and a collective that is waited for."""
-    costs = hlo.Program(LOOP).costs()
+    costs = hlo.HloProgram(LOOP).costs()
     assert costs.cycles == 6 * 100 + 7 + 50 and costs.copy_cycles == 7
     assert costs.kernel_flops == 6 * 2 * 2 * 64 * 64 * 128
     assert costs.matmul_flops == 2 * 4 * 16 * 8
     gather, reduce = sorted(costs.collectives, key=lambda it: it.kind)
     assert (gather.kind, gather.bytes, gather.group, gather.times, gather.overlapped) == ("all-gather", 64, 2, 6, False)
     assert (reduce.kind, reduce.bytes, reduce.group, reduce.overlapped) == ("all-reduce", 64, 4, True)
-    assert costs.wire(overlapped=False) == 6 * 32 and costs.wire(overlapped=True) == 2 * 3 / 4 * 64
+    assert costs.wire_bytes(overlapped=False) == 6 * 32 and costs.wire_bytes(overlapped=True) == 2 * 3 / 4 * 64
     assert costs.hottest[0] == ("jit(step)/mlp/exp", 600)
 
 
@@ -87,7 +87,7 @@ ENTRY %main (a: f32[8]) -> f32[32] {
   ROOT %done = f32[32]{0} call-done(%s), backend_config={"estimated_cycles":"5"}
 }
 """
-    costs = hlo.Program(aside).costs()
+    costs = hlo.HloProgram(aside).costs()
     assert [(it.kind, it.bytes, it.overlapped) for it in costs.collectives] == [("all-gather", 128, True)]
     assert costs.cycles == 5
 
@@ -106,13 +106,13 @@ def test_a_collective_spread_over_fusions_counts_once():
     ]
     calls = [f"  %f{n} = f32[32]{{0}} fusion(%a), kind=kLoop, calls=%part{n}" for n in range(3)]
     entry = ["ENTRY %main (a: f32[8]) -> f32[32] {", "  %a = f32[8]{0} parameter(0)", *calls, "}"]
-    found = hlo.Program("\n".join([*parts, *entry])).costs().collectives
+    found = hlo.HloProgram("\n".join([*parts, *entry])).costs().collectives
     assert [(it.bytes, it.times, it.overlapped) for it in found] == [(128, 1, True)]
 
 
 def test_seconds_are_an_interval_of_what_can_and_cannot_be_hidden():
     pod = topology.parse("v5e:2x2")
-    spent = estimate.seconds(hlo.Program(LOOP).costs(), pod)
+    spent = estimate.seconds(hlo.HloProgram(LOOP).costs(), pod)
     assert spent.compute == pytest.approx(657 / 1.5e9)
     assert spent.exposed == pytest.approx(192 / (45e9 * 2 * 2)) and spent.low < spent.high
     assert spent.high == pytest.approx(spent.compute + spent.kernels + spent.exposed + spent.hidden)
@@ -146,9 +146,9 @@ def test_unknown_topologies_are_told_with_the_nearest(text, message):
      ("allenai/tulu-v2.5-13b-uf-rm", 40, 5120, True), ("Qwen/Qwen2.5-Math-1.5B", 28, 1536, False)],
 )  # fmt: skip
 def test_published_models_have_shapes_without_a_network(name, layers, width, head):
-    config = shapes.released(name)
+    config = shapes.published_config(name)
     assert (config.layers, config.width, config.scalar_head) == (layers, width, head)
-    assert shapes.released("someone/unheard-of") is None
+    assert shapes.published_config("someone/unheard-of") is None
 
 
 def test_the_compilers_refusal_says_how_much_it_would_need():
@@ -156,8 +156,8 @@ def test_the_compilers_refusal_says_how_much_it_would_need():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (38.37G) exceeds "
         "available HBM (15.75G)."
     )
-    assert compile_cache._told(message) == int(38.37 * 2**30)
-    assert compile_cache._told("RESOURCE_EXHAUSTED: something else") is None
+    assert compile_cache._bytes_needed(message) == int(38.37 * 2**30)
+    assert compile_cache._bytes_needed("RESOURCE_EXHAUSTED: something else") is None
 
 
 MODEL = DecoderConfig("olmo2", layers=2, width=256, heads=2, ffn=512, vocab=512, context=256, qk_norm=True)
@@ -181,7 +181,7 @@ def test_programs_come_from_shapes_alone_and_say_what_is_resident_beside_them():
     assert set(found["policy"].resident) == {"reference"}
     assert set(found["decode"].resident) == {"policy", "reference"}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(models.build(MODEL).abstract_params()))
-    assert found["decode"].read > 0 and found["policy"].read == 0
+    assert found["decode"].min_bytes > 0 and found["policy"].min_bytes == 0
     assert parameters <= found["decode"].resident["reference"] < 1.1 * parameters  # four bytes each, on four devices
 
 

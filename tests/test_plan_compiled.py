@@ -148,11 +148,11 @@ def test_every_host_of_a_pod_provides_the_rows_of_its_chips():
 ON_HOST = """
 import sys
 from pathlib import Path
-from easylm_jax.plan import compiling, topology
+from easylm_jax.plan import compile_cache, topology
 topology.configure_compiler_env()
 import jax
 from easylm_jax.runtime.mesh import make_mesh
-from easylm_jax.plan.programs import Planned
+from easylm_jax.plan.programs import Program
 
 pod = topology.parse("v5e:2x2")
 mesh = make_mesh("fsdp=-1", pod.devices())
@@ -162,7 +162,8 @@ shape = (2**15, 2**20)
 x = jax.ShapeDtypeStruct((1024, 1024), "float32", sharding=here)
 large = jax.ShapeDtypeStruct(shape, "float32", sharding=there)
 step = jax.jit(lambda x, large: (x + 1, large), donate_argnums=(0, 1), out_shardings=(here, there))
-found = compiling.compile_for(Planned("step", lambda: step.lower(x, large), {}, 0.0, 1.0), pod, mesh, Path(sys.argv[1]))
+program = Program("step", lambda: step.lower(x, large), {}, 0.0, 1.0)
+found = compile_cache.compile_for(program, pod, mesh, Path(sys.argv[1]))
 print(found.fits, found.peak < 2**24, found.host == 4 * shape[0] * shape[1] // 4)
 """
 
@@ -238,7 +239,7 @@ def test_what_does_not_fit_is_told_with_settings_that_do(tmp_path):
     options = ["--topology", "v5e:2x2", "--json", str(tmp_path / "plan.json")]
     _, err = plan(tmp_path, LARGE, *options, status=1)
     assert not json.loads((tmp_path / "plan.json").read_text())["fits"]
-    settings = err.partition("sft: it does fit with ")[2].split("\n")[0].split()
+    settings = err.partition("sft: fits with ")[2].split("\n")[0].split()
     assert settings, err
     topology = settings[:2] if settings[0] == "--topology" else options[:2]
     plan(tmp_path, LARGE, *[one for one in settings if "=" in one], *topology, *options[2:])

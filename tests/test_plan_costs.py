@@ -37,19 +37,19 @@ ENTRY %main (p: s32[]) -> s32[] {{
 
 def test_a_loop_that_ends_with_an_argument_counts_once():
     """A zero in its condition, from which a sum begins, is no number of rounds."""
-    costs = hlo.Program(STEP).costs()
+    costs = hlo.HloProgram(STEP).costs()
     assert costs.cycles == 100 and costs.kernels == ((1000.0, 819e6),)
 
 
 def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():
     pod = topology.parse("v5e:2x2")
-    assert estimate.seconds(hlo.Program(STEP).costs(), pod).kernels == pytest.approx(1e-3)
-    busy = hlo.Program(STEP.replace('"flops":"1000"', '"flops":"197000000000"')).costs()
+    assert estimate.seconds(hlo.HloProgram(STEP).costs(), pod).kernels == pytest.approx(1e-3)
+    busy = hlo.HloProgram(STEP.replace('"flops":"1000"', '"flops":"197000000000"')).costs()
     assert busy.kernel_flops == 197e9
     assert estimate.seconds(busy, pod).kernels == pytest.approx(2e-3)  # half of the peak
 
 
 def test_a_splash_kernel_is_counted_by_its_name_whatever_it_declares():
     text = STEP.replace("%decode_attention.1", "%splash_mha_fwd.1").replace("4,64,8,2048,128", "2,64,128")
-    (kernel,) = hlo.Program(text.replace("{4,3,2,1,0}", "{2,1,0}")).costs().kernels
+    (kernel,) = hlo.HloProgram(text.replace("{4,3,2,1,0}", "{2,1,0}")).costs().kernels
     assert kernel == (2.0 * 2 * 64 * 64 * 128, 0.0)

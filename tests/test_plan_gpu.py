@@ -46,9 +46,9 @@ ENTRY %main (a: bf16[512,4096]) -> bf16[512,4096] {
 
 def test_a_fusion_takes_as_long_as_its_products_or_its_bytes():
     chip = runtime_chips.CHIPS["h100"]
-    costs = gpu.Program(TEXT).roofline(chip)
+    costs = gpu.GpuProgram(TEXT).roofline(chip)
     flops, small = 2 * 512 * 4096 * 4096, 512 * 4096 * 2
-    product = max(flops / (chip.flops * gpu.REACHED), (2 * small + 4096 * 4096 * 2) / chip.bandwidth)
+    product = max(flops / (chip.flops * gpu.MATMUL_SHARE), (2 * small + 4096 * 4096 * 2) / chip.bandwidth)
     assert costs.matmul_flops == 5 * flops
     assert costs.cycles == pytest.approx(1e9 * (5 * product + 2 * small / chip.bandwidth), abs=2)
     assert costs.copy_cycles == pytest.approx(1e9 * 2 * small / chip.bandwidth, abs=1)
@@ -57,7 +57,7 @@ def test_a_fusion_takes_as_long_as_its_products_or_its_bytes():
 
 def test_collectives_between_boxes_go_over_the_network_and_those_that_are_waited_for_are_exposed():
     pod = topology.parse("h100:8*4")
-    costs = gpu.Program(TEXT).roofline(pod.chip)
+    costs = gpu.GpuProgram(TEXT).roofline(pod.chip)
     gather, total = sorted(costs.collectives, key=lambda one: one.kind)
     assert (gather.kind, gather.group, gather.times, gather.overlapped) == ("all-gather", 32, 5, False)
     assert (total.kind, total.group, total.times, total.overlapped) == ("all-reduce", 8, 1, True)

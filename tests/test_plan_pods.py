@@ -107,7 +107,7 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
     monkeypatch.setattr(topology.Topology, "devices", lambda self: [])
     pods.plan(found, Planner(programs_of, tmp_path))
     assert asked == ["sft", "bad"] and [group.fits for group in found] == [True, False]
-    took = pods.Took("a/two", "sft", "a week on 8 chips", "a paper")
+    took = pods.PublishedDuration("a/two", "sft", "a week on 8 chips", "a paper")
     page = pods.page(found, [took], "the command")
     assert "10–3,600 | 0.00278–2 | 0.0111–8 | a week on 8 chips | one: sft, long; two: sft <!--" in page
     assert "not planned: RuntimeError: it broke" in page and "1 of the different ones do not fit" in page
@@ -116,13 +116,13 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
     assert asked == ["sft", "bad", "bad"]  # what was planned is kept, what failed is tried again
     assert pods.page(again, [took], "the command") == page
     later = pods.groups([("a/one", recipe(SFT, long)), ("a/two", recipe(SFT, bad))])
-    assert pods.keep(later, page, "the page") == later  # nothing is planned, and the page says the same
+    assert pods.keep_rows(later, page, "the page") == later  # nothing is planned, and the page says the same
     assert pods.page(later, [took], "the command") == page and [group.fits for group in later] == [True, False]
     changed = pods.groups([("a/one", recipe(dataclasses.replace(SFT, batch=32)))])
-    assert pods.keep(changed, page, "the page") == []
+    assert pods.keep_rows(changed, page, "the page") == []
     monkeypatch.setattr(pods.report, "versions", lambda: "another compiler")
-    with pytest.raises(UserError, match="other versions than another compiler; plan all recipes anew"):
-        pods.keep(later, page, "the page")
+    with pytest.raises(UserError, match="other versions than another compiler; plan all recipes again"):
+        pods.keep_rows(later, page, "the page")
 
 
 def test_the_page_of_all_recipes_is_of_the_recipes_as_they_are():
@@ -159,8 +159,8 @@ def test_a_judge_is_resident_and_has_programs_of_its_own():
 
 @pytest.mark.parametrize(
     "text, message",
-    [("chip=8", "did you mean 'chips'"), ("chips=", "write values behind"), ("chips=64..8", "ends before it begins"),
-     ("batch=many", "no number and no range"), ("chips=0..8", "no number and no range")],
+    [("chip=8", "did you mean 'chips'"), ("chips=", "write values after"), ("chips=64..8", "ends before it begins"),
+     ("batch=many", "neither a number nor a range"), ("chips=0..8", "neither a number nor a range")],
 )  # fmt: skip
 def test_sweeps_that_are_misspelt_are_told(text, message):
     with pytest.raises(UserError, match=message):
@@ -199,11 +199,11 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         moments = 0 if stage.optimizer.offload else 2 if stage.optimizer.moment_dtype == "float32" else 1
         need = rows * (1 if stage.compute.remat == "full" else 4) + moments
         tried.append((place.name, inside.mesh, stage.compute.remat, stage.accumulate, stage.optimizer.moment_dtype))
-        named = type("Planned", (), {"name": "train"})
-        return [type("Row", (), {"fits": need <= limits[-1], "planned": named})()]
+        named = type("Program", (), {"name": "train"})
+        return [type("Row", (), {"fits": need <= limits[-1], "program": named})()]
 
     monkeypatch.setattr(Planner, "plan", lambda self, *given, **options: planned(*given, **options))
-    monkeypatch.setattr(Planner, "least_over", lambda *_: None)
+    monkeypatch.setattr(Planner, "resident_fits", lambda *_: True)
     monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
     stage = dataclasses.replace(SFT, batch=16, optimizer=dataclasses.replace(SFT.optimizer, b2=0.999))
     for limit, told in (
@@ -214,20 +214,20 @@ def test_nearest_settings_go_from_cheap_to_dear(monkeypatch, tmp_path):
         (-1, None),
     ):  # fmt: skip
         limits.append(limit)
-        assert suggest.nearest(stage, recipe(stage), POD, Planner(programs_of, tmp_path)) == told
+        assert suggest.suggest_settings(stage, recipe(stage), POD, Planner(programs_of, tmp_path)) == told
     assert tried[-1][0] == "v5e:16x16"  # as far as pods go
 
 
 def test_weights_that_are_too_large_to_write_are_split_over_more_devices(monkeypatch, tmp_path):
     def planned(stage, inside, *_, **__):
         split = int((inside.decode_mesh or "tp=1").rpartition("tp=")[2])
-        named = type("Planned", (), {"name": "weights"})
-        return [type("Row", (), {"fits": split >= 4, "planned": named})()]
+        named = type("Program", (), {"name": "weights"})
+        return [type("Row", (), {"fits": split >= 4, "program": named})()]
 
     monkeypatch.setattr(Planner, "plan", lambda self, *given, **options: planned(*given, **options))
-    monkeypatch.setattr(Planner, "least_over", lambda *_: None)
+    monkeypatch.setattr(Planner, "resident_fits", lambda *_: True)
     monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[:1] * self.count)
-    told = suggest.nearest(GRPO, recipe(SFT, GRPO), POD, Planner(programs_of, tmp_path))
+    told = suggest.suggest_settings(GRPO, recipe(SFT, GRPO), POD, Planner(programs_of, tmp_path))
     assert told == ("decode_mesh=fsdp=-1,tp=4",)
 
 
@@ -256,12 +256,12 @@ def test_a_sweeps_section_is_replaced_and_its_figure_is_valid_xml(tmp_path, monk
     text = page.read_text()
     assert text.count("## ") == 1 and "`second`" in text and "`first`" not in text
     assert "| 8 | v5e:2x4 | fsdp=-1 | 16 | 1 | none | yes | 8.0 of 15.8 | 1–2 | 128 | 1 % | 25 % |" in text
-    assert "no: it cannot" in text and "Models write" not in text
+    assert "no: it cannot" in text and "Models generate" not in text
     elsewhere = dataclasses.replace(recipe(SFT, GRPO), decode_mesh="fsdp=-1,tp=2")
     scale.write(page, sweep.points(GRPO, elsewhere, POD, sweep.parse(["chips=4"]), "weak"), elsewhere, "weak", "third")
-    assert "Models write on `fsdp=-1,tp=2`. Written by `third`" in page.read_text()
+    assert "Models generate on `fsdp=-1,tp=2`. Written by `third`" in page.read_text()
     (drawn,) = tmp_path.glob("*.svg")
     labels = [node.text for node in ElementTree.parse(drawn).iter() if node.tag.endswith("text")]
-    assert {"4", "8", "seconds of a step", "tokens/s a chip", "GiB of a device"} <= set(labels)
+    assert {"4", "8", "step time, s", "tokens/s per chip", "GiB per device"} <= set(labels)
     same = scale.figure(found[:1], "one pod")
-    assert "network, waited for" in "".join(ElementTree.fromstring(same).itertext())
+    assert "network, exposed" in "".join(ElementTree.fromstring(same).itertext())

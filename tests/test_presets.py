@@ -76,8 +76,8 @@ def test_every_leaf_of_a_preset_has_one_stored_name_and_none_is_shared(name):
 
 
 def test_families_own_different_names_and_model_types():
-    assert sum(len(family.PRESETS) for family in models.families()) == len(models.presets())
-    kinds = [kind for family in models.families() for kind in family.MODEL_TYPES]
+    assert sum(len(family.PRESETS) for family in models.family_modules()) == len(models.presets())
+    kinds = [kind for family in models.family_modules() for kind in family.MODEL_TYPES]
     assert len(kinds) == len(set(kinds))
     assert {config.family for config in models.presets().values()} <= set(kinds)
 

@@ -174,7 +174,9 @@ def test_a_stage_calls_the_function_with_its_arguments(requests, tmp_path):
     assert [json.loads(line) for line in lines] == data.write(4, **arguments)["prompts.jsonl"]
     assert stage.arguments == (("count", 5), ("most", 2), ("source", requests), ("exclude", None))
     wrong = MakeData("wrong", function="recipes.ifbench.data:write", arguments={"number": 5})
-    with pytest.raises(UserError, match="stage wrong: recipes.ifbench.data:write cannot be called so: .*'number'"):
+    with pytest.raises(
+        UserError, match="stage wrong: recipes.ifbench.data:write cannot be called with these arguments: .*'number'"
+    ):
         Experiment(Recipe("made", (wrong,)), tmp_path).run(wrong)
     with pytest.raises(UserError, match="d.arguments"):
         MakeData("d", function="a:b", arguments={"x": [1]})

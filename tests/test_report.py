@@ -9,7 +9,7 @@ import fake_run
 import pytest
 
 from easylm_jax import report
-from easylm_jax.cli.main import main
+from easylm_jax.cli import main
 from easylm_jax.report import tables
 from models.errors import UserError
 
@@ -95,6 +95,56 @@ def test_methods_that_start_from_different_ones_say_from_which(run):
     assert cells(tables.markdown(report.collect(run)), "GRPO")[3] == "+17.2 ± 2.1 (PPO)"
 
 
+def compared(*rows: tuple[str, str, float, float]) -> dict:
+    """A table with these rows: (method, base, difference, standard error)."""
+    return {"title": "t", "rows": [
+        fake_run.row(method, [method], 0.5, over={"method": base, "difference": apart, "stderr": error})
+        for method, base, apart, error in rows
+    ]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (
+            [("DPO", "SFT", 0.010, 0.009), ("PPO", "SFT", 0.123, 0.02), ("GRPO", "SFT", 0.101, 0.02)],
+            "PPO and GRPO beat SFT by 12.3 and 10.1 points (each more than two standard errors); the difference of DPO "
+            "from SFT, +1.0 points, is within two standard errors.",
+        ),
+        ([("a", "B", -0.2, 0.05)], "a falls behind B by 20.0 points (more than two standard errors)."),
+        (
+            [("A", "B", -0.2, 0.1), ("C", "B", 0.0, 0.0)],  # exactly two standard errors are not more than two
+            "The differences of A and C from B, −20.0 and +0.0 points, are within two standard errors.",
+        ),
+        (
+            [("SFT", "base", 0.4, 0.01), ("A", "SFT", 0.1, 0.01), ("B", "SFT", 0.2, 0.01), ("C", "SFT", 0.3, 0.01)],
+            "SFT beats base by 40.0 points (more than two standard errors); A, B and C beat SFT by 10.0, 20.0 and 30.0 "
+            "points (each more than two standard errors).",
+        ),
+    ],
+)
+def test_one_sentence_says_which_differences_are_more_than_two_standard_errors(rows, sentence):
+    assert tables.finding(compared(*rows)) == sentence
+
+
+def test_a_table_that_compares_nothing_has_no_sentence():
+    table = {"title": "t", "rows": [fake_run.row("SFT", ["sft"], 0.5)]}
+    assert tables.finding(table) == "" and tables.ablation(table).finding == ""
+
+
+def test_the_same_sentence_ends_the_terminals_last_table_and_follows_the_pages_first(run):
+    data = report.collect(run)
+    sentence = tables.finding(data.tables[0][0])
+    assert sentence.startswith("DPO, PPO and GRPO beat SFT by ") or "within two standard errors" in sentence
+    assert tables.text(data).endswith(f"\n\n{sentence}\n")
+    page = report.html.page(data)
+    assert (
+        f"</table></div><p>{report.html.safe(sentence)}</p>" in page
+        and page.count("<table>", 0, page.index(sentence)) == 1
+    )
+    assert tables.markdown(data).index(sentence) < tables.markdown(data).index("## Stages")
+
+
 def test_stage_tables_tell_kind_state_and_last_values(run):
     data = report.collect(run)
     text = tables.markdown(data)
@@ -168,7 +218,7 @@ def test_stages_stand_behind_those_that_they_need(run):
 
 def test_seeds_of_a_method_stand_together(run):
     data = report.collect(run)
-    grouped = data.methods(data.of_kind(("PPO", "GRPO")))
+    grouped = data.methods(data.of_family("rl"))
     assert {method: [stage.name for stage in stages] for method, stages in grouped.items()} == {
         "PPO": ["ppo-0", "ppo-1"],
         "GRPO": ["grpo-0", "grpo-1"],
@@ -176,7 +226,7 @@ def test_seeds_of_a_method_stand_together(run):
     (run / "table.json").unlink()
     (run / "table" / "table.json").unlink()
     data = report.collect(run)
-    assert list(data.methods(data.of_kind(("PPO",)))) == ["ppo"]
+    assert list(data.methods(data.of_family("rl"))) == ["ppo", "grpo"]
 
 
 def test_unfinished_run_says_what_is_not_done(tmp_path, capsys):
@@ -235,7 +285,7 @@ def test_command_prints_the_tables_and_writes_page_and_json(run, capsys, tmp_pat
     "break_it, message",
     [
         (lambda run: "nowhere", r"no such folder: nowhere; give a run's folder, such as runs/quickstart"),
-        (lambda run: run / "sft", r"sft holds no stage .*; it is a stage's own; give the run's folder, .*quickstart$"),
+        (lambda run: run / "sft", r"sft holds no stage .*; it is .* of a stage; give the run's folder, .*quickstart$"),
         (lambda run: run.parent, r"holds no stage .*; did you mean .*/quickstart\?$"),
         (lambda run: (run / "sft/config.json").write_text("{"), r"quickstart/sft/config\.json is damaged"),
         (lambda run: (run / "sft/config.json").write_text("{}"), r"sft/config\.json is damaged: it has no stage"),

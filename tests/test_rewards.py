@@ -138,7 +138,7 @@ def test_verifiers_are_found_by_name_or_by_place(monkeypatch):
     for text in ("", ":x"):
         with pytest.raises(UserError, match="no reward expression"):
             verifier(text)
-    with pytest.raises(UserError, match="'made_up_verifiers:number' is no function"):
+    with pytest.raises(UserError, match="'made_up_verifiers:number' is not a function"):
         verifier("made_up_verifiers:number")
 
 

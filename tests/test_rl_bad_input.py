@@ -80,7 +80,7 @@ def test_a_wrong_setting_is_told_in_one_line(name, finished):
 
 def test_rows_that_do_not_divide_over_the_devices(finished):
     line = refused(finished, "--only", "ppo", devices=8)
-    assert "a batch of 4 rows cannot be split over 8 parts of the mesh" in line
+    assert "a batch of 4 rows cannot be split over 8 shards of the mesh" in line
 
 
 def test_models_of_another_vocabulary_are_refused(finished, tmp_path):
@@ -162,7 +162,7 @@ def test_prompts_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
 
 
 def test_recipes_that_make_no_sense_are_refused_where_they_are_written():
-    with pytest.raises(UserError, match="must hold whole prompts of 2 answers"):
+    with pytest.raises(UserError, match="must be a multiple of samples .2."):
         rl_kit.online_dpo(samples=2, batch=3, mini_batch=3)
     with pytest.raises(UserError, match="compares whole answers at temperature 1"):
         rl_kit.online_dpo(sampling=rl_kit.Sampling(8, temperature=0.7))

@@ -73,7 +73,7 @@ def test_rollouts_written_on_a_mesh_of_another_shape_are_the_same(
 
 def test_a_mesh_that_cannot_write_is_told_in_one_line(tmp_path):
     ready = rl_kit.experiment(tmp_path, *STAGES, mesh="fsdp=4,cp=2")
-    with rl_kit.devices(8), pytest.raises(UserError, match="over cp=2; give it .* decode_mesh") as told:
+    with rl_kit.devices(8), pytest.raises(UserError, match="over cp=2; give .* decode_mesh") as told:
         ready.run(ready.recipe.stage("ppo"))
     assert "\n" not in str(told.value)
     ready = rl_kit.experiment(tmp_path / "six", *STAGES, decode_mesh="dp=-1,tp=4")

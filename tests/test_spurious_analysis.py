@@ -48,7 +48,7 @@ def test_strategy_switch_parts_prompts_by_code_before_and_after():
     nobody = analysis.strategy_switch([1, 0], [0, 0], [1, 1], [0, 0])
     assert nobody["code → code"].count == 0 and math.isnan(nobody["code → code"].before)
     assert sum(analysis.contributions(nobody).values()) == 100
-    with pytest.raises(UserError, match="no gain to part"):
+    with pytest.raises(UserError, match="shares of the gain are undefined"):
         analysis.contributions(analysis.strategy_switch([1], [1], [1], [0]))
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -81,24 +78,6 @@ def test_every_row_is_trained_with_each_of_three_seeds():
                 first = {"name": "", "seed": 0, **fields.encode(runs[0])}
                 for run in runs[1:]:
                     assert fields.encode(run) | {"name": first["name"], "seed": first["seed"]} == first
-
-
-@pytest.mark.parametrize("text", ["", "42,42", "a", "-1", "1.5"])
-def test_seeds_that_are_no_list_of_different_numbers_are_told(text):
-    with pytest.raises(UserError, match="EASYLM_SEEDS is .*such as 42,43,44"):
-        stages._seeds(text)
-
-
-def test_seeds_are_chosen_in_one_place():
-    assert stages._seeds("42") == (42,) and stages._seeds("7, 8") == (7, 8)
-    code = "from recipes.spurious_rewards import figure1_models as f; print(len(f.recipe.stages))"
-    counts = [
-        int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=FOLDER.parent,
-                           env={**os.environ, "EASYLM_SEEDS": seeds}).stdout)
-        for seeds in ("42", "42,43")
-    ]  # fmt: skip
-    trained = sum(isinstance(stage, GRPO) for stage in PAPER["figure1_models"].stages) // 3
-    assert counts[1] - counts[0] == trained > 0
 
 
 def test_the_loss_of_the_released_code_is_a_mean_over_four_responses():

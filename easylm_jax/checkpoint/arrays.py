@@ -1,6 +1,6 @@
-"""The arrays of a checkpoint: pytrees to flat names and back, and the one place that knows Orbax.
+"""The arrays of a checkpoint: flattens pytrees to named arrays and back. The only module that uses Orbax.
 
-JAX and Orbax are imported inside the functions: listing checkpoints, or `--help`, needs neither.
+JAX and Orbax are imported inside the functions, because listing checkpoints and `--help` need neither.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from easylm_jax.checkpoint import store
 from easylm_jax.runtime.processes import agree_any
 from models.errors import UserError
-from models.trees import nested
+from models.trees import unflatten
 
-# Fields of the train state that earlier versions wrote under another name.
+# Fields of the train state that were renamed: current name → name in older checkpoints.
 FORMER_NAMES = {"prompt_batches_used": "drawn", "stale_policies": "behind"}
 
 
 def shared_damage(step_folder: Any) -> list[str]:
-    """`checkpoint_store.damage` with the reading shared among the processes, and one verdict for all."""
+    """`store.damage` with the files divided among the processes; all processes agree whether there is damage."""
     import jax
 
     faults = store.damage(step_folder, (jax.process_index(), jax.process_count()))
@@ -35,7 +35,12 @@ def shared_damage(step_folder: Any) -> list[str]:
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of any pytree by dotted name: `{"params.embed.table": array, "opt.0.count": array, ...}`."""
+    """The leaves of any pytree by dotted name: `{"params.embed.table": array, "opt.0.count": array, ...}`.
+
+    Raises:
+      ValueError: two leaves have the same name.
+      TypeError: a leaf is a typed PRNG key.
+    """
     import jax
 
     leaves: dict[str, Any] = {}
@@ -50,7 +55,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def params_in_bfloat16(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The leaves under `params`, floating-point ones rounded to bfloat16."""
+    """The leaves under `params`, with floating-point ones cast to bfloat16."""
     import jax.numpy as jnp
 
     chosen = {name: leaf for name, leaf in leaves.items() if name.startswith("params.")}
@@ -63,10 +68,10 @@ def params_in_bfloat16(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def snapshot(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Leaves that nothing done to the originals can change (donation, writing into a numpy array).
+    """Copies of the leaves that stay valid when the originals are donated or overwritten.
 
-    Orbax itself copies from a GPU or TPU before its save returns. On a CPU backend it would keep a view of the very
-    buffer, which makes XLA copy instead of reusing donated memory at the next step, so the copy is made here.
+    From a GPU or TPU, Orbax itself copies before its save returns. On a CPU backend it would keep a view of the buffer,
+    and XLA would then copy at the next step instead of reusing donated memory, so the copy is made here.
     """
     import jax
 
@@ -82,25 +87,25 @@ def snapshot(leaves: dict[str, Any]) -> dict[str, Any]:
     return {**host, **device}
 
 
-class _OrbaxIsQuiet(logging.Filter):
-    """Drops Orbax's own log lines: what goes wrong is raised, and said in one line."""
+class _DropOrbaxLogs(logging.Filter):
+    """Drops log lines from Orbax; its errors are raised as exceptions with one-line messages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
 
 
 def orbax() -> Any:
-    """The module `orbax.checkpoint`, quieted."""
+    """The module `orbax.checkpoint`, without its log output."""
     import orbax.checkpoint as ocp
 
     logger = logging.getLogger("absl")
-    if not any(isinstance(f, _OrbaxIsQuiet) for f in logger.filters):
-        logger.addFilter(_OrbaxIsQuiet())
+    if not any(isinstance(f, _DropOrbaxLogs) for f in logger.filters):
+        logger.addFilter(_DropOrbaxLogs())
     return ocp
 
 
 def _handlers() -> dict[str, Any]:
-    # Uncompressed OCDBT: weights and moments hardly compress, and zstd costs three times the writing (docs).
+    # Uncompressed OCDBT: weights and moments hardly compress, and writing with zstd takes three times as long (docs).
     ocp = orbax()
     return {
         store.STATE: ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=False, use_compression=False),
@@ -110,12 +115,15 @@ def _handlers() -> dict[str, Any]:
 
 @functools.cache
 def _save_classes() -> tuple[type, type]:
-    """(handler, arguments): Orbax's composite that also records checksums and writes the manifest before the commit."""
+    """(handler, arguments): an Orbax composite handler that also writes checksums and, on commit, the manifest."""
     import jax
 
     ocp = orbax()
 
-    class Handler(ocp.CompositeCheckpointHandler):
+    base_handler: Any = ocp.CompositeCheckpointHandler
+    base_arguments: Any = ocp.args.Composite
+
+    class Handler(base_handler):
         pending: dict[str, Any]
 
         async def async_save(self, directory: Any, args: Any) -> Any:
@@ -127,14 +135,14 @@ def _save_classes() -> tuple[type, type]:
             store.write_manifest(directory, **self.pending)
 
     @ocp.args.register_with_handler(Handler, for_save=True, for_restore=True)
-    class Arguments(ocp.args.Composite):
+    class Arguments(base_arguments):
         pass
 
     return Handler, Arguments
 
 
 class CheckpointWriter:
-    """Writes step folders in the background, one at a time, through Orbax."""
+    """Writes step folders with Orbax in the background, one at a time."""
 
     def __init__(self, deadline_seconds: float) -> None:
         ocp = orbax()
@@ -145,20 +153,20 @@ class CheckpointWriter:
         self._deferred: Callable[[], None] | None = None
 
     def start(self, target: Any, leaves: dict[str, Any], meta: Any, *, step: int, kind: str, name: str | None) -> None:
-        """Returns when `leaves` may be changed; `wait`, from any one thread, returns when `target` is committed."""
+        """Starts a save; returns once `leaves` may be changed. `wait` (in any one thread) waits for the commit."""
         import jax
 
         ocp = orbax()
         described = {key: [str(_dtype(x)), list(np.shape(x))] for key, x in leaves.items()}
         self._handler.pending = {"step": step, "kind": kind, "name": name, "leaves": described}
-        filled = {key: x for key, x in leaves.items() if math.prod(np.shape(x))}  # Orbax refuses arrays of size 0
+        nonempty = {key: x for key, x in leaves.items() if math.prod(np.shape(x))}  # Orbax rejects arrays of size 0
         arguments = self._arguments(
-            **{store.STATE: ocp.args.PyTreeSave(snapshot(filled)), store.META: ocp.args.JsonSave(meta)}
+            **{store.STATE: ocp.args.PyTreeSave(snapshot(nonempty)), store.META: ocp.args.JsonSave(meta)}
         )
         save = functools.partial(self._orbax.save, target, args=arguments)
         if jax.default_backend() == "cpu" and jax.process_count() == 1:
-            # The snapshot is ours already, so Orbax's own set-up (a dozen threads to start) need not block either.
-            # Several processes must begin a save in the thread that trains: it runs a collective.
+            # The snapshot is a copy already, so Orbax's set-up (it starts a dozen threads) need not block training.
+            # With several processes the save must start in the training thread, because it runs a collective.
             self._deferred = save
         else:
             save()
@@ -174,7 +182,7 @@ class CheckpointWriter:
 
 
 class _Checksums:
-    """A commit future: when this process has written its arrays, hashes those files while they are in memory."""
+    """A commit future: once this process has written its arrays, hashes the files while they are in the page cache."""
 
     def __init__(self, directory: Any, process: int, futures: list[Any]) -> None:
         self._directory, self._process, self._futures = directory, process, futures
@@ -205,8 +213,8 @@ def stored_dtype(text: str) -> np.dtype:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
-    """How one array is to come back: a `jax.Array` laid out by `sharding`, or numpy where that is None."""
+class _RestoreSpec:
+    """How to restore one array: as a `jax.Array` with this sharding, or as numpy if `sharding` is None."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -214,7 +222,11 @@ class _Wanted:
 
 
 def read_tree(step_folder: Any, abstract: Any) -> Any:
-    """A whole state, strictly: names, shapes and dtypes must be those stored."""
+    """Restores a whole state into the structure of `abstract`; names, shapes and dtypes must match those stored.
+
+    Raises:
+      UserError: they do not match, or the checkpoint cannot be read.
+    """
     import jax
 
     stored = store.read_manifest(step_folder).leaves
@@ -223,25 +235,28 @@ def read_tree(step_folder: Any, abstract: Any) -> Any:
     for name, leaf in leaves.items():
         if stored_dtype(stored[name][0]) != _dtype(leaf):
             raise UserError(
-                f"checkpoint {step_folder}: {name} is stored as {stored[name][0]}, the run wants "
-                f"{_dtype(leaf)}; use the configuration that wrote it"
+                f"checkpoint {step_folder}: {name} is stored as {stored[name][0]}, but the run needs "
+                f"{_dtype(leaf)}; use the configuration that wrote the checkpoint"
             )
     values = _read(
         step_folder,
-        {name: _Wanted(np.shape(leaf), _dtype(leaf), getattr(leaf, "sharding", None)) for name, leaf in leaves.items()},
+        {
+            name: _RestoreSpec(np.shape(leaf), _dtype(leaf), getattr(leaf, "sharding", None))
+            for name, leaf in leaves.items()
+        },
     )
     return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
 
 
 def _stored_name(name: str, stored: Mapping[str, Any]) -> str:
-    """The name that a checkpoint has for a leaf: its own, or the one that an earlier version wrote it under."""
+    """The name of a leaf in this checkpoint: its current name, or the former one in checkpoints of older versions."""
     field, dot, rest = name.partition(".")
     former = FORMER_NAMES.get(field, field) + dot + rest
     return former if name not in stored and former in stored else name
 
 
 def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> Any:
-    """One field of the state; see `checkpoint.restore_params`."""
+    """Restores one field of the state; see `checkpointer.restore_params`."""
     import jax
 
     stored = {
@@ -256,20 +271,20 @@ def read_subtree(step_folder: Any, prefix: str, abstract: Any, dtype: Any) -> An
     for name in leaves or stored:
         kind, shape = stored[name]
         leaf = leaves[name] if leaves is not None else None
-        asked = stored_dtype(kind) if leaf is None else _dtype(leaf)
-        if dtype is not None and _is_floating(asked):
-            asked = np.dtype(dtype)
-        wanted[name] = _Wanted(tuple(shape), asked, getattr(leaf, "sharding", None))
+        target_dtype = stored_dtype(kind) if leaf is None else _dtype(leaf)
+        if dtype is not None and _is_floating(target_dtype):
+            target_dtype = np.dtype(dtype)
+        wanted[name] = _RestoreSpec(tuple(shape), target_dtype, getattr(leaf, "sharding", None))
     values = _read(step_folder, wanted)
     if leaves is not None:
         return jax.tree.unflatten(jax.tree.structure(abstract), [values[name] for name in leaves])
-    return nested({name.removeprefix(prefix + "."): value for name, value in values.items()})
+    return unflatten({name.removeprefix(prefix + "."): value for name, value in values.items()})
 
 
 def read_arrays(step_folder: Any, names: list[str]) -> dict[str, np.ndarray]:
     """Stored arrays by name, as numpy, in their stored dtypes."""
     stored = store.read_manifest(step_folder).leaves
-    return _read(step_folder, {n: _Wanted(tuple(stored[n][1]), stored_dtype(stored[n][0]), None) for n in names})
+    return _read(step_folder, {n: _RestoreSpec(tuple(stored[n][1]), stored_dtype(stored[n][0]), None) for n in names})
 
 
 def _check_names(step_folder: Any, leaves: dict[str, Any], stored: dict[str, list]) -> None:
@@ -284,27 +299,27 @@ def _check_names(step_folder: Any, leaves: dict[str, Any], stored: dict[str, lis
     for name, leaf in leaves.items():
         if tuple(stored[name][1]) != np.shape(leaf):
             raise UserError(
-                f"checkpoint {step_folder}: {name} has shape {tuple(stored[name][1])}, the run wants "
-                f"{np.shape(leaf)}; use the configuration that wrote it"
+                f"checkpoint {step_folder}: {name} has shape {tuple(stored[name][1])}, but the run needs "
+                f"{np.shape(leaf)}; use the configuration that wrote the checkpoint"
             )
 
 
-def _read(step_folder: Any, wanted: dict[str, _Wanted]) -> dict[str, Any]:
-    """Reads arrays by name; anything that goes wrong on the way is a damaged checkpoint."""
+def _read(step_folder: Any, wanted: dict[str, _RestoreSpec]) -> dict[str, Any]:
+    """Reads arrays by name; any error while reading is reported as a checkpoint that cannot be read."""
     import jax
 
     ocp = orbax()
-    filled = {name: w for name, w in wanted.items() if math.prod(w.shape)}
-    item = {name: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for name, w in filled.items()}
+    nonempty = {name: w for name, w in wanted.items() if math.prod(w.shape)}
+    item = {name: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for name, w in nonempty.items()}
     args = {
         name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=w.dtype)
         if w.sharding is None
         else ocp.ArrayRestoreArgs(sharding=w.sharding, global_shape=w.shape, dtype=w.dtype)
-        for name, w in filled.items()
+        for name, w in nonempty.items()
     }
     restore = ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True)
     values: dict[str, Any] = {}
-    if filled:
+    if nonempty:
         reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
         try:
             values = dict(reader.restore(step_folder, args=ocp.args.Composite(**{store.STATE: restore}))[store.STATE])
@@ -313,7 +328,7 @@ def _read(step_folder: Any, wanted: dict[str, _Wanted]) -> dict[str, Any]:
             raise UserError(f"checkpoint {step_folder} cannot be read: {reason}; use an earlier one") from error
         finally:
             reader.close()
-    for name in wanted.keys() - filled.keys():
+    for name in wanted.keys() - nonempty.keys():
         empty = np.zeros(wanted[name].shape, wanted[name].dtype)
         sharding = wanted[name].sharding
         values[name] = empty if sharding is None else jax.device_put(empty, sharding)

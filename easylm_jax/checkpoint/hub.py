@@ -1,4 +1,4 @@
-"""Folders of models and tokenizers: a local path, or a name on the Hugging Face hub."""
+"""Finds folders of models and tokenizers: a local path, or a repository on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from models.errors import UserError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-TORCH_FILES = ("pytorch_model*.bin",)  # of a repository without safetensors, such as allenai/tulu-2-13b
+TORCH_FILES = ("pytorch_model*.bin",)  # for repositories without safetensors, such as allenai/tulu-2-13b
 MODEL_FILES = ("*.json", "*.safetensors", "tokenizer*", "merges.txt", "chat_template*")
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can be a repository on the hub: "owner/name", perhaps with "@revision"."""
+    """Whether `text` has the form of a repository on the Hub: "owner/name", optionally with "@revision"."""
     return _NAME.fullmatch(text) is not None
 
 
 def resolve(name: str | os.PathLike, allow: Sequence[str] = MODEL_FILES) -> Path:
-    """The folder that `name` means: an existing folder as it is, else a hub name, fetched.
+    """The folder for `name`: an existing local folder, otherwise a repository downloaded from the Hub.
 
-    The prefix "hf:" is optional and skips the look at local folders. Raises `UserError` when there is neither.
+    The prefix "hf:" is optional; with it, local folders are not considered. Raises `UserError` if there is neither.
     """
     text = os.fspath(name)
     if not text.startswith("hf:") and Path(text).expanduser().is_dir():
@@ -37,21 +37,21 @@ def resolve(name: str | os.PathLike, allow: Sequence[str] = MODEL_FILES) -> Path
 
 
 def fetch(name: str, allow: Sequence[str] = MODEL_FILES) -> Path:
-    """Downloads the files of `name` that match `allow` into the hub's cache and returns their folder.
+    """Downloads the files of `name` that match `allow` into the Hub's cache and returns their folder.
 
-    `name` is "owner/model" or "owner/model@revision" (a branch, tag or commit: OLMo keeps its training steps so).
-    Files already in the cache are not fetched again, and serve when there is no network.
+    `name` is "owner/model" or "owner/model@revision" (a branch, tag or commit; OLMo publishes training steps that way).
+    Files in the cache are not downloaded again, and are used if there is no network.
     """
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise UserError(f"fetching {name} needs huggingface_hub: pip install huggingface_hub") from None
+        raise UserError(f"downloading {name} needs huggingface_hub: pip install huggingface_hub") from None
     repository, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(allow)))
-    except Exception as error:  # the hub's many kinds, and those of the network library below it
+    except Exception as error:  # various exceptions of huggingface_hub and of its network library
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise UserError(
-            f"cannot fetch {name} from the hub ({type(error).__name__}: {reason}); "
+            f"cannot download {name} from the hub ({type(error).__name__}: {reason}); "
             "download it elsewhere and give the folder instead, or set HF_TOKEN if it is gated"
         ) from error

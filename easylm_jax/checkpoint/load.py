@@ -1,4 +1,4 @@
-"""Loads a model by its name: a stage, `run:<folder>`, `hf:<folder or hub name>`, or fresh parameters of a shape."""
+"""Loads models by name: a stage, `run:<folder>`, `hf:<folder or hub name>`, or freshly initialised parameters."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig, RopeScaling
-from models.decoder import Decoder, cast_kernels, score_kernel
+from models.decoder import cast_kernels, score_kernel
 from models.errors import UserError
 from models.hf.convert import read_config
+from models.model import Model
 
 PyTree = Any
 Load = Callable[..., PyTree]
 
 
 def is_checkpoint(folder: str) -> bool:
-    """Whether `folder` is a stage's folder, its `checkpoints` folder or one step of it."""
+    """Whether `folder` is a stage's folder, its `checkpoints` folder or a step folder."""
     path = Path(folder)
     return (
         (path / "checkpoints").is_dir()
@@ -40,19 +41,23 @@ def is_checkpoint(folder: str) -> bool:
 
 
 def model_of(folder: str) -> DecoderConfig:
-    """The model that a checkpoint's meta describes under "model", or else its stage's `config.json`."""
+    """The configuration of the model in a checkpoint: from its metadata, otherwise from `config.json` of its stage.
+
+    Raises:
+        UserError: neither has a model configuration.
+    """
     step_folder = store.resolve(folder)
     description = store.read_meta(step_folder).get("model")
     stage_config = step_folder.parent.parent / "config.json"
     if description is None and stage_config.is_file():
         description = json.loads(stage_config.read_text()).get("model")
     if description is None:
-        raise UserError(f"{step_folder} does not say what model it holds; name a preset with --model")
+        raise UserError(f"{step_folder} has no model configuration; name a preset with --model")
     return read_model_config(description)
 
 
 def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
-    """A preset's name, or the fields of a `DecoderConfig` as JSON has them."""
+    """A model configuration from a preset's name, or from the fields of a `DecoderConfig` in JSON."""
     if isinstance(description, str):
         return models.preset(description)
     fields = dict(description)
@@ -69,10 +74,10 @@ def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A model that can generate: its parameters on `mesh`, its vocabulary, and how its prompts were laid out: under
-    which chat template (None: as plain text), after a BOS or not."""
+    """A model that can generate: its parameters on `mesh`, its tokenizer, the chat template that it was trained with
+    (None: plain text), and whether its prompts start with a BOS token."""
 
-    decoder: Decoder
+    decoder: Model
     params: PyTree
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
@@ -81,37 +86,43 @@ class LoadedModel:
 
 
 def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | None = None) -> LoadedModel:
-    """The model in a stage's or checkpoint's folder, or `hf:<folder or hub name>`, on `mesh` or all devices there are.
+    """Loads a model for generation: a stage's or checkpoint's folder, or `hf:<folder or hub name>`.
 
-    It computes in the type that its stage did; one of Hugging Face's in float32 on a CPU and bfloat16 elsewhere.
-    Raises `UserError` where there is none, for a reward model, and where its vocabulary is not known or too large.
+    `mesh` defaults to all devices. The compute dtype is that of the stage; for a Hugging Face model it is float32 on a
+    CPU and bfloat16 elsewhere.
+
+    Raises:
+        UserError: there is no model, it is a reward model, or its tokenizer is not known or too large.
     """
-    init, meta, vocabulary = find(model)
+    init, meta, known_tokenizer = resolve_model(model)
     stage = meta.get("config") or {}
     dtype = (stage.get("compute") or {}).get("dtype") or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     mesh = make_mesh("fsdp=-1") if mesh is None else mesh
-    found = model_from(init, mesh, compute=Compute(dtype=dtype))
-    if found.config.scalar_head:
+    source = model_from(init, mesh, compute=Compute(dtype=dtype))
+    if source.config.scalar_head:
         raise UserError(f"{model} is a reward model (scalar head), which cannot generate; give the policy's folder")
-    if not (tokenizer or vocabulary):
-        raise UserError(f"{model} does not say its tokenizer; give it with --tokenizer, such as sp:FILE or hf:FOLDER")
-    words = load_tokenizer(tokenizer or vocabulary)
-    if words.vocab_size > found.config.vocab:
+    spec = tokenizer or known_tokenizer
+    if not spec:
         raise UserError(
-            f"the tokenizer {words.spec} has {words.vocab_size} tokens, the model only {found.config.vocab}; give the "
-            "model's own with --tokenizer"
+            f"the tokenizer of {model} is not known; give it with --tokenizer, such as sp:FILE or hf:FOLDER"
         )
-    if meta.get("tokenizer_hash") not in (None, words.hash):
-        print(f"easylm: {words.spec} is not the tokenizer that {model} was trained with", file=sys.stderr)
+    loaded = load_tokenizer(spec)
+    if loaded.vocab_size > source.config.vocab:
+        raise UserError(
+            f"the tokenizer {loaded.spec} has {loaded.vocab_size} tokens, the model only {source.config.vocab}; give "
+            "the model's own with --tokenizer"
+        )
+    if meta.get("tokenizer_hash") not in (None, loaded.hash):
+        print(f"easylm: warning: {model} was not trained with the tokenizer {loaded.spec}", file=sys.stderr)
     with jax.set_mesh(mesh):
-        params = found.frozen(mesh)
+        params = source.frozen(mesh)
     data = stage.get("data") or {}
-    decoder = restrict_vocab(found.decoder, words)
-    return LoadedModel(decoder, params, mesh, words, data.get("template"), bool(data.get("add_bos")))
+    decoder = restrict_vocab(source.decoder, loaded)
+    return LoadedModel(decoder, params, mesh, loaded, data.get("template"), bool(data.get("add_bos")))
 
 
-def find(model: str) -> tuple[str, dict[str, Any], str | None]:
-    """How `start.model_from` names the model, what its checkpoint says of it, and its tokenizer if that is known."""
+def resolve_model(model: str) -> tuple[str, dict[str, Any], str | None]:
+    """(name for `model_from`, metadata of its checkpoint, tokenizer or None if that is not known) of a model."""
     path = Path(model)
     if model.startswith("hf:") or (not is_checkpoint(model) and any(path.glob("*.safetensors"))):
         folder = hub.resolve(model.removeprefix("hf:"))
@@ -122,7 +133,7 @@ def find(model: str) -> tuple[str, dict[str, Any], str | None]:
 
 
 def _adds_bos(folder: Path) -> bool:
-    """Whether a Hugging Face tokenizer says that texts begin with its BOS."""
+    """Whether a Hugging Face tokenizer prepends its BOS token to texts (`add_bos_token`)."""
     path = folder / "tokenizer_config.json"
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")).get("add_bos_token")) if path.is_file() else False
@@ -131,37 +142,41 @@ def _adds_bos(folder: Path) -> bool:
 
 
 def _step_folder(path: Path) -> Path:
-    """The checkpoint that a stage left to later ones; of one that is not done, or a folder of steps, the newest."""
+    """The checkpoint that a finished stage passes on (from `done.json`); for other folders their newest step."""
     done = path / "done.json"
     if done.is_file():
         try:
-            left = json.loads(done.read_text(encoding="utf-8")).get("checkpoint")
+            checkpoint = json.loads(done.read_text(encoding="utf-8")).get("checkpoint")
         except ValueError as error:
             raise UserError(
                 f"{done} is damaged ({error}); give one of the stage's checkpoints/<step> folders"
             ) from None
-        if left is None:
-            raise UserError(f"{path} is a stage that left no model; give one that trained")
-        return store.resolve(path / left)
+        if checkpoint is None:
+            raise UserError(f"stage {path} has no model; give the folder of a stage that trains one")
+        return store.resolve(path / checkpoint)
     return store.resolve(path)
 
 
 def _meta(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; an adapter alone is an error."""
+    """The metadata of a checkpoint.
+
+    Raises:
+        UserError: it holds only a LoRA adapter.
+    """
     meta = store.read_meta(folder)
     if (meta.get("config") or {}).get("lora") and "merged" not in folder.parts:
         raise UserError(
-            f"{folder} holds an adapter alone; give its stage's folder once that is done (merged/checkpoints)"
+            f"{folder} holds only a LoRA adapter; give the folder of its finished stage, which has merged/checkpoints"
         )
     return meta
 
 
 def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
-    """The vocabulary that a checkpoint was trained with: beside its stage, where it lay then, or its source's."""
+    """The tokenizer that a checkpoint was trained with: a stage's of its run, at its recorded path, or its source's."""
     name = str(((meta.get("config") or {}).get("data") or {}).get("tokenizer") or "")
-    if name.startswith("stage:"):  # looked for in the run's folder first, which may have moved since
-        beside = [parent / name.removeprefix("stage:") / "tokenizer.model" for parent in folder.parents[:4]]
-        found = next((path for path in beside if path.is_file()), None)
+    if name.startswith("stage:"):  # look in the run's folder first, since the run may have been moved
+        candidates = [parent / name.removeprefix("stage:") / "tokenizer.model" for parent in folder.parents[:4]]
+        found = next((path for path in candidates if path.is_file()), None)
         if found is not None:
             return f"sp:{found}"
     if meta.get("tokenizer"):
@@ -171,9 +186,9 @@ def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-    """A decoder and `load(abstract parameters with shardings) → parameters`; None draws fresh ones."""
+    """A model and `load(abstract parameters with shardings) → parameters`; None initialises fresh parameters."""
 
-    decoder: Decoder
+    decoder: Model
     load: Load | None
     folder: Path | None = None
 
@@ -186,7 +201,7 @@ class ModelSource:
         return sharding.parameter_shardings(self.decoder.abstract_params(), self.decoder.sharding_rules, mesh)
 
     def params(self, mesh: jax.sharding.Mesh, seed: int = 0) -> PyTree:
-        """The parameters, float32, on the mesh; `seed` draws fresh ones."""
+        """The parameters in float32 on the mesh; fresh ones are initialised from `seed`."""
         layout = self.layout(mesh)
         if self.load is None:
             key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -194,9 +209,9 @@ class ModelSource:
         return self.load(sharding.with_shardings(self.decoder.abstract_params(), layout))
 
     def frozen(self, mesh: jax.sharding.Mesh) -> PyTree:
-        """The parameters for a model that is not trained: kernels and tables in the type that is computed in.
+        """The parameters of a model that is not trained, with kernels and tables cast to the compute dtype.
 
-        That is the type they are cast to wherever they are used, so what is computed is the same bit for bit.
+        They are cast to that dtype wherever they are used anyway, so results are bit-identical.
         """
         return jax.jit(functools.partial(cast_kernels, dtype=self.decoder.compute.dtype))(self.params(mesh))
 
@@ -206,11 +221,10 @@ def model_from(
     shape: str | DecoderConfig | None = None, dropout: float = 0.0, scalar_head: bool = False, seed: int = 0,
     head_std: float | None = None,
 ) -> ModelSource:  # fmt: skip
-    """The model that `name` says (`hf:<name>`, `run:<folder>`; `Workspace.model` resolves stages), or a fresh one of
-    `shape`.
+    """The model `name` (`hf:<name>` or `run:<folder>`; `Workspace.model` resolves stages), or a fresh one of `shape`.
 
-    With `scalar_head` a language model loses its vocabulary head and gets a fresh scalar one, drawn from `seed` with
-    deviation `head_std` (`models.decoder.score_kernel`).
+    With `scalar_head` the vocabulary head of a language model is replaced by a scalar head, initialised from `seed`
+    with standard deviation `head_std` (`models.decoder.score_kernel`).
     """
     compute, placement = sharding.with_supported_attention(compute, mesh), sharding.placement_of(mesh)
     load: Load | None = None
@@ -236,9 +250,9 @@ def model_from(
 
 
 def _with_scalar_head(
-    source: Decoder, load: Load, seed: int, mesh: jax.sharding.Mesh, std: float | None, abstract: Any
+    source: Model, load: Load, seed: int, mesh: jax.sharding.Mesh, std: float | None, abstract: Any
 ) -> Any:
-    """A language model's parameters with a fresh scalar head in place of the vocabulary's."""
+    """The parameters of a language model with a freshly initialised scalar head instead of the vocabulary head."""
     layout = sharding.parameter_shardings(source.abstract_params(), source.sharding_rules, mesh)
     params = load(sharding.with_shardings(source.abstract_params(), layout))
     params.pop("head", None)
@@ -247,22 +261,25 @@ def _with_scalar_head(
     return {**params, "score": {"kernel": fresh(jax.random.fold_in(jax.random.key(seed), 4))}}
 
 
-def _load_hf(folder: Path, compute, abstract: Any) -> Any:
+def _load_hf(folder: Path, compute: Compute, abstract: Any) -> Any:
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return models.load_hf(folder, compute=compute, shardings=layout)[1]
 
 
 def check_vocabulary(name: str, config: DecoderConfig, tokenizer: str) -> None:
-    """A tokenizer that knows more tokens than the model has rows is an error."""
+    """Raises a UserError if the tokenizer has more tokens than the model's embedding has rows."""
     size = load_tokenizer(tokenizer).vocab_size
     if size > config.vocab:
         raise UserError(f"stage {name}: the tokenizer has {size} tokens, the model only {config.vocab} (vocab)")
 
 
 def check_same_tokenizer(name: str, what: str, init: str, source: ModelSource, tokenizer: Tokenizer) -> None:
-    """A model that scores the policy's tokens must know them by the same numbers."""
-    theirs = _tokenizer_hash(init, source.folder)
-    if theirs is not None and theirs != tokenizer.hash:
+    """Raises a UserError unless a model that scores the policy's tokens uses the same tokenizer.
+
+    `what` names the role of the model `init` in messages, such as "reward model".
+    """
+    own_hash = _tokenizer_hash(init, source.folder)
+    if own_hash is not None and own_hash != tokenizer.hash:
         raise UserError(
             f"stage {name}: the {what} {init} was trained with another tokenizer than the prompts' "
             f"({tokenizer.spec}); train it with the same one"
@@ -275,11 +292,11 @@ def check_same_tokenizer(name: str, what: str, init: str, source: ModelSource, t
 
 
 def _tokenizer_hash(init: str, folder: Path | None) -> str | None:
-    """The content hash of the tokenizer that a model was trained with; None where nothing says so."""
+    """The content hash of the tokenizer that a model was trained with; None if it is not known."""
     assert folder is not None
     if not init.startswith("hf:"):
         return store.read_meta(store.resolve(folder)).get("tokenizer_hash")
     try:
         return load_tokenizer(f"hf:{folder}").hash
-    except UserError:  # a folder of weights alone
+    except UserError:  # the folder has only weights
         return None

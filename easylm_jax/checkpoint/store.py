@@ -1,17 +1,17 @@
-"""Where a checkpoint's files lie on disk, and what says that it is whole. Nothing here imports JAX.
+"""The layout of checkpoints on disk, and how a complete one is recognised. Nothing here imports JAX.
 
     <stage>/checkpoints/
         120/                    one committed step
             manifest.json       the commit marker: step, name, kind, every array's dtype and shape, every file's CRC-32
             meta/meta.json      data cursor, clocks, resolved configuration and its hash, due actions
             state/              the arrays (Orbax, OCDBT, uncompressed)
-        history/100/            the same layout with the parameters alone, in bfloat16, never deleted
+        history/100/            the same layout with only the parameters, in bfloat16; never deleted
         130.orbax-checkpoint-tmp*   being written, or left by a killed run: removed when a run next opens the folder
-        125.set-aside/          damaged, or from a timeline that a run left by resuming at an earlier step; not listed
-        120.replaced/           the earlier copy of a step being written anew; put back if the new copy never commits
+        125.set-aside/          damaged, or later than the step that the run was resumed from; not listed
+        120.replaced/           the old copy of a step that is being replaced; restored if the new one is not committed
 
-A folder counts only with its manifest, which is written last, inside the temporary folder, before the rename.
-Deletion goes the other way: the manifest is renamed first, so a half-deleted folder is never taken for a checkpoint.
+A folder is a checkpoint only if it has a manifest, which is written last, inside the temporary folder, before the
+rename. Deletion renames the manifest first, so a partly deleted folder is never taken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds. `leaves`: name -> [dtype, shape]; `files`: path -> [bytes, CRC-32 or None]."""
+    """The content of `manifest.json`. `leaves`: name -> [dtype, shape]; `files`: path -> [bytes, CRC-32 or None]."""
 
     step: int
     kind: str
@@ -64,12 +64,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay. A step stays if any rule keeps it; steps saved under a name stay for ever.
+    """Which checkpoints to keep. A step is kept if any rule keeps it; steps saved with a name are kept forever.
 
     Attributes:
-      latest: how many of the newest stay (at least 1).
-      keep_every: steps divisible by this stay.
-      history: every this many steps also the parameters alone, in bfloat16, are written to `history/` and all stay.
+      latest: number of newest steps to keep (at least 1).
+      keep_every: steps divisible by this are kept.
+      history: at steps divisible by this, the parameters in bfloat16 are also written to `history/`, and all are kept.
     """
 
     latest: int = 2
@@ -78,14 +78,14 @@ class Retention:
 
     def __post_init__(self) -> None:
         if self.latest < 1:
-            raise UserError(f"retention: latest is {self.latest}; at least 1 checkpoint must stay")
+            raise UserError(f"retention: latest is {self.latest}; at least 1 checkpoint must be kept")
         for field in ("keep_every", "history"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise UserError(f"retention: {field} is {value}; give a number of steps from 1, or leave it out")
 
-    def doomed(self, names: dict[int, str | None]) -> list[int]:
-        """The steps to delete, given every committed step with its name (None when it has none)."""
+    def to_delete(self, names: dict[int, str | None]) -> list[int]:
+        """The steps to delete; `names` maps every committed step to its name or None."""
         newest = sorted(names)[-self.latest :]
         kept = {s for s, name in names.items() if name is not None or (self.keep_every and s % self.keep_every == 0)}
         return sorted(set(names) - set(newest) - kept)
@@ -105,12 +105,12 @@ def as_path(folder: Any) -> Any:
 
 
 def is_committed(folder: Any) -> bool:
-    """Whether a step folder is whole: its manifest is there, and on a bucket also Orbax's own marker."""
+    """Whether a step folder is committed: it has a manifest and, in a bucket, also Orbax's commit marker."""
     return (folder / MANIFEST).exists() and (not is_remote(folder) or (folder / REMOTE_COMMIT).exists())
 
 
 def committed_steps(folder: Any) -> list[int]:
-    """The committed steps in a checkpoints folder, ascending; none for a folder that does not exist."""
+    """The committed steps in a checkpoints folder, in ascending order; empty if the folder does not exist."""
     folder = as_path(folder)
     if not folder.exists():
         return []
@@ -118,16 +118,16 @@ def committed_steps(folder: Any) -> list[int]:
 
 
 def checkpoints_folder(folder: Any) -> Any:
-    """A stage's folder or its `checkpoints` folder: the latter."""
+    """The `checkpoints` folder, given that folder or its stage's folder."""
     folder = as_path(folder)
     return folder / "checkpoints" if (folder / "checkpoints").exists() else folder
 
 
 def resolve(folder: Any) -> Any:
-    """The step folder that a user means: a step folder itself, or the latest step of a stage's folder.
+    """The step folder for `folder`: itself if it is one, otherwise the latest step of a stage's folder.
 
     Raises:
-      UserError: when there is no committed checkpoint there.
+      UserError: there is no committed checkpoint.
     """
     folder = as_path(folder)
     if is_committed(folder):
@@ -161,7 +161,7 @@ def read_manifest(step_folder: Any) -> Manifest:
 
 
 def read_meta(step_folder: Any) -> dict[str, Any]:
-    """The JSON saved beside the arrays."""
+    """The JSON metadata saved with the arrays."""
     path = as_path(step_folder) / META / META_FILE
     try:
         return json.loads(path.read_text())
@@ -181,7 +181,7 @@ def checksum(path: Any) -> int:
 def hash_files(root: Any, folder: Any) -> dict[str, list]:
     """[bytes, CRC-32] of every file under `folder`, by path relative to `root`.
 
-    On a bucket the CRC is left out (None): the store keeps its own, and reading everything back would double the
+    In a bucket the CRC is None: the object store keeps its own checksums, and reading all files back would double the
     traffic.
     """
     root = as_path(root)
@@ -200,10 +200,10 @@ def _walk(folder: Any) -> Iterable[Any]:
 
 
 def write_manifest(tmp: Any, *, step: int, kind: str, name: str | None, leaves: dict[str, list]) -> None:
-    """Writes the commit marker into a temporary folder whose files are all there.
+    """Writes the commit marker into a temporary folder once all of its files are written.
 
-    Takes over the checksums that each process recorded for its own files (`checksums.<process>.json`), hashes the
-    rest. Orbax rewrites its own metadata file while it commits, so that one is not listed.
+    Uses the checksums that each process recorded for its own files (`checksums.<process>.json`) and hashes the other
+    files. Orbax rewrites its own metadata file during the commit, so that file is not listed.
     """
     tmp = as_path(tmp)
     files: dict[str, list] = {}
@@ -224,10 +224,10 @@ def _size(path: Any) -> int:
 
 
 def damage(step_folder: Any, part: tuple[int, int] = (0, 1)) -> list[str]:
-    """What is wrong with a committed step folder, one short phrase for each fault; empty when it is whole.
+    """The faults of a committed step folder, one short phrase each; empty if it is intact.
 
     Args:
-      part: (i, n): look at every n-th file only, from the i-th, so that n processes share the reading.
+      part: (i, n): check only every n-th file, starting at the i-th, so that n processes divide the files.
     """
     step_folder = as_path(step_folder)
     try:
@@ -262,7 +262,7 @@ def remove_tree(folder: Any) -> None:
 
 
 def delete_step(step_folder: Any) -> None:
-    """Deletes a committed step so that a kill half-way leaves something that is recognised as deleted."""
+    """Deletes a committed step; if the process is killed half-way, the rest is still recognised as deleted."""
     (step_folder / MANIFEST).rename(step_folder / DELETED)
     for child in step_folder.iterdir():
         if child.is_dir():
@@ -273,7 +273,7 @@ def delete_step(step_folder: Any) -> None:
 
 
 def set_aside(step_folder: Any) -> Any:
-    """Takes a step out of the listing without deleting it; an older one set aside under that number goes."""
+    """Renames a step so that it is no longer listed; replaces one that was set aside earlier for the same step."""
     target = step_folder.with_name(step_folder.name + SET_ASIDE)
     remove_tree(target)
     step_folder.rename(target)
@@ -281,7 +281,7 @@ def set_aside(step_folder: Any) -> Any:
 
 
 def clean(folder: Any) -> list[str]:
-    """Removes what killed runs left in a checkpoints folder, and returns the names. Never touches a committed step."""
+    """Removes incomplete checkpoints of killed runs and returns their names. Never touches a committed step."""
     folder = as_path(folder)
     removed: list[str] = []
     if not folder.exists():
@@ -292,21 +292,21 @@ def clean(folder: Any) -> list[str]:
         if path.name.endswith(REPLACED) and not is_committed(path.with_name(path.name.removesuffix(REPLACED))):
             remove_tree(path.with_name(path.name.removesuffix(REPLACED)))
             path.rename(path.with_name(path.name.removesuffix(REPLACED)))
-        elif TEMPORARY in path.name or path.name.endswith(REPLACED) or _is_remains(path):
+        elif TEMPORARY in path.name or path.name.endswith(REPLACED) or _is_incomplete(path):
             remove_tree(path)
             removed.append(path.name)
     return removed
 
 
-def _is_remains(path: Any) -> bool:
-    """A step folder whose deletion, or on a bucket whose writing, was cut short. Foreign folders are left alone."""
+def _is_incomplete(path: Any) -> bool:
+    """A step folder whose deletion (or, in a bucket, writing) was interrupted. Other folders are not touched."""
     if not path.name.isdecimal() or is_committed(path):
         return False
     return (path / DELETED).exists() or (is_remote(path) and (path / ORBAX_METADATA).exists())
 
 
 def write_failure(error: BaseException) -> str:
-    """Why a save failed, in a short phrase: a full disk by name, else the first line of the error."""
+    """Why a save failed, in a short phrase: that the disk is full, otherwise the first line of the error."""
     cause: BaseException | None = error
     while cause is not None:
         full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)

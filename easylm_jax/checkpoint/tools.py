@@ -1,4 +1,4 @@
-"""What `easylm checkpoints list|verify|average|prune|diff` does. JAX is imported only where arrays are read."""
+"""The operations of `easylm checkpoints list|verify|average|prune|diff`. JAX is imported only to read arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.store import Retention
 from models.errors import UserError
 
-BYTES_AT_ONCE = 1 << 30  # of arrays held in memory while two checkpoints are compared or several averaged
+BATCH_BYTES = 1 << 30  # of arrays in memory at once while checkpoints are compared or averaged
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class DiffResult:
-    """`differ`: names of arrays, and `meta.data`, that are not the same; `max_abs_diff` by name of array, None where
-    it has no meaning (absent on one side, other shape or dtype, non-finite values)."""
+    """`differ`: names of the arrays that differ, and `meta.data` if the data cursors do; `max_abs_diff` by array name,
+    None if it is not defined (missing in one checkpoint, different shape or dtype, non-finite values)."""
 
     identical: bool
     differ: list[str]
@@ -37,7 +37,7 @@ class DiffResult:
 
 
 def list_checkpoints(stage_folder: Any) -> list[Entry]:
-    """Every committed checkpoint of a stage by step, history included.
+    """Every committed checkpoint of a stage, sorted by step, including the history.
 
     Raises:
       UserError: the folder does not exist, or a manifest cannot be read.
@@ -64,9 +64,9 @@ def list_checkpoints(stage_folder: Any) -> list[Entry]:
 
 
 def verify(folder: Any) -> dict[str, list[str]]:
-    """Faults by step folder: every checkpoint of a stage, or the one step given; an empty list means whole.
+    """Faults by step folder, of every checkpoint of a stage or of one step; an empty list means that it is intact.
 
-    Every file's size and CRC-32 are compared with the manifest. Raises UserError when there is no checkpoint at all.
+    The size and CRC-32 of every file are compared with the manifest. Raises UserError if there is no checkpoint.
     """
     path = store.as_path(folder)
     if store.is_committed(path):
@@ -81,13 +81,13 @@ def verify(folder: Any) -> dict[str, list[str]]:
 
 
 def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]:
-    """Deletes what `retention` does not keep, and checkpoints set aside; history and named steps stay.
+    """Deletes steps that `retention` does not keep, and checkpoints set aside; keeps the history and named steps.
 
-    The newest checkpoint must be whole, so that the last good one is never deleted. A folder being written is not
-    touched, but do not prune a run that is going on.
+    The newest checkpoint must be intact, so that the last good one is never deleted. A folder that is being written is
+    not touched, but do not prune a run that is still training.
 
     Returns:
-      The folders deleted (with `dry_run`: that would be).
+      The deleted folders (with `dry_run`: those that would be deleted).
     """
     root = store.checkpoints_folder(folder)
     newest = store.resolve(root)
@@ -95,7 +95,7 @@ def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]
     if faults:
         raise UserError(f"the newest checkpoint {newest} is damaged ({faults[0]}): nothing pruned; move it away first")
     names = {step: store.read_manifest(root / str(step)).name for step in store.committed_steps(root)}
-    doomed = [root / str(step) for step in retention.doomed(names)]
+    old_steps = [root / str(step) for step in retention.to_delete(names)]
     aside = [
         path
         for where in (root, root / store.HISTORY)
@@ -104,22 +104,22 @@ def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]
         if path.name.endswith(store.SET_ASIDE)
     ]
     if not dry_run:
-        for path in doomed:
+        for path in old_steps:
             store.delete_step(path)
         for path in aside:
             store.remove_tree(path)
-    return [str(path) for path in [*doomed, *aside]]
+    return [str(path) for path in [*old_steps, *aside]]
 
 
 def _batches(leaves: dict[str, list]) -> Iterator[list[str]]:
-    """Names in groups whose arrays fit in memory together."""
+    """Names in groups of at most `BATCH_BYTES` of arrays (counting 8 bytes per element)."""
     group: list[str] = []
     size = 0
     for name, (_, shape) in leaves.items():
         count = 8
         for n in shape:
             count *= n
-        if group and size + count > BYTES_AT_ONCE:
+        if group and size + count > BATCH_BYTES:
             yield group
             group, size = [], 0
         group.append(name)
@@ -129,7 +129,7 @@ def _batches(leaves: dict[str, list]) -> Iterator[list[str]]:
 
 
 def diff(a: Any, b: Any) -> DiffResult:
-    """Compares two checkpoints bit for bit: arrays and data cursor. Clocks and configurations are not looked at.
+    """Compares the arrays and data cursors of two checkpoints bit for bit; clocks and configurations are ignored.
 
     Args:
       a, b: step folders, or stages' folders (their latest step).
@@ -158,51 +158,29 @@ def diff(a: Any, b: Any) -> DiffResult:
 
 
 def average(folders: Sequence[Any], out: Any) -> str:
-    """The arithmetic mean of several runs' parameters (a soup), written as one checkpoint of parameters alone.
+    """Averages the parameters of several checkpoints (a model soup) and writes them as a parameters-only checkpoint.
 
-    Summed in float64, so that the mean of equal values is that value, then cast back to each array's stored dtype.
-    Optimiser state is left out (OLMo 2, arXiv 2501.00656, Table 14: weights only).
+    Sums are in float64, so that the mean of equal values is that value, and are cast back to each array's stored dtype.
+    Optimizer state is not averaged (OLMo 2, arXiv 2501.00656, Table 14: weights only).
 
     Args:
       folders: at least two step folders, or stages' folders (their latest step), of the same architecture.
-      out: the folder to make; `restore_params(out)` reads it.
+      out: the folder to create; `restore_params(out)` reads it.
     """
-    import numpy as np
-
     from easylm_jax.checkpoint import arrays
 
     if len(folders) < 2:
-        raise UserError(f"average needs at least two checkpoints, {len(folders)} given")
+        raise UserError(f"average needs at least two checkpoints, {len(folders)} given; name another one")
     target = store.as_path(out)
     if target.exists():
         raise UserError(f"{target} exists already; give a new folder with --out")
     sources = [store.resolve(folder) for folder in folders]
-    trees = [
-        {name: leaf for name, leaf in store.read_manifest(source).leaves.items() if name.startswith("params.")}
-        for source in sources
-    ]
-    for source, tree in zip(sources, trees, strict=True):
-        odd = sorted(name for name in trees[0].keys() | tree.keys() if trees[0].get(name) != tree.get(name))
-        if odd or not tree:
-            what = f"{odd[0]} differs in shape, dtype or presence" if odd else "there are no params"
-            raise UserError(f"{source} cannot be averaged with {sources[0]}: {what}")
-        faults = store.damage(source)
-        if faults:
-            raise UserError(f"checkpoint {source} is damaged: {faults[0]}; use an earlier one")
-    mean: dict[str, Any] = {}
-    for names in _batches(trees[0]):
-        total = {name: x.astype(np.float64) for name, x in arrays.read_arrays(sources[0], names).items()}
-        for source in sources[1:]:
-            for name, x in arrays.read_arrays(source, names).items():
-                total[name] += x.astype(np.float64)
-        mean.update(
-            {name: (x / len(sources)).astype(arrays.stored_dtype(trees[0][name][0])) for name, x in total.items()}
-        )
+    mean = _mean(sources, _same_params(sources))
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = arrays.CheckpointWriter(deadline_seconds=3600)
     step = max(store.read_manifest(source).step for source in sources)
     first = store.read_meta(sources[0])
-    described = {name: first[name] for name in ("model", "tokenizer") if name in first}
+    described: dict[str, Any] = {name: first[name] for name in ("model", "tokenizer") if name in first}
     meta = {**described, "average_of": [str(s) for s in sources]}
     try:
         writer.start(target, mean, meta, step=step, kind="params", name=None)
@@ -212,3 +190,39 @@ def average(folders: Sequence[Any], out: Any) -> str:
     finally:
         writer.close()
     return str(target)
+
+
+def _same_params(sources: Sequence[Any]) -> dict[str, list]:
+    """The manifest entries of the parameters, after checking that all step folders have the same ones undamaged."""
+    trees = [
+        {name: leaf for name, leaf in store.read_manifest(source).leaves.items() if name.startswith("params.")}
+        for source in sources
+    ]
+    for source, tree in zip(sources, trees, strict=True):
+        odd = sorted(name for name in trees[0].keys() | tree.keys() if trees[0].get(name) != tree.get(name))
+        if odd or not tree:
+            what = f"{odd[0]} differs in shape or dtype, or is missing in one" if odd else "there are no params"
+            raise UserError(f"{source} cannot be averaged with {sources[0]}: {what}")
+        faults = store.damage(source)
+        if faults:
+            raise UserError(f"checkpoint {source} is damaged: {faults[0]}; use an earlier one")
+    return trees[0]
+
+
+def _mean(sources: Sequence[Any], leaves: dict[str, list]) -> dict[str, Any]:
+    """The mean of each array over all step folders, summed in float64 and cast back to its stored dtype."""
+    import numpy as np
+
+    from easylm_jax.checkpoint import arrays
+
+    mean: dict[str, Any] = {}
+    for names in _batches(leaves):
+        total: dict[str, Any] = {
+            name: array.astype(np.float64) for name, array in arrays.read_arrays(sources[0], names).items()
+        }
+        for source in sources[1:]:
+            for name, array in arrays.read_arrays(source, names).items():
+                total[name] += array.astype(np.float64)
+        for name, array in total.items():
+            mean[name] = (array / len(sources)).astype(arrays.stored_dtype(leaves[name][0]))
+    return mean

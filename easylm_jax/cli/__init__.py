@@ -1,1 +1,1 @@
-"""The command `easylm`: one file for each subcommand, one line for each in `main.COMMANDS`."""
+"""The command `easylm`: one file per subcommand, one entry each in `main.COMMANDS`."""

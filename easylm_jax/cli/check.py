@@ -1,4 +1,4 @@
-"""`easylm check`: responses against the instructions of their prompts, in IFBench's and IFEval's own line formats."""
+"""`easylm check`: scores responses against the instructions of their prompts (IFBench and IFEval file formats)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("strict", "loose")
-_SPAN = "repeat:repeat_span"  # published versions check another span than the prompts ask for
-_NEEDS = ("prompt", "instruction_id_list", "kwargs")
+_SPAN = "repeat:repeat_span"  # published versions check a different span than the prompts ask for
+_REQUIRED = ("prompt", "instruction_id_list", "kwargs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,19 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--version",
         choices=["r26", "r25", "fixed"],
         default="r26",
-        help="r26: the published scores (default); r25: the paper's numbers; fixed: the quirks of both repaired",
+        help="r26: the published scores (default); r25: the paper's numbers; fixed: with the bugs of both corrected",
     )
     parser.add_argument(
-        "--answers", action="store_true", help="score what follows the last </think>, without <answer> tags"
+        "--answers", action="store_true", help="score the text after the last </think>, without <answer> tags"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report and the verdict on every instruction")
-    parser.add_argument("--out", metavar="DIR", help="write strict.jsonl and loose.jsonl in IFBench's form of results")
-    parser.add_argument("--nltk-data", metavar="DIR", help="the folder of NLTK's data (else NLTK_DATA)")
+    parser.add_argument("--json", metavar="FILE", help="write the report and the verdict on every instruction as JSON")
+    parser.add_argument("--out", metavar="DIR", help="write strict.jsonl and loose.jsonl in IFBench's result format")
+    parser.add_argument("--nltk-data", metavar="DIR", help="folder of the NLTK data (default: $NLTK_DATA)")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A prompt with its instructions and its response; None where there is none."""
+    """A prompt with its instructions and its response; `response` is None if there is none."""
 
     key: str
     prompt: str
@@ -49,7 +49,7 @@ class Line:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Scores the file, prints the report and writes what was asked for."""
+    """`easylm check`: scores the responses, prints the report and writes the requested files."""
     from easylm_jax.rewards import text as rewards_text
     from easylm_jax.rewards.instructions import scoring, use_nltk_data
 
@@ -62,8 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
         lines, unused = [_line(row, where, row.get("response")) for where, row in responses], 0
     if not lines:
         raise _error(f"{arguments.prompts or arguments.responses} holds no line to score")
-    answers = [rewards_text.answer_of(line.response) if arguments.answers else line.response for line in lines]
-    verdicts = [_judge(line, answer, arguments.version) for line, answer in zip(lines, answers, strict=True)]
+    scored = [rewards_text.answer_of(line.response) if arguments.answers else line.response for line in lines]
+    verdicts = [_score(line, text, arguments.version) for line, text in zip(lines, scored, strict=True)]
     missing = sum(1 for line in lines if line.response is None)
     result = {
         "version": arguments.version,
@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
         **{mode: scoring.report(verdicts, mode) for mode in MODES},
     }
     if arguments.version != "fixed" and _SPAN in result["strict"]["counts"]:
-        result["span_as_asked"] = _span_as_asked(lines, answers)
+        result["span_as_asked"] = _span_as_asked(lines, scored)
     print(table(result))
     if arguments.json:
         rows = [_verdict_row(line, verdict) for line, verdict in zip(lines, verdicts, strict=True)]
@@ -88,13 +88,13 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _error(message: str) -> Exception:
-    from models.errors import UserError  # here, since it imports JAX
+    from models.errors import UserError
 
     return UserError(message)
 
 
 def _read(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, each with where it stands. Blank lines are passed over."""
+    """(location, object) of each line of a JSONL file; blank lines are skipped."""
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -108,23 +108,23 @@ def _read(path: str) -> list[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise _error(f"{path} line {number} is not JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise _error(f"{path} line {number} is no object with a text `prompt`")
+            raise _error(f"{path} line {number} is not an object with a text `prompt`")
         rows.append((f"{path} line {number}", row))
     return rows
 
 
 def _line(row: Mapping[str, Any], where: str, response: Any) -> Line:
-    for name in _NEEDS:
+    for name in _REQUIRED:
         if name not in row:
             raise _error(f"{where} has no `{name}`; give the file of prompts and instructions with --prompts")
     if not row["instruction_id_list"]:
-        raise _error(f"{where} has no instruction; a prompt is scored by those in `instruction_id_list`")
+        raise _error(f"{where} has no instruction; add at least one to `instruction_id_list`")
     key = str(row.get("key", where.rpartition(" ")[2]))
     return Line(key, row["prompt"], row["instruction_id_list"], row["kwargs"], _text(response))
 
 
 def _text(response: Any) -> str | None:
-    """A response as a text; what is there and is none is the empty text, which follows nothing."""
+    """A response as text. A value that is neither text nor None becomes empty text, which follows no instruction."""
     return response if response is None or isinstance(response, str) else ""
 
 
@@ -134,11 +134,13 @@ def _join(
     prompts_file: str,
     responses_file: str,
 ) -> tuple[list[Line], int]:
-    """Each prompt with the response to it, by the exact prompt or else by the prompt stripped; and how many are left.
+    """Joins prompts and responses, by the exact prompt or else by the prompt without surrounding whitespace.
 
-    Of several responses to one prompt the last one stands, and the others are left.
+    Returns the joined lines and the number of unused responses. Of several responses to one prompt, the last is used.
     """
-    exact, stripped, given = {}, {}, 0
+    exact: dict[str, tuple[int, Any]] = {}
+    stripped: dict[str, tuple[int, Any]] = {}
+    given = 0
     for where, row in responses:
         if "response" not in row:
             raise _error(f"{where} has no `response`")
@@ -154,7 +156,7 @@ def _join(
     return lines, given - len(used - {None})
 
 
-def _judge(line: Line, response: str | None, version: str) -> Any:
+def _score(line: Line, response: str | None, version: str) -> Any:
     from easylm_jax.rewards.instructions import scoring
     from models.errors import UserError
 
@@ -164,15 +166,15 @@ def _judge(line: Line, response: str | None, version: str) -> Any:
         raise UserError(f"prompt {line.key}: {error}") from None
 
 
-def _span_as_asked(lines: Iterable[Line], answers: Iterable[str | None]) -> dict[str, float]:
-    """The accuracies of copied spans by the span that the prompt asks for, words with the last one included."""
+def _span_as_asked(lines: Iterable[Line], responses: Iterable[str | None]) -> dict[str, float]:
+    """The accuracy on `repeat:repeat_span` with the span that the prompt asks for, including its last word."""
     from easylm_jax.rewards.instructions import scoring
 
     followed: dict[str, list[bool]] = {mode: [] for mode in MODES}
-    for line, answer in zip(lines, answers, strict=True):
+    for line, response in zip(lines, responses, strict=True):
         for name, kwargs in zip(line.ids, line.kwargs, strict=True):
             if name == _SPAN:
-                verdict = scoring.judge([name], [kwargs], answer, "fixed")
+                verdict = scoring.judge([name], [kwargs], response, "fixed")
                 for mode in MODES:
                     followed[mode] += getattr(verdict, mode)
     return {mode: scoring.share(followed[mode]) for mode in MODES}
@@ -208,7 +210,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The report as text: a line for prompts, instructions, each group and each id, in percent."""
+    """The report as text: one line for prompts, instructions, each group and each instruction id, in percent."""
     lines = [
         f"{result['prompts']} prompts, {result['instructions']} instructions, version {result['version']}; "
         f"{result['missing']} prompts without a response (they fail), {result['unused']} responses not used",
@@ -233,5 +235,5 @@ def table(result: Mapping[str, Any]) -> str:
     for name, count in counts.items():
         add(name, count, strict["ids"][name], loose["ids"][name])
         if name == _SPAN and "span_as_asked" in result:
-            add("  by the words asked for (fixed)", count, *(result["span_as_asked"][mode] for mode in MODES))
+            add("  by the span asked for (fixed)", count, *(result["span_as_asked"][mode] for mode in MODES))
     return "\n".join(lines)

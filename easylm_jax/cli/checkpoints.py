@@ -15,36 +15,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     def action(name: str, text: str, example: str) -> argparse.ArgumentParser:
-        made = actions.add_parser(name, help=text, description=text, epilog=f"example: easylm checkpoints {example}")
-        made.add_argument("--json", metavar="FILE", help="also write the result as JSON to FILE")
-        return made
+        added = actions.add_parser(name, help=text, description=text, epilog=f"example: easylm checkpoints {example}")
+        added.add_argument("--json", metavar="FILE", help="also write the result as JSON to FILE")
+        return added
 
     stage = "runs/quickstart/pretrain"
     listing = action("list", "list a stage's checkpoints", f"list {stage}")
     listing.add_argument("folder", help="a stage's folder")
-    checking = action("verify", "compare every file with its checksum", f"verify {stage}")
-    checking.add_argument("folder", help="a stage's folder or one step's")
+    checking = action("verify", "compare all files with their checksums", f"verify {stage}")
+    checking.add_argument("folder", help="a stage's folder or a step folder")
     text = "average the parameters of several checkpoints"
     soup = action("average", text, f"average {stage} runs/b/pretrain --out soup")
     soup.add_argument("folders", nargs="+", help="step folders, or stages' folders (their latest step)")
-    soup.add_argument("--out", required=True, help="the folder to make")
-    text = "delete old checkpoints; named ones and history stay"
+    soup.add_argument("--out", required=True, help="the folder to create")
+    text = "delete old checkpoints; named ones and the history are kept"
     pruning = action("prune", text, f"prune {stage} --latest 2 --dry-run")
     pruning.add_argument("folder", help="a stage's folder")
     pruning.add_argument("--latest", type=int, default=2, help="how many of the newest to keep (default 2)")
     pruning.add_argument("--every", type=int, help="also keep steps divisible by this")
-    pruning.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
+    pruning.add_argument("--dry-run", action="store_true", help="print what would be deleted, delete nothing")
     differing = action(
         "diff",
         "compare two checkpoints bit for bit; exit status 1 when they differ",
         f"diff {stage} runs/b/pretrain --json diff.json",
     )
     differing.add_argument("a", help="a step folder or a stage's folder (its latest step)")
-    differing.add_argument("b", help="the other")
+    differing.add_argument("b", help="the step folder or stage's folder to compare with")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs one action. Exit status: 0; 1 when `diff` finds a difference or `verify` a fault."""
+    """`easylm checkpoints`: runs one action. Exit status 1 if `diff` finds a difference or `verify` a fault, else 0."""
     status, result, lines = _ACTIONS[args.action](args)
     print("\n".join(lines))
     if args.json:
@@ -70,7 +70,7 @@ def _verify(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
     from easylm_jax.checkpoint.tools import verify
 
     found = verify(args.folder)
-    lines = [f"{folder}: {'; '.join(faults) if faults else 'whole'}" for folder, faults in found.items()]
+    lines = [f"{folder}: {'; '.join(faults) if faults else 'intact'}" for folder, faults in found.items()]
     return int(any(found.values())), {"whole": not any(found.values()), "faults": found}, lines
 
 

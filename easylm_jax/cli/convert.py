@@ -1,4 +1,4 @@
-"""`easylm convert`: a Hugging Face folder to a checkpoint, or a checkpoint to a Hugging Face folder."""
+"""`easylm convert`: converts a Hugging Face folder to a checkpoint, or a checkpoint to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def add_arguments(parser: Parser) -> None:
         metavar="FROM",
         help="a Hugging Face folder or hub name (hf:OWNER/MODEL), or a stage or checkpoint folder",
     )
-    parser.add_argument("target", metavar="TO", help="the folder to write, in the other form")
-    parser.add_argument("--model", metavar="NAME", help="a preset's name, where the checkpoint does not say its model")
+    parser.add_argument("target", metavar="TO", help="the folder to write, in the other format")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], help="of the weights written (default: as they are)"
+        "--model", metavar="NAME", help="name of a preset, if the checkpoint has no model configuration"
     )
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="copy the tokenizer's files from here to a Hugging Face folder"
+        "--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights (default: unchanged)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what TO holds")
+    parser.add_argument("--tokenizer", metavar="DIR", help="copy the tokenizer files in DIR to the Hugging Face folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the content of TO")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """`easylm convert FROM TO`: which way follows from what FROM is."""
+    """`easylm convert FROM TO`: the direction depends on whether FROM is a checkpoint."""
     from easylm_jax.checkpoint.convert import from_hf, to_hf
     from easylm_jax.checkpoint.load import is_checkpoint
     from models.errors import UserError
@@ -43,7 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
         )
     else:
         if arguments.tokenizer:
-            raise UserError("--tokenizer goes with a checkpoint as FROM; a checkpoint as TO holds no tokenizer")
+            raise UserError("--tokenizer needs a checkpoint as FROM, since checkpoints hold no tokenizer; leave it out")
         from_hf(source, target, dtype=arguments.dtype, overwrite=arguments.overwrite)
     print(f"wrote {target}")
     return 0

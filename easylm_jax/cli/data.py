@@ -1,4 +1,4 @@
-"""`easylm data build|inspect|stats|tokenizer`. Nothing heavy is imported before a subcommand runs."""
+"""`easylm data build|inspect|stats|tokenizer`. Heavy modules are imported only when a subcommand runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from easylm_jax.config import Train
+    from easylm_jax.config.data import DataSpec, Source
 
 _EXAMPLES = {
     "build": "easylm data build a.jsonl --kind chat --template tulu --tokenizer sp:t.model --length 2048 --out cache",
@@ -19,79 +23,92 @@ _EXAMPLES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the subcommands of `easylm data` to its parser."""
+    """The arguments of `easylm data` and its subcommands."""
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     helps = {
-        "build": "make a packed cache from sources or a specification, or all those of a recipe (RECIPE.py)",
-        "inspect": "print packed rows as text, with the trained tokens marked",
-        "stats": "print what a cache holds",
+        "build": "build a packed cache from sources or a specification, or all caches of a recipe (RECIPE.py)",
+        "inspect": "print packed rows as text, with the tokens that are trained on marked",
+        "stats": "print the statistics of a cache",
         "tokenizer": "train a SentencePiece vocabulary on the sources",
     }
-    made = {}
+    parsers = {}
     for name, text in helps.items():
-        made[name] = commands.add_parser(name, help=text, epilog=f"example: {_EXAMPLES[name]}")
-        made[name].set_defaults(run=globals()[name])
-    _add_build(made["build"])
-    inspecting = made["inspect"]
+        parsers[name] = commands.add_parser(name, help=text, epilog=f"example: {_EXAMPLES[name]}")
+        parsers[name].set_defaults(run=globals()[name])
+    _add_build(parsers["build"])
+    inspecting = parsers["inspect"]
     inspecting.add_argument("cache", help="a cache folder")
-    inspecting.add_argument("--rows", type=int, default=3, help="how many rows (3)")
-    inspecting.add_argument("--start", type=int, default=0, help="the first row (0)")
-    inspecting.add_argument("--tokenizer", help="where the vocabulary is now, if it moved since the build")
+    inspecting.add_argument("--rows", type=int, default=3, help="number of rows (default: 3)")
+    inspecting.add_argument("--start", type=int, default=0, help="first row (default: 0)")
+    inspecting.add_argument("--tokenizer", help="the tokenizer, if it was moved since the build")
     inspecting.add_argument("--ids", action="store_true", help="print the token ids too")
-    made["stats"].add_argument("cache", help="a cache folder")
-    made["stats"].add_argument("--verify", action="store_true", help="compare all files with their checksums")
-    training = made["tokenizer"]
+    parsers["stats"].add_argument("cache", help="a cache folder")
+    parsers["stats"].add_argument("--verify", action="store_true", help="compare all files with their checksums")
+    training = parsers["tokenizer"]
     _add_sources(training)
-    training.add_argument("--vocab", type=int, required=True, help="number of pieces, 256 bytes included")
+    training.add_argument("--vocab", type=int, required=True, help="number of pieces, including 256 bytes")
     training.add_argument("--symbols", default="", help="control tokens to add, comma-separated")
     training.add_argument("--out", required=True, help="folder for tokenizer.model")
-    for command in made.values():
+    for command in parsers.values():
         command.add_argument("--json", metavar="FILE", help="write the result as JSON")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME, seqio:NAME")
-    parser.add_argument("--fields", help="columns of the turns, as user=question,assistant=answer")
+    parser.add_argument("--fields", help="columns of the turns, such as user=question,assistant=answer")
     parser.add_argument("--format", choices=("hh",), help="chosen and rejected are Human/Assistant transcripts")
-    parser.add_argument("--text-field", default="text", help="column of plain text (text)")
-    parser.add_argument("--text-unit", default="file", choices=("file", "line", "paragraph"), help="document in .txt")
-    parser.add_argument("--skip", type=int, default=0, help="leave out the first records of each source")
-    parser.add_argument("--limit", type=int, help="read at most this many records of each source")
+    parser.add_argument("--text-field", default="text", help="column of plain text (default: text)")
+    parser.add_argument(
+        "--text-unit",
+        default="file",
+        choices=("file", "line", "paragraph"),
+        help="what one document is in a .txt file (default: file)",
+    )
+    parser.add_argument("--skip", metavar="N", type=int, default=0, help="skip the first N records of each source")
+    parser.add_argument("--limit", metavar="N", type=int, help="read at most N records of each source")
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     _add_sources(parser)
-    parser.add_argument("--spec", metavar="FILE", help="a DataSpec as JSON, in place of sources and options")
-    parser.add_argument("--out", help="folder that holds caches, each named by its key (a recipe: its runs folder)")
+    parser.add_argument("--spec", metavar="FILE", help="a DataSpec as JSON, instead of sources and options")
+    parser.add_argument("--out", help="folder for caches, each named by its key (with a recipe: the runs folder)")
     parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
     parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
-    parser.add_argument("--length", type=int, help="tokens in a row")
+    parser.add_argument("--length", type=int, help="tokens per row")
     parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts"))
     parser.add_argument(
         "--template", help="tulu, olmo, tulu25, llama3, llama31, qwen, qwen_math, chatml, think, r1 or plain"
     )
     parser.add_argument(
-        "--packing", choices=("concat", "best_fit", "none"), help="concat (text), best_fit (chat, pairs)"
+        "--packing",
+        choices=("concat", "best_fit", "none"),
+        help="default: concat for text, best_fit for chats and pairs",
     )
-    parser.add_argument("--overlong", choices=("truncate", "drop", "error"), help="truncate (prompts: drop)")
-    parser.add_argument("--max-side-length", type=int, help="tokens of one side of a pair (half of --length)")
-    parser.add_argument("--max-pairs-per-row", type=int, help="bound on the pairs in a row")
-    parser.add_argument("--keep", help="columns that go with each prompt, comma-separated (all)")
+    parser.add_argument("--overlong", choices=("truncate", "drop", "error"), help="default: truncate; drop for prompts")
+    parser.add_argument(
+        "--max-side-length", type=int, help="maximum tokens of one side of a pair (default: half of --length)"
+    )
+    parser.add_argument("--max-pairs-per-row", type=int, help="maximum number of pairs in a row")
+    parser.add_argument("--keep", help="columns to keep with each prompt, comma-separated (default: all)")
     parser.add_argument("--train-on", default="assistant", choices=("assistant", "last_assistant", "all"))
-    parser.add_argument("--no-document-mask", action="store_true", help="let documents of a row see each other")
-    parser.add_argument("--repetition-filter", action="store_true", help="leave out text that repeats a short unit")
-    parser.add_argument("--temperature", type=float, help="of the mixture: rates are sizes to the power 1/T")
-    parser.add_argument("--skip-bad", action="store_true", help="count bad records instead of stopping at the first")
-    parser.add_argument("--seed", type=int, default=42, help="of resampling (42)")
+    parser.add_argument("--no-document-mask", action="store_true", help="let documents in a row attend to each other")
+    parser.add_argument("--repetition-filter", action="store_true", help="drop text that repeats a short unit")
+    parser.add_argument(
+        "--temperature", type=float, help="temperature T of the mixture: rates are sizes to the power 1/T"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="skip and count bad records instead of stopping at the first"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="seed of resampling (default: 42)")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the subcommand that was parsed; the exit status is 0 or an exception was raised."""
+    """`easylm data`: runs the chosen subcommand; returns exit status 0, errors are raised."""
     arguments.run(arguments)
     return 0
 
 
-def _sources(arguments: argparse.Namespace) -> tuple:
+def _sources(arguments: argparse.Namespace) -> tuple[Source, ...]:
     from easylm_jax.config.data import Source
     from models.errors import UserError
 
@@ -109,15 +126,15 @@ def _sources(arguments: argparse.Namespace) -> tuple:
         try:
             rates = [float(text) for text in weights.split(",")]
         except ValueError:
-            raise UserError(f"data: --weights {weights!r} must be numbers with commas between") from None
+            raise UserError(f"data: --weights {weights!r} must be numbers separated by commas") from None
         if len(rates) != len(arguments.sources):
-            raise UserError(f"data: {len(rates)} weights for {len(arguments.sources)} sources")
+            raise UserError(f"data: {len(rates)} weights for {len(arguments.sources)} sources; give one per source")
     common = {"fields": fields, "text_field": arguments.text_field, "text_unit": arguments.text_unit}
     common |= {"skip": arguments.skip, "limit": arguments.limit, "format": arguments.format}
     return tuple(Source(path, rate, **common) for path, rate in zip(arguments.sources, rates, strict=True))
 
 
-def _spec(arguments: argparse.Namespace):
+def _spec(arguments: argparse.Namespace) -> DataSpec:
     from easylm_jax.config.data import DataSpec
     from models.errors import UserError
 
@@ -152,32 +169,32 @@ def _spec(arguments: argparse.Namespace):
 
 
 class ProgressLine:
-    """Documents or rows done and how many a second: one living line on a terminal, else a line every ten seconds."""
+    """Prints the documents or rows done and per second: one live line on a terminal, else a line every ten seconds."""
 
     def __init__(self, stream: Any = None):
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.phase, self.began = "", time.monotonic()
-        self.seen = self.shown = self.began
+        self.called_at = self.printed_at = self.began
 
     def __call__(self, done: int, total: int | None, phase: str) -> None:
         now = time.monotonic()
         if phase != self.phase:
-            self.phase, self.began = phase, self.seen  # its first report tells of work since the report before
-        self.seen = now
+            self.phase, self.began = phase, self.called_at  # its first call reports work since the previous call
+        self.called_at = now
         finished = total is not None and done >= total
-        if not finished and now - self.shown < (0.2 if self.live else 10.0):
+        if not finished and now - self.printed_at < (0.2 if self.live else 10.0):
             return
-        self.shown = now
+        self.printed_at = now
         rate = done / max(now - self.began, 1e-6)
         unit = "rows" if phase == "write" else "documents"
-        text = f"{phase}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f} a second"
+        text = f"{phase}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f} per second"
         end = "\n" if finished or not self.live else ""
         print(f"\r\x1b[K{text}" if self.live else text, end=end, file=self.stream, flush=True)
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """`easylm data build`: make the cache (or find it made) and print where it is and what it holds."""
+    """`easylm data build`: builds the cache, unless it exists, and prints its folder and statistics."""
     from easylm_jax.data.build import build_cache
     from easylm_jax.data.inspection import summary
     from models.errors import UserError
@@ -186,14 +203,14 @@ def build(arguments: argparse.Namespace) -> None:
         _build_recipe(arguments)
         return
     if arguments.out is None:
-        raise UserError("data: build needs --out, the folder to keep caches in")
+        raise UserError("data: build needs --out, the folder for caches")
     cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
     print(summary(cache))
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
 
 
 def _build_recipe(arguments: argparse.Namespace) -> None:
-    """The caches that the stages of a recipe will read, and the vocabularies and files that those are made from."""
+    """Builds the caches that the stages of a recipe read, and the tokenizers and files that these are built from."""
     from easylm_jax.config.load import load_recipe
     from easylm_jax.data.build import stage_cache
     from easylm_jax.data.inspection import summary
@@ -201,25 +218,26 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
     from models.errors import UserError
 
     if len(arguments.sources) > 1 or arguments.spec:
-        raise UserError("data: build takes one recipe by itself; its stages say what the sources are")
+        raise UserError("data: build takes one recipe without other sources; its stages name them")
     experiment = Experiment(load_recipe(arguments.sources[0]), Path(arguments.out or "runs"))
-    made: dict[str, Any] = {}
-    for stage in experiment.in_order():
-        if not stage.trains:
-            experiment.run(stage)
+    caches: dict[str, Any] = {}
+    for any_stage in experiment.in_order():
+        if not any_stage.trains:
+            experiment.run(any_stage)
             continue
+        stage = cast("Train", any_stage)
         specs = {stage.name: stage.data}
         if stage.validation is not None:
             specs[f"{stage.name} validation"] = stage.validation.data
         for name, spec in specs.items():
             cache = stage_cache(experiment, spec)
             print(f"── {name} ──\n{summary(cache)}")
-            made[name] = {"folder": str(cache.folder), **cache.manifest}
-    _write_json(arguments.json, made)
+            caches[name] = {"folder": str(cache.folder), **cache.manifest}
+    _write_json(arguments.json, caches)
 
 
 def stats(arguments: argparse.Namespace) -> None:
-    """`easylm data stats`: what the manifest says, checked against the files with --verify."""
+    """`easylm data stats`: prints the manifest; with --verify also compares all files with their checksums."""
     from easylm_jax.data.cache import open_cache
     from easylm_jax.data.inspection import summary
 
@@ -233,7 +251,7 @@ def stats(arguments: argparse.Namespace) -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """`easylm data inspect`: rows as text; trained tokens stand in green on a terminal, else in ⟦ ⟧."""
+    """`easylm data inspect`: prints rows as text; tokens that are trained on are green on a terminal, else in ⟦ ⟧."""
     from easylm_jax.data.cache import open_cache
     from easylm_jax.data.inspection import describe_row, heading
     from easylm_jax.data.tokenizer import load_tokenizer
@@ -258,7 +276,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def tokenizer(arguments: argparse.Namespace) -> None:
-    """`easylm data tokenizer`: train a SentencePiece vocabulary on all text of the sources."""
+    """`easylm data tokenizer`: trains a SentencePiece vocabulary on all text of the sources."""
     from easylm_jax.data.sentencepiece_model import train_sentencepiece
     from easylm_jax.data.texts import source_texts
     from easylm_jax.data.tokenizer import load_tokenizer

@@ -1,4 +1,4 @@
-"""`easylm eval MODEL --task NAME`: a trained model on named benchmarks, without a recipe."""
+"""`easylm eval MODEL --task NAME`: evaluates a trained model on named benchmarks, without a recipe."""
 
 from __future__ import annotations
 
@@ -21,42 +21,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--task", metavar="NAME[=FILE]", action="append", required=True,
-        help="a benchmark (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench), with FILE for its prompts; "
-        "may be given several times",
+        help="a benchmark such as gsm8k or ifbench (an unknown name lists them all), optionally with its prompts in "
+        "FILE; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--template", metavar="NAME", help="chat template (default: what the stage was trained with)")
+    parser.add_argument(
+        "--template", metavar="NAME", help="chat template (default: the one the stage was trained with)"
+    )
     parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
-    parser.add_argument("--limit", metavar="N", type=int, help="the first N prompts of each task alone")
-    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="longest answer (default: the benchmark's)")
+    parser.add_argument("--limit", metavar="N", type=int, help="use only the first N prompts of each task")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, help="maximum response length (default: the benchmark's)"
+    )
     parser.add_argument(
         "--longest-prompt", metavar="N", type=int,
-        help="leave out prompts of more than N tokens, for a model whose context is short (default: an error)",
+        help="skip prompts of more than N tokens, for a model with a short context (default: an error)",
     )  # fmt: skip
-    parser.add_argument("--temperature", metavar="T", type=float, help="of the sampling (default: the benchmark's)")
-    parser.add_argument("--samples", metavar="N", type=int, help="answers to each prompt (default: the benchmark's)")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end an answer at this text, too")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default: 0)")
-    parser.add_argument("--out", metavar="DIR", default="runs", help="where results are kept (default: runs)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, help="sampling temperature (default: the benchmark's)"
+    )
+    parser.add_argument("--samples", metavar="N", type=int, help="responses per prompt (default: the benchmark's)")
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="also end a response at this text; may be repeated"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="sampling seed (default: 0)")
+    parser.add_argument("--out", metavar="DIR", default="runs", help="folder for results (default: runs)")
     parser.add_argument("--json", metavar="FILE", help="also write the table to FILE")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """`easylm eval`: prints the table; an evaluation that was stopped goes on where it was."""
+    """`easylm eval`: evaluates and prints the table; an interrupted evaluation is resumed."""
     from easylm_jax import report
     from easylm_jax.checkpoint import load
     from easylm_jax.config import Compute, Entry, Evaluate, Recipe, fields
     from easylm_jax.experiment import Experiment
 
-    init, meta, vocabulary = load.find(arguments.model)
+    init, meta, known_tokenizer = load.resolve_model(arguments.model)
     trained = meta.get("config") or {}
-    tokenizer = arguments.tokenizer or vocabulary
+    tokenizer = arguments.tokenizer or known_tokenizer
     template = arguments.template or (trained.get("data") or {}).get("template")
     if not tokenizer:
-        raise UserError(f"{arguments.model} does not say its tokenizer; give it with --tokenizer")
+        raise UserError(f"the tokenizer of {arguments.model} is not known; give it with --tokenizer")
     if not template:
-        raise UserError(f"{arguments.model} does not say its chat template; give it with --template, such as tulu")
+        raise UserError(f"the chat template of {arguments.model} is not known; give it with --template, such as tulu")
     tasks = tuple(_task(text, tokenizer, template, arguments) for text in arguments.task)
-    dtype = (trained.get("compute") or {}).get("dtype") or _usual_type()
+    dtype = (trained.get("compute") or {}).get("dtype") or _default_dtype()
     stage = Evaluate(
         "table", title=f"{arguments.model} on {', '.join(task.name for task in tasks)}", seed=arguments.seed,
         tasks=tasks, entries=(Entry(Path(arguments.model).name or arguments.model, (init,)),),
@@ -66,13 +74,13 @@ def main(arguments: argparse.Namespace) -> int:
     experiment.run(stage)
     print(report.tables.text(report.collect(experiment.root)))
     table = experiment.root / "table.json"
-    print(f"\n{table}; answers: {experiment.folder(stage.name) / 'samples.jsonl'}")
+    print(f"\n{table}; responses: {experiment.folder(stage.name) / 'samples.jsonl'}")
     if arguments.json:
         _copy(table, Path(arguments.json))
     return 0
 
 
-def _usual_type() -> str:
+def _default_dtype() -> str:
     import jax
 
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -80,13 +88,14 @@ def _usual_type() -> str:
 
 def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespace) -> Task:
     from easylm_jax.evaluate.tasks import TASKS, asked
+    from easylm_jax.runtime.functions import resolve
 
     name, _, path = text.partition("=")
     if name not in TASKS:
-        raise UserError(f"no task {name!r}; there are {', '.join(TASKS)}")
+        raise UserError(f"no task {name!r}; choose one of {', '.join(TASKS)}")
     if path and not Path(path).is_file():
-        raise UserError(f"no file {path} with the prompts of {name}")
-    task = TASKS[name](tokenizer, template, path or None)
+        raise UserError(f"no file {path}; give a file with the prompts of {name}")
+    task = resolve(TASKS[name])(tokenizer, template, path or None)
     sampling: dict[str, Any] = {"stop_strings": (*task.sampling.stop_strings, *arguments.stop)}
     if arguments.max_new_tokens is not None:
         sampling["max_new_tokens"] = arguments.max_new_tokens
@@ -94,10 +103,10 @@ def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespac
         sampling["temperature"] = arguments.temperature
     if arguments.longest_prompt is not None:
         task = dataclasses.replace(task, data=dataclasses.replace(task.data, sequence_length=arguments.longest_prompt))
-    if arguments.limit is not None:  # shares of all instructions are of the whole set
+    if arguments.limit is not None:  # metrics per instruction need the whole set
         task = dataclasses.replace(task, also=tuple(one for one in task.also if "'count'" not in one[1]))
-    own = {"limit": arguments.limit} | ({} if arguments.samples is None else {"samples": arguments.samples})
-    return dataclasses.replace(asked(task, **sampling), **own)
+    changed = {"limit": arguments.limit} | ({} if arguments.samples is None else {"samples": arguments.samples})
+    return dataclasses.replace(asked(task, **sampling), **changed)
 
 
 def _copy(table: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""`easylm generate MODEL [PROMPT ...]`: what a trained model answers. Only parameters are restored."""
+"""`easylm generate MODEL [PROMPT ...]`: generates responses with a trained model. Restores only parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 Messages = list[dict[str, str]]
-MOST_NEW_TOKENS = 256  # where --max-new-tokens is left out and the context has room
+DEFAULT_MAX_NEW_TOKENS = 256  # without --max-new-tokens, if the context is long enough
 SLOTS = 64
 COLUMNS = ("messages", "prompt", "text")
 
@@ -31,28 +31,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", metavar="MODEL", help="a stage's or checkpoint's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)"
     )
     parser.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help="left out: from --file, or a prompt a line from standard input"
+        "prompts", metavar="PROMPT", nargs="*", help="default: from --file, or one prompt per line from standard input"
     )
-    parser.add_argument("--file", metavar="JSONL", help=f"prompts, one a line, in a column {', '.join(COLUMNS)}")
+    parser.add_argument(
+        "--file", metavar="JSONL", help=f"JSON lines with a prompt in one of the columns {', '.join(COLUMNS)}"
+    )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--template", metavar="NAME", help="chat template (default: what the stage was trained with)")
-    how.add_argument("--raw", action="store_true", help="continue the text as it is, without a template")
+    how.add_argument("--template", metavar="NAME", help="chat template (default: the one the stage was trained with)")
+    how.add_argument("--raw", action="store_true", help="continue the plain text, without a chat template")
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=int,
-        help=f"longest answer (default: {MOST_NEW_TOKENS}, or what the context has room for)",
+        help=f"maximum response length (default: {DEFAULT_MAX_NEW_TOKENS}, or what fits into the context)",
     )  # fmt: skip
-    parser.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0 is greedy (default: 1)")
-    parser.add_argument("--top-k", metavar="K", type=int, help="draw from the K likeliest tokens")
-    parser.add_argument("--top-p", metavar="P", type=float, help="draw from the likeliest tokens that hold this share")
-    parser.add_argument("--samples", metavar="N", type=int, default=1, help="answers to each prompt (default: 1)")
-    parser.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end an answer at this text, too")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=1.0, help="sampling temperature; 0 is greedy (default: 1)"
+    )
+    parser.add_argument("--top-k", metavar="K", type=int, help="sample from the K most likely tokens")
+    parser.add_argument(
+        "--top-p", metavar="P", type=float, help="sample from the most likely tokens with total probability P"
+    )
+    parser.add_argument("--samples", metavar="N", type=int, default=1, help="responses per prompt (default: 1)")
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="also end a response at this text; may be repeated"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="sampling seed (default: 0)")
     parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
-    parser.add_argument("--json", metavar="FILE", help="also write the answers as JSONL to FILE")
+    parser.add_argument("--json", metavar="FILE", help="also write the responses as JSONL to FILE")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """`easylm generate`: answers to standard output, what it took to standard error."""
+    """`easylm generate`: prints responses to standard output, and tokens and seconds to standard error."""
     from easylm_jax.checkpoint.load import load
     from easylm_jax.data import templates
 
@@ -60,29 +68,29 @@ def main(arguments: argparse.Namespace) -> int:
     source = load(arguments.model, tokenizer=arguments.tokenizer)
     template = None if arguments.raw else arguments.template or source.template
     prompts = [encode(source, conversation, template, i) for i, conversation in enumerate(conversations, start=1)]
-    most = _room(source, prompts, arguments.max_new_tokens)
+    max_new_tokens = _max_new_tokens(source, prompts, arguments.max_new_tokens)
     began = time.perf_counter()
     done = complete(
-        source, prompts, end_ids=templates.end_tokens(template, source.tokenizer), max_new_tokens=most,
+        source, prompts, end_ids=templates.end_tokens(template, source.tokenizer), max_new_tokens=max_new_tokens,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, samples=arguments.samples,
         stop_strings=arguments.stop, seed=arguments.seed,
     )  # fmt: skip
     seconds = time.perf_counter() - began
-    answers = list(_answers(source.tokenizer, conversations, prompts, done, arguments.samples, template is not None))
-    for answer in answers:
-        if len(answers) > 1:
-            print(f"> {_shown(answer['prompt'])}")
-        print(answer["response"] + ("\n" if len(answers) > 1 else ""))
+    records = list(_records(source.tokenizer, conversations, prompts, done, arguments.samples, template is not None))
+    for record in records:
+        if len(records) > 1:
+            print(f"> {_one_line(record['prompt'])}")
+        print(record["response"] + ("\n" if len(records) > 1 else ""))
     tokens = int(done.lengths.sum())
     speed = f"{tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s, compiling included)"
-    print(f"{len(answers)} answer{'s' if len(answers) > 1 else ''}, {speed}", file=sys.stderr)
+    print(f"{len(records)} response{'s' if len(records) > 1 else ''}, {speed}", file=sys.stderr)
     if arguments.json:
-        _write(Path(arguments.json), answers)
+        _write(Path(arguments.json), records)
     return 0
 
 
 def _conversations(arguments: argparse.Namespace) -> list[Messages]:
-    """The prompts asked for; a plain text is one user turn."""
+    """The prompts as conversations; a plain text is one user turn."""
     if arguments.prompts and arguments.file:
         raise UserError("prompts are given both as arguments and with --file; give one of the two")
     if arguments.file:
@@ -91,7 +99,7 @@ def _conversations(arguments: argparse.Namespace) -> list[Messages]:
         found = [_turn(text) for text in arguments.prompts]
     else:
         if sys.stdin.isatty():
-            print("one prompt a line; Ctrl-D ends", file=sys.stderr)
+            print("enter one prompt per line; Ctrl-D ends", file=sys.stderr)
         found = [_turn(line.rstrip("\n")) for line in sys.stdin if line.strip()]
     if not found:
         raise UserError(
@@ -118,19 +126,19 @@ def _from_file(path: Path) -> list[Messages]:
 
 
 def _record(text: str, where: str) -> Messages:
-    """The conversation of one line; an answer at its end is left off."""
+    """The conversation of one line, without the response at its end."""
     try:
         record = json.loads(text)
     except ValueError as error:
         raise UserError(f"{where}, is not JSON: {error}") from None
     column = next((name for name in COLUMNS if isinstance(record, dict) and record.get(name)), None)
     if column is None:
-        there = f"; it has {', '.join(record)}" if isinstance(record, dict) and record else ""
-        raise UserError(f"{where}: no prompt in a column {', '.join(COLUMNS)}{there}")
+        columns = f"; it has {', '.join(record)}" if isinstance(record, dict) and record else ""
+        raise UserError(f"{where}: no prompt in a column {', '.join(COLUMNS)}{columns}")
     value = record[column]
     if isinstance(value, str):
         return _turn(value)
-    turns = value if isinstance(value, list) else [None]
+    turns: list[Any] = value if isinstance(value, list) else [None]
     for turn in turns:
         if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("role", "content")):
             raise UserError(f"{where}: {column} must be a text or a list of turns with a role and a content")
@@ -138,20 +146,20 @@ def _record(text: str, where: str) -> Messages:
     if messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages or messages[-1]["role"] != "user":
-        raise UserError(f"{where}: the conversation must end with the user's turn (or the answer to it)")
+        raise UserError(f"{where}: the conversation must end with a user turn (or the response to it)")
     return messages
 
 
 def encode(source: LoadedModel, messages: Messages, template: str | None, number: int = 1) -> list[int]:
-    """Token ids of a prompt: the conversation up to the opening of the answer, or without a template its plain text."""
+    """Token ids of a prompt: the conversation up to the start of the response, or its plain text without a template."""
     from easylm_jax.config import chat_templates
     from easylm_jax.data import templates
 
     if template is not None:
-        known = chat_templates.get_template(template).turns
-        strange = next((turn["role"] for turn in messages if turn["role"] not in known), None)
-        if strange is not None:
-            raise UserError(f"prompt {number} has a turn of {strange!r}; template {template} knows {', '.join(known)}")
+        roles = chat_templates.get_template(template).turns
+        unknown = next((turn["role"] for turn in messages if turn["role"] not in roles), None)
+        if unknown is not None:
+            raise UserError(f"prompt {number} has the role {unknown!r}; template {template} has {', '.join(roles)}")
         return templates.encode_prompt(template, messages, source.tokenizer)
     if len(messages) > 1:
         raise UserError(f"prompt {number} is a conversation; name its chat template with --template")
@@ -159,41 +167,42 @@ def encode(source: LoadedModel, messages: Messages, template: str | None, number
     return start + source.tokenizer.encode(messages[0]["content"])
 
 
-def _room(source: LoadedModel, prompts: Sequence[Sequence[int]], asked: int | None) -> int:
-    """The longest answer: as asked, or what the context has room for."""
+def _max_new_tokens(source: LoadedModel, prompts: Sequence[Sequence[int]], requested: int | None) -> int:
+    """The maximum response length: as requested, by default 256 or what fits into the context."""
     context = source.decoder.config.context
     longest = max(map(len, prompts))
     number = [len(prompt) for prompt in prompts].index(longest) + 1
-    if longest + (asked or 1) > context:
-        wanted = f" and {asked} new ones" if asked else ""
+    if longest + (requested or 1) > context:
+        wanted = f" and {requested} new ones" if requested else ""
         raise UserError(
             f"prompt {number} is too long: its {longest} tokens{wanted} exceed the model's context of {context}; "
-            f"shorten it{' or ask for fewer with --max-new-tokens' if asked and longest < context else ''}"
+            f"shorten it{' or ask for fewer with --max-new-tokens' if requested and longest < context else ''}"
         )
-    return asked if asked is not None else min(MOST_NEW_TOKENS, context - longest)
+    return requested if requested is not None else min(DEFAULT_MAX_NEW_TOKENS, context - longest)
 
 
 def complete(
-    source: LoadedModel, prompts: Sequence[Sequence[int]], *, samples: int = 1, **how: Any
+    source: LoadedModel, prompts: Sequence[Sequence[int]], *, end_ids: Sequence[int], samples: int = 1, **options: Any
 ) -> ScoredCompletions:
-    """`decode.generate` with the model's own vocabulary for stop strings; `how` goes on as it is (`end_ids` are the
-    tokens that end an answer)."""
+    """`decode.generate` with the model's own tokenizer for stop strings. `end_ids` are the tokens that end a response;
+    `options` are passed on."""
     from easylm_jax import decode
 
     done = decode.generate(
-        source.decoder, source.params, prompts, samples=samples, eos_ids=how.pop("end_ids"), slots=SLOTS, scores=True,
+        source.decoder, source.params, prompts, samples=samples, eos_ids=end_ids, slots=SLOTS, scores=True,
         detokenize=functools.partial(source.tokenizer.decode, skip_special=True),
-        mesh=source.mesh if source.mesh.size > 1 else None, **how,
+        mesh=source.mesh if source.mesh.size > 1 else None, **options,
     )  # fmt: skip
     assert isinstance(done, decode.ScoredCompletions)
     return done
 
 
-def _answers(
+def _records(
     tokenizer: Tokenizer, conversations: Sequence[Messages], prompts: Sequence[Sequence[int]],
     done: ScoredCompletions, samples: int, chat: bool,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """One record an answer. `logprob` is the sum of the model's own log-probabilities, at temperature 1, in nats."""
+    """One record per response. `logprob` is the sum of the model's log-probabilities at temperature 1, in nats."""
+    assert done.logprobs_untruncated is not None
     for row, length in enumerate(done.lengths):
         number, sample = divmod(row, samples)
         messages = conversations[number]
@@ -209,19 +218,19 @@ def _answers(
 
 
 def _text(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> str:
-    """The answer's text. What continues a plain text keeps the space that it begins with, which many vocabularies drop
-    at the start of a text."""
+    """The text of a response. It is decoded together with the tokens before it, because many tokenizers drop a space at
+    the start of a text."""
     start, whole = (tokenizer.decode(ids, skip_special=True) for ids in (before, [*before, *tokens]))
     return whole[len(start) :] if whole.startswith(start) else tokenizer.decode(tokens, skip_special=True)
 
 
-def _shown(prompt: str | Messages) -> str:
+def _one_line(prompt: str | Messages) -> str:
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
     return " ".join(text.split())
 
 
-def _write(path: Path, answers: Sequence[Mapping[str, Any]]) -> None:
+def _write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     try:
-        path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers), encoding="utf-8")
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file with --json") from error

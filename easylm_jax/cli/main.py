@@ -1,7 +1,8 @@
-"""The command `easylm`. Nothing heavy is imported before a subcommand runs, so that help comes at once.
+"""The command `easylm`. Heavy modules are imported only when a subcommand runs, so that `--help` is fast.
 
-Exit status: 0 done; 1 a comparison that failed; 2 a mistake in the input, told in one line (with `--debug`, the
-traceback); 75 a hang that the watchdog ended, worth starting again; 130 stopped by Ctrl-C or SIGTERM.
+Exit status: 0 success; 1 a check failed (`diff` differs, a plan does not fit); 2 an error in the input, reported in one
+line (with `--debug` also the traceback); 75 the watchdog ended a hang, restart the run; 130 stopped by Ctrl-C or
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ EXIT_BROKEN_PIPE = 141
 
 @dataclass(frozen=True)
 class Command:
-    """What help says of a subcommand: one line on what it does, and an example that works.
+    """The help of a subcommand: a one-line summary and a working example.
 
-    The code is the module `easylm_jax.cli.<name>` with its `add_arguments(parser)` and `main(arguments)`. With
-    `intermixed`, options may stand between positional arguments.
+    Its code is in the module `easylm_jax.cli.<name>`, with `add_arguments(parser)` and `main(arguments)`. `intermixed`:
+    options may be given between positional arguments.
     """
 
     summary: str
@@ -40,7 +41,7 @@ COMMANDS: dict[str, Command] = {
         intermixed=True,
     ),
     "data": Command(
-        "build, inspect and count packed data caches",
+        "build and inspect packed data caches, train tokenizers",
         "easylm data build runs/quickstart/data/pretrain.jsonl --tokenizer sp:runs/quickstart/tokenizer/tokenizer.model"
         " --length 256 --out runs/cache",
     ),
@@ -49,36 +50,36 @@ COMMANDS: dict[str, Command] = {
         "easylm checkpoints list runs/quickstart/pretrain",
     ),
     "convert": Command(
-        "a Hugging Face folder to a checkpoint, or a checkpoint to a Hugging Face folder",
+        "convert a Hugging Face folder to a checkpoint, or a checkpoint to a Hugging Face folder",
         "easylm convert runs/quickstart/sft exported",
     ),
     "generate": Command(
-        "the responses of a trained model",
-        'easylm generate runs/quickstart/sft "What is 12 + 30?" --temperature 0',
+        "generate responses with a trained model",
+        'easylm generate runs/quickstart/sft "Which is larger, 12 or 30?" --temperature 0',
         intermixed=True,
     ),
     "eval": Command(
-        "a trained model on named benchmarks (gsm8k, math500, amc, aime2024, aime2025, ifeval, ifbench)",
+        "evaluate a trained model on benchmarks such as gsm8k, math500 and ifbench",
         "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",
     ),
     "plan": Command(
-        "whether a recipe fits a TPU pod, and how long it should take; no TPU needed",
+        "compute whether a recipe fits a TPU pod, and its projected step time; needs no TPU",
         "easylm plan recipes/olmo2/sft_1b.py --topology v5p-32",
         intermixed=True,
     ),
     "report": Command(
-        "the tables and figures of a run, on the screen and as one HTML page",
+        "print the tables of a run and write them with figures as one HTML page",
         "easylm report runs/quickstart",
     ),
     "check": Command(
-        "whether responses follow the instructions of their prompts (IFBench, IFEval)",
+        "check whether responses follow the instructions of their prompts (IFBench, IFEval)",
         "easylm check responses.jsonl --prompts IFBench_test.jsonl",
     ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command line and returns its exit status; never raises for what a user can get wrong."""
+    """Runs one command line and returns its exit status; errors in the input are printed, not raised."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [text for text in arguments if text != "--debug"]
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("easylm: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `easylm ... | head`: the interpreter must not complain when it flushes at exit
+    except BrokenPipeError:  # `easylm ... | head`: prevents an error when the interpreter flushes stdout at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except Exception as error:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_user_error(error: Exception) -> bool:
-    errors = sys.modules.get("models.errors")  # where it was never imported, nothing can have raised it
+    errors = sys.modules.get("models.errors")  # if it was never imported, nothing can have raised it
     return isinstance(error, UsageError) or (errors is not None and isinstance(error, errors.UserError))
 
 
@@ -137,7 +138,7 @@ def _version() -> str:
     try:
         return version("easylm_jax")
     except PackageNotFoundError:
-        return "(run from its folder, not installed)"
+        return "(not installed)"
 
 
 def _help() -> str:
@@ -146,7 +147,7 @@ def _help() -> str:
         lines.append(f"  {name:<12} {command.summary}")
     lines += [
         "",
-        "`easylm COMMAND --help` tells more; --debug shows the traceback of an error; --version tells the version.",
+        "`easylm COMMAND --help` shows its options; --debug prints the traceback of an error; --version the version.",
         "",
         f"example: {COMMANDS['run'].example}",
     ]

@@ -1,4 +1,4 @@
-"""The argument parser of every subcommand: one-line errors that suggest the nearest name. Standard library only."""
+"""The argument parser of all subcommands: one-line errors that suggest the closest name. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 
 
 class UsageError(Exception):
-    """A command line that cannot be understood; told like a `models.errors.UserError`, which would import JAX."""
+    """An invalid command line; reported like a `models.errors.UserError`, without importing `models`."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UsageError` in place of printing the usage and exiting, and suggests the nearest name."""
+    """Raises `UsageError` instead of printing the usage and exiting, and suggests the closest name."""
 
     def __init__(self, *args: Any, **options: Any):
-        # Defaults here, so that the parsers of nested commands have them too. An example is to be copied: no wrapping.
+        # Set here, so that the parsers of nested commands get the defaults too. Raw: examples must not be wrapped.
         defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(*args, **{**defaults, **options})
 
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"no {what} {str(value)!r}{nearest(str(value), names)} (see {self.prog} --help)")
 
     def parse(self, arguments: Sequence[str], *, intermixed: bool = False) -> argparse.Namespace:
-        """All of `arguments`; what is left over raises `UsageError` with the nearest option."""
+        """Parses `arguments`; raises `UsageError` for an unknown argument, with the closest option."""
         parse = self.parse_known_intermixed_args if intermixed else self.parse_known_args
         parsed, extra = parse(arguments)
         if extra:
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def _options(self, arguments: Sequence[str]) -> Iterable[str]:
-        """The options of this command and of those of its subcommands that were named."""
+        """The options of this command and of the subcommands in `arguments`."""
         yield from self._option_string_actions
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or else what is known, or nothing for an option that resembles none."""
+    """`; did you mean 'x'?`, otherwise the known names; nothing for an option that is similar to none."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:

@@ -1,4 +1,4 @@
-"""`easylm plan RECIPE --topology NAME`: does it fit a TPU pod, and how long should it take? No TPU is needed."""
+"""`easylm plan RECIPE --topology NAME`: computes whether a recipe fits a TPU pod, and its step time, without a TPU."""
 
 from __future__ import annotations
 
@@ -11,46 +11,51 @@ from typing import Any
 
 from models.errors import UserError
 
-NOT_FITTING = 1
+EXIT_DOES_NOT_FIT = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm plan`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a Python file that holds `recipe = Recipe(...)`")
     parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.accumulate=2")
-    parser.add_argument("--stage", metavar="STAGE", help="this stage alone (default: all that run on devices)")
+    parser.add_argument("--stage", metavar="STAGE", help="plan only this stage (default: all that run on devices)")
     parser.add_argument(
         "--topology", metavar="NAME", help="such as v5p:4x4x4, v5p-128, v5e:16x16*2 (default: the recipe's pod)"
     )
-    parser.add_argument("--mesh", metavar="TEXT", help="in place of the recipe's, such as fsdp=32,tp=2")
+    parser.add_argument("--mesh", metavar="TEXT", help="the mesh, such as fsdp=32,tp=2 (default: the recipe's)")
     parser.add_argument(
         "--sweep", metavar="AXIS=VALUES", action="append",
-        help="over pods, meshes, remat and batches, such as chips=8..4096x8 or 'remat=attention full'; repeat for more",
+        help="plan several pods, meshes, remat policies or batches, such as chips=8..4096x8 or 'remat=attention full'; "
+        "may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--scaling", choices=("strong", "weak"), default="strong",
-        help="in a sweep over pods of several sizes: keep the batch (strong) or the rows a chip (weak)",
+        help="in a sweep over pods of several sizes, keep the batch (strong) or the rows per chip (weak)",
     )  # fmt: skip
-    parser.add_argument("--write", metavar="FILE", help="put a sweep's table and figure into a Markdown page")
-    parser.add_argument("--json", metavar="FILE", help="also write the plan to FILE")
-    parser.add_argument("--out", metavar="DIR", default="runs", help="where compiled plans are kept (default: runs)")
     parser.add_argument(
-        "--no-suggestion", action="store_true", help="where it does not fit, do not look for what would"
+        "--write", metavar="FILE", help="write the table and the figure of a sweep into the Markdown page FILE"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON to FILE")
+    parser.add_argument(
+        "--out", metavar="DIR", default="runs", help="folder that caches compiled plans (default: runs)"
+    )
+    parser.add_argument(
+        "--no-suggestion", action="store_true", help="if a stage does not fit, do not search for settings that do"
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """`easylm plan`; exit status 1 where something does not fit."""
+    """`easylm plan`: prints the plan; exit status 1 if something does not fit."""
     from easylm_jax.plan import topology as topologies
 
     if arguments.topology is not None:
-        topologies.parse(arguments.topology)  # what is misspelt is told before anything is loaded
+        topologies.parse(arguments.topology)  # reports a wrong name before JAX is imported
     topologies.configure_compiler_env()
     from easylm_jax.config.load import load_recipe
     from easylm_jax.plan import report
 
     if arguments.write and not arguments.sweep:
-        raise UserError("--write is for the page of a sweep; give --sweep too, or --json for a plan")
+        raise UserError("--write needs --sweep; use --json to write a plan")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.mesh is not None:
         recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
@@ -65,24 +70,24 @@ def main(arguments: argparse.Namespace) -> int:
     planner = _planner(arguments)
     rows: list[Any] = []
     for stage in stages:
-        own = planner.plan(stage, recipe, topology, devices)
-        rows += own
-        if arguments.stage is not None and not own:
+        stage_rows = planner.plan(stage, recipe, topology, devices)
+        rows += stage_rows
+        if arguments.stage is not None and not stage_rows:
             raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
-        if own and not all(row.fits for row in own) and not arguments.no_suggestion:
+        if not all(row.fits for row in stage_rows) and not arguments.no_suggestion:
             _suggest(stage, recipe, topology, planner)
     print(report.text(rows, recipe, topology))
-    found = report.as_json(rows, topology)
+    plan = report.as_json(rows, topology)
     if arguments.json:
-        _write(Path(arguments.json), found)
-    return 0 if found["fits"] else NOT_FITTING
+        _write(Path(arguments.json), plan)
+    return 0 if plan["fits"] else EXIT_DOES_NOT_FIT
 
 
 def _planner(arguments: argparse.Namespace) -> Any:
     from easylm_jax.experiment import programs_of
     from easylm_jax.plan.report import Planner
 
-    return Planner(programs_of, Path(arguments.out) / "plans", _say)
+    return Planner(programs_of, Path(arguments.out) / "plans", _log)
 
 
 def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
@@ -94,7 +99,7 @@ def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
     stage = recipe.stage(arguments.stage)
     if not stage.compiles:
         raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
-    topology.devices()  # a compiler that is missing is told once, and not for every point
+    topology.devices()  # reports a missing compiler once instead of for every point
     points = sweep.points(stage, recipe, topology, axes, arguments.scaling)
     sweep.run(points, recipe, _planner(arguments))
     print(f"{scale.title(recipe, points[0], arguments.scaling)}\n\n{report.aligned(sweep.table(points))}")
@@ -105,39 +110,39 @@ def _sweep(recipe: Any, topology: Any, arguments: argparse.Namespace) -> int:
             scale.write(Path(arguments.write), points, recipe, arguments.scaling, _command(arguments))
         except OSError as error:
             raise UserError(f"cannot write {arguments.write}: {error.strerror}; give another with --write") from error
-    return 0 if any(point.fits for point in points) else NOT_FITTING
+    return 0 if any(point.fits for point in points) else EXIT_DOES_NOT_FIT
 
 
 def _command(arguments: argparse.Namespace) -> str:
-    """What was typed, without where things are kept."""
+    """The command line, without the folder for cached plans."""
     words = ["easylm", "plan", arguments.recipe, *arguments.overrides, "--stage", arguments.stage]
     for option in ("topology", "mesh"):
         if getattr(arguments, option):
             words += [f"--{option}", getattr(arguments, option)]
-    for one in arguments.sweep:
-        words += ["--sweep", one]
+    for axis in arguments.sweep:
+        words += ["--sweep", axis]
     return shlex.join([*words, "--scaling", arguments.scaling, "--write", arguments.write])
 
 
 def _suggest(stage: Any, recipe: Any, topology: Any, planner: Any) -> None:
-    from easylm_jax.plan.suggest import nearest
+    from easylm_jax.plan.suggest import suggest_settings
 
-    _say(f"{stage.name}: does not fit; looking for the nearest settings that do")
-    settings = nearest(stage, recipe, topology, planner)
+    _log(f"{stage.name}: does not fit; searching for the closest settings that do")
+    settings = suggest_settings(stage, recipe, topology, planner)
     if settings is None:
-        _say(f"{stage.name}: does not fit {topology.chip.name}, however it is cut and however many chips there are")
+        _log(f"{stage.name}: fits no {topology.chip.name} pod with any of the settings tried")
     else:
-        _say(f"{stage.name}: it does fit with {' '.join(settings)}")
+        _log(f"{stage.name}: fits with {' '.join(settings)}")
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"[plan] {text}", file=sys.stderr, flush=True)
 
 
-def _write(path: Path, found: dict[str, Any]) -> None:
+def _write(path: Path, plan: dict[str, Any]) -> None:
     from easylm_jax.runtime.files import write_json
 
     try:
-        write_json(path, found)
+        write_json(path, plan)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file with --json") from error

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from easylm_jax.cli.parser import Parser, UsageError, nearest
+from easylm_jax.cli.parser import Parser, UsageError
 
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `easylm run`."""
     parser.add_argument("recipe", metavar="RECIPE", help="a Python file that holds `recipe = Recipe(...)`")
     parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.lr=1e-5")
-    parser.add_argument("--only", metavar="STAGE", help="run this stage alone; the stages it needs must be done")
-    parser.add_argument("--out", metavar="DIR", default="runs", help="where runs are kept (default: runs)")
+    parser.add_argument("--only", metavar="STAGE", help="run only this stage; the stages it needs must be done")
+    parser.add_argument("--out", metavar="DIR", default="runs", help="folder for runs (default: runs)")
     parser.add_argument(
-        "--overwrite", action="store_true", help="start over where a run is already; its checkpoints are set aside"
+        "--overwrite", action="store_true", help="start again if the run exists; its checkpoints are set aside"
     )
-    parser.add_argument("--list", action="store_true", help="print the stages and how far each is, and stop")
-    parser.add_argument("--show-config", action="store_true", help="print the resolved configuration, and stop")
+    parser.add_argument("--list", action="store_true", help="print the stages and their progress, and exit")
+    parser.add_argument("--show-config", action="store_true", help="print the resolved configuration, and exit")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm run RECIPE`: runs or resumes its stages."""
-    recipe = Path(arguments.recipe)
-    if not recipe.is_file():
-        known = [str(path) for path in sorted(Path("recipes").rglob("*.py")) if path.name != "__init__.py"]
-        hint = nearest(str(recipe), known) or "; give the path of a recipe file, such as recipes/quickstart.py"
-        raise UsageError(f"no recipe at {recipe}{hint}")
+    from easylm_jax.config.load import find_recipe
+
+    find_recipe(arguments.recipe)  # a misspelt one is told before anything heavy is imported
     for text in arguments.overrides:
         if "=" not in text:
             raise UsageError(f"{text!r} is not FIELD=VALUE; write for example sft.lr=1e-5")
     from easylm_jax import experiment
 
     return experiment.run(
-        str(recipe),
+        arguments.recipe,
         overrides=arguments.overrides,
         only=arguments.only,
         out=arguments.out,

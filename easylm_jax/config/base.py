@@ -1,4 +1,4 @@
-"""What every stage has, and the stages that make no model: data written by a function, a vocabulary."""
+"""The base class of all stages, and the stages that prepare data: `MakeData` and `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Which steps are saved and which stay.
+    """Which steps are saved and which checkpoints are kept.
 
-    Every `every`-th step is saved, in the background. The newest `latest` stay, those divisible by `keep_every`, and
-    the last step of the stage. Every `history`-th step the parameters alone are kept too, in bfloat16. When a step ends
-    while the previous save is still being written, `when_busy` says whether to "wait" or to "skip" that one save.
+    Every `every`-th step is saved in the background. Kept are the newest `latest` checkpoints, those of steps divisible
+    by `keep_every`, and that of the last step. Every `history`-th step the parameters alone are kept too, in bfloat16.
+    If the previous save is still being written when the next is due, `when_busy` says whether to "wait" or to "skip"
+    the next one. A save that takes more than `deadline_seconds` is an error.
     """
 
     every: int = 1
@@ -32,7 +33,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Monitoring:
-    """Where metrics go besides `metrics.jsonl`, how often a heartbeat is printed, and whether hangs are ended."""
+    """Where metrics go besides `metrics.jsonl`, how often progress is printed, and a watchdog for hanging runs."""
 
     tensorboard: bool = False
     wandb: str | None = None
@@ -42,7 +43,7 @@ class Monitoring:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Held-out data, scored with the stage's own objective every `every` steps and at the end."""
+    """Held-out data, evaluated with the stage's objective every `every` steps and at the end."""
 
     data: DataSpec
     every: int | None = None
@@ -50,11 +51,11 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of a recipe. Its name is the name of its folder, and how later stages refer to it.
+    """One step of a recipe. Later stages refer to it by its name, which is also the name of its folder.
 
-    What others ask a kind of stage is answered here, and by the kinds that differ: nobody asks for its class. `family`
-    says which of the project's rooms runs it: "data", "train", "rl", "synthesize" or "evaluate". `trains`: whether it
-    leaves a model; `generates`: whether a model generates on the recipe's `decode_mesh`.
+    Properties describe a stage to the runner, the planner and the report, so that these need no check of its class.
+    `family` names the package that runs it: "data", "train", "rl", "synthesize" or "evaluate". `trains`: whether it
+    produces a model. `generates`: whether a model generates responses on the recipe's `decode_mesh`.
     """
 
     family: ClassVar[str] = "data"
@@ -66,54 +67,54 @@ class Stage:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Names of the stages that must be done before."""
+        """Names of the stages that must be done first."""
         return ()
 
     @property
     def function_arguments(self) -> tuple[object, ...]:
-        """What a function of the recipe's that it calls is given; such values may name data sets."""
+        """Arguments of the function that the stage calls; some may be names of data sets."""
         return ()
 
     @property
     def compiles(self) -> bool:
-        """Whether it runs programs on devices, so that it can be planned."""
+        """Whether the stage compiles programs for devices, which can be planned ahead of time."""
         return self.family != "data"
 
     @property
     def models(self) -> dict[str, str | None]:
-        """The models that it runs besides the one that it trains, by role; None for a role that nobody has."""
+        """The models that the stage runs besides the one that it trains, by role; None where a role is not used."""
         return {}
 
     @property
     def rows_per_update(self) -> int:
-        """Rows that are split over the mesh at once."""
+        """Rows that are sharded over the mesh at once."""
         return self.responses_per_step
 
     @property
     def responses_per_step(self) -> int:
-        """Responses that are generated in one step; 0 where none are."""
+        """Responses generated in one step; 0 for stages that generate none."""
         return 0
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one step: of its batch, or of the longest prompts and responses of a rollout."""
+        """Tokens of one step: of its batch, or of a rollout whose prompts and responses all have maximal length."""
         return 0
 
     @property
     def work(self) -> str:
-        """The size of what one step goes through, in words."""
+        """The size of one step as text, for plans."""
         return ""
 
-    # Fields that change how a stage runs but not what comes out: they may differ when a run goes on.
+    # Fields that change how a stage runs but not its result. They may change when a run is resumed.
     NOT_HASHED = ("checkpoints", "monitoring", "examples")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MakeData(Stage):
-    """Writes JSONL files with a function of the recipe's: `"module:name"`, called as `function(seed, **arguments)`.
+    """Writes JSONL files with a function of the recipe: `"module:name"`, called as `function(seed, **arguments)`.
 
-    It returns `{file name: records}`. Sources of later stages read them as `Source("stage:<name>/<file name>")`.
-    `arguments` are pairs of a name and a plain value; a dict of them will do.
+    The function returns `{file name: records}`. Later stages read the files as `Source("stage:<name>/<file name>")`.
+    `arguments` are pairs of a name and a plain value, or a dict.
     """
 
     function: str
@@ -126,11 +127,11 @@ class MakeData(Stage):
 
     @property
     def function_arguments(self) -> tuple[object, ...]:
-        """The arguments, the function's own defaults among them where it can be imported."""
+        """The values of all arguments, with the function's defaults where it can be imported."""
         given = dict(self.arguments)
         try:
             parameters = inspect.signature(load_function(self.function)).parameters
-        except UserError:  # running the stage tells what is wrong with it
+        except UserError:  # reported when the stage runs
             return tuple(given.values())
         defaults = {name: one.default for name, one in parameters.items() if one.default is not one.empty}
         return tuple({**defaults, **given}.values())
@@ -138,9 +139,9 @@ class MakeData(Stage):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer(Stage):
-    """Trains a SentencePiece vocabulary on documents and conversations.
+    """Trains a SentencePiece tokenizer on documents and conversations.
 
-    Data of later stages name it as `tokenizer="stage:<name>"`. `symbols` are control tokens that never come from text.
+    Later stages use it as `tokenizer="stage:<name>"`. `symbols` are control tokens, which text is never encoded to.
     """
 
     sources: tuple[Source, ...]
@@ -153,17 +154,17 @@ class Tokenizer(Stage):
 
 
 def stages_of(sources: tuple[Source, ...]) -> list[str]:
-    """Stages whose files these sources read."""
+    """Names of the stages whose files these sources read."""
     return [s.path.removeprefix("stage:").partition("/")[0] for s in sources if s.path.startswith("stage:")]
 
 
 def stages_of_data(data: Iterable[DataSpec]) -> list[str]:
-    """Stages whose files or vocabulary these data read."""
+    """Names of the stages whose files or tokenizer these data sets use."""
     data = list(data)
     stages = [d.tokenizer.removeprefix("stage:") for d in data if d.tokenizer.startswith("stage:")]
     return stages + [name for d in data for name in stages_of(d.sources)]
 
 
 def models_of(*names: str | None) -> list[str]:
-    """Those of the models named that are stages of the recipe."""
+    """Those of `names` that are stages of the recipe and not `hf:` or `run:` models."""
     return [name for name in names if name is not None and not name.startswith(("hf:", "run:"))]

@@ -1,4 +1,4 @@
-"""The chat templates by name: how the turns of a conversation become text. Plain data, without JAX."""
+"""Chat templates by name: how the turns of a conversation are rendered as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Messages = Sequence[Mapping[str, str]]
 class Token:
     """A single vocabulary entry inside a template: "bos", "eos" or the literal name of a token.
 
-    `otherwise` is used where the tokenizer lacks `name` (OLMo's vocabulary has one token for both ends).
+    `otherwise` is used where the tokenizer lacks `name` (OLMo's vocabulary has one token for start and end of text).
     """
 
     name: str
@@ -28,12 +28,13 @@ _IM_START, _IM_END = Token("<|im_start|>"), Token("<|im_end|>")
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """`start` opens the text, `turns[role]` are the pieces of a turn, `generation` opens an answer to be sampled.
+    """A chat template.
 
+    `start` begins the text, `turns[role]` are the pieces of a turn, `generation` begins a response to be sampled.
     `separator_at_end=False` leaves out what follows the end token of an assistant turn that is the last message.
-    `strip` strips white space off contents. `default_system` is put in front of conversations without a system turn.
-    `thinks` says that answers begin with their reasoning: `generation` opens it with <think>, so an answer that is the
-    last message goes on from there, and earlier ones keep only what follows their </think>.
+    `strip` strips white space from contents. `default_system` is the system turn of conversations without one.
+    `thinks`: responses begin with reasoning, which `generation` opens with <think>. A response that is the last
+    message continues from there; earlier ones keep only the text after their </think>.
     """
 
     turns: Mapping[str, tuple[str | Token, ...]]
@@ -100,7 +101,7 @@ TEMPLATES: dict[str, Template] = {
     # Tülu 2 and 2.5 (arXiv 2406.09279): BOS in front, contents stripped.
     "tulu25": dataclasses.replace(_TULU, start=(BOS,), strip=True),
     "llama3": _LLAMA3,
-    # Llama 3.1 instruct: its system turn has two dates, with a text of one's own or without.
+    # Llama 3.1 instruct: its system turn has two dates, with or without further text.
     "llama31": dataclasses.replace(
         _LLAMA3,
         turns={**_LLAMA3.turns, "system": (_START, "system", _END, f"\n\n{_LLAMA31_DATES}\n\n", CONTENT, _EOT)},
@@ -115,9 +116,9 @@ TEMPLATES: dict[str, Template] = {
     "qwen_math": dataclasses.replace(
         _CHATML, default_system="Please reason step by step, and put your final answer within \\boxed{}."
     ),
-    # Base models that learn to reason, for IF-RLVR (spec ifbench §6.3): a preamble, and <think> opens the answer.
+    # Base models that learn to reason, for IF-RLVR (spec ifbench §6.3): a preamble; <think> begins the response.
     "think": _THINK,
-    # The same with the preamble of R1, which names the two who speak (spec spurious_rewards §5).
+    # The same with a preamble like that of DeepSeek-R1, which names both speakers (spec spurious_rewards §5).
     "r1": dataclasses.replace(
         _THINK,
         start=(
@@ -127,7 +128,7 @@ TEMPLATES: dict[str, Template] = {
             "</answer>.\n\n",
         ),
     ),
-    # prompt and completion joined as they are: BOS + prompt + completion + EOS.
+    # Prompt and completion concatenated: BOS + prompt + completion + EOS.
     "plain": Template(
         turns={"user": (CONTENT,), "assistant": (CONTENT, EOS)}, generation=(), start=(Token("bos", otherwise="eos"),)
     ),
@@ -135,7 +136,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def get_template(name: str) -> Template:
-    """The template called `name`; UserError lists the names there are."""
+    """The template called `name`; `UserError` with the known names when there is none."""
     if name not in TEMPLATES:
         raise UserError(f"data: unknown template {name!r}; use one of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]

@@ -1,4 +1,4 @@
-"""What a data set is: `Source` (one file, folder or named set) and `DataSpec` (a mixture made into rows)."""
+"""Data sets: `Source` (one file, folder or named set) and `DataSpec` (a mixture of sources, packed into rows)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FIELDS = {
     "preference": ("system", "prompt", "chosen", "rejected", "margin"),
     "prompts": (*ROLES, "prompt", "chosen", "rejected"),
 }
-# Not part of a cache's key while at their defaults: caches from before these fields stay valid. `streaming` changes
-# how records travel and never what they are, so it is left out always.
+# Left out of a cache's key at their defaults, so that caches made before these fields existed stay valid. `streaming`
+# changes how records are downloaded but not the records, so the key never includes it.
 ADDED_LATER = {
     "source": ("format", "data_files", "data_dir"),
     "spec": ("max_side_length", "max_pairs_per_row", "keep"),
@@ -45,15 +45,15 @@ class Source:
 
     `weight`: its share of the rows drawn (relative to the other weights); None = natural size. Give it to all sources
     of a mixture or to none. `skip` and `limit` count records in reading order, so `Source(p, limit=100)` and
-    `Source(p, skip=100)` never share one. After that `count` (records) or `fraction` (of the records; 2.5 = two full
-    passes and a random half) resamples, seeded by `DataSpec.seed`: two names, so 1.0 can never be read as one record.
+    `Source(p, skip=100)` share no record. After that `count` (records) or `fraction` (of the records; 2.5 = two full
+    passes and a random half) resamples, seeded by `DataSpec.seed`. Two names avoid the ambiguity of 1 and 1.0.
 
     Columns: `text_field` for kind "text"; for kind "chat" `fields`, a mapping from role to column in the order of the
     turns (`{"user": "question", "assistant": "answer"}`), else `messages_field`, else prompt and completion columns.
     Kind "preference" reads the columns chosen, rejected, prompt and margin, or those that `fields` names for them;
     kind "prompts" reads `fields` or the first of several usual columns (see `preference` and `prompts`).
     `format="hh"`: chosen and rejected are transcripts, "\\n\\nHuman: …\\n\\nAssistant: …", as in hh-rlhf.
-    `text_unit`: what one document of a .txt file is: the whole file, a line, or a paragraph (parted by empty lines).
+    `text_unit`: one document of a .txt file: the whole file, a line, or a paragraph (separated by empty lines).
 
     For `hf:` sets `subset` is the configuration, `data_dir` and `data_files` choose files of the repository or folder,
     and `streaming` reads records as they arrive instead of downloading the whole set first. `module` is imported
@@ -108,6 +108,13 @@ class Source:
             object.__setattr__(self, "fields", pairs)  # hashable, like the rest of a frozen dataclass
 
     @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """`fields` as (role, column), in order; empty where they are not set."""
+        if self.fields is None:
+            return ()
+        return tuple(self.fields.items()) if isinstance(self.fields, Mapping) else self.fields
+
+    @property
     def named(self) -> bool:
         """True for a set known by name (`hf:`, `tfds:`, `seqio:`) rather than by a path on disk."""
         return self.path.startswith(NAMED_PREFIXES)
@@ -115,25 +122,25 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """All that decides the bytes of a packed cache.
+    """A data set as a packed cache of rows. Its fields decide every byte of the cache.
 
     `tokenizer`: `sp:/path.model` or `hf:folder`, `hf:tokenizer.json`, `hf:hub/name`. `sequence_length` S is the number
     of input tokens in a row. `packing`: "concat" joins documents with EOS and cuts windows of S (the last token of a
-    window is the first of the next, so every token is a target once); "best_fit" packs whole documents by best-fit
+    window is the first of the next, so that every token is a target once); "best_fit" packs whole documents by best-fit
     decreasing; "none" puts one document in a row. `document_mask=False` lets tokens attend across the documents of a
-    row, as OLMo 2's pre-training does. `overlong` says what happens to a document above S tokens where documents stay
-    whole. `train_on` chooses the turns that carry loss (kinds "chat" and "preference").
+    row, as OLMo 2's pre-training does. `overlong` says what happens to a document above S tokens where documents are
+    not split. `train_on` selects the turns with loss weight 1 (kinds "chat" and "preference").
 
-    Kind "preference": a pair's two sides stand in one row (see `preference`); a side is held to `max_side_length`
-    tokens (S // 2), a row to `max_pairs_per_row` pairs (chosen from the data when None). Kind "prompts": one prompt of
-    at most S tokens in a row (see `prompts`), longer ones are dropped; `keep` names the columns whose values go with
-    each prompt (None = all). Left at None, `packing` is "best_fit" for preference, "none" for prompts, else "concat",
-    and `overlong` is "drop" for prompts, else "truncate".
+    Kind "preference": the two sides of a pair share a row (see `preference`). A side has at most `max_side_length`
+    tokens (default S // 2), a row at most `max_pairs_per_row` pairs (None: chosen from the data). Kind "prompts": one
+    prompt of at most S tokens in a row (see `prompts`), longer ones are dropped; `keep` names the columns whose values
+    are kept with each prompt (None = all). Left at None, `packing` is "best_fit" for preference, "none" for prompts,
+    else "concat", and `overlong` is "drop" for prompts, else "truncate".
 
     `repetition_filter`: the n-gram filter of OLMo 2 (see `filters`): drops whole documents, or zeroes the loss of a
     window under "concat". `temperature` T samples sources at rates proportional to rows^(1/T), or to weight^(1/T)
-    where weights are given. `compat="tulu25"` trains what the Tülu 2.5 code also trained: the newline after the EOS of
-    a turn and headers with no untrained turn before them. `on_bad="skip"` counts bad records instead of stopping.
+    where weights are given. `compat="tulu25"` also trains what the Tülu 2.5 code trained: the newline after the EOS of
+    a turn, and headers with no untrained turn before them. `on_bad="skip"` counts bad records instead of stopping.
     """
 
     sources: tuple[Source, ...]
@@ -187,7 +194,7 @@ class DataSpec:
     def _check_kind(self) -> None:
         self._check_options()
         for source in self.sources:
-            strange = [name for name, _ in source.fields or () if name not in FIELDS[self.kind]]
+            strange = [name for name, _ in source.columns if name not in FIELDS[self.kind]]
             if strange:
                 allowed = ", ".join(FIELDS[self.kind])
                 raise UserError(
@@ -205,12 +212,10 @@ class DataSpec:
             raise UserError(f"data: kind {self.kind!r} needs a template, for example 'tulu'")
         get_template(self.template)
         if self.add_bos:
-            raise UserError(
-                f"data: add_bos is for kind 'text'; with kind {self.kind!r} the template says where BOS stands"
-            )
+            raise UserError(f"data: add_bos is for kind 'text'; with kind {self.kind!r} the template places BOS")
 
     def _check_options(self) -> None:
-        """Options that belong to one kind, and what a kind cannot do."""
+        """Checks options that only one kind of data has."""
         owners = {"max_side_length": "preference", "max_pairs_per_row": "preference", "keep": "prompts"}
         for name, kind in owners.items():
             if getattr(self, name) is not None and self.kind != kind:
@@ -243,16 +248,16 @@ class DataSpec:
 
     @property
     def side_limit(self) -> int:
-        """Most tokens that one side of a pair may have."""
+        """The most tokens of one side of a pair."""
         return self.max_side_length or self.sequence_length // 2
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `from_dict` is the way back."""
+        """Plain JSON values; the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
-        """Build a spec from JSON values. Raises UserError for an unknown or missing field."""
+        """A spec from JSON values; `UserError` for an unknown or missing field."""
         sources = values.get("sources", ())
         sources = tuple(source if isinstance(source, Source) else _construct(Source, source) for source in sources)
         return _construct(cls, {**values, "sources": sources})

@@ -1,4 +1,4 @@
-"""Judging models on held-out prompts: tasks, the rows of a table, and the stage that fills it in."""
+"""Evaluation of models on held-out prompts: tasks, the rows of a table, and the stage that computes it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Held-out prompts and the verifier (an expression) that judges answers to them.
+    """Held-out prompts and the verifier (a reward expression) that scores responses to them.
 
-    `limit` takes the first so many prompts. `also` names further columns, each an expression over the same answers.
-    With `samples`, a prompt's score is the mean over its answers, and pass@samples (the best of them) stands beside;
-    `best_of`, a reward model, picks one of them.
+    `limit` uses only the first prompts. `also` are further columns, as (name, expression over the same responses).
+    With `samples` > 1, the score of a prompt is the mean over its responses, and pass@samples (the best of them) is
+    another column; `best_of`, a reward model, selects one of them instead.
     """
 
     name: str
@@ -34,7 +34,10 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row of a table: a method, the stages (or `hf:`, `run:` models) that are its seeds, and what it starts from."""
+    """A row of a table: a method, its runs (stages, or `hf:` and `run:` models; one for each seed), and its baseline.
+
+    `over` is the method of another row, which this one is compared with.
+    """
 
     method: str
     stages: tuple[str, ...]
@@ -43,7 +46,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A number of a paper's table, in the paper's unit, for the report to print beside ours."""
+    """A published number in the paper's unit, which the report prints beside ours. `source` cites the paper."""
 
     method: str
     column: str
@@ -53,11 +56,11 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Judges models on held-out prompts and leaves the table: `table.json` in its folder and in the recipe's.
+    """Evaluates models on held-out prompts and writes `table.json` in its own folder and in the recipe's.
 
-    With `reference`, the divergence of every model from it is measured too, on sampled answers to the first task.
-    `average` names the tasks whose mean is a row's score, such as those that are columns of the paper's table; the
-    others stand beside. Left out, it is the mean of all.
+    With `reference`, the KL divergence of every model from it is measured too, on responses sampled to `kl_prompts`
+    prompts of the first task. `average` names the tasks whose mean is the score of a row, such as the columns of the
+    paper's table; by default, all tasks.
     """
 
     family: ClassVar[str] = "evaluate"
@@ -70,7 +73,7 @@ class Evaluate(Stage):
     kl_prompts: int = 256
     published: tuple[Published, ...] = ()
     compute: Compute = Compute()
-    average: tuple[str, ...] = fields.later(())
+    average: tuple[str, ...] = fields.added_later(())
 
     def __post_init__(self):
         fields.check_types(self, self.name)

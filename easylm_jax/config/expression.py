@@ -1,4 +1,4 @@
-"""Reward expressions: verifiers put together with weights, sums, gates and caps, in Python's own syntax.
+"""Reward expressions: verifiers combined by weights, sums, gates and caps, in Python syntax.
 
     "gsm8k"                                 one verifier
     "10 * math"                             its weight
@@ -6,11 +6,11 @@
     "math if r1_format else 0"              one score where another is above 0
     "min(1, gsm8k + 0.5 * r1_format)"       a cap
     "math + overlong(2048, 512)"            options of a verifier
-    "10 * 'my.module:check'"                a function of one's own; alone, it needs no quotes
+    "10 * 'my.module:check'"                a function of the user; alone, it needs no quotes
     "ifeval + 1 if model > 7 else ifeval"   `model` is the reward model's score, `judge` the judge model's
 
-An expression is read once and its verifiers are looked up then, so that a misspelt one is told before any work. It
-is evaluated by walking the tree; nothing in it is ever run as Python.
+An expression is parsed once, and its verifiers are looked up then, so that a misspelt name is an error before any work.
+It is evaluated by walking the syntax tree; it is never executed as Python.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 
 from models.errors import UserError
 
-MODEL, JUDGE = "model", "judge"  # scores that come from models and not from a verifier
+MODEL, JUDGE = "model", "judge"  # scores of models; all other names are verifiers
 _FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "abs": abs}
 _ARITHMETIC: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -31,20 +31,20 @@ _COMPARISONS: dict[type, Callable[[float, float], bool]] = {
     ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
-_OWN = re.compile(r"\s*[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function, perhaps with options behind it
+_OWN = re.compile(r"\s*[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function, with or without options
 _LONGEST = 2000
 
 
 class Expression:
-    """A reward expression.
+    """A parsed reward expression.
 
     Attributes:
-        text: as it was written.
-        calls: the verifiers that it needs, each once, as text for `registry.verifier` (options among it).
-        uses_model, uses_judge: whether a reward model's or a judge's score stands in it.
+        text: the source text.
+        calls: the verifiers that it needs, each once, as text for `registry.verifier` with their options.
+        uses_model, uses_judge: whether it contains the score of a reward model or of a judge.
 
     Raises:
-        UserError: the text is no expression of this kind.
+        UserError: the text is not a valid reward expression.
     """
 
     def __init__(self, text: str):
@@ -64,14 +64,14 @@ class Expression:
         self.uses_model, self.uses_judge = MODEL in names, JUDGE in names
 
     def __call__(self, values: Mapping[str, float]) -> float:
-        """Its value. `values` has a number for each of `calls`, and for "model" and "judge" where they stand in it."""
+        """The value of the expression, given a number for each of `calls`, and for "model" and "judge" if used."""
         return self._value(self._root, values)
 
     def _wrong(self, why: str) -> UserError:
         return UserError(f"reward: {self.text[:200]!r} is no reward expression: {why}")
 
     def _check(self, node: ast.AST, names: set[str]) -> None:
-        """Notes what is needed; what could not be evaluated is an error now."""
+        """Collects the verifiers and models that are used; raises `UserError` for what cannot be evaluated."""
         if isinstance(node, ast.Name) and node.id in (MODEL, JUDGE):
             names.add(node.id)
         elif (called := _call_of(node)) is not None:
@@ -132,7 +132,7 @@ def _is_function(node: ast.AST) -> bool:
 
 
 def _call_of(node: ast.AST) -> str | None:
-    """The text of a node that names a verifier, with its options if it has any; None where it names none."""
+    """The text of a node that is a verifier, with its options; None for any other node."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return repr(node.value) if ":" in node.value else None
     if isinstance(node, ast.Name):
@@ -143,7 +143,7 @@ def _call_of(node: ast.AST) -> str | None:
 
 
 def _parts(node: ast.AST) -> list[ast.AST]:
-    """The nodes whose values make that of `node`, in the order in which `_value` reads them."""
+    """The operands of `node`, in the order in which `_value` uses them."""
     if _call_of(node) is not None or isinstance(node, (ast.Constant, ast.Name)):
         return []
     if isinstance(node, ast.BinOp):
@@ -163,7 +163,7 @@ def parse_call(text: str) -> tuple[str, tuple, dict[str, object]]:
     """The name of one verifier call and its options: `"random(0.5)"` → ("random", (0.5,), {}).
 
     Raises:
-        UserError: the text names no single verifier, or an option is no literal.
+        UserError: the text is not a single verifier, or an option is not a literal.
     """
     expression = Expression(text)
     root = expression._root

@@ -1,7 +1,8 @@
-"""Frozen dataclasses to JSON and back, and single fields changed by text from the command line.
+"""Converts frozen dataclasses to JSON and back, and overrides single fields from text of the command line.
 
-A recipe is made of dataclasses; what was run is saved as JSON; a command line says `sft.optimizer.lr=1e-5`. The type
-annotations are the schema: an unknown field or a value of the wrong type is one line that names what would fit.
+A recipe is made of dataclasses, its settings are saved as JSON, and the command line overrides fields, such as
+`sft.optimizer.lr=1e-5`. Type annotations are the schema: an unknown field or a value of the wrong type is a `UserError`
+that names what would be accepted.
 """
 
 from __future__ import annotations
@@ -9,53 +10,60 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from models.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+_FIELD_TYPES: dict[type, dict[str, Any]] = {}  # reading annotations is slow, so it is done once for each class
 
 
-@functools.cache
-def field_types(cls: type) -> dict[str, Any]:
-    """Annotated type of each field of a dataclass."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+def field_types(cls: type[Any]) -> dict[str, Any]:
+    """The annotated type of each field of a dataclass."""
+    if cls not in _FIELD_TYPES:
+        hints = typing.get_type_hints(cls)
+        _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _FIELD_TYPES[cls]
 
 
-def later(default: Any) -> Any:
-    """A field that a class got after runs of it were saved: at its default it is left out of JSON and of digests.
+def added_later(default: Any) -> Any:
+    """A field that was added after runs had been saved: at its default it is left out of JSON and of digests.
 
-    So settings that do not use it keep the digest that they had, and run folders from before go on.
+    Settings that do not use it therefore keep their digest, and earlier run folders stay valid.
     """
-    return dataclasses.field(default=default, metadata={"later": True})
+    return dataclasses.field(default=default, metadata={"added_later": True})
 
 
-def said(value: Any) -> list[str]:
-    """The fields of a dataclass that stand in its JSON: all but those of `later` at their default."""
+def encoded_fields(value: Any) -> list[str]:
+    """Names of the fields in the JSON of a dataclass: all but fields of `added_later` at their default."""
     return [
         field.name
         for field in dataclasses.fields(value)
-        if not (field.metadata.get("later") and getattr(value, field.name) == field.default)
+        if not (field.metadata.get("added_later") and getattr(value, field.name) == field.default)
     ]
 
 
-def former(value: Any) -> dict[str, Any]:
-    """Fields that a class no longer has, at the one value that they had; digests count them as before."""
+def removed_fields(value: Any) -> dict[str, Any]:
+    """Removed fields of a class with the only value that they ever had; digests still include them."""
     return dict(getattr(type(value), "FORMER_FIELDS", {}))
 
 
 def encode(value: Any) -> Any:
-    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`."""
+    """Plain JSON of dataclasses, tuples, dicts and scalars; a dataclass carries its name under `class`.
+
+    Fields made by `added_later` are left out at their defaults.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            "class": type(value).__name__, **former(value),
-            **{name: encode(getattr(value, name)) for name in said(value)},
+            "class": type(value).__name__, **removed_fields(value),
+            **{name: encode(getattr(value, name)) for name in encoded_fields(value)},
         }  # fmt: skip
     if isinstance(value, dict):
         return {str(key): encode(item) for key, item in value.items()}
@@ -63,11 +71,11 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot stand in a recipe")
+    raise TypeError(f"a {type(value).__name__} cannot be part of a recipe")
 
 
 def decode(cls: type[T], data: dict[str, Any]) -> T:
-    """The dataclass that `encode` wrote. Fields that it no longer has, or that are of another type, are errors."""
+    """The dataclass that `encode` wrote; `UserError` for an unknown field or a class that does not belong there."""
     hints = field_types(cls)
     values = {}
     for name, item in data.items():
@@ -86,7 +94,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 def _decode_value(hint: Any, item: Any, where: str) -> Any:
     if isinstance(item, dict) and "class" in item:
         for option in _options(hint):
-            if dataclasses.is_dataclass(option) and (cls := _called(option, item["class"])):
+            if dataclasses.is_dataclass(option) and (cls := _subclass_named(option, item["class"])):
                 return decode(cls, item)
         raise UserError(f"{where}: a {item['class']} does not belong here")
     if isinstance(item, list):
@@ -97,23 +105,23 @@ def _decode_value(hint: Any, item: Any, where: str) -> Any:
     return item
 
 
-def _called(cls: type, name: str) -> type | None:
-    """The class itself or the one derived from it that has this name: a list of stages holds many kinds."""
+def _subclass_named(cls: Any, name: str) -> Any:
+    """The class, or its subclass, with this name; None if there is none. A tuple of stages holds many classes."""
     if cls.__name__ == name:
         return cls
-    return next(filter(None, (_called(derived, name) for derived in cls.__subclasses__())), None)
+    return next(filter(None, (_subclass_named(derived, name) for derived in cls.__subclasses__())), None)
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that change when anything in `value` does."""
+    """A hash of `value` in twelve hexadecimal digits."""
     text = json.dumps(encode(value), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def override(value: T, path: str, text: str) -> T:
-    """A copy of a dataclass with the field at a dotted path set from text, read as the field's type says.
+    """A copy of a dataclass with the field at a dotted path set from text, which is parsed by the field's type.
 
-    Numbers in the path choose an item of a tuple: `data.sources.0.path`.
+    Numbers in the path index tuples: `data.sources.0.path`. Raises `UserError` for an unknown field or a wrong value.
     """
     name, _, rest = path.partition(".")
     _check_field(type(value), name)
@@ -123,11 +131,11 @@ def override(value: T, path: str, text: str) -> T:
         if changed is None and not dataclasses.is_dataclass(inner):
             raise UserError(f"{path}: {name} is {inner!r} and has no fields of its own")
         return dataclasses.replace(value, **{name: override(inner, rest, text) if changed is None else changed})
-    return dataclasses.replace(value, **{name: _parse(field_types(type(value))[name], text, path)})
+    return dataclasses.replace(value, **{name: parse(field_types(type(value))[name], text, path)})
 
 
 def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
-    """A copy of a tuple of dataclasses with a field of one item set: `sources.0.path=…`."""
+    """A copy of a tuple of dataclasses with one field of one item set: `sources.0.path=…`."""
     index, _, rest = path.partition(".")
     if not (index.isdigit() and int(index) < len(items) and rest and dataclasses.is_dataclass(items[int(index)])):
         raise UserError(f"{where}: write an index below {len(items)} and a field, such as 0.path")
@@ -136,21 +144,21 @@ def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
 
 
 def check_types(value: Any, where: str = "") -> None:
-    """Raises `UserError` for the first field of a dataclass, at any depth, whose value is not what its type says."""
+    """Raises `UserError` for the first field of a dataclass, at any depth, whose value does not fit its type."""
     hints = field_types(type(value))
     for name, hint in hints.items():
         item, path = getattr(value, name), f"{where}.{name}".lstrip(".")
         if not _fits_any(hint, item):
-            raise UserError(f"{path}: {item!r} is not {_spell(hint)}")
+            raise UserError(f"{path}: {item!r} is not {_describe_type(hint)}")
         inner = item if isinstance(item, tuple) else (item,)
         for at, element in enumerate(inner):
             if dataclasses.is_dataclass(element):
-                own = getattr(element, "name", None) if where == "" else None  # a stage is called by its name
+                own = getattr(element, "name", None) if where == "" else None  # a stage is identified by its name
                 check_types(element, own or (path if inner is not item else f"{path}.{at}"))
 
 
 def _fits(option: Any, item: Any) -> bool:
-    """Whether a value is of one alternative of an annotation; a whole number passes for a number."""
+    """Whether a value fits one alternative of an annotation; an int is accepted as a float."""
     origin = typing.get_origin(option)
     if origin is Literal:
         return item in typing.get_args(option)
@@ -168,7 +176,7 @@ def _fits_any(hint: Any, item: Any) -> bool:
 
 
 def unknown_field(cls: type, name: str) -> str:
-    """What to say of a field that a class does not have: the nearest that it has, or all of them."""
+    """The error message for an unknown field: names a similar field, or all of them."""
     known = field_types(cls)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
@@ -180,14 +188,14 @@ def _check_field(cls: type, name: str) -> None:
         raise UserError(unknown_field(cls, name))
 
 
-def _parse(hint: Any, text: str, path: str) -> Any:
-    """Text as the first alternative of `hint` that it fits."""
-    for option in sorted(_options(hint), key=lambda option: option is str):  # text fits str always, so str comes last
+def parse(hint: Any, text: str, path: str) -> Any:
+    """Text parsed as the first alternative of `hint` that it fits."""
+    for option in sorted(_options(hint), key=lambda option: option is str):  # any text fits str, so str comes last
         try:
             return _parse_one(option, text)
         except (ValueError, SyntaxError, OverflowError):
             continue
-    raise UserError(f"{path}: {text!r} is not {_spell(hint)}")
+    raise UserError(f"{path}: {text!r} is not {_describe_type(hint)}")
 
 
 def _parse_one(option: Any, text: str) -> Any:
@@ -218,8 +226,8 @@ def _parse_one(option: Any, text: str) -> Any:
     raise ValueError
 
 
-def _spell(hint: Any) -> str:
-    """A type in words for an error message."""
+def _describe_type(hint: Any) -> str:
+    """A type in words, for error messages."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
 
     def one(option: Any) -> str:

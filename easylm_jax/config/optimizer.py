@@ -1,9 +1,12 @@
-"""The configuration of an optimiser, of its guard against outlying updates, and of LoRA adapters."""
+"""The configuration of an optimiser, of its groups of parameters and its guard, and of LoRA adapters."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
+from easylm_jax.config import fields
 from easylm_jax.config.schedule import read_schedule
 from models.errors import UserError
 
@@ -62,8 +65,50 @@ class SkipStep:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with a learning rate, a weight decay or a clip of their own; the algorithm is the same for all.
+
+    `patterns` name the parameters (`models.trees.match`): `("embed", "head")`, `("norm*.scale",)`. A parameter belongs
+    to one group at most; those in none follow the optimiser's own settings. `lr` is a schedule, warm-up included, and
+    None the optimiser's. `weight_decay` holds for every parameter of the group, embedding tables and norms too; None
+    leaves the optimiser's with its exceptions. `clip` bounds the 2-norm of the group's own gradient, None leaves it as
+    it is; "shared" puts the group under the optimiser's clip, with all others that have none of their own.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    lr: str | float | None = None
+    weight_decay: float | None = None
+    clip: float | Literal["shared"] | None = "shared"
+
+    def __post_init__(self):
+        what = f"optimizer group {self.name!r}"
+        if not (isinstance(self.name, str) and self.name.isidentifier()):
+            raise UserError(f"{what}: a name is one word of letters, digits and underscores, such as 'embeddings'")
+        _check_patterns(f"{what}: patterns", self.patterns)
+        if self.lr is not None:
+            read_schedule(self.lr)
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise UserError(f"{what}: weight_decay {self.weight_decay} must not be negative")
+        if isinstance(self.clip, str) and self.clip != "shared":
+            raise UserError(f"{what}: clip {self.clip!r} must be a number, None for no clipping, or 'shared'")
+        if not isinstance(self.clip, str | None) and not self.clip > 0:
+            raise UserError(f"{what}: clip {self.clip} must be positive, None for no clipping, or 'shared'")
+        if (self.lr, self.weight_decay, self.clip) == (None, None, "shared"):
+            raise UserError(f"{what}: it changes nothing; give it an lr, a weight_decay or a clip")
+
+
+Option = str | int | float | bool | None
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as a recipe describes it. The defaults are OLMo 2's (arXiv 2501.00656, section 3).
+    """An optimiser as a recipe describes it. The defaults are OLMo 2's AdamW (arXiv 2501.00656, section 3).
+
+    `name` is the algorithm, of those in `easylm_jax.train.algorithms.OPTIMIZERS`: adamw, lion, adafactor, muon, sgd.
+    `b1`, `b2`, `eps` and the moments' types are those of an algorithm that has them; the others refuse a value that is
+    not the default. `options` are what one algorithm alone has, such as `{"nesterov": True}` (on the command line
+    `nesterov=true`). `groups` give some parameters a rate, a decay or a clip of their own.
 
     `lr` is a schedule (`easylm_jax.train.schedule`), or a number for a constant rate. `weight_decay` is decoupled and
     multiplied by the rate; it spares embedding tables unless `decay_embeddings` (OLMo 1 and OLMoE decay them), and
@@ -91,9 +136,18 @@ class OptimizerConfig:
     trainable: tuple[str, ...] = ("*",)
     update_norm: bool = False
     offload: bool = False
+    name: str = fields.added_later("adamw")
+    options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = fields.added_later(())
+    groups: tuple[ParameterGroup, ...] = fields.added_later(())
 
     def __post_init__(self):
         read_schedule(self.lr)
+        object.__setattr__(self, "options", _pairs(self.options))
+        object.__setattr__(self, "groups", tuple(self.groups))
+        names = [group.name for group in self.groups]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"optimizer: two groups are called {name!r}")
         if isinstance(self.skip_step, bool):
             object.__setattr__(self, "skip_step", SkipStep() if self.skip_step else None)
         for name in ("b1", "b2"):
@@ -113,5 +167,23 @@ class OptimizerConfig:
         # bfloat16 steps are 0.4-0.8 % of a value: a slower average would round back to where it was and never fall.
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
             raise UserError(f"optimizer: a second moment in bfloat16 cannot follow b2 {self.b2}; use b2 up to 0.99")
-        if isinstance(self.trainable, str) or not self.trainable:
-            raise UserError(f"optimizer: trainable {self.trainable!r} must be a tuple of patterns, such as ('head',)")
+        _check_patterns("optimizer: trainable", self.trainable)
+
+
+def _check_patterns(what: str, patterns: tuple[str, ...]) -> None:
+    if isinstance(patterns, str) or not patterns:
+        raise UserError(f"{what} {patterns!r} must be a tuple of patterns, such as ('head',)")
+
+
+def _pairs(options: Mapping[str, Option] | tuple) -> tuple[tuple[str, Option], ...]:
+    """Options as pairs of a name and a value, from a mapping, from pairs, or from texts such as `nesterov=true`."""
+    pairs = {}
+    for item in options.items() if isinstance(options, Mapping) else options:
+        item = item[0] if isinstance(item, tuple) and len(item) == 1 else item  # as the command line gives it
+        if isinstance(item, str) and "=" in item:
+            name, _, text = item.partition("=")
+            item = (name.strip(), fields.parse(Option, text.strip(), f"optimizer.options.{name.strip()}"))
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
+            raise UserError(f"optimizer: options {options!r} must be names with values, such as {{'nesterov': True}}")
+        pairs[item[0]] = item[1]
+    return tuple(sorted(pairs.items()))

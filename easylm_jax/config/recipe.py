@@ -1,4 +1,4 @@
-"""A recipe: stages, and the devices that they are meant for."""
+"""A recipe: stages, and the layout of the devices that they run on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stages that are run in the order of their needs.
+    """Stages, which run in the order of their needs.
 
-    `mesh` lays out the devices (`runtime/mesh.py`), and `decode_mesh` those that models generate on, such as
-    "fsdp=-1,tp=4"; left out, as `mesh` does (docs/layouts.md). `pod` is the TPU slice that sizes and meshes are meant
-    for, such as "v5p-64", which `easylm plan` compiles for.
+    `mesh` is the layout of the devices (`runtime/mesh.py`), such as "fsdp=-1,tp=4"; `decode_mesh` that for generating
+    responses (default: `mesh`; docs/layouts.md). `pod` is the TPU slice that batch sizes and meshes are chosen for,
+    such as "v5p-64"; `easylm plan` compiles for it.
+    `length` is how long all stages take together, in runs of the probe of `runtime/monitor/duration.py`: a run prints
+    an estimate for this machine at its start.
     """
 
     name: str
@@ -22,11 +24,12 @@ class Recipe:
     mesh: str = "fsdp=-1"
     decode_mesh: str | None = None
     pod: str | None = None
+    length: float | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))
         if not self.name or "/" in self.name:
-            raise UserError(f"recipe name {self.name!r} must be usable as a folder's name")
+            raise UserError(f"recipe name {self.name!r} must be usable as the name of a folder")
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:
@@ -40,7 +43,7 @@ class Recipe:
                     )
 
     def stage(self, name: str) -> Stage:
-        """The stage called `name`."""
+        """The stage called `name`; `UserError` when there is none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage

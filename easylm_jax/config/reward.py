@@ -1,4 +1,4 @@
-"""How responses are drawn and what one is worth: what every stage that writes answers is made of."""
+"""Sampling of responses and their rewards, for every stage that generates responses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn; see `easylm_jax.decode.Engine.generate`. `slots` rows are decoded at once."""
+    """How responses are sampled; see `easylm_jax.decode.Engine.generate`. `slots`: responses decoded concurrently."""
 
     max_new_tokens: int
     temperature: float = 1.0
@@ -23,11 +23,11 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeModel:
-    """A language model that judges responses: it is asked about each, and its reply is read to a score from 0 to 1.
+    """A judge: a language model that is asked about each response and whose reply is parsed to a score from 0 to 1.
 
     `model` is a stage, `hf:<name>` or `run:<folder>`. `template` is one of `config.judge_templates.TEMPLATES`, such
-    as "general-quality_ref"; left out, the record's `dataset` names it. `chat_template` and `tokenizer` are the judge's
-    own, where the model does not say them. `sampling` is greedy unless it has a temperature.
+    as "general-quality_ref"; with None, the `dataset` of a record names it. `chat_template` and `tokenizer` are those
+    of the judge where its checkpoint does not name them. `sampling` is greedy by default.
     """
 
     model: str
@@ -43,16 +43,15 @@ class JudgeModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-    """What a response is worth: gain · score + bias.
+    """The reward of a response: gain · score + bias.
 
-    `model` is a reward model (a stage, `hf:<name>` or `run:<folder>`); alone, its score is the score. `verifier` is an
-    expression of verifiers (`easylm_jax.config.expression`), from `"gsm8k"` to `"10 * math if r1_format else 0"`, in
-    which `model` stands for the reward model's score and `judge` for that of a language model that is asked about each
-    response. A verifier is a name of `easylm_jax.rewards.VERIFIERS` or
-    `"module:function"`, called as `function(response, record)` with the columns of the prompt's record, in one of
-    `workers` processes (left out, as many as there are cores to spare); a call that takes more than `seconds` is ended
-    and gives 0. A response that never ended has `missing_end` in place of its score (−10 for PPO, 0 for GRPO; None
-    leaves its score).
+    `model`: a reward model (a stage, `hf:<name>` or `run:<folder>`). Without `verifier`, its output is the score.
+    `verifier`: a reward expression (`easylm_jax.config.expression`), from `"gsm8k"` to `"10 * math if r1_format else
+    0"`, in which `model` is the reward model's score and `judge` the score of the language model `judge`. A verifier is
+    a name of `easylm_jax.rewards.VERIFIERS` or `"module:function"`, called as `function(response, record)` with the
+    columns of the prompt's record. Verifiers run in `workers` processes (default: as many as there are free cores); a
+    call that takes more than `seconds` is stopped and scores 0.
+    `missing_end` replaces the score of a response without an end token (−10 for PPO, 0 for GRPO; None keeps the score).
     """
 
     model: str | None = None
@@ -72,24 +71,22 @@ class Reward:
         uses_judge = self.verifier is not None and Expression(self.verifier).uses_judge
         if uses_judge != (self.judge is not None):
             raise UserError(
-                f"reward: {self.verifier!r} has a judge's score in it; say which model judges (reward.judge)"
+                f"reward: {self.verifier!r} uses the score of a judge; name its model in reward.judge"
                 if uses_judge
-                else "reward: a judge is given whose score nothing uses; write `judge` into reward.verifier"
+                else "reward: reward.judge is set but its score is not used; write `judge` into reward.verifier"
             )
         if self.verifier is None:
             return
         uses_model = Expression(self.verifier).uses_model
         if uses_model and self.model is None:
-            raise UserError(
-                f"reward: {self.verifier!r} has the score of a reward model in it; say which (reward.model)"
-            )
+            raise UserError(f"reward: {self.verifier!r} uses the score of a reward model; name it in reward.model")
         if self.model is not None and not uses_model:
             raise UserError(
-                f"reward: {self.model} is a reward model whose score {self.verifier!r} does not use; write `model` "
-                "into it, or leave reward.model out (a value model can start from it all the same: value)"
+                f"reward: the score of the reward model {self.model} is not used by {self.verifier!r}; write `model` "
+                "into it, or leave reward.model out (to initialise the value model from it, set value)"
             )
 
     @property
     def models(self) -> tuple[str | None, ...]:
-        """The models that score: a reward model, a judge."""
+        """The reward model and the judge, each None where there is none."""
         return self.model, None if self.judge is None else self.judge.model

@@ -1,4 +1,4 @@
-"""Training on responses that the policy writes: PPO, GRPO, online DPO."""
+"""Reinforcement learning on responses that the policy generates: PPO, GRPO and online DPO."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RL(Train):
-    """Training on responses that the policy itself writes: what PPO, GRPO and online DPO share.
+    """Training on responses that the policy generates: what PPO, GRPO and online DPO have in common.
 
-    `data` are prompts (kind "prompts"), `batch` the prompts of one rollout, `steps` the rollouts. Each prompt is
-    answered `samples` times; the responses are cut into updates of `mini_batch` (left out: all at once), each of
-    `accumulate` micro-batches, and gone through `rollout_epochs` times. `reference` is the model that divergence is
-    measured from (left out, `init`). `logprob_temperature` divides the logits where log-probabilities are trained on;
-    left out, it is the temperature that was sampled at. `sampler_correction` bounds weights that correct for a sampler
-    whose numbers differ from the trainer's (truncated importance sampling; spec tulu3 §5.4); "off" leaves them away
-    where rollouts are asynchronous too, as the released PPO and GRPO of Tülu 3 do. The stage's `validation`
-    are prompts that `check`, a verifier, judges greedy answers to; `keep_samples` responses of a rollout are written
-    to `samples/` now and then.
+    One step is one rollout: `batch` prompts of `data` (kind "prompts"), `samples` responses to each. The responses are
+    split into updates of `mini_batch` responses (default: all of them), each of `accumulate` micro-batches, and used
+    `rollout_epochs` times. `steps` counts rollouts.
 
-    `asynchronous` is how many steps old the policy is that writes: 0 writes, then updates; with 1 the next rollout is
-    written and judged while the updates of this one go on, by the policy from before them (Tülu 3 §6; spec tulu3
-    §5.5), and so on. The correction for the sampler is then on, bounded at 2, unless `sampler_correction` is another
-    bound or "off". With several
-    devices in one process the last `rollout_devices` of them write and the others train; left out, all do both, and
-    nothing overlaps.
+    `reference`: the model that the KL divergence is measured from (default: `init`).
+    `logprob_temperature`: divides the logits in training (default: the sampling temperature).
+    `sampler_correction`: upper bound of importance weights that correct for differences between sampler and trainer
+    (truncated importance sampling; spec tulu3 §5.4). "off" disables them also for asynchronous rollouts, as in the
+    released PPO and GRPO of Tülu 3.
+    `validation`, `check`: held-out prompts, and the verifier that scores greedy responses to them.
+    `keep_samples`: responses of a rollout that are written to `samples/` from time to time.
+    `asynchronous`: how many steps the sampling policy is behind. With 0, sampling and updates alternate; with 1, the
+    next rollout is generated and scored during the updates of the current one, with the parameters from before them
+    (Tülu 3 §6; spec tulu3 §5.5); and so on. Above 0, `sampler_correction` defaults to 2.
+    `rollout_devices`: with several devices in one process, the last so many generate responses and the others train.
+    By default all devices do both in turn, without overlap.
     """
 
     family: ClassVar[str] = "rl"
     generates: ClassVar[bool] = True
-    algorithm: ClassVar[str] = ""  # which rows an update is made of; see `train/rl/advantages.py`
+    algorithm: ClassVar[str] = ""  # how updates are built from a rollout; see `train/rl/advantages.py`
 
     reward: Reward
     sampling: Sampling
@@ -67,7 +67,7 @@ class RL(Train):
             raise UserError(f"stage {self.name}: give init, the policy to start from")
         if self.keep_moments or self.dropout:
             raise UserError(
-                f"stage {self.name}: keep_moments and dropout are for stages that read data; leave them out"
+                f"stage {self.name}: keep_moments and dropout are only for stages that train on data; leave them out"
             )
         if rows % self.update_rows:
             raise UserError(
@@ -77,11 +77,13 @@ class RL(Train):
             if data and data.kind != "prompts":
                 raise UserError(f"stage {self.name}: {what} must be prompts (kind 'prompts'), not {data.kind!r}")
         if self.validation is not None and self.check is None:
-            raise UserError(f"stage {self.name}: validation prompts need check, the verifier of the answers")
+            raise UserError(f"stage {self.name}: validation prompts need check, the verifier of the responses")
         if self.sampling.temperature <= 0:
-            raise UserError(f"stage {self.name}: sampling.temperature must be above 0; greedy answers explore nothing")
+            raise UserError(
+                f"stage {self.name}: sampling.temperature must be above 0; greedy sampling does not explore"
+            )
         if self.asynchronous < 0 or (self.rollout_devices is not None and self.rollout_devices < 1):
-            raise UserError(f"stage {self.name}: asynchronous must not be below 0, rollout_devices not below 1")
+            raise UserError(f"stage {self.name}: asynchronous must be at least 0 and rollout_devices at least 1")
         if isinstance(self.sampler_correction, (int, float)) and not self.sampler_correction > 0:
             raise UserError(
                 f"stage {self.name}: sampler_correction must be above 0 or 'off', not {self.sampler_correction}"
@@ -96,36 +98,36 @@ class RL(Train):
 
     @property
     def value_init(self) -> str | None:
-        """What the value model starts from; None without one."""
+        """The model that the value model is initialised from; None without a value model."""
         return None
 
     def value_objective(self, model: Model) -> Objective:
-        """What the value model minimises, where there is one."""
+        """The loss of the value model."""
         raise NotImplementedError(f"{type(self).__name__} has no value model")
 
     @property
     def value_warmup(self) -> int:
-        """Rollouts at the start that train the value model alone."""
+        """The number of rollouts at the start that train only the value model."""
         return 0
 
     @property
     def recomputes(self) -> bool:
-        """Whether what belongs to a rollout is computed anew for each of its updates."""
+        """Whether log-probabilities, values and advantages are recomputed for each update of a rollout."""
         return False
 
     @property
     def adaptive_kl_target(self) -> float | None:
-        """The divergence in nats a response that the KL coefficient adapts to; None where it is constant."""
+        """The KL divergence (nats per response) that the KL coefficient adapts to; None for a constant one."""
         return None
 
     @property
     def rollout_attempts(self) -> int:
-        """Batches of prompts that one rollout may be generated from."""
+        """The most batches of prompts that one rollout may use."""
         return 1
 
     @property
     def group_rows(self) -> int:
-        """Rows of an update that must stay on one device."""
+        """Consecutive rows of an update that must be on one device."""
         return 1
 
     @property
@@ -147,29 +149,29 @@ class RL(Train):
 
     @property
     def update_rows(self) -> int:
-        """Responses of one update."""
+        """Responses in one update."""
         return self.mini_batch or self.batch * self.samples
 
     @property
     def score_rows(self) -> int:
-        """Responses that go through a model at once where nothing is trained."""
+        """Responses in one forward pass without training, such as for log-probabilities."""
         return self.update_rows // self.accumulate
 
     @property
     def updates(self) -> int:
-        """Updates that one rollout is trained for."""
+        """Updates per rollout."""
         return self.batch * self.samples // self.update_rows * self.rollout_epochs
 
     @property
     def correction(self) -> float | None:
-        """The bound of the weights that correct for the sampler; None without them."""
+        """The upper bound of importance weights for the sampler correction; None without a correction."""
         if self.sampler_correction is None:
             return 2.0 if self.asynchronous else None
         return None if self.sampler_correction == "off" else self.sampler_correction
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by where log-probabilities are trained on."""
+        """The temperature that divides the logits in training."""
         return self.sampling.temperature if self.logprob_temperature is None else self.logprob_temperature
 
     @property
@@ -181,10 +183,12 @@ class RL(Train):
 class PPO(RL):
     """Proximal policy optimisation with a value model (spec tulu25 §4.4, tulu3 §5.2).
 
-    `value` is what the value model starts from: left out, the reward model, or `init` under a fresh scalar head where
-    there is none. `kl` is the price of a nat in the reward, at every token; with `kl_target` (nats a response) it
-    adapts. `value_only` rollouts at the start train the value model alone. `compat="tulu25"` recomputes what belongs to
-    the rollout with the parameters of each mini-batch, as the released code did, so that the ratio is always 1.
+    `value`: the model that the value model is initialised from. Default: the reward model, or, without one, `init` with
+    a freshly initialised scalar head.
+    `kl`: KL coefficient of the penalty in the reward of every token; with `kl_target` (nats per response) it adapts.
+    `value_only`: rollouts at the start that train only the value model.
+    `compat="tulu25"`: recomputes log-probabilities, values and advantages with the parameters of each mini-batch, as
+    the released code did, so that the ratio is always 1.
     """
 
     algorithm: ClassVar[str] = "ppo"
@@ -209,7 +213,7 @@ class PPO(RL):
         if self.kl_target is not None and not self.kl_target > 0:
             raise UserError(f"stage {self.name}: kl_target must be above 0 nats, not {self.kl_target}")
         if self.value_only < 0 or (self.steps is not None and self.value_only >= self.steps):
-            raise UserError(f"stage {self.name}: value_only must leave rollouts of the {self.steps} for the policy")
+            raise UserError(f"stage {self.name}: value_only must be at least 0 and less than steps ({self.steps})")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -252,16 +256,18 @@ class PPO(RL):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(RL):
-    """Group-relative policy optimisation: advantages against a prompt's other answers, no value model (tulu3 §5.3).
+    """Group-relative policy optimisation: advantages relative to the other responses to a prompt (spec tulu3 §5.3).
 
-    `kl` weighs the divergence from the reference in the loss. `clip_low` and `clip_high` may be infinite (no clipping),
-    `dual_clip` bounds the ratio where the advantage is negative. `whiten` "rollout" standardises the advantages once
-    more over all tokens of the rollout, as the code of Spurious Rewards does (spec spurious_rewards §5). `drop_equal`
-    leaves out groups whose rewards are all equal, which teach nothing but would count in the denominator; with
-    `refill`, up to so many more batches of prompts are answered to replace them (DAPO's dynamic sampling).
-    `mask_truncated` leaves out responses that never ended. `aggregation` "bnpo" is the mean over the tokens of a
-    micro-batch, as released GRPO code takes it; `bnpo_rows` is how many responses such a micro-batch has, whatever the
-    devices and `accumulate` are (left out: those that are trained on at once).
+    `kl`: KL coefficient of the divergence from the reference in the loss.
+    `clip_low`, `clip_high`: clipping range of the ratio; infinite values disable clipping. `dual_clip` bounds the ratio
+    where the advantage is negative.
+    `whiten`: "rollout" also standardises the advantages over all tokens of the rollout, as the code of Spurious Rewards
+    does (spec spurious_rewards §5).
+    `drop_equal`: leaves out zero-variance groups, which have no gradient but count in the denominator. `refill`: up to
+    so many further batches of prompts are sampled to replace them (DAPO's dynamic sampling).
+    `mask_truncated`: leaves out responses without an end token.
+    `aggregation`: "bnpo" is the mean over the tokens of a micro-batch, as in released GRPO code; `bnpo_rows` is the
+    number of responses in such a micro-batch, whatever the devices and `accumulate` (default: `score_rows`).
     """
 
     algorithm: ClassVar[str] = "grpo"
@@ -274,7 +280,7 @@ class GRPO(RL):
     dual_clip: float | None = None
     whiten: Literal["none", "rollout"] = "none"
     aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
-    bnpo_rows: int | None = fields.later(None)
+    bnpo_rows: int | None = fields.added_later(None)
     ratio: Literal["token", "sequence"] = "token"
     surrogate: Literal["clip", "cispo"] = "clip"
     drop_equal: bool = False
@@ -284,7 +290,9 @@ class GRPO(RL):
     def __post_init__(self):
         super().__post_init__()
         if self.samples < 2:
-            raise UserError(f"stage {self.name}: samples must be at least 2; one answer has no group to be better than")
+            raise UserError(
+                f"stage {self.name}: samples must be at least 2; an advantage compares responses of a group"
+            )
         if self.bnpo_rows is not None:
             if self.aggregation != "bnpo":
                 raise UserError(f"stage {self.name}: bnpo_rows is for aggregation 'bnpo', not {self.aggregation!r}")
@@ -294,7 +302,7 @@ class GRPO(RL):
                     "that are trained on at once (mini_batch over accumulate)"
                 )
         if self.refill < 0:
-            raise UserError(f"stage {self.name}: refill must not be below 0, but is {self.refill}")
+            raise UserError(f"stage {self.name}: refill must be at least 0, not {self.refill}")
 
     @property
     def rollout_attempts(self) -> int:
@@ -312,10 +320,11 @@ class GRPO(RL):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnlineDPO(RL):
-    """DPO on pairs that the policy writes and the reward orders: a prompt's best answer against its worst.
+    """DPO on pairs of responses that the policy generates: the response of a prompt with the highest reward is chosen,
+    that with the lowest is rejected.
 
-    Prompts whose answers are all worth the same are skipped (spec tulu25 §4.5). `mini_batch` counts answers, two of
-    which make a pair at most.
+    Prompts whose responses all have the same reward are skipped (spec tulu25 §4.5). `mini_batch` counts responses, so
+    that an update has `mini_batch / samples` pairs at most.
     """
 
     algorithm: ClassVar[str] = "online_dpo"
@@ -329,12 +338,12 @@ class OnlineDPO(RL):
     def __post_init__(self):
         super().__post_init__()
         if self.samples < 2:
-            raise UserError(f"stage {self.name}: samples must be at least 2, to have a better and a worse answer")
+            raise UserError(f"stage {self.name}: samples must be at least 2, for a chosen and a rejected response")
         if self.update_rows % self.samples:
-            raise UserError(f"stage {self.name}: mini_batch must hold whole prompts of {self.samples} answers")
+            raise UserError(f"stage {self.name}: mini_batch must be a multiple of samples ({self.samples})")
         if self.sampler_correction not in (None, "off") or self.temperature != 1.0:
             raise UserError(
-                f"stage {self.name}: DPO compares whole answers at temperature 1; set logprob_temperature to 1 and "
+                f"stage {self.name}: DPO compares whole responses at temperature 1; set logprob_temperature to 1 and "
                 "leave sampler_correction out"
             )
 
@@ -344,7 +353,7 @@ class OnlineDPO(RL):
 
     @property
     def correction(self) -> None:
-        """None: a loss of whole answers has no weights of tokens, whoever wrote them."""
+        """None: the loss compares whole responses and has no importance weights of tokens."""
 
     def objective(self, model: Model, *, training: bool) -> Objective:
         from easylm_jax.objectives import preference_optimization

@@ -1,4 +1,4 @@
-"""Stages that write answers for later stages to train on: the best of several, labels by vote."""
+"""Stages that generate data for later stages: best-of-N sampling and labels by majority vote."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate(Stage):
-    """Answers to prompts, for later stages to train on: what best-of-N and votes share.
+    """Generates responses to prompts, for later stages to train on: the base of `BestOfN` and `MajorityVote`.
 
-    `init` is the model that writes, `batch` the prompts that are answered at a time, `limit` how many in all.
+    `init` is the model, `samples` the responses to each prompt, `batch` the prompts at a time, `limit` the number of
+    prompts in all (default: all of them).
     """
 
     family: ClassVar[str] = "synthesize"
@@ -67,12 +68,12 @@ class Generate(Stage):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestOfN(Generate):
-    """Answers every prompt `samples` times and keeps the best: rejection sampling, and pairs of best and worst.
+    """Best-of-N: samples `samples` responses to every prompt and keeps the one with the highest reward.
 
-    It writes `best.jsonl` (conversations, for SFT), `pairs.jsonl` (for DPO or a reward model) and `answers.jsonl`
-    (every answer with its score), which later stages read as `Source("stage:<name>/best.jsonl")`. A prompt gives at
-    most `pairs` pairs: its best answer with its worst, the next best with the next worst, each answer in one pair, as
-    long as they differ in score.
+    Writes `best.jsonl` (conversations for SFT, as in rejection sampling), `pairs.jsonl` (for DPO or a reward model) and
+    `answers.jsonl` (every response with its score). Later stages read them as `Source("stage:<name>/best.jsonl")`. A
+    prompt gives at most `pairs` pairs: the best response with the worst, the second best with the second worst, and so
+    on, as long as their scores differ.
     """
 
     reward: Reward
@@ -91,13 +92,13 @@ _VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MajorityVote(Generate):
-    """Labels prompts with the answer that a model gives most often of `samples` (spec spurious_rewards §4.2).
+    """Labels prompts with the most frequent answer among `samples` responses (spec spurious_rewards §4.2).
 
-    It writes `labelled.jsonl` (every prompt with its pseudo-label in the column `label` and the record's own one in
-    `truth`), `incorrect.jsonl` (those whose pseudo-label is wrong), `votes.jsonl` (all answers, counted), and a file
-    for each of `variants`, which `majority_vote.labelled` lists. `extract` is a function `module:function` from a
-    response to its answer as text, by which votes are counted; `check` is the verifier (an expression) that knows with
-    the record's own label whether a response is right.
+    Writes `labelled.jsonl` (every prompt with its pseudo-label in the column named by `label`, and the label of the
+    record in `truth`), `incorrect.jsonl` (prompts with a wrong pseudo-label), `votes.jsonl` (all answers with counts),
+    and a file for each of `variants`, which `majority_vote.labelled` lists. `extract` is a function "module:function"
+    from a response to its final answer as text, which votes are counted by. `check` is the verifier (an expression)
+    that decides by the label of the record whether a response is correct.
     """
 
     samples: int = 64

@@ -1,14 +1,17 @@
-"""Training on data that is there already: pre-training, fine-tuning, reward models, preferences."""
+"""Training on existing data: pre-training, supervised fine-tuning, reward models and preference optimisation."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from easylm_jax.config import fields
 from easylm_jax.config.base import Checkpoints, Monitoring, Stage, Validation, models_of, stages_of_data
 from easylm_jax.config.data import DataSpec
+from easylm_jax.config.expression import parse_call
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig
+from easylm_jax.runtime.functions import resolve
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
 
@@ -19,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Stage):
-    """Training on data that is there already: what pre-training and fine-tuning share.
+    """Training on existing data: what pre-training, fine-tuning and preference training have in common.
 
-    Exactly one of `model` (a preset's name or a shape: fresh parameters) and `init` (parameters to start from) is
-    given. `init` is a stage of the recipe, `hf:<folder or hub name>`, or `run:<stage folder>`; with `keep_moments` the
-    optimiser's moments come along (OLMo 2's second stage, spec olmo §10.2).
+    Exactly one of `model` (a preset's name or a configuration; freshly initialised) and `init` (a checkpoint) is given.
+    `init` is a stage of the recipe, `hf:<folder or hub name>`, or `run:<stage folder>`; with `keep_moments` the moments
+    of the optimiser are restored too (OLMo 2's second stage, spec olmo §10.2).
 
-    `batch` counts rows of the packed cache for one update, `accumulate` the micro-batches it is cut into. It ends after
-    `steps` or `epochs`, whichever is given, or comes first. `lora` trains an adapter and leaves the parameters as they
-    were. `examples` is how many an epoch has as the data's authors count them: a plan is made without data and tells
-    the stage's length by it.
+    `batch` is the number of rows of the packed cache in one update, `accumulate` the number of micro-batches that it is
+    split into. Training ends after `steps` or `epochs`, whichever comes first. `lora` trains an adapter and keeps the
+    other parameters fixed. `examples` is the number of examples of an epoch as published; plans, which are made without
+    data, derive the number of steps from it.
     """
 
     family: ClassVar[str] = "train"
@@ -56,9 +59,9 @@ class Train(Stage):
     def __post_init__(self):
         fields.check_types(self, self.name)
         if (self.model is None) == (self.init is None):
-            raise UserError(f"stage {self.name}: give either model (fresh parameters) or init (where to start from)")
+            raise UserError(f"stage {self.name}: give either model (fresh parameters) or init (a checkpoint)")
         if self.steps is None and self.epochs is None:
-            raise UserError(f"stage {self.name}: give steps or epochs (or both: it ends with the first)")
+            raise UserError(f"stage {self.name}: give steps or epochs (or both: the first to be reached ends it)")
         if self.keep_moments and self.lora:
             raise UserError(f"stage {self.name}: keep_moments needs the same trained parameters, which lora changes")
         for name in ("batch", "accumulate", "steps", "epochs", "examples"):
@@ -85,61 +88,81 @@ class Train(Stage):
 
     @property
     def optimizers(self) -> dict[str, OptimizerConfig]:
-        """The optimisers by the names of their fields."""
+        """The optimisers, by the names of their fields."""
         return {"optimizer": self.optimizer}
 
     @property
     def reference_source(self) -> Literal["cached", "model"] | None:
-        """Where log-probabilities of the starting model come from, for a loss that compares with it."""
+        """How the loss gets log-probabilities of the reference model; None for losses without one."""
         return None
 
     @property
     def whole_rows(self) -> bool:
-        """Whether every example has a row of its own."""
+        """Whether every row holds exactly one example."""
         return self.data.packing == "none" or (self.data.kind == "prompts" and self.data.packing is None)
 
     def objective(self, model: Model, *, training: bool) -> Objective:
-        """What the stage minimises; `training` is False on held-out data (no dropout)."""
+        """The loss that the stage minimises; `training` is False on held-out data (no dropout, no auxiliary terms)."""
         raise NotImplementedError(f"{type(self).__name__} has no objective")
+
+    def named_objective(self, call: str, model: Model, **settings: object) -> Objective:
+        """The objective that `call` names in `objectives.OBJECTIVES`, given its options and the stage's `settings`."""
+        from easylm_jax.objectives import OBJECTIVES
+
+        try:
+            name, options, named = parse_call(call)
+            build = resolve(OBJECTIVES[name])
+            inspect.signature(build).bind(model, *options, **named, **settings)
+        except KeyError:
+            known = ", ".join(OBJECTIVES)
+            raise UserError(f"stage {self.name}: no objective is called {call!r}; there are {known}") from None
+        except (TypeError, UserError) as error:
+            raise UserError(f"stage {self.name}: loss {call!r}: {error}") from error
+        return build(model, *options, **named, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain(Train):
-    """Next-token prediction on text; also mid-training and annealing."""
+    """Next-token prediction on text; also mid-training and annealing.
+
+    `loss` names the objective, with options where it has some: a name of `easylm_jax.objectives.OBJECTIVES`.
+    """
 
     z_loss: float = 0.0
+    loss: str = fields.added_later("language_modelling")
 
     def objective(self, model: Model, *, training: bool) -> Objective:
-        from easylm_jax.objectives import language_modelling
-
-        return language_modelling(model, z_loss=self.z_loss if training else 0.0, dropout=training and self.dropout > 0)
+        settings = {"z_loss": self.z_loss} if training and self.z_loss else {}
+        return self.named_objective(self.loss, model, dropout=training and self.dropout > 0, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFT(Train):
-    """Supervised fine-tuning on conversations. `reduction` "sequence_sum" is Tülu 3's `sum` (spec tulu3 §2.1)."""
+    """Supervised fine-tuning on conversations. `reduction` "sequence_sum" is Tülu 3's `sum` (spec tulu3 §2.1).
+
+    `loss` is as for `Pretrain`.
+    """
 
     reduction: Literal["token", "sequence_sum"] = "token"
+    loss: str = fields.added_later("language_modelling")
 
     def objective(self, model: Model, *, training: bool) -> Objective:
-        from easylm_jax.objectives import language_modelling
-
-        reduction = self.reduction if training else "token"
-        return language_modelling(model, reduction=reduction, dropout=training and self.dropout > 0)
+        settings = {"reduction": self.reduction} if training and self.reduction != "token" else {}
+        return self.named_objective(self.loss, model, dropout=training and self.dropout > 0, **settings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardModel(Train):
     """A scalar head on a decoder, trained on preference pairs (Bradley-Terry; spec tulu25 §4.2, tulu3 §4).
 
-    Started from a language model, its vocabulary head is dropped and a fresh scalar head put in its place. `head_init`
-    says how that is drawn: "tulu3" with variance 1/(d + 1), "tulu25" with a deviation of 0.02 whatever the width d
-    (spec tulu3 §4, tulu25 §4.2). A model that has a scalar head already keeps its own.
+    The vocabulary head of a language model is replaced by a freshly initialised scalar head; a model with a scalar head
+    keeps it. `head_init` is the initialisation: "tulu3" with variance 1/(d + 1), "tulu25" with standard deviation 0.02
+    for any width d (spec tulu3 §4, tulu25 §4.2). `use_margin` subtracts the margins of the data in the loss.
     """
 
     scalar_head: ClassVar[bool] = True
     use_margin: bool = False
-    head_init: Literal["tulu3", "tulu25"] = fields.later("tulu3")
+    head_init: Literal["tulu3", "tulu25"] = fields.added_later("tulu3")
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,7 +171,7 @@ class RewardModel(Train):
 
     @property
     def head_std(self) -> float | None:  # type: ignore[override]
-        """The deviation that a fresh scalar head is drawn with; None for that of its width."""
+        """Standard deviation of a freshly initialised scalar head; None for that of the model's width."""
         return 0.02 if self.head_init == "tulu25" else None
 
     def objective(self, model: Model, *, training: bool) -> Objective:
@@ -161,8 +184,8 @@ class RewardModel(Train):
 class DPO(Train):
     """Preference optimisation without a reward model; `loss` is one of the kinds of `objectives.preference_loss`.
 
-    `reference` says where the log-probabilities of the starting model come from: "cached" computes them once before
-    training and keeps them beside the data, "model" keeps the starting model on the devices and scores every batch.
+    The reference model is the model before training. `reference`: "cached" computes its log-probabilities once before
+    training and stores them beside the data; "model" keeps it on the devices and computes them for every batch.
     """
 
     loss: Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto"] = "dpo"
@@ -173,7 +196,7 @@ class DPO(Train):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with the starting model."""
+        """Whether the loss needs log-probabilities of the reference model."""
         return self.loss not in ("simpo", "orpo")
 
     @property

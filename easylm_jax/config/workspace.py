@@ -1,7 +1,7 @@
-"""A recipe and the folder that its stages are kept in: names resolved to paths, what is done, settings.
+"""A recipe with its output folder: resolves names of stages to paths, and reads what is done.
 
 runs/<recipe>/<stage>/   config.json  metrics.jsonl  checkpoints/  done.json
-runs/cache/              packed data caches, shared by every run
+runs/cache/              packed data caches, shared by all runs
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from models.errors import UserError
 
 
 class Workspace:
-    """What a stage may ask about the others of its recipe."""
+    """What a stage can ask about the other stages of its recipe: their folders, order, settings and results."""
 
     def __init__(self, recipe: Recipe, out: Path):
         self.recipe, self.out, self.root = recipe, out, out / recipe.name
@@ -29,7 +29,7 @@ class Workspace:
         return self.root / name
 
     def in_order(self) -> list[Stage]:
-        """All stages, each behind those that it needs."""
+        """All stages, each after those that it needs; `UserError` when stages need each other in a circle."""
         ordered: list[Stage] = []
 
         def visit(stage: Stage, above: tuple[str, ...]) -> None:
@@ -45,17 +45,17 @@ class Workspace:
         return ordered
 
     def settings(self, stage: Stage) -> dict[str, Any]:
-        """All that decides what a stage produces: its own fields and, under `needs`, those of the stages before it."""
+        """What decides the result of a stage: its fields and, under `needs`, those of the stages it needs."""
         own = {name: value for name, value in fields.encode(stage).items() if name not in stage.NOT_HASHED}
         return {**own, "needs": {need: self.settings(self.recipe.stage(need)) for need in stage.needs}}
 
     def done(self, stage: Stage) -> dict[str, Any] | None:
-        """What `done.json` says, or None."""
+        """The contents of `done.json`, or None when the stage is not done."""
         path = self.folder(stage.name) / "done.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
     def sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
-        """Sources with `stage:<name>/<file>` replaced by the file that the stage wrote."""
+        """The sources with `stage:<name>/<file>` replaced by the path of that file."""
         return tuple(
             dataclasses.replace(source, path=str(self.root / source.path.removeprefix("stage:")))
             if source.path.startswith("stage:") else source
@@ -63,24 +63,24 @@ class Workspace:
         )  # fmt: skip
 
     def data(self, spec: DataSpec) -> DataSpec:
-        """The spec with what `stage:<name>` names (the tokenizer, files) replaced by what that stage made."""
+        """The spec with `stage:<name>` in its tokenizer and sources replaced by paths."""
         tokenizer = spec.tokenizer
         if tokenizer.startswith("stage:"):
             tokenizer = f"sp:{self.folder(tokenizer.removeprefix('stage:')) / 'tokenizer.model'}"
         return dataclasses.replace(spec, sources=self.sources(spec.sources), tokenizer=tokenizer)
 
     def result(self, name: str) -> Path:
-        """The checkpoint that a finished stage of this recipe leaves to later ones."""
+        """The checkpoint of a finished stage of this recipe; `UserError` when it has none."""
         done = self.done(self.recipe.stage(name))
         if done is None or "checkpoint" not in done:
             raise UserError(f"stage {name} left no checkpoint to start from ({self.folder(name)})")
         return self.folder(name) / done["checkpoint"]
 
     def model(self, name: str) -> str:
-        """The model called `name` as `checkpoint.load` takes it: a stage of the recipe becomes `run:<its checkpoint>`;
-        `hf:<name>` and `run:<folder>` stay as they are.
+        """The model called `name` in the form of `checkpoint.load`: a stage becomes `run:<its checkpoint>`, `hf:<name>`
+        and `run:<folder>` stay unchanged.
 
         Raises:
-            UserError: the stage is not done, or leaves no checkpoint.
+            UserError: the stage is not done, or has no checkpoint.
         """
         return name if name.startswith(("hf:", "run:")) else f"run:{self.result(name)}"

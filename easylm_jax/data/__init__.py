@@ -1,6 +1,6 @@
 """Data: sources → chat template → tokens with loss weights → packed cache on disk → `batch_at(step)`.
 
-A cache is built once from a `DataSpec` and is then all that training reads; see docs/data.md.
+A cache is built once from a `DataSpec`; training reads only the cache. See docs/data.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from easylm_jax.data.sentencepiece_model import train_sentencepiece
     from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 
-_HOMES = {
+_LAZY = {
     "DataSpec": "config.data",
     "Source": "config.data",
     "build_cache": "data.build",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Import a public name on first use, so that `easylm --help` pays for none of them."""
-    if name not in _HOMES:
+    """Imports a public name on first use, so that `easylm --help` stays fast."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"easylm_jax.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"easylm_jax.{_LAZY[name]}"), name)

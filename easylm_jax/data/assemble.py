@@ -1,4 +1,4 @@
-"""The inside of a build: sources → token store → plan of rows → columns, with the counts of the manifest."""
+"""Builds the arrays of a cache: sources → token store → packing plan → columns, and the counts of the manifest."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ _BATCH_CHARACTERS = 4_000_000
 _CHUNK_TOKENS = 1 << 22
 
 
-class Store:
-    """Tokens (and trained marks) of all documents, appended to two flat files; lengths and numbers stay in memory."""
+class TokenStore:
+    """Tokens and loss masks of all documents in two flat files on disk; lengths and indices stay in memory.
+
+    `unit` consecutive documents belong together: 2 for the two sides of a pair, else 1.
+    """
 
     def __init__(self, folder: Path, vocab_size: int, marks: bool, unit: int = 1):
-        self.unit = unit  # so many documents that follow each other belong together
+        self.unit = unit
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self._paths = [folder / "store.tokens", folder / "store.marks"]
         self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - closed in `close` and `remove`
@@ -38,6 +41,7 @@ class Store:
         self._lengths, self._documents, self._sources = array.array("q"), array.array("q"), array.array("q")
 
     def add(self, ids: np.ndarray, trained: np.ndarray | None, source: int, document: int) -> None:
+        """Appends one document: ids int [n], loss mask [n] (None: all trained), index of its source and record."""
         self._files[0].write(ids.astype(self.dtype).tobytes())
         if self._marks:
             marks = np.ones(len(ids), np.uint8) if trained is None else trained
@@ -47,7 +51,7 @@ class Store:
         self._sources.append(source)
 
     def close(self) -> None:
-        """Stop writing and map what was written."""
+        """Finishes writing and memory-maps the files."""
         for file in self._files:
             file.close()
         self.lengths = np.array(self._lengths, np.int64)
@@ -57,19 +61,20 @@ class Store:
         self.marks = np.memmap(self._paths[1], np.uint8, "r") if self._marks and len(self.lengths) else None
 
     def remove(self) -> None:
+        """Closes and deletes the files."""
         for file, path in zip(self._files, self._paths, strict=True):
             file.close()
             path.unlink(missing_ok=True)
 
 
 def assemble(spec: DataSpec, tokenizer: Tokenizer, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Write the arrays of a cache into `folder` and return what the manifest says about them."""
+    """Writes the arrays of a cache into `folder` and returns their entries of the manifest."""
     listed = expand_sources(spec.sources)
     sources = [source for _, source in listed]
     encoder = make_encoder(spec, tokenizer, folder)
-    # Marks exist where some token may be no target: conversations, and windows that the repetition filter blanks.
+    # Loss masks are stored where a token may be untrained: conversations, and windows that the repetition filter masks.
     marked = spec.kind != "text" or (spec.repetition_filter and spec.packing == "concat")
-    store = Store(folder, tokenizer.vocab_size, marked, encoder.unit)
+    store = TokenStore(folder, tokenizer.vocab_size, marked, encoder.unit)
     try:
         counts = _fill(store, sources, encoder, progress)
         store.close()
@@ -101,7 +106,7 @@ def assemble(spec: DataSpec, tokenizer: Tokenizer, folder: Path, progress: Progr
 
 
 def make_encoder(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> Encoder:
-    """What the spec's kind of data does with its records."""
+    """The encoder for the spec's kind of data."""
     from easylm_jax.data.preference import PairEncoder
     from easylm_jax.data.prompts import PromptEncoder
 
@@ -109,7 +114,7 @@ def make_encoder(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> Encoder:
 
 
 def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:
-    """(index in the list, source), with a seqio mixture replaced by its tasks at the mixture's rates."""
+    """(index in `sources`, source), with a seqio mixture replaced by its tasks at the mixture's rates."""
     sources = list(sources)
     expanded: list[tuple[int, Source]] = []
     for index, source in enumerate(sources):
@@ -123,7 +128,7 @@ def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:
             expanded.append((index, source))
             continue
         if source.weight is None and len(sources) > 1:
-            raise UserError(f"data: {source.path} is a mixture beside other sources; give every source a weight")
+            raise UserError(f"data: {source.path} is a mixture next to other sources; give every source a weight")
         for task, rate in rates.items():
             path = f"seqio:{task}" + (f":{split}" if split else "")
             share = (source.weight or 1.0) * rate / sum(rates.values())
@@ -132,7 +137,7 @@ def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:
 
 
 def _batches(records: Iterator[tuple[Any, str]]) -> Iterator[list[tuple[Any, str]]]:
-    """Records in batches bounded in number and in characters, so that long documents do not pile up in memory."""
+    """Batches of records, limited in number and in characters, to bound memory with long documents."""
     batch: list[tuple[Any, str]] = []
     size = 0
     for item in records:
@@ -153,8 +158,8 @@ def _characters(value: Any) -> int:
     return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
-def _fill(store: Store, sources: list[Source], encoder: Encoder, progress: Progress) -> list[Counts]:
-    """Read and encode all sources into the store. UserError for the first bad record or a source without documents."""
+def _fill(store: TokenStore, sources: list[Source], encoder: Encoder, progress: Progress) -> list[Counts]:
+    """Reads and encodes all sources into the store. `UserError` for a bad record or a source without documents."""
     all_counts, done = [], 0
     for index, source in enumerate(sources):
         counts = Counts()
@@ -169,29 +174,31 @@ def _fill(store: Store, sources: list[Source], encoder: Encoder, progress: Progr
         if not counts.kept:
             left_out = {name: n for name, n in dataclasses.asdict(counts).items() if isinstance(n, int) and n}
             why = f"all were left out: {left_out}" if counts.read else "it holds no records"
-            example = f"; the first bad one: {counts.first_bad}" if counts.first_bad else ""
-            raise UserError(f"data: source {source.path} gave nothing to train on ({why}){example}")
+            first_bad = f"; the first bad one: {counts.first_bad}" if counts.first_bad else ""
+            raise UserError(f"data: source {source.path} gave nothing to train on ({why}){first_bad}")
         done += counts.read
         all_counts.append(counts)
     return all_counts
 
 
-def _chosen(spec: DataSpec, store: Store, sources: list[Source], index: int) -> np.ndarray:
-    """The units of a source (documents, pairs); a count or fraction gives whole passes, then a random rest."""
+def _chosen(spec: DataSpec, store: TokenStore, sources: list[Source], index: int) -> np.ndarray:
+    """Units (documents or pairs) of a source; a count or fraction takes whole passes and a random part of one."""
     documents = np.flatnonzero(store.sources[:: store.unit] == index)
     source = sources[index]
     if source.count is None and source.fraction is None:
         return documents
-    wanted = source.count if source.count is not None else round(source.fraction * len(documents))
+    wanted = source.count if source.count is not None else round((source.fraction or 0.0) * len(documents))
     if wanted == 0:
-        raise UserError(f"data: fraction {source.fraction} of the {len(documents)} documents of {source.path} is none")
+        raise UserError(
+            f"data: fraction {source.fraction} of {len(documents)} documents of {source.path} is none; raise it"
+        )
     passes, rest = divmod(wanted, len(documents))
     sampled = np.sort(permutation(len(documents), "resample", spec.seed, index)[:rest].astype(np.int64))
     return np.concatenate([np.tile(documents, passes), documents[sampled]])
 
 
 def _parts(spec: DataSpec, sources: list[Source], groups: list[list[int]], plans: list[packing.Plan]) -> list[dict]:
-    """Row ranges that are drawn from at given rates; a single one where rows are simply shuffled together."""
+    """Ranges of rows that are sampled at given rates; a single one where all rows are shuffled together."""
     power = 1.0 / (spec.temperature or 1.0)
     raw = []
     for group, plan in zip(groups, plans, strict=True):
@@ -206,10 +213,11 @@ def _parts(spec: DataSpec, sources: list[Source], groups: list[list[int]], plans
 
 
 def _write(
-    encoder: Encoder, store: Store, plans: list[packing.Plan], source_count: int, progress: Progress
+    encoder: Encoder, store: TokenStore, plans: list[packing.Plan], source_count: int, progress: Progress
 ) -> dict[str, Any]:
-    """Write the columns and the table of segments, row chunk by row chunk, and count what training will see."""
+    """Writes the columns and the table of segments, chunk by chunk, and counts tokens as training will use them."""
     spec, tokenizer, folder = encoder.spec, encoder.tokenizer, encoder.folder
+    assert folder is not None, "a build has a folder"
     (folder / "columns").mkdir()
     rows, width = sum(plan.rows for plan in plans), plans[0].width
     new = np.lib.format.open_memmap
@@ -219,7 +227,7 @@ def _write(
         marks = new(folder / "columns" / "loss_weights.npy", "w+", np.uint8, (rows, width))
     segments = new(folder / "segments.npy", "w+", SEGMENT, (sum(len(plan.row) for plan in plans),))
     offsets = new(folder / "row_offsets.npy", "w+", np.int64, (rows + 1,))
-    tally = _Tally(spec, tokenizer, source_count)
+    statistics = _Statistics(spec, tokenizer, source_count)
     row = segment = 0
     for plan in plans:
         table = segments[segment : segment + len(plan.row)]
@@ -233,8 +241,8 @@ def _write(
             part = slice(int(inside[first]), int(inside[last]))
             chunk = _gather(store, plan, part, first, last, tokenizer.pad_id)
             if spec.repetition_filter and spec.packing == "concat":
-                tally.blank_repetitive(chunk)
-            tally.add(chunk)
+                statistics.blank_repetitive(chunk)
+            statistics.add(chunk)
             tokens[row + first : row + last] = chunk.tokens
             if marks is not None:
                 marks[row + first : row + last] = chunk.marks
@@ -243,12 +251,12 @@ def _write(
     for written in (tokens, marks, segments, offsets):
         if written is not None:
             written.flush()
-    return tally.summary(rows * spec.sequence_length)
+    return statistics.summary(rows * spec.sequence_length)
 
 
 @dataclasses.dataclass
 class _Chunk:
-    """Some rows in memory, with their stretches (rows counted from the first of the chunk)."""
+    """Some rows in memory with their segments; `row` is relative to the first row of the chunk."""
 
     tokens: np.ndarray
     marks: np.ndarray | None
@@ -258,7 +266,7 @@ class _Chunk:
     length: np.ndarray
 
 
-def _gather(store: Store, plan: packing.Plan, part: slice, first: int, last: int, pad_id: int) -> _Chunk:
+def _gather(store: TokenStore, plan: packing.Plan, part: slice, first: int, last: int, pad_id: int) -> _Chunk:
     row, start, length = plan.row[part] - first, plan.start[part], plan.length[part]
     document = plan.document[part]
     ticks = packing.within(length)
@@ -276,8 +284,8 @@ def _gather(store: Store, plan: packing.Plan, part: slice, first: int, last: int
     return _Chunk(tokens, marks, owner, row, start, length)
 
 
-class _Tally:
-    """Counts over the batch arrays themselves, so the manifest says what training sees."""
+class _Statistics:
+    """Statistics of the batch arrays, so that the manifest counts tokens as training uses them."""
 
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, source_count: int):
         self.spec, self.pad_id = spec, tokenizer.pad_id
@@ -287,15 +295,17 @@ class _Tally:
         self.blanked = 0
 
     def blank_repetitive(self, chunk: _Chunk) -> None:
-        """Take the loss off whole windows that repeat a short unit, as OLMo 2 does while training."""
+        """Masks the loss of windows that repeat a short unit, as OLMo 2 does in training (arXiv 2501.00656, §3.1)."""
         filled = np.zeros(len(chunk.tokens), np.int64)
         np.maximum.at(filled, chunk.row, chunk.start + chunk.length)
+        assert chunk.marks is not None, "loss masks are stored where the filter applies"
         for index, tokens in enumerate(chunk.tokens):
             if filters.is_repetitive(tokens[: filled[index]]):
                 chunk.marks[index] = 0
                 self.blanked += 1
 
     def add(self, chunk: _Chunk) -> None:
+        """Adds the tokens and targets of a chunk."""
         size, count = self.spec.sequence_length, len(self.tokens)
         arrays = packing.next_token_arrays(
             chunk.tokens,
@@ -314,6 +324,7 @@ class _Tally:
         self.trained += np.bincount(chunk.owner[:, 1 : size + 1][trained[:, : width - 1]], minlength=count)
 
     def summary(self, places: int) -> dict[str, Any]:
+        """The manifest's entries; `places` is the number of token positions in all rows."""
         trained = int(self.trained.sum())
         share = self.histogram[self.histogram > 0] / max(trained, 1)
         tokens = int(self.tokens.sum())

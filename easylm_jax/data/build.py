@@ -1,7 +1,7 @@
-"""Building a packed cache: read and encode in batches to a token store on disk, pack by lengths, write the columns.
+"""Builds a packed cache: encodes records in batches to a token store on disk, packs by length, writes the columns.
 
-The work happens in a hidden folder that is renamed at the end, so a cache is whole or absent. Memory holds a few
-numbers for each document, never the tokens.
+The build happens in a hidden folder that is renamed at the end, so that a cache is either complete or absent. Memory
+holds a few numbers for each document, but not its tokens.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ def build_cache(
     build: bool = True,
     timeout: float = 24 * 3600,
 ) -> Cache:
-    """The cache of `spec` below `folder`, made if it is not there yet; it stands in `folder/<first digits of its key>`.
+    """The cache of `spec` in `folder/<first digits of its key>`, built if it does not exist.
 
     The key is a hash of the sources' content (for `hf:`, `tfds:` and `seqio:` names: of the name), the tokenizer's
-    content, every field of the spec and the cache version; where a cache with that key exists it is opened at once.
+    content, every field of the spec and the cache version; an existing cache with this key is opened at once.
     `progress(done, total or None, phase)` is called with documents read ("read") and rows written ("write").
 
     Any number of processes may call this at once: one builds under a lock, the others wait up to `timeout` seconds
-    and open what it made. `build=False` never builds, it only waits (for hosts that share the folder).
+    and open the result. `build=False` only waits (for hosts that share the folder).
 
-    Raises UserError, in one line, for anything wrong with the sources or their records.
+    Raises:
+        UserError: the sources or their records are unusable, or the cache cannot be written.
     """
     root = Path(folder)
     tokenizer = load_tokenizer(spec.tokenizer)
@@ -62,10 +63,10 @@ def build_cache(
         return _wait_for(final, key, timeout)
     _make_root(root)
     with _locked(root / f".lock-{key[:16]}", timeout):
-        if _finished(final, key):  # another process made it while this one waited
+        if _finished(final, key):  # another process built it while this one waited
             return open_cache(final)
         mine = f".building-{key[:16]}-{socket.gethostname()}-"
-        for stale in root.glob(f"{mine}*"):  # left by a build on this host that was killed: we hold its lock
+        for stale in root.glob(f"{mine}*"):  # left by a killed build on this host, whose lock this process holds
             shutil.rmtree(stale, ignore_errors=True)
         work = root / f"{mine}{os.getpid()}"
         try:
@@ -77,7 +78,7 @@ def build_cache(
 
 
 def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, Any]]]) -> str:
-    """SHA-256 over everything that decides the bytes of the cache; paths of files and of the tokenizer do not."""
+    """SHA-256 of everything that decides the bytes of the cache; paths of files and of the tokenizer are not part."""
     described = spec.to_dict()
     described["tokenizer"] = tokenizer.hash
     _drop_defaults(described, ADDED_LATER["spec"])
@@ -91,7 +92,7 @@ def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, A
 
 
 def _drop_defaults(described: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:  # all of them have the default None
+    for name in names:  # the default of all these fields is None
         if described[name] is None:
             del described[name]
 
@@ -133,9 +134,9 @@ def _publish(work: Path, final: Path, key: str) -> None:
     try:
         work.rename(final)
     except OSError:
-        # On a file system whose locks do not reach across hosts another host may have been first: same key, same bytes.
+        # Where locks do not work across hosts, another host may have finished first: same key, same bytes.
         if not _finished(final, key):
-            raise UserError(f"cache: {final} exists but is no cache; move it away and build again") from None
+            raise UserError(f"cache: {final} exists but is not a cache; move it away and build again") from None
 
 
 def _wait_for(final: Path, key: str, timeout: float) -> Cache:
@@ -149,7 +150,7 @@ def _wait_for(final: Path, key: str, timeout: float) -> Cache:
 
 @contextlib.contextmanager
 def _locked(path: Path, timeout: float) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the system lets go of it when its owner dies. The file names the owner."""
+    """Holds an exclusive lock on `path`, which names its owner; the system releases it when the owner dies."""
     deadline = time.monotonic() + timeout
     with open(path, "a+", encoding="utf-8") as file:
         while True:
@@ -163,7 +164,7 @@ def _locked(path: Path, timeout: float) -> Iterator[None]:
                     message = f"cache: {owner} has been building for over {timeout:.0f} s; stop it first"
                     raise UserError(message) from None
                 time.sleep(0.2)
-            except OSError:  # a file system without locks: hosts may then build twice, and the first rename wins
+            except OSError:  # a file system without locks: hosts may build twice, and the first rename wins
                 break
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -209,12 +210,12 @@ def _version(package: str) -> str | None:
 
 
 def stage_cache(workspace: Workspace, spec: DataSpec) -> Cache:
-    """The packed cache of a stage's data, built if there is none (by one process of those that share the folder)."""
+    """The packed cache of a stage's data; one of the processes that share the folder builds it if needed."""
     return build_cache(workspace.data(spec), workspace.out / "cache", _progress())
 
 
 def _progress():
-    """A line every few seconds while a cache is built."""
+    """A progress callback that logs a line every 5 seconds."""
     last = [time.monotonic()]
 
     def progress(done: int, total: int | None, phase: str) -> None:

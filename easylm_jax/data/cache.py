@@ -1,15 +1,15 @@
-"""The packed cache on disk: a folder of memory-mapped columns, one line each in a manifest that a person can read.
+"""The packed cache on disk: a folder of memory-mapped columns and a manifest in JSON.
 
-    <root>/<key>/manifest.json        what it was made of and what is in it
+    <root>/<key>/manifest.json        its spec, sources, counts and checksums
     <root>/<key>/columns/NAME.npy     one array [rows, ...] for each field of a row
-    <root>/<key>/segments.npy         stretches of documents: start, length, source, document; ordered by row
-    <root>/<key>/row_offsets.npy      first stretch of each row, int64 [rows + 1]
-    <root>/<key>/records.jsonl        prompts only: what their records held, with record_offsets.npy (see `prompts`)
+    <root>/<key>/segments.npy         spans of documents: start, length, source, document; ordered by row
+    <root>/<key>/row_offsets.npy      index of the first segment of each row, int64 [rows + 1]
+    <root>/<key>/records.jsonl        prompts only: columns of their records, with record_offsets.npy (see `prompts`)
     <root>/<key>/extra/               columns computed later from the finished cache (see `columns`)
 
-A column is any array whose first axis is the row; kinds of data that carry more (preference pairs, images) add columns.
-Where the manifest's layout says "next_token", the columns `tokens` and `loss_weights` become the five arrays of
-next-token training; every other column reaches the batch as it is, and so do all columns of the layout "prompts".
+A column is an array whose first axis is the row; kinds of data with more than tokens (preference pairs, images) add
+columns. With the layout "next_token" in the manifest, the columns `tokens` and `loss_weights` are converted to the five
+arrays of next-token training. All other columns, and all columns of the layout "prompts", are in the batch unchanged.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import numpy as np
 from easylm_jax.data import packing
 from models.errors import UserError
 
-VERSION = 1  # part of every key: raise it when the bytes that the same inputs give would change
-_NONE_THERE = {"pair_index": -1, "prompt_index": -1}  # what an empty row holds; 0 in all other columns
+VERSION = 1  # part of every key; raise it when the same inputs would give other bytes
+_PADDING_VALUES = {"pair_index": -1, "prompt_index": -1}  # in padding rows; 0 in all other columns
 SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("document", "<u8")])
 
 
 class BatchColumns(Protocol):
-    """Arrays computed from a cache that join its batches (`columns.ColumnStore`)."""
+    """Arrays computed from a cache that are added to its batches (`columns.ColumnStore`)."""
 
     @property
     def arrays(self) -> Mapping[str, np.ndarray]: ...
@@ -43,7 +43,7 @@ class BatchColumns(Protocol):
 
 
 class Segment(NamedTuple):
-    """A stretch of one document in a row: place, length, source index and the record's number within the source."""
+    """A span of one document in a row: first position, length, index of the source, index of the record in it."""
 
     start: int
     length: int
@@ -52,7 +52,7 @@ class Segment(NamedTuple):
 
 
 class Cache:
-    """A finished cache, read through memory maps. `rows` and `fingerprint` (the key) identify it."""
+    """A complete cache, read through memory maps. `rows` is its size, `fingerprint` its key."""
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
@@ -69,7 +69,7 @@ class Cache:
                 raise UserError(f"cache {folder}: column {name} has {len(column)} rows, the manifest says {self.rows}")
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The batch arrays of the given rows (int64 [n]), each [n, ...]."""
+        """The batch arrays of the given rows (int [n]), each [n, ...]."""
         rows = np.asarray(rows, np.int64)
         batch = self._read(rows)
         for store in self._extra:
@@ -77,9 +77,10 @@ class Cache:
         return batch
 
     def with_columns(self, store: BatchColumns) -> Cache:
-        """The same cache with the columns of `store` in every batch; the order of rows stays the same.
+        """The same cache, in the same order, with the columns of `store` in every batch.
 
-        UserError when the store belongs to another cache or one of its names is taken.
+        Raises:
+            UserError: the store belongs to another cache, or the cache already has a column of one of its names.
         """
         store.check(self)
         taken = {*self.columns, *(name for other in self._extra for name in other.arrays)} & set(store.arrays)
@@ -90,10 +91,12 @@ class Cache:
         return wider
 
     def record(self, number: int) -> dict[str, Any]:
-        """What is kept of prompt `number` (as in `prompt_index`): its columns as they were read, and `_messages` (the
-        conversation to be answered), `_source` (path) and `_record` (number within the source).
+        """The record of prompt `number` (as in `prompt_index`): the kept columns, and `_messages` (the conversation
+        without a response), `_source` (path) and `_record` (index in the source).
 
-        IndexError outside the prompts; UserError where the cache holds none.
+        Raises:
+            IndexError: there is no such prompt.
+            UserError: the cache holds no prompts.
         """
         if self.manifest["layout"] != "prompts":
             raise UserError(f"cache {self.folder} holds no prompts (kind {self.manifest['spec']['kind']!r})")
@@ -127,28 +130,30 @@ class Cache:
         return {**arrays, **batch}
 
     def documents(self, row: int) -> list[Segment]:
-        """The stretches of documents in one row, in order."""
+        """The segments of one row, in order."""
         begin, end = self.row_offsets[row], self.row_offsets[row + 1]
         return [Segment(*map(int, segment)) for segment in self.segments[begin:end]]
 
     def in_order(self, batch_rows: int, rows: slice | np.ndarray | None = None) -> Iterator[dict[str, np.ndarray]]:
-        """All rows once, in order, for evaluation: the last batch is filled up with empty rows (all zero, so without
-        segment and weight; their pairs and prompts have the number -1). `rows` picks a host's part of each batch, as in
-        `Loader.batch_at`."""
+        """Batches of all rows once, in order, for evaluation.
+
+        The last batch is padded with rows of zeros, which have no segment and no loss weight (indices of pairs and
+        prompts are -1). `rows` selects a host's part of each batch, as in `Loader.batch_at`.
+        """
         for first in range(0, self.rows, batch_rows):
             present = np.arange(first, min(first + batch_rows, self.rows))
             batch = self.read(present)
             missing = batch_rows - len(present)
             if missing:
                 empty = {
-                    name: np.full((missing, *a.shape[1:]), _NONE_THERE.get(name, 0), a.dtype)
+                    name: np.full((missing, *a.shape[1:]), _PADDING_VALUES.get(name, 0), a.dtype)
                     for name, a in batch.items()
                 }
                 batch = {name: np.concatenate([a, empty[name]]) for name, a in batch.items()}
             yield batch if rows is None else {name: array[rows] for name, array in batch.items()}
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Raise UserError unless `tokenizer` is the one that the cache was made with (by content, not by path)."""
+        """Raises `UserError` unless the cache was made with `tokenizer` (compared by content, not by path)."""
         made_with = self.manifest["tokenizer"]
         if tokenizer.hash != made_with["hash"]:
             raise UserError(
@@ -158,14 +163,18 @@ class Cache:
             )
 
     def verify(self) -> None:
-        """Compare every file with the checksum in the manifest; UserError names the first that differs."""
+        """Compares every file with its checksum in the manifest; `UserError` names the first that differs."""
         for name, facts in self.manifest["files"].items():
             if _digest(self.folder / name) != facts["sha256"]:
                 raise UserError(f"cache {self.folder}: {name} fails its checksum; delete the folder and rebuild")
 
 
 def open_cache(folder: str | Path) -> Cache:
-    """Open a cache folder, or a folder that holds exactly one. UserError when it is missing, cut short or ambiguous."""
+    """Opens a cache folder, or the only cache inside a folder.
+
+    Raises:
+        UserError: there is no cache or several, files are missing or truncated, or the format is of another version.
+    """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         inside = sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
@@ -185,12 +194,12 @@ def open_cache(folder: str | Path) -> Cache:
     for name, facts in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            raise UserError(f"cache {folder}: {name} is missing or cut short; delete the folder and rebuild")
+            raise UserError(f"cache {folder}: {name} is missing or truncated; delete the folder and rebuild")
     return Cache(folder, manifest)
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
-    """Add the checksums of all files to `manifest` and write it: the last step, so a manifest means a whole cache."""
+    """Adds the checksums of all files to `manifest` and writes it. This is the last step of a build."""
     paths = (path for path in folder.rglob("*") if path.suffix in (".npy", ".jsonl"))
     names = sorted(str(path.relative_to(folder)) for path in paths)
     manifest["files"] = {
@@ -198,7 +207,7 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
-    for name in [*names, "manifest.json"]:  # the rename that follows must not reach the disk before the bytes
+    for name in [*names, "manifest.json"]:  # the rename that follows must not reach the disk before the data
         with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
 

@@ -1,10 +1,10 @@
-"""Columns computed from a finished cache, kept beside it: reference log-probabilities, scores.
+"""Columns computed from a complete cache and stored with it, such as reference log-probabilities or scores.
 
-    <cache>/extra/<name>-<key>/columns.json    which cache and model it belongs to, shapes, checksums
-    <cache>/extra/<name>-<key>/NAME.npy        one array [n, ...] by number of the pair (or of the prompt, or row)
+    <cache>/extra/<name>-<key>/columns.json    the key of the cache, the key of the columns, checksums
+    <cache>/extra/<name>-<key>/NAME.npy        one array [n, ...], by index of the pair or prompt
 
-`key` is a hash of whatever else decides the values (the model's parameters, the objective's options): another key is
-another folder, so a stale value is never read. A store is written whole or not at all.
+`key` identifies everything else that decides the values, such as the model's parameters and the objective's options.
+Another key is another folder, so that stale values are never read. Columns are written completely or not at all.
 
     store = open_columns(cache, "reference", key)
     if store is None:
@@ -33,16 +33,16 @@ _COUNTS = {"pair_index": "pairs", "prompt_index": "prompts"}  # index column: th
 
 
 class ColumnStore:
-    """Arrays [n, ...] by name, read by the numbers in the batch column `index`.
+    """Arrays [n, ...] by name, which are indexed by the batch column `index`.
 
-    A batch gets each of them as [*shape of the index, ...]: 0 where the number is -1.
+    In a batch each has the shape [*shape of the index, ...], with 0 where the index is -1.
     """
 
     def __init__(self, fingerprint: str, arrays: Mapping[str, np.ndarray], index: str = "pair_index"):
         self.fingerprint, self.arrays, self.index = fingerprint, dict(arrays), index
 
     def check(self, cache: Cache) -> None:
-        """UserError unless the arrays belong to `cache` and have a value for each of its numbers."""
+        """Raises `UserError` unless the arrays belong to `cache` and have a value for each pair or prompt."""
         if self.fingerprint != cache.fingerprint:
             raise UserError(
                 f"columns {', '.join(self.arrays)} were computed for cache {self.fingerprint[:16]}, "
@@ -68,7 +68,7 @@ def _check_arrays(cache: Cache, arrays: Mapping[str, np.ndarray], index: str) ->
     count = cache.manifest[_COUNTS[index]]
     for name, values in arrays.items():
         if not re.fullmatch(r"\w+", name):
-            raise UserError(f"columns: {name!r} is no name of a column; use letters, digits and _")
+            raise UserError(f"columns: {name!r} is not a valid name of a column; use letters, digits and _")
         if len(np.shape(values)) < 1 or len(values) != count:
             raise UserError(
                 f"columns: {name} has shape {np.shape(values)}, cache {cache.folder} has {count} {_COUNTS[index]}"
@@ -76,12 +76,12 @@ def _check_arrays(cache: Cache, arrays: Mapping[str, np.ndarray], index: str) ->
 
 
 def columns_folder(cache: Cache, name: str, key: str) -> Path:
-    """Where the columns called `name` with this `key` are kept."""
+    """The folder of the columns called `name` with this `key`."""
     return cache.folder / "extra" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def open_columns(cache: Cache, name: str, key: str) -> ColumnStore | None:
-    """The columns written under `name` and `key`, or None. UserError when they are damaged."""
+    """The columns written under `name` and `key`, or None; `UserError` when they are damaged."""
     folder = columns_folder(cache, name, key)
     if not (folder / "columns.json").is_file():
         return None
@@ -111,10 +111,12 @@ def write_columns(
     index: str = "pair_index",
     facts: Mapping[str, Any] | None = None,
 ) -> ColumnStore:
-    """Keep `arrays` (each [number of pairs, ...]; floats become float32) under `name` and `key`, and open them.
+    """Stores `arrays` (each [number of pairs or prompts, ...]; floats become float32) and opens them.
 
-    Where another process was first, its columns stay. `facts` are written beside them for people to read. Raises
-    UserError for a wrong shape, a value that is not finite, or a folder that cannot be written.
+    If another process has written them already, its columns stay. `facts` are stored too, for information.
+
+    Raises:
+        UserError: a shape is wrong, a value is not finite, or the folder cannot be written.
     """
     arrays = {column: np.asarray(values) for column, values in arrays.items()}
     _check_arrays(cache, arrays, index)
@@ -123,7 +125,9 @@ def write_columns(
             arrays[column] = values = values.astype(np.float32)
             if not np.isfinite(values).all():
                 first = int(np.argwhere(~np.isfinite(values))[0][0])
-                raise UserError(f"columns: {column} is {values[first]} at number {first}; only finite values are kept")
+                raise UserError(
+                    f"columns: {column} is {values[first]} at index {first}; only finite values can be stored"
+                )
     folder = columns_folder(cache, name, key)
     work = folder.with_name(f".{folder.name}-{socket.gethostname()}-{os.getpid()}")
     try:
@@ -136,7 +140,7 @@ def write_columns(
         described = {"cache": cache.fingerprint, "name": name, "key": key, "index": index, "columns": checksums}
         text = json.dumps({**described, "facts": dict(facts or {})}, indent=2)
         (work / "columns.json").write_text(text + "\n", encoding="utf-8")
-        for path in work.iterdir():  # the rename that follows must not reach the disk before the bytes
+        for path in work.iterdir():  # the rename that follows must not reach the disk before the data
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         _publish(work, folder)
@@ -154,7 +158,7 @@ def _publish(work: Path, folder: Path) -> None:
     try:
         work.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process was first
+        if not folder.is_dir():  # otherwise another process was faster
             raise
 
 

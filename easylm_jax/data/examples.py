@@ -1,4 +1,4 @@
-"""Records to token ids: one document or conversation at a time becomes ids and, where needed, trained marks."""
+"""Encodes records: a document or conversation becomes token ids and, where needed, a loss mask."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from easylm_jax.data import filters, packing, templates
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
 
-# (prompt, completion) columns in the order they are looked for; the second pair is what seqio tasks carry.
+# (prompt, completion) columns, in the order in which they are tried; the last two pairs are those of seqio tasks.
 _PAIRS = (("prompt", "completion"), ("inputs_pretokenized", "targets_pretokenized"), ("inputs", "targets"))
 
 
 @dataclasses.dataclass
 class Example:
-    """Ids (int32 [n]) of one document, trained marks (uint8 [n], None = all), the number of its record, and a note
-    that its kind of data keeps (a margin, a record)."""
+    """One encoded document.
+
+    `ids` int32 [n]; `trained` uint8 [n], the loss mask (None: all tokens); `document`, the index of the record in its
+    source; `note`, what else its kind of data stores (a margin, a record).
+    """
 
     ids: np.ndarray
     trained: np.ndarray | None
@@ -32,23 +35,25 @@ class Example:
 
 
 def checked_text(value: Any, what: str, where: str) -> str:
+    """`value` if it is valid text; `BadRecord` otherwise."""
     if not isinstance(value, str):
         raise BadRecord(f"{where}: {what} is {type(value).__name__}, not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRecord(f"{where}: {what} holds half of a surrogate pair, which is no character") from None
+        raise BadRecord(f"{where}: {what} holds half of a surrogate pair, which is not a character") from None
     return value
 
 
 def column_of(record: Record, column: str, where: str) -> Any:
+    """The value of a column; `BadRecord` when the record has no such column."""
     if column not in record:
         raise BadRecord(f"{where}: no column {column!r}; there are {', '.join(map(repr, record))}")
     return record[column]
 
 
 def text_of(record: Record, source: Source, where: str) -> str:
-    """The text of a document. BadRecord when the column is missing or not text."""
+    """The text of a document; `BadRecord` when the column is missing or not text."""
     column = source.text_field
     if source.path.startswith("seqio:") and column not in record:
         column = next((name for _, name in _PAIRS[1:] if isinstance(record.get(name), str)), column)
@@ -56,9 +61,9 @@ def text_of(record: Record, source: Source, where: str) -> str:
 
 
 def messages_of(record: Record, source: Source, where: str) -> list[dict[str, str]]:
-    """The conversation of a record as `[{"role", "content"}]`. BadRecord when it is empty or malformed."""
+    """The conversation of a record as `[{"role", "content"}]`; `BadRecord` when it is empty or malformed."""
     if source.fields is not None:
-        turns = [{"role": role, "content": column_of(record, column, where)} for role, column in source.fields]
+        turns = [{"role": role, "content": column_of(record, column, where)} for role, column in source.columns]
     elif source.messages_field in record:
         turns = record[source.messages_field]
         if isinstance(turns, str):
@@ -73,7 +78,7 @@ def messages_of(record: Record, source: Source, where: str) -> list[dict[str, st
 
 
 def messages_in(turns: Any, column: str, where: str) -> list[dict[str, str]]:
-    """A column's value as messages. BadRecord when it is no list of them, or an empty one."""
+    """The value of a column as messages; `BadRecord` when it is not a list of messages, or empty."""
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         raise BadRecord(f"{where}: {column} is {type(turns).__name__}, not a list of messages")
     if not turns:
@@ -82,7 +87,7 @@ def messages_in(turns: Any, column: str, where: str) -> list[dict[str, str]]:
 
 
 def json_value(text: str, column: str, where: str) -> Any:
-    """What a column of JSON text holds. BadRecord when it is not JSON."""
+    """The value of a column of JSON text; `BadRecord` when it is not JSON."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -102,16 +107,22 @@ def _conversation(record: Record, source: Source, spec: DataSpec, where: str) ->
     check_roles(messages, spec, where)
     if spec.train_on == "last_assistant" and messages[-1]["role"] != "assistant":
         raise BadRecord(
-            f"{where}: the last turn is {messages[-1]['role']}, but train_on='last_assistant' wants an answer"
+            f"{where}: the last turn is {messages[-1]['role']}, but train_on='last_assistant' needs an assistant turn"
         )
     if spec.train_on != "all" and not any(message["role"] == "assistant" for message in messages):
-        raise BadRecord(f"{where}: no assistant turn, so nothing would be trained")
-    return templates.render(spec.template, messages, train_on=spec.train_on, compat=spec.compat)
+        raise BadRecord(f"{where}: no assistant turn, so no token would be trained")
+    return templates.render(template_of(spec), messages, train_on=spec.train_on, compat=spec.compat)
+
+
+def template_of(spec: DataSpec) -> chat_templates.Template:
+    """The chat template of a spec, which all kinds of data but "text" have."""
+    assert spec.template is not None, "checked by DataSpec"
+    return chat_templates.get_template(spec.template)
 
 
 def check_roles(messages: Sequence[dict[str, str]], spec: DataSpec, where: str) -> None:
-    """BadRecord when the template has no turn for one of the roles."""
-    known = chat_templates.get_template(spec.template).turns
+    """Raises `BadRecord` when the template has no turn for one of the roles."""
+    known = template_of(spec).turns
     for message in messages:
         if message["role"] not in known:
             raise BadRecord(f"{where}: template {spec.template} has no {message['role']} turn")
@@ -119,7 +130,7 @@ def check_roles(messages: Sequence[dict[str, str]], spec: DataSpec, where: str) 
 
 @dataclasses.dataclass
 class Counts:
-    """What happened to the records of one source."""
+    """Counts of the records of one source: read, kept, and left out or changed by reason."""
 
     read: int = 0
     bad: int = 0
@@ -134,10 +145,10 @@ class Counts:
 
 
 class Encoder:
-    """What a kind of data does with its records: this one serves "text" and "chat".
+    """Encodes the records of one kind of data. This class is for "text" and "chat"; subclasses are for other kinds.
 
-    Records become examples (`unit` of them for each record: 2 for a pair), examples become rows (`plan`), and what
-    rows carry besides tokens becomes columns (`columns`). Counts what it leaves out.
+    A record becomes `unit` examples (2 for a pair), examples are packed into rows (`plan`), and what rows have besides
+    tokens becomes columns (`columns`). Records that are left out are counted.
     """
 
     unit = 1
@@ -148,7 +159,7 @@ class Encoder:
         self.whole = spec.packing != "concat"
 
     def encode(self, batch: Sequence[tuple[Record | BadRecord, str]], source: Source, counts: Counts) -> list[Example]:
-        """Encode one batch. With `on_bad="error"` the first bad record raises BadRecord, else it is counted."""
+        """Encodes one batch. With `on_bad="error"` the first bad record raises `BadRecord`; otherwise it is counted."""
         prepared: list[tuple[int, str, Any]] = []
         for record, where in batch:
             document, counts.read = counts.read, counts.read + 1
@@ -173,26 +184,27 @@ class Encoder:
         return examples
 
     def stored(self, example: Example, source: int) -> None:
-        """Called for each example of source number `source`, in the order of the store."""
+        """Called for each stored example, in order; `source` is the index of its source."""
 
     def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
-        """Rows for the chosen `units` (numbers in the store, int64); `document` of the plan is the store's number."""
+        """Packs `units` (indices into the store, int64 [n]); `document` of the plan is an index into the store."""
+        assert self.spec.packing is not None, "DataSpec sets a default"
         plan = packing.PACKERS[self.spec.packing](lengths[units], self.spec.sequence_length)
         return dataclasses.replace(plan, document=units[plan.document])
 
     def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
-        """More columns, {name: (array [rows, ...], what it is)}, and files of its own in the folder of the build."""
+        """Further columns as {name: (array [rows, ...], description)}; may also write files of its own."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """More entries of the manifest."""
+        """Further entries of the manifest."""
         return {}
 
     def close(self) -> None:
-        """Close what is still open; called however the build ends."""
+        """Closes open files; called at the end of a build, also after an error."""
 
     def _item(self, record: Record, source: Source, where: str, counts: Counts) -> Any:
-        """What is encoded of a record; None when it is empty, which is counted here."""
+        """The part of a record that is encoded; None for an empty record, which is counted."""
         if self.spec.kind == "text":
             item: Any = text_of(record, source, where)
         else:
@@ -203,13 +215,13 @@ class Encoder:
     def _tokens(self, items: list[Any]) -> list[Any]:
         if self.spec.kind == "chat":
             return templates.tokenize(items, self.tokenizer)
-        # Ids of plain documents: [BOS] text EOS; every token is trained.
+        # Plain documents are [BOS] text EOS; every token is trained.
         start = np.array([self.tokenizer.bos_id] if self.spec.add_bos else [], np.int32)
         end = np.array([self.tokenizer.eos_id], np.int32)
         return [(np.concatenate([start, ids, end]), None) for ids in self.tokenizer.encode_batch(items)]
 
     def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:
-        """Apply the length rule, the repetition filter and the rule that something must be trained."""
+        """Applies the length limit and the repetition filter, and drops examples without a trained token."""
         ids, trained = tokens
         limit = self.spec.sequence_length
         if self.whole and len(ids) > limit:
@@ -225,7 +237,7 @@ class Encoder:
         return [Example(ids, trained, document)]
 
     def _may_cut(self, what: str, counts: Counts) -> bool:
-        """Whether a record that is too long is cut (else it is dropped); counted. BadRecord where that is an error."""
+        """Whether an overlong record is truncated, not dropped; counts it. `BadRecord` with `overlong="error"`."""
         if self.spec.overlong == "error":
             raise BadRecord(f"{what}; raise it or choose another overlong than 'error'")
         if self.spec.overlong == "drop":
@@ -236,5 +248,5 @@ class Encoder:
 
 
 def nothing_trained(ids: np.ndarray, trained: np.ndarray | None) -> bool:
-    """The first token of a document is never a target, so a mark on it alone trains nothing."""
+    """Whether no token is trained. The first token of a document is never a target, so it does not count."""
     return len(ids) < 2 or (trained is not None and not trained[1:].any())

@@ -1,4 +1,4 @@
-"""What a cache holds, for people: a summary of its manifest, and rows as text."""
+"""Shows a cache as text: a summary of its manifest, and its rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def summary(cache: Any) -> str:
-    """What a cache holds, a line for each thing, for people to read."""
+    """A summary of a cache in several lines."""
     facts = cache.manifest
     lines = [
         f"cache       {cache.folder}",
@@ -18,7 +18,7 @@ def summary(cache: Any) -> str:
     ]
     if facts["blanked_windows"]:
         lines.append(f"blanked     {facts['blanked_windows']:,} windows without loss (repetition)")
-    parts = facts["parts"] if len(facts["parts"]) > 1 else [None] * len(facts["sources"])  # then one for each source
+    parts = facts["parts"] if len(facts["parts"]) > 1 else [None] * len(facts["sources"])  # None for each source
     for source, part in zip(facts["sources"], parts, strict=True):
         records = source["records"]
         notes = [f"{records['kept']:,} of {records['read']:,} records, {source['tokens']:,} tokens"]
@@ -33,7 +33,7 @@ def summary(cache: Any) -> str:
             "repetitive_dropped",
             "identical_dropped",
         ):
-            if records.get(name):  # a count that was added later is not in every cache
+            if records.get(name):  # caches of earlier versions lack some counts
                 notes.append(f"{name.replace('_', ' ')} {records[name]:,}")
         lines.append(f"source      {source['path']}: {', '.join(notes)}")
     return "\n".join(lines)
@@ -52,16 +52,19 @@ def _contents(facts: dict[str, Any]) -> list[str]:
 
 
 def describe_row(cache: Any, row: int, tokenizer: Any) -> dict[str, Any]:
-    """One row as plain values: its documents, each as stretches of text that are trained or not, with the number and
-    side of its pair, or the number of the prompt and the columns kept of its record."""
+    """One row as plain values: its documents, each as pieces of text with and without loss.
+
+    Documents of a pair also have the index of the pair, the side and the margin; prompts their index and the kept
+    columns.
+    """
     batch = {name: array[0] for name, array in cache.read(np.array([row])).items()}
-    # The mark of a token is the weight of predicting it, which stands one place before it.
+    # The loss weight of predicting a token is at the position before it.
     weights = batch.get("loss_weights", np.zeros(len(batch["tokens"]) - 1))
     trained = np.concatenate([[False], weights > 0])
     documents = []
     for number, segment in enumerate(cache.documents(row)):
         ids = batch["tokens"][segment.start : segment.start + segment.length]
-        if not len(ids):  # the target-only last token of a window
+        if not len(ids):  # the last token of a window, which is only a target
             continue
         marks = trained[segment.start : segment.start + len(ids)]
         edges = [0, *(np.flatnonzero(np.diff(marks.astype(np.int8))) + 1).tolist(), len(ids)]
@@ -76,7 +79,7 @@ def describe_row(cache: Any, row: int, tokenizer: Any) -> dict[str, Any]:
 
 
 def _place(cache: Any, batch: dict[str, np.ndarray], number: int) -> dict[str, Any]:
-    """What the kind of data says about document `number` of a row."""
+    """Entries for document `number` of a row that depend on the kind of data."""
     if "pair_index" in batch:
         pair, side = divmod(number, 2)
         facts = {"pair": int(batch["pair_index"][pair]), "side": ("chosen", "rejected")[side]}
@@ -89,7 +92,7 @@ def _place(cache: Any, batch: dict[str, np.ndarray], number: int) -> dict[str, A
 
 
 def heading(document: dict[str, Any]) -> str:
-    """One line about a document of `describe_row`."""
+    """A heading line for a document of `describe_row`."""
     parts = [f"{document['source']} record {document['record']}", f"tokens {document['tokens']}"]
     if "pair" in document:
         parts.insert(0, f"pair {document['pair']} {document['side']}")

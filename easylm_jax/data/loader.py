@@ -1,8 +1,7 @@
-"""Batches by number: `batch_at(step)` is a pure function of (cache, seed, step).
+"""Batches by step: `batch_at(step)` is a pure function of (cache, seed, step).
 
-Nothing is replayed, so resuming costs nothing, and every host computes the same global order and reads its own rows.
-Permutations come from raw PCG64 words sorted into an order: both are fixed by their definitions, so they do not change
-with the NumPy version.
+Resuming therefore needs no replay, and every host computes the same global order and reads only its own rows.
+Permutations are the sorting order of raw PCG64 words, which does not depend on the version of NumPy.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ class Loader:
     """The order of a cache's rows.
 
     One part (no weights): epoch e is a permutation of all rows, a pure function of (fingerprint, seed, e). With
-    `drop_last` an epoch has rows // batch_rows steps and its last few rows wait for another epoch's shuffle; without,
-    the epochs run on in one stream and a batch may span two.
+    `drop_last` an epoch has rows // batch_rows steps and leaves out its last few rows; without, epochs form one stream
+    and a batch may span two of them.
 
-    Several parts (a mixture with rates): the stream is cut into blocks of a few thousand rows; each block holds every
-    source at its rate (to within one row) in shuffled order, and each source runs through its own epochs, shuffled
-    anew in each. A small source with a high rate is therefore repeated before a large one is used up. One nominal
-    epoch is as many steps as all rows would fill.
+    Several parts (a mixture with rates): the stream is divided into blocks of a few thousand rows. Each block has every
+    source at its rate (to within one row) in shuffled order, and each source is reshuffled in each of its own epochs. A
+    small source with a high rate is therefore repeated before a large one is used up. One nominal epoch has as many
+    steps as all rows would fill.
 
-    `epochs` bounds the steps (`steps`, else None). The order does not depend on the number of hosts.
+    `epochs` limits the number of steps (`steps`; None without a limit). The order does not depend on the number of
+    hosts.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Loader:
         self._bounds = self._rate_bounds() if self._mixed else None
 
     def batch_at(self, step: int, rows: slice | np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The arrays of global batch `step` (from 0), or of the `rows` of it (a slice or numbers) that this host wants.
+        """The arrays of global batch `step` (from 0), or of its `rows` (a slice or indices) for this host.
 
-        Raises IndexError outside the epochs asked for.
+        Raises `IndexError` for a step after the last epoch.
         """
         return self.cache.read(self.rows_at(step, rows))
 
     def rows_at(self, step: int, rows: slice | np.ndarray | None = None) -> np.ndarray:
-        """Cache rows of global batch `step`, int64."""
+        """Rows of the cache in global batch `step`, int64 [n]."""
         if step < 0 or (self.steps is not None and step >= self.steps):
             raise IndexError(f"step {step} is outside the loader's {self.steps} steps")
         wanted = np.arange(self.batch_rows)[rows if rows is not None else slice(None)]
@@ -84,7 +84,7 @@ class Loader:
         return self._order(0, epoch)[at * self.batch_rows + wanted].astype(np.int64)
 
     def digest(self, step: int) -> str:
-        """A short hash of the global batch, to log and to compare between runs."""
+        """A short hash of a global batch, to compare runs."""
         batch, hashed = self.batch_at(step), hashlib.sha256()
         for name in sorted(batch):
             hashed.update(f"{name}{batch[name].dtype}{batch[name].shape}".encode())
@@ -105,24 +105,25 @@ class Loader:
         smallest = min(b - a for a, b in zip(bounds, bounds[1:], strict=False))
         if smallest <= 0:
             raise UserError(f"loader: cache {self.cache.folder} mixes a source at a rate too small to be drawn")
-        # Every block must owe every source at least two rows: then no count ever runs backwards by rounding.
+        # Every block must have at least two rows of every source, so that no count decreases by rounding.
         self._block_rows = max(_BLOCK, -(-4 * _SCALE // smallest))
         return bounds
 
     def _drawn(self, block: int) -> list[int]:
-        """Rows drawn from each source before `block`: exact integers, so any step is reached directly."""
+        """Rows sampled from each source before `block`, as exact integers."""
+        assert self._bounds is not None, "only mixtures have bounds"
         edges = [block * self._block_rows * bound // _SCALE for bound in self._bounds]
         return [b - a for a, b in zip(edges, edges[1:], strict=False)]
 
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each place of a block: its source, and how many rows of that source were drawn before it."""
+        """For each position of a block: its source, and the number of rows of that source sampled before it."""
         before, after = self._drawn(block), self._drawn(block + 1)
         counts = np.array(after) - np.array(before)
         sources = np.repeat(np.arange(len(counts)), counts)
         drawn = np.concatenate([np.arange(a, b) for a, b in zip(before, after, strict=True)])
         order = permutation(self._block_rows, self.cache.fingerprint, self.seed, len(self._parts), block)
         shuffled = sources[order]
-        # Ranks follow the places, so that each source is read in the order of its own epoch.
+        # Ranks follow positions, so that each source is read in the order of its own epoch.
         ranked = np.empty(self._block_rows, np.int64)
         ranked[np.argsort(shuffled, kind="stable")] = drawn
         return shuffled, ranked

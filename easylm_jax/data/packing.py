@@ -1,7 +1,7 @@
-"""Documents to rows, and rows to batch arrays.
+"""Packs documents into rows, and converts rows to batch arrays.
 
-Packing works on lengths alone and returns a `Plan`: which stretch of which document stands where in which row. The
-loss mask of a batch follows from these recorded stretches, never from comparing token ids.
+Packing uses lengths alone and returns a `Plan`: which span of which document is at which position of which row. The
+loss mask of a batch follows from these spans and not from token ids.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 
 @dataclasses.dataclass
 class Plan:
-    """Stretches of documents in rows, ordered by row and place; all int64 vectors of the same length [n].
+    """Spans of documents in rows, ordered by row and position. The arrays are int64 [n].
 
-    `row`, `start` (place in the row), `document` (index into the lengths that were packed), `offset` (first token
-    inside the document) and `length`. `rows` is the number of rows, `width` the tokens stored for each.
+    `row`, `start` (position in the row), `document` (index into the packed lengths), `offset` (first token within the
+    document) and `length`. `rows` is the number of rows, `width` the number of tokens stored for each row.
     """
 
     row: np.ndarray
@@ -29,14 +29,14 @@ class Plan:
     width: int
 
     def row_offsets(self) -> np.ndarray:
-        """Index of the first stretch of each row, and the end: int64 [rows + 1]."""
+        """Index of the first span of each row, and the end: int64 [rows + 1]."""
         return np.searchsorted(self.row, np.arange(self.rows + 1))
 
 
 def concat(lengths: np.ndarray, sequence_length: int) -> Plan:
-    """Join all documents and cut windows of `sequence_length` + 1 tokens that overlap by one.
+    """Concatenates all documents and splits them into windows of `sequence_length` + 1 tokens that overlap by one.
 
-    The last token of a window is the first of the next: it is a target in the one and an input in the other, so every
+    The last token of a window is the first of the next: a target in the first and an input in the second, so that every
     token but the very first is a target exactly once. The last window is padded, not dropped.
     """
     size = sequence_length
@@ -57,18 +57,18 @@ def concat(lengths: np.ndarray, sequence_length: int) -> Plan:
 
 
 def best_fit(lengths: np.ndarray, sequence_length: int, most: int | None = None) -> Plan:
-    """Best-fit decreasing: longest documents first, each into the fullest row that still has room for it.
+    """Best-fit decreasing: longest documents first, each into the fullest row with enough room.
 
-    `most` bounds the documents of a row. No document is cut (all `lengths` must be within `sequence_length`). Ties go
-    by document order, so the plan is a function of its inputs alone. O(n log sequence_length).
+    `most` limits the documents of a row. Documents are not split (all `lengths` must be at most `sequence_length`).
+    Ties are resolved by document order, so that the plan is deterministic. O(n log sequence_length).
     """
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), np.int64)
     start_of = np.empty(len(lengths), np.int64)
     open_rows: dict[int, list[int]] = {}
-    rooms: list[int] = []  # the sizes of free room that some row has, sorted
+    rooms: list[int] = []  # free tokens of open rows, each value once, sorted
     rows = 0
-    inside: list[int] = []  # documents of each row
+    inside: list[int] = []  # number of documents in each row
     for document in order.tolist():
         length = int(lengths[document])
         at = bisect.bisect_left(rooms, length)
@@ -92,7 +92,7 @@ def best_fit(lengths: np.ndarray, sequence_length: int, most: int | None = None)
 
 
 def one_each(lengths: np.ndarray, sequence_length: int) -> Plan:
-    """One document in a row, in order."""
+    """One document per row, in order."""
     count = len(lengths)
     return _whole(np.arange(count, dtype=np.int64), np.zeros(count, np.int64), lengths, count, sequence_length)
 
@@ -107,7 +107,7 @@ PACKERS = {"concat": concat, "best_fit": best_fit, "none": one_each}
 
 
 def within(counts: np.ndarray) -> np.ndarray:
-    """0 .. c-1 for each c of `counts`, joined."""
+    """0 … c−1 for each c of `counts`, concatenated: int64 [Σ counts]."""
     total = int(counts.sum())
     return np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -125,11 +125,13 @@ def next_token_arrays(
 ) -> dict[str, np.ndarray]:
     """The batch arrays of next-token training, each [rows, S].
 
-    `tokens` [rows, S] or [rows, S + 1] (windows that overlap by one), `loss_weights` the same shape (of each token as
-    a target; None = all 1). `row`, `start`, `length` list the stretches of documents, ordered by row.
+    Args:
+        tokens: [rows, S], or [rows, S + 1] for windows that overlap by one.
+        loss_weights: of each token as a target, in the shape of `tokens`; None: all 1.
+        row, start, length: spans of documents, int64 [n], ordered by row.
+        document_mask: without it, a row is one segment and positions continue through the whole row.
 
-    A target counts where it belongs to the same stretch as its input, by the recorded stretches. Without
-    `document_mask` a row is one segment and positions run on through it.
+    A target has loss weight only where it is in the same span as its input.
     """
     rows, width = tokens.shape
     size = sequence_length

@@ -1,9 +1,9 @@
-"""Preference pairs: two answers to one prompt, packed side by side so that one forward pass sees both.
+"""Preference pairs: two responses to one prompt, packed into one row so that one forward pass computes both.
 
 Pair p of a row has its chosen side in segment 2p + 1 and its rejected side in segment 2p + 2. The column `pair_index`
-[rows, P] says which pair of the data set that is (-1: the row has no such pair), `margins` [rows, P] how much better
-its chosen side was judged (0 where the data does not say). A pair that is drawn several times keeps its number, so
-what is computed once for each pair (reference log-probabilities) is stored by that number.
+[rows, P] is the index of the pair in the data set (-1: no pair), `margins` [rows, P] the margin by which the chosen
+side is better (0 where the data have none). A pair that is sampled several times keeps its index, so that values
+computed once for each pair (reference log-probabilities) are stored by this index.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from easylm_jax.data.examples import (
     column_of,
     messages_in,
     nothing_trained,
+    template_of,
 )
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
@@ -38,42 +39,46 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def holds_pairs(record: Record, source: Source) -> bool:
-    """Whether a record is a pair: the source says so, or there are columns chosen and rejected."""
-    named = {role for role, _ in source.fields or ()}
+    """Whether a record is a pair: by the source's `fields` or `format`, or by its columns chosen and rejected."""
+    named = {role for role, _ in source.columns}
     found = source.fields is None and "chosen" in record and "rejected" in record
     return source.format == "hh" or "chosen" in named or found
 
 
 def texts_of(record: Record, source: Source, where: str) -> Iterator[str]:
-    """All text of a pair, the turns that both sides share once, whether or not the sides could be compared."""
+    """All texts of a pair, also of an invalid one; turns that both sides share are yielded once."""
     chosen, rejected = _read_sides(record, source, where)
     same = first_difference(chosen, rejected)
     yield from (message["content"] for message in [*chosen, *rejected[same:]])
 
 
 def sides_of(record: Record, source: Source, where: str) -> tuple[Messages, Messages]:
-    """The two conversations of a pair, prompt included.
+    """The two conversations (chosen, rejected) of a pair, prompt included.
 
-    chosen and rejected are lists of messages (whole conversations, or answers to the column prompt), or two texts that
-    answer the prompt (a text or a list of messages), or Human/Assistant transcripts (`format="hh"`). BadRecord when a
-    side does not end with an assistant turn, or when anything but an assistant's words differs first.
+    The columns are lists of messages (whole conversations, or responses to the column prompt), two texts that respond
+    to the prompt (a text or a list of messages), or Human/Assistant transcripts (`format="hh"`).
+
+    Raises:
+        BadRecord: a side does not end with an assistant turn, or the sides have different prompts.
     """
     chosen, rejected = _read_sides(record, source, where)
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if side[-1]["role"] != "assistant":
-            raise BadRecord(f"{where}: {name} ends with a {side[-1]['role']} turn; both sides must end with an answer")
+            raise BadRecord(
+                f"{where}: {name} ends with a {side[-1]['role']} turn; both sides must end with an assistant turn"
+            )
     _check_prompts(chosen, rejected, where)
     return chosen, rejected
 
 
 def _read_sides(record: Record, source: Source, where: str) -> tuple[Messages, Messages]:
-    columns = dict(source.fields or ())
+    columns = dict(source.columns)
     names = [columns.get(side, side) for side in ("chosen", "rejected")]
     values = [column_of(record, name, where) for name in names]
     if source.format == "hh":
         chosen, rejected = (transcript(v, name, where) for v, name in zip(values, names, strict=True))
         same = first_difference(chosen, rejected)
-        # The rare sides that go on after the turn where they part are compared on that turn.
+        # In a few pairs the conversations continue after the first different turn; they end with it here.
         chosen, rejected = chosen[: same + 1], rejected[: same + 1]
     else:
         prompt = _prompt(record, columns, where)
@@ -85,7 +90,7 @@ def _read_sides(record: Record, source: Source, where: str) -> tuple[Messages, M
 
 
 def first_difference(chosen: Messages, rejected: Messages) -> int:
-    """The first turn in which the sides differ (white space around contents aside), or the shorter length."""
+    """Index of the first turn that differs, ignoring outer white space; the shorter length if none does."""
     pairs = zip(chosen, rejected, strict=False)
     parted = (i for i, (a, b) in enumerate(pairs) if a["role"] != b["role"] or _content(a) != _content(b))
     return next(parted, min(len(chosen), len(rejected)))
@@ -100,14 +105,14 @@ def _check_prompts(chosen: Messages, rejected: Messages, where: str) -> None:
     if same == len(chosen) == len(rejected):
         return
     if same in (len(chosen), len(rejected)):
-        raise BadRecord(f"{where}: the prompts differ: one side goes on where the other ends (message {same})")
+        raise BadRecord(f"{where}: the prompts differ: one side continues where the other ends (message {same})")
     roles = chosen[same]["role"], rejected[same]["role"]
     if roles != ("assistant", "assistant"):
         raise BadRecord(f"{where}: the prompts differ: message {same} is a {roles[0]} turn and a {roles[1]} turn")
 
 
 def transcript(text: Any, column: str, where: str) -> Messages:
-    """The turns of a "\\n\\nHuman: …\\n\\nAssistant: …" text, contents stripped. BadRecord when it is none."""
+    """The turns of a "\\n\\nHuman: …\\n\\nAssistant: …" text, contents stripped; `BadRecord` for any other text."""
     parts = _SPEAKER.split(checked_text(text, column, where))
     if len(parts) < 3 or parts[0].strip():
         raise BadRecord(f"{where}: {column} is no transcript; format 'hh' starts with '\\n\\nHuman: '")
@@ -116,7 +121,7 @@ def transcript(text: Any, column: str, where: str) -> Messages:
 
 
 def _prompt(record: Record, columns: dict[str, str], where: str) -> Messages | None:
-    """The column prompt as messages; None when there is none."""
+    """The column prompt as messages; None without such a column."""
     name = columns.get("prompt", "prompt")
     if name not in record and "prompt" not in columns:
         return None
@@ -130,7 +135,7 @@ def _side(value: Any, column: str, prompt: Messages | None, where: str) -> Messa
     if isinstance(value, str):
         if prompt is None:
             raise BadRecord(
-                f"{where}: {column} is text and there is no column 'prompt' that it answers; name the column in "
+                f"{where}: {column} is text but there is no column 'prompt'; name the column of the prompt in "
                 "fields, or set format='hh' for Human/Assistant transcripts"
             )
         return [*prompt, {"role": "assistant", "content": checked_text(value, column, where)}]
@@ -139,8 +144,8 @@ def _side(value: Any, column: str, prompt: Messages | None, where: str) -> Messa
 
 
 def margin_of(record: Record, source: Source, where: str) -> float:
-    """The margin of a pair; 0 where the record has none."""
-    columns = dict(source.fields or ())
+    """The margin of a pair; 0 where the record has none, `BadRecord` where it is not a finite number."""
+    columns = dict(source.columns)
     value = column_of(record, columns["margin"], where) if "margin" in columns else record.get("margin")
     if value is None:
         return 0.0
@@ -150,7 +155,7 @@ def margin_of(record: Record, source: Source, where: str) -> float:
 
 
 class PairEncoder(Encoder):
-    """Records to pairs: two examples each, chosen and rejected, next to each other in the store and in a row."""
+    """Encodes pairs: two examples each, chosen and rejected, consecutive in the store and in a row."""
 
     unit = 2
 
@@ -165,7 +170,7 @@ class PairEncoder(Encoder):
     def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
         sides = lengths.reshape(-1, 2)[units]
         plan = self._packed(sides.sum(1))
-        # From pairs to sides: the rejected side follows the chosen one.
+        # From pairs to sides: the rejected side follows the chosen side.
         length = sides[plan.document]
         start = np.stack([plan.start, plan.start + length[:, 0]], 1)
         document = units[plan.document][:, None] * 2 + np.arange(2)
@@ -174,9 +179,12 @@ class PairEncoder(Encoder):
         return packing.Plan(row, flat[0], flat[1], zeros, flat[2], plan.rows, plan.width)
 
     def _packed(self, lengths: np.ndarray) -> packing.Plan:
-        """Pairs in rows. Best-fit gathers the shortest pairs of the whole set in its last rows; left to choose, it
-        allows a row four times the pairs of an average one, or more where that would cost over 1 % more rows, so that
-        the columns [rows, P] stay small."""
+        """Packs pairs into rows.
+
+        Best-fit puts the shortest pairs of the whole set into its last rows, which would make P, the most pairs in a
+        row, large. Without `max_pairs_per_row` the limit is therefore four times the average, doubled for as long as
+        it costs over 1 % more rows.
+        """
         size = self.spec.sequence_length
         if self.spec.packing == "none":
             return packing.one_each(lengths, size)
@@ -225,7 +233,7 @@ class PairEncoder(Encoder):
         for side in sides:
             check_roles(side, self.spec, where)
             rendered.append(
-                templates.render(self.spec.template, side, train_on=self.spec.train_on, compat=self.spec.compat)
+                templates.render(template_of(self.spec), side, train_on=self.spec.train_on, compat=self.spec.compat)
             )
         return *rendered, margin
 
@@ -245,7 +253,9 @@ class PairEncoder(Encoder):
         if nothing_trained(chosen, chosen_marks) or nothing_trained(rejected, rejected_marks):
             counts.untrained_dropped += 1
             return []
-        if np.array_equal(chosen, rejected):  # they differed beyond the cut, or only where the template strips
+        if np.array_equal(
+            chosen, rejected
+        ):  # they differ only after truncation, or in white space that the template strips
             counts.identical_dropped += 1
             return []
         if self.spec.repetition_filter and (filters.is_repetitive(chosen) or filters.is_repetitive(rejected)):
@@ -254,8 +264,10 @@ class PairEncoder(Encoder):
         return [Example(chosen, chosen_marks, document, margin), Example(rejected, rejected_marks, document)]
 
     def _lengths(self, chosen: int, rejected: int) -> tuple[int, int]:
-        """Tokens that are kept of each side: at most the limit, and together at most a row; the longer side gives way,
-        but neither goes below half a row for the other's sake."""
+        """Tokens kept of each side: at most the limit each, and at most a row together.
+
+        The longer side is truncated first, and no side to less than half a row because of the other.
+        """
         size, limit = self.spec.sequence_length, self.spec.side_limit
         chosen, rejected = min(chosen, limit), min(rejected, limit)
         if chosen + rejected > size:

@@ -1,10 +1,10 @@
-"""Prompts for rollouts: conversations that end with the user, rendered up to the opening of the answer.
+"""Prompts for rollouts: conversations that end with a user turn, rendered up to the start of the response.
 
-A row is one prompt: `tokens` [rows, L] right-padded, `lengths` [rows], `prompt_index` [rows]. The columns of each
-prompt's record (ground truth, name of the verifier) stay with it, one JSON line each:
+A row is one prompt: `tokens` [rows, L] padded on the right, `lengths` [rows], `prompt_index` [rows]. The columns of the
+records (ground truth, name of the verifier) are kept as JSON lines:
 
     records.jsonl          {"source": number, "record": number, "messages": [...], "columns": {...}}, in prompt order
-    record_offsets.npy     where each line starts, and the end: int64 [prompts + 1]
+    record_offsets.npy     byte offset of each line, and the end: int64 [prompts + 1]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from easylm_jax.data.examples import (
     json_value,
     messages_in,
     messages_of,
+    template_of,
 )
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
@@ -38,26 +39,29 @@ Messages = list[dict[str, str]]
 
 
 def prompt_of(record: Record, source: Source, where: str) -> Messages:
-    """The conversation that is to be answered; it ends with a user turn.
+    """The conversation to respond to; it ends with a user turn.
 
-    From `fields`, else from the first of these columns that is there: instruction (a text), history_messages,
-    `messages_field`, conversation, chosen (beside rejected), prompt (a text or messages), question, problem. A trailing
-    assistant turn is dropped; of a pair the turns before the answers stay. BadRecord when no user turn ends it.
+    It is read from `fields`, else from the first of these columns in the record: instruction (a text),
+    history_messages, `messages_field`, conversation, chosen (with rejected), prompt (a text or messages), question,
+    problem. A final assistant turn is dropped; of a pair, the turns before the responses are used.
+
+    Raises:
+        BadRecord: the record has no prompt, or it does not end with a user turn.
     """
     messages = _found(record, source, where)
     if messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     if not messages:
-        raise BadRecord(f"{where}: there is no prompt before the answer")
+        raise BadRecord(f"{where}: there is no prompt before the response")
     if messages[-1]["role"] != "user":
         raise BadRecord(f"{where}: the prompt ends with a {messages[-1]['role']} turn, not with the user's")
     return messages
 
 
 def _found(record: Record, source: Source, where: str) -> Messages:
-    named = {role: column for role, column in source.fields or ()}
+    named = dict(source.columns)
     if preference.holds_pairs(record, source) and not _earlier_than_pairs(record, source):
-        return _before_answers(record, source, where)
+        return _shared_turns(record, source, where)
     if "prompt" in named:
         return _value(column_of(record, named["prompt"], where), named["prompt"], where)
     if named:
@@ -80,8 +84,8 @@ def _earlier_than_pairs(record: Record, source: Source) -> bool:
     return any(name in record for name in ("instruction", "history_messages", source.messages_field, "conversation"))
 
 
-def _before_answers(record: Record, source: Source, where: str) -> Messages:
-    """The turns of a pair that both sides share, up to the user's last."""
+def _shared_turns(record: Record, source: Source, where: str) -> Messages:
+    """The turns that both sides of a pair share, up to the last user turn."""
     chosen, rejected = preference.sides_of(record, source, where)
     return chosen[: min(preference.first_difference(chosen, rejected), len(chosen) - 1)]
 
@@ -93,12 +97,13 @@ def _value(value: Any, column: str, where: str) -> Messages:
 
 
 class PromptEncoder(Encoder):
-    """Records to prompts, one in a row, with the columns that `keep` names (None = all) written beside them."""
+    """Encodes prompts, one per row, and writes the columns that `keep` names (None = all) to `records.jsonl`."""
 
     layout = "prompts"
 
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path):
         super().__init__(spec, tokenizer, folder)
+        self._build_folder = folder
         self._offsets = array.array("q", [0])
         self._file = open(folder / "records.jsonl", "wb")  # noqa: SIM115 - closed in `close`
 
@@ -109,7 +114,7 @@ class PromptEncoder(Encoder):
 
     def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
         self._file.close()
-        np.save(self.folder / "record_offsets.npy", np.array(self._offsets, np.int64))
+        np.save(self._build_folder / "record_offsets.npy", np.array(self._offsets, np.int64))
         return {
             "lengths": (np.concatenate([p.length for p in plans]).astype(np.int32), "tokens of the prompt"),
             "prompt_index": (np.concatenate([p.document for p in plans]).astype(np.int32), "number of the prompt"),
@@ -132,9 +137,10 @@ class PromptEncoder(Encoder):
         for column, value in kept.items():
             if not _plain(value):
                 raise BadRecord(
-                    f"{where}: column {column!r} holds what JSON cannot; name the columns to keep in DataSpec.keep"
+                    f"{where}: column {column!r} has values that JSON cannot hold; name the columns to keep in "
+                    "DataSpec.keep"
                 )
-        return templates.generation_prompt(self.spec.template, messages), {"messages": messages, "columns": kept}
+        return templates.generation_prompt(template_of(self.spec), messages), {"messages": messages, "columns": kept}
 
     def _tokens(self, items: list[Any]) -> list[Any]:
         encoded = templates.tokenize([pieces for pieces, _ in items], self.tokenizer)
@@ -153,7 +159,7 @@ class PromptEncoder(Encoder):
 
 
 def _plain(value: Any) -> bool:
-    """Whether JSON holds the value (dates as text)."""
+    """Whether JSON can hold the value (dates as text)."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A record of a source, and the error for one that cannot be used."""
+"""Records of a source, and the error for an unusable record."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ Record = dict[str, Any]
 
 
 class BadRecord(Exception):
-    """One record that cannot be used; the message starts with where it stands (`file:line`)."""
+    """An unusable record; the message starts with its place (`file:line`)."""
 
 
 def plain(value: Any) -> Any:
-    """NumPy values and bytes, as TensorFlow hands them out, to plain Python values and text."""
+    """Converts NumPy values and bytes, as TensorFlow returns them, to plain Python values and text."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, bytes):

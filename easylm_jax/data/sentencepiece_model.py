@@ -1,4 +1,4 @@
-"""SentencePiece model files: what kind each piece is, markers closed to text, and training."""
+"""SentencePiece model files: kinds of pieces, changing pieces to control pieces, and training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from models.errors import UserError
 
-# SentencePiece's file is a protocol buffer: field 1, repeated, holds the pieces {1: text, 2: score, 3: kind}.
+# The file is a protocol buffer; its repeated field 1 holds the pieces {1: text, 2: score, 3: kind}.
 CONTROL, USER_DEFINED = 3, 4
 
 
@@ -23,7 +23,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (field number, wire type, start of value, end of value) of one protocol buffer message."""
+    """Yields (field number, wire type, start of value, end of value) of a protocol buffer message."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -38,13 +38,13 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         else:
             raise ValueError("unexpected wire type")
         if end > len(data):
-            raise ValueError("file is cut short")
+            raise ValueError("file is truncated")
         yield tag >> 3, wire, at, end
         at = end
 
 
 def piece_kinds(data: bytes) -> list[tuple[str, int]]:
-    """(text, kind) of every piece of a model file, in order of ids. ValueError or IndexError if it is no such file."""
+    """(text, kind) of every piece of a model file, in order of ids; `ValueError` or `IndexError` for other files."""
     kinds = []
     for number, wire, start, end in _fields(data):
         if number != 1 or wire != 2:
@@ -60,7 +60,7 @@ def piece_kinds(data: bytes) -> list[tuple[str, int]]:
 
 
 def as_control(data: bytes, indices: set[int]) -> bytes:
-    """The model file with some pieces made control pieces: they keep their ids and text can no longer match them."""
+    """The model file with some pieces changed to control pieces: they keep their ids, and text never matches them."""
     changed, index = bytearray(data), 0
     for number, wire, start, end in _fields(data):
         if number != 1 or wire != 2:
@@ -82,11 +82,11 @@ def train_sentencepiece(
     dummy_prefix: bool = False,
     name: str = "tokenizer.model",
 ) -> Path:
-    """Train a byte-fallback BPE vocabulary and return the path of the model file (for `sp:<path>`).
+    """Trains a BPE vocabulary with byte fallback and returns the path of the model file (for `sp:<path>`).
 
     The same texts give the same bytes (one thread, no sampling). Ids: pad 0, bos 1, eos 2, unknown 3, then `symbols`
-    (control tokens such as `<|im_start|>`), then 256 bytes. Digits are split, white space is kept exactly, newlines
-    are their own token, so decode(encode(text)) == text. UserError when the texts are too few for `vocab_size`.
+    (control tokens such as `<|im_start|>`), then 256 bytes. Digits are split, white space is kept, and a newline is a
+    token of its own, so that decode(encode(text)) == text. `UserError` when there is too little text for `vocab_size`.
     """
     import sentencepiece
 
@@ -127,5 +127,5 @@ def train_sentencepiece(
 
 
 def _sentences(text: str) -> Iterable[str]:
-    """Lines, newline left out (it is a piece of its own); the trainer reads one sentence at a time."""
+    """Lines without the newline, which is a piece of its own; the trainer reads one line at a time."""
     return (line for line in text.split("\n") if line.strip())

@@ -35,7 +35,7 @@ def _find(name: str, module: str | None):
 
 
 def mixture_rates(name: str, module: str | None) -> dict[str, float]:
-    """Rates of a mixture's tasks, sorted by name (seqio's own order is not fixed); empty when `name` is a task."""
+    """Rates of the tasks of a mixture, sorted by name (seqio's order varies); empty when `name` is a task."""
     found = _find(name, module)
     if not isinstance(found, _seqio().Mixture):
         return {}
@@ -43,7 +43,7 @@ def mixture_rates(name: str, module: str | None) -> dict[str, float]:
 
 
 def read_task(name: str, split: str, module: str | None) -> Iterator[tuple[dict[str, Any], str]]:
-    """Records of a registered task, in its own order. Integer features without text are decoded by their vocabulary."""
+    """Records of a registered task, in its order. Integer features without text are decoded by their vocabulary."""
     task = _find(name, module)
     if split not in task.splits:
         raise UserError(f"data: seqio task {name!r} has no split {split!r}; it has {', '.join(task.splits)}")

@@ -1,7 +1,6 @@
-"""seqio: declare Tasks and Mixtures over our sources, and read tasks that others registered.
+"""Declares seqio Tasks and Mixtures over `Source`s, for programs that use seqio.
 
-TensorFlow and seqio are imported inside these functions only. They serve the building of a cache (a source
-`seqio:name`) and programs that want a seqio Task; training reads the cache and never comes here.
+TensorFlow and seqio are imported inside functions only. Training reads caches and does not use this module.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def declare_task(
     kind: Literal["text", "chat"] = "text",
     encode: DataSpec | None = None,
 ):
-    """Register and return the seqio Task `name` over one source for each split (a single Source is split "train").
+    """Registers and returns the seqio Task `name`, with one source for each split (a single Source is "train").
 
     Its examples hold `text`, or for kind "chat" `messages` as a JSON string. With `encode`, a spec whose tokenizer,
-    template and `train_on` apply, they hold `targets` (token ids) and `loss_weights` too, as a model would see them.
+    template and `train_on` apply, they also hold `targets` (token ids) and `loss_weights`, as in training.
     """
     seqio = _seqio()
     import tensorflow as tf
@@ -52,7 +51,7 @@ def declare_task(
             yield from _task_examples(record, where, source, kind, encoder)
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
-        del shuffle_files, seed  # records come in file order; shuffling is the reader's
+        del shuffle_files, seed  # records are in file order; the reader shuffles
         return tf.data.Dataset.from_generator(lambda: examples(split), output_signature=signature)
 
     source = seqio.FunctionDataSource(dataset_fn=dataset, splits=tuple(splits))
@@ -92,10 +91,10 @@ def _task_examples(record: Any, where: str, source: Source, kind: str, encoder: 
 
 
 def declare_mixture(name: str, tasks: Mapping[str, float] | Sequence[str], *, temperature: float | None = None):
-    """Register and return the seqio Mixture `name`.
+    """Registers and returns the seqio Mixture `name`.
 
-    `tasks`: rates by task name, or names alone: then the rate is the number of examples. With `temperature` T a rate
-    r becomes r^(1/T).
+    `tasks`: rates by name of the task, or only names, with the number of examples as the rate. With `temperature` T a
+    rate r becomes r^(1/T).
     """
     seqio = _seqio()
     power = 1.0 / (temperature or 1.0)

@@ -1,4 +1,4 @@
-"""Reading records: files on disk, `datasets` sets, TFDS and seqio tasks, one record at a time."""
+"""Reads records of files, Hugging Face `datasets`, TFDS and seqio tasks, one at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from easylm_jax.data.records import BadRecord, Record, plain
 from models.errors import UserError
 
 _TEXT_SUFFIXES = (".jsonl", ".json", ".txt")
-_PACKED = (".gz", ".zst")
+_COMPRESSED = (".gz", ".zst")
 SUFFIXES = (
-    *(suffix + packed for suffix in _TEXT_SUFFIXES for packed in ("", *_PACKED)),
+    *(suffix + compressed for suffix in _TEXT_SUFFIXES for compressed in ("", *_COMPRESSED)),
     ".ndjson",
     ".parquet",
     ".csv",
@@ -33,7 +33,7 @@ def _kind(path: Path) -> str | None:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files of a source in reading order (sorted by path). UserError if there are none or a kind is unknown."""
+    """The files of a source in reading order (sorted by path); `UserError` if there are none or a type is unknown."""
     path = Path(source.path).expanduser()
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file))
@@ -53,7 +53,7 @@ def files_of(source: Source) -> list[Path]:
 
 
 def file_fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Name, size, time and SHA-256 of a file; the hash is taken from `known` where path, size and time still agree."""
+    """Name, size, time and SHA-256 of a file; reuses the hash of `known` if path, size and time are the same."""
     stat = path.stat()
     facts = {"path": str(path.absolute()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     if known is not None and all(known.get(key) == value for key, value in facts.items()):
@@ -63,7 +63,7 @@ def file_fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[st
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files whose content is part of the cache key: none for sets known only by name."""
+    """The files whose content is part of the cache key; none for sets that are known only by name."""
     if not source.named:
         return files_of(source)
     name = _split_name(source)[0]
@@ -74,7 +74,8 @@ def source_files(source: Source) -> list[Path]:
 
 
 def read_records(source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
-    """Yield (record, where) after `skip` and up to `limit`; a record that does not parse comes as a BadRecord."""
+    """Yields (record, place) after `skip` and up to `limit`; a record that cannot be parsed is a `BadRecord`."""
+    records: Iterator[tuple[Record | BadRecord, str]]
     if source.path.startswith("hf:"):
         records = _read_hf(source)
     elif source.path.startswith("tfds:"):
@@ -97,7 +98,7 @@ def _split_name(source: Source) -> tuple[str, str]:
 
 
 def _read_file(path: Path, source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
-    kind = _kind(path)
+    kind = _kind(path) or ""
     try:
         if kind == ".parquet":
             yield from _read_parquet(path)
@@ -124,9 +125,11 @@ def _open(path: Path) -> io.TextIOBase:
 
 
 def _read_json(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
-    """JSON lines; a .json file may also be one list of records."""
+    """Reads JSON lines; a .json file may also be a single list of records."""
     with _open(path) as file:
-        if _kind(path).startswith(".json") and not _kind(path).startswith(".jsonl"):
+        kind = _kind(path) or ""
+        lines: Iterable[str] = file
+        if kind.startswith(".json") and not kind.startswith(".jsonl"):
             start = file.read(1)
             while start.isspace():
                 start = file.read(1)
@@ -134,8 +137,6 @@ def _read_json(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
                 yield from _records_of_list(path, start + file.read())
                 return
             lines = itertools.chain([start + file.readline()], file)
-        else:
-            lines = file
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -209,7 +210,7 @@ def _read_hf(source: Source) -> Iterator[tuple[Record, str]]:
             loaded = datasets.load_from_disk(str(folder))
             loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         else:
-            chosen = {"data_dir": source.data_dir, "streaming": source.streaming}
+            chosen: dict[str, Any] = {"data_dir": source.data_dir, "streaming": source.streaming}
             if source.data_files is not None:
                 chosen["data_files"] = (
                     list(source.data_files) if isinstance(source.data_files, tuple) else source.data_files
@@ -221,7 +222,7 @@ def _read_hf(source: Source) -> Iterator[tuple[Record, str]]:
     while True:
         try:
             index, record = next(records, (0, None))
-        except Exception as error:  # a streamed set meets a broken file or a lost connection on the way
+        except Exception as error:  # while streaming: a broken file or a lost connection
             raise UserError(f"data: cannot read {source.path}: {_first_line(error)}") from None
         if record is None:
             return

@@ -1,4 +1,4 @@
-"""The stages that make no model: data files written by a function of the recipe, and a vocabulary."""
+"""Runs the stages that prepare data: `MakeData` (files written by a function of the recipe) and `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models.errors import UserError
 
 
 def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
-    """Writes the files of a `MakeData` stage; returns what `done.json` will say."""
+    """Runs a `MakeData` stage; returns its entries of `done.json`."""
     try:
         function = load_function(stage.function)
     except UserError as error:
@@ -29,7 +29,9 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
     try:
         inspect.signature(function).bind(stage.seed, **arguments)
     except TypeError as error:
-        raise UserError(f"stage {stage.name}: {stage.function} cannot be called so: {error}") from None
+        raise UserError(
+            f"stage {stage.name}: {stage.function} cannot be called with these arguments: {error}"
+        ) from None
     files = function(stage.seed, **arguments)
     if processes.is_first_process():
         for file, records in files.items():
@@ -40,7 +42,7 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
 
 
 def train_tokenizer(stage: Tokenizer, workspace: Workspace) -> dict[str, Any]:
-    """Trains the vocabulary of a `Tokenizer` stage; returns what `done.json` will say."""
+    """Runs a `Tokenizer` stage; returns its entries of `done.json`."""
     folder = workspace.folder(stage.name)
     path = folder / "tokenizer.model"
     sources = workspace.sources(stage.sources)
@@ -52,7 +54,7 @@ def train_tokenizer(stage: Tokenizer, workspace: Workspace) -> dict[str, Any]:
 
 
 def _sentencepiece_of(texts: Iterable[str], stage: Tokenizer, folder: Path) -> None:
-    """Trains the vocabulary. An error in the texts is told as it is, not in the words that SentencePiece has for it."""
+    """Trains the vocabulary. A `UserError` in the texts is raised as it is, without SentencePiece's error around it."""
     failed: list[UserError] = []
 
     def watched() -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Chat templates as data: each turn is a row of pieces, and each piece knows whether it is trained.
+"""Renders conversations by chat templates: a list of pieces, each trained or not.
 
-Loss masks come from these pieces (spans recorded while the text is made), never from looking for token ids: the
-content of an assistant turn and the end token after it are trained, headers and separators never. Text of users is
-always encoded as ordinary text, so a literal `</s>` in it cannot end a turn. The role markers of `tulu` are ordinary
-text by design of the format, so a user can imitate those; templates with marker tokens (llama3, qwen) are closed.
+Loss masks come from these pieces, recorded while the text is rendered, and not from searching token ids. The content
+of an assistant turn and the end token after it are trained; headers and separators are not. Contents are always
+encoded as ordinary text, so a literal `</s>` in them cannot end a turn. The role markers of `tulu` are ordinary text,
+so a user can imitate them; templates with special tokens for roles (llama3, qwen) do not allow that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stretch of rendered text (`token` None) or one vocabulary entry; `turn` is the message it belongs to."""
+    """A span of rendered text (`token` None) or one special token; `turn` is the index of its message, −1 for none."""
 
     text: str
     token: Token | None
@@ -45,7 +45,7 @@ def _trained_turns(messages: Messages, train_on: str) -> set[int]:
 def render(
     template: str | Template, messages: Messages, *, train_on: str = "assistant", compat: str | None = None
 ) -> list[Piece]:
-    """Lay out a conversation as pieces.
+    """Renders a conversation as pieces.
 
     `train_on`: "assistant" trains the content and end token of each assistant turn, "last_assistant" of the last one
     only, "all" everything. `compat="tulu25"` adds the two places that the Tülu 2.5 code also trained (spec §3.3): the
@@ -84,7 +84,7 @@ def render(
 
 
 def generation_prompt(template: str | Template, messages: Messages) -> list[Piece]:
-    """The conversation so far and the opening of the answer: what a model is given to continue. Nothing is trained."""
+    """The conversation and the start of the response, which a model continues. No piece is trained."""
     template = get_template(template) if isinstance(template, str) else template
     open_end = dataclasses.replace(template, separator_at_end=True)
     pieces = [dataclasses.replace(piece, trained=False) for piece in render(open_end, messages)]
@@ -92,7 +92,7 @@ def generation_prompt(template: str | Template, messages: Messages) -> list[Piec
 
 
 def token_id(token: Token, tokenizer: Tokenizer) -> int:
-    """The id of a template's token. UserError when the vocabulary lacks it."""
+    """The id of a template's token; `UserError` when the vocabulary lacks it."""
     found = tokenizer.special(token.name)
     if found is None and token.otherwise is not None:
         found = tokenizer.special(token.otherwise)
@@ -105,7 +105,7 @@ def token_id(token: Token, tokenizer: Tokenizer) -> int:
 
 
 def end_tokens(template: str | Template | None, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that end an answer: the vocabulary's end, and what the template closes an assistant's turn with, if any."""
+    """Ids that end a response: the tokenizer's EOS, and the tokens that the template puts after an assistant turn."""
     found = {tokenizer.eos_id}
     if template is not None:
         template = get_template(template) if isinstance(template, str) else template
@@ -116,8 +116,9 @@ def end_tokens(template: str | Template | None, tokenizer: Tokenizer) -> tuple[i
 
 
 def rendered_text(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[str, list[tuple[int, int]]]:
-    """The text as a person reads it and the trained spans in it, as (start, end) in characters."""
-    text, spans = "", []
+    """The rendered text and its trained spans, as (start, end) in characters."""
+    text = ""
+    spans: list[tuple[int, int]] = []
     for piece in pieces:
         shown = tokenizer.token_text(token_id(piece.token, tokenizer)) if piece.token else piece.text
         if piece.trained and shown:
@@ -130,11 +131,11 @@ def rendered_text(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[str, l
 
 
 def tokenize(rendered: Sequence[Sequence[Piece]], tokenizer: Tokenizer) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Encode rendered conversations: a list of (ids int32 [n], trained uint8 [n]).
+    """Encodes rendered conversations as a list of (ids int32 [n], loss mask uint8 [n]).
 
-    Text between two template tokens is encoded in one go, as `transformers` does with the whole rendered text, and a
-    token is trained when all its characters lie in trained pieces. A token that straddles a header and the content
-    is not: it could not be sampled after the header either.
+    Text between two special tokens is encoded at once, as `transformers` does with the whole rendered text. A token is
+    trained when all its characters are in trained pieces; a token that spans a header and content is not, since it
+    could not be sampled after the header.
     """
     segments: list[str] = []
     layout: list[list[tuple[int, list[Piece]] | tuple[Token, bool]]] = []
@@ -170,7 +171,7 @@ def _assemble(plan: list, encoded: list, tokenizer: Tokenizer) -> tuple[np.ndarr
         lengths = [len(piece.text) for piece in detail]
         characters = np.repeat(np.array([piece.trained for piece in detail], np.int64), lengths)
         total = np.concatenate([[0], np.cumsum(characters)])
-        # A token without characters of its own (a dummy space, the first bytes of a character) goes with the next one.
+        # A token without characters of its own (a dummy space, the first bytes of a character) counts as the next one.
         starts = np.minimum(starts, len(characters) - 1)
         ends = np.maximum(ends, starts + 1)
         ids.append(token_ids)

@@ -1,4 +1,4 @@
-"""The plain texts of sources, for training a vocabulary."""
+"""Texts of sources, for training a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from models.errors import UserError
 
 
 def source_texts(sources: Iterable[Source]) -> Iterator[str]:
-    """All text of the sources, for training a vocabulary: documents, or the contents of conversations.
+    """All texts of the sources: documents, or the contents of conversations.
 
-    A source is read as pairs when it names or has a column chosen, else as conversations when it has `fields` or when
-    its records have no text column.
+    A record is read as a pair if `preference.holds_pairs`, else as a document if the source has no `fields` and the
+    record has a text column, else as a conversation.
     """
     from easylm_jax.data import preference
 

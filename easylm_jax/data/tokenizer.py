@@ -1,7 +1,7 @@
-"""Vocabularies: one small interface over SentencePiece models and Hugging Face `tokenizers` files.
+"""Tokenizers: one interface for SentencePiece models and `tokenizer.json` files of Hugging Face.
 
-Encoding text never yields a control token: a literal `</s>` or `<|endoftext|>` in a document is encoded as ordinary
-text. Control tokens are placed by id, by the chat template or between documents.
+Text is never encoded to a control token: a literal `</s>` or `<|endoftext|>` in a document is encoded as ordinary text.
+The chat template and the packing of documents insert control tokens by id.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _PAD_NAMES = ("<pad>", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "[
 
 
 class Tokenizer(abc.ABC):
-    """Text to ids and back.
+    """Encodes text to ids and decodes ids to text.
 
-    `eos_id` always exists, `bos_id` may be None. `pad_id` differs from both: where the file names none, it is the
-    unknown token or else the lowest id that is free to stand in (masks come from spans, so its value carries no
-    meaning). `special_ids` are never produced from text. `hash` depends on the file's bytes and on these ids.
+    `eos_id` always exists, `bos_id` may be None. `pad_id` differs from both: where the file has none, it is the unknown
+    token or else the lowest other id (masks come from spans, so its value does not matter). Text is never encoded to
+    `special_ids`. `hash` depends on the bytes of the file and on these ids.
     """
 
     spec: str
@@ -48,16 +48,19 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids (int32) of each text; no control tokens added."""
+        """Ids (int32 [n]) of each text, without control tokens."""
 
     @abc.abstractmethod
     def encode_with_offsets(self, texts: Sequence[str], continuation: Sequence[bool] | None = None) -> list[Offsets]:
-        """(ids, starts, ends) of each text, offsets in characters. `continuation[i]`: text i follows a control token
-        of the same rendered text, so a vocabulary that puts a space only in front of the whole text adds none."""
+        """(ids, starts, ends) of each text, with offsets in characters.
+
+        `continuation[i]`: text i follows a control token in the same rendered text, so that a tokenizer that adds a
+        space only at the start of the whole text adds none.
+        """
 
     @abc.abstractmethod
     def token_text(self, token: int) -> str:
-        """How one token is written in the vocabulary."""
+        """The entry of a token in the vocabulary."""
 
     @abc.abstractmethod
     def _id_of(self, name: str) -> int | None: ...
@@ -71,7 +74,8 @@ class Tokenizer(abc.ABC):
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """Text of the ids; control tokens are shown by name unless `skip_special`."""
-        parts, run = [], []
+        parts: list[str] = []
+        run: list[int] = []
         for token in map(int, ids):
             if token not in self.special_ids:
                 run.append(token)
@@ -82,7 +86,7 @@ class Tokenizer(abc.ABC):
         return "".join([*parts, self._decode_plain(run) if run else ""])
 
     def special(self, name: str) -> int | None:
-        """Id of a control token: "bos", "eos", "pad" or its literal name; None if the vocabulary has none."""
+        """Id of a control token by "bos", "eos", "pad" or its literal name; None if there is none."""
         named = {"bos": self.bos_id, "eos": self.eos_id, "pad": self.pad_id}
         if name in named:
             return named[name]
@@ -90,7 +94,7 @@ class Tokenizer(abc.ABC):
         return found if found in self.special_ids else None
 
     def describe(self) -> dict[str, object]:
-        """What a manifest records."""
+        """The entries of a manifest."""
         names = ("spec", "hash", "vocab_size", "bos_id", "eos_id", "pad_id")
         return {name: getattr(self, name) for name in names}
 
@@ -99,13 +103,13 @@ class Tokenizer(abc.ABC):
         if pad_id is None or pad_id in taken:
             pad_id = next(i for i in range(self.vocab_size) if i not in taken)
         self.pad_id = pad_id
-        self.special_ids = frozenset(special_ids) | ({self.eos_id, self.bos_id} - {None})
+        self.special_ids = frozenset(special_ids) | {i for i in (self.eos_id, self.bos_id) if i is not None}
         ids = f"|{self.bos_id}|{self.eos_id}|{self.pad_id}".encode()
         self.hash = hashlib.sha256(content + ids).hexdigest()
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model file. User-defined symbols that look like markers (`<|…|>`) count as control tokens."""
+    """A SentencePiece model file. User-defined symbols of the form `<|…|>` are control tokens."""
 
     def __init__(self, path: str | Path, spec: str):
         from sentencepiece import SentencePieceProcessor
@@ -149,7 +153,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 class HFTokenizer(Tokenizer):
-    """A `tokenizer.json`, with `tokenizer_config.json` beside it for the names of bos, eos and pad when there."""
+    """A `tokenizer.json`; names of bos, eos and pad come from `tokenizer_config.json` beside it where there is one."""
 
     def __init__(self, path: str | Path, spec: str):
         path = Path(path)
@@ -198,9 +202,12 @@ class HFTokenizer(Tokenizer):
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """Load `sp:/path.model`, `hf:folder`, `hf:/path/tokenizer.json` or `hf:hub/name`; a bare path is told by its name.
+    """Loads `sp:/path.model`, `hf:folder`, `hf:/path/tokenizer.json` or `hf:hub/name`.
 
-    Raises UserError when there is no such file or it is not a vocabulary.
+    Without a prefix, names that end in .model are SentencePiece models, all others Hugging Face tokenizers.
+
+    Raises:
+        UserError: there is no such file, or it is not a tokenizer.
     """
     prefix, _, rest = spec.partition(":")
     if prefix not in ("sp", "hf"):
@@ -233,7 +240,9 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["tokenizer*", "special_tokens_map.json"]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"tokenizer: {name} is no local path and could not be fetched from the hub: {reason}") from None
+        raise UserError(
+            f"tokenizer: {name} is not a local path and could not be downloaded from the hub: {reason}"
+        ) from None
 
 
 def _special_names(folder: Path, added: dict[str, int]) -> dict[str, str | None]:
@@ -259,14 +268,14 @@ def _special_names(folder: Path, added: dict[str, int]) -> dict[str, str | None]
 
 
 def _load_hf(data: dict, special: set[str | None]):
-    """A `tokenizers.Tokenizer` that encodes control tokens in text as ordinary text and keeps exact offsets."""
+    """A `tokenizers.Tokenizer` that encodes control tokens in text as ordinary text, with exact offsets."""
     from tokenizers import Tokenizer as Backend
 
     added = []
     for token in data.get("added_tokens") or []:
         control = token["special"] or token["content"] in special or _MARKER.fullmatch(token["content"])
         added.append({**token, "special": bool(control)})
-    # The post-processor only adds control tokens (we place them ourselves) and trims white space off offsets.
+    # Without the post-processor, which adds control tokens and removes white space from offsets.
     changed = {**data, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
     backend = Backend.from_str(json.dumps(changed))
     backend.encode_special_tokens = True
@@ -274,7 +283,7 @@ def _load_hf(data: dict, special: set[str | None]):
 
 
 def _without_leading_space(data: dict, special: set[str | None]):
-    """For vocabularies that put a space in front of the first word only: the same without it, else None."""
+    """For tokenizers that add a space before the first word only: the same without it; None for others."""
     text = json.dumps(data.get("pre_tokenizer"))
     if '"prepend_scheme": "first"' not in text:
         return None
@@ -283,7 +292,7 @@ def _without_leading_space(data: dict, special: set[str | None]):
 
 
 def restrict_vocab(model: Model, tokenizer: Tokenizer) -> Model:
-    """The model as an engine should know it: rows of its vocabulary that no token of the tokenizer has are never
-    sampled (they have no text)."""
+    """The model for sampling: `vocab_used` is limited to the tokenizer's vocabulary, so that ids without a token are
+    never sampled."""
     used = min(model.config.vocab_used, tokenizer.vocab_size)
     return dataclasses.replace(model, config=model.config.replace(vocab_used=used))  # type: ignore[type-var]

@@ -1,5 +1,10 @@
 """Losses and objectives: pure functions. An objective maps parameters and a batch to sums (`objectives.base.Loss`)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from easylm_jax.objectives.base import Objective
 from easylm_jax.objectives.estimators import (
     adaptive_kl,
     explained_variance,
@@ -32,7 +37,14 @@ from easylm_jax.objectives.reward_model import (
     score_responses,
 )
 
+# What `Pretrain` and `SFT` minimise, by name. A new objective is a function of a model and `dropout`, with options of
+# its own, and a line here: the function, or its "module:function".
+OBJECTIVES: dict[str, Callable[..., Objective] | str] = {
+    "language_modelling": language_modelling,
+}
+
 __all__ = [
+    "OBJECTIVES",
     "adaptive_kl",
     "calibration",
     "explained_variance",

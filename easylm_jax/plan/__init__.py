@@ -1,6 +1,6 @@
-"""Compiles a recipe's programs for a TPU pod ahead of time, with no TPU: does it fit, how fast should it be.
+"""Ahead-of-time plans: compiles a recipe's programs for a TPU pod, without a TPU, for peak memory and step time.
 
-    recipe → shapes → programs, lowered → TPU compiler → memory, cycles, collectives → table
+    recipe → shapes → lowered programs → TPU compiler → memory, cycles, collectives → table
 
-Nothing is measured here. Memory is the compiler's own verdict; times are projections (`estimate`).
+Nothing is measured. Memory is what the compiler reports; times are projections (`estimate`).
 """

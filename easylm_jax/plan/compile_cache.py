@@ -1,4 +1,4 @@
-"""One program compiled for a pod: what it needs and what it costs, kept on disk under a hash of all that decides it."""
+"""Compiles one program for a pod and caches its memory and costs on disk, by a hash of all that they depend on."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from typing import Any
 import jax
 
 from easylm_jax.plan import estimate, gpu, hlo
-from easylm_jax.plan.programs import PlannedProgram
+from easylm_jax.plan.programs import Program
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime import files
 from easylm_jax.runtime.chips import GIB
 from easylm_jax.runtime.compiler import peak_bytes
 
-VERSION = 4  # of what is kept; goes up with the parser and the method
+VERSION = 4  # of cached results; increase it when the parser or the cost model changes
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """`peak` bytes on one device while the program runs, its arguments among them (of one that does not fit, what the
-    compiler says it would need; None where it does not say); `fits` alone on the device. The rest is of one run on one
-    device, and zero where it does not fit: `flops` that it does, `seconds`, the hottest places, `host` bytes of its
-    arguments that lie in the host's memory."""
+    """The memory and costs of a compiled program, per device and for one run. All but `fits` and `peak` are zero if it
+    does not fit.
+
+    Attributes:
+        fits: whether the program alone fits on the device.
+        peak: peak memory in bytes, including arguments; if it does not fit, the bytes it would need, or None if the
+            compiler does not report them.
+        flops: FLOPs that the program executes.
+        compute, kernels, exposed, hidden: see `estimate.Seconds`.
+        copies: seconds of plain copies, part of `compute`.
+        hottest: (source location, seconds) of the most expensive operations.
+        host: bytes of arguments in host memory.
+    """
 
     fits: bool
     peak: int | None
@@ -46,56 +55,59 @@ class Compiled:
         return estimate.Seconds(self.compute, self.kernels, self.exposed, self.hidden)
 
 
-def compile_for(planned: PlannedProgram, topology: Topology, mesh: jax.sharding.Mesh, folder: Path) -> Compiled:
-    """Compiles a program for the devices of `mesh`, which are the pod's, or reads what that gave the last time."""
+def compile_for(program: Program, topology: Topology, mesh: jax.sharding.Mesh, folder: Path) -> Compiled:
+    """Compiles a program for the devices of `mesh`, those of the pod, or reads the result cached in `folder`."""
     try:
         with jax.set_mesh(mesh):
-            lowered = planned.lower()
+            lowered = program.lower()
     except jax.errors.JaxRuntimeError as error:
         return _too_large(error)
-    key = _key(lowered, topology, planned)
+    key = _key(lowered, topology, program)
     path = folder / f"{key}.json"
     if path.is_file():
         return _from_json(json.loads(path.read_text(encoding="utf-8")))
-    found = _compiled(lowered, topology, mesh, planned.rounds)
+    compiled = _compile(lowered, topology, mesh, program.trip_count)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, dataclasses.asdict(found))
-    return found
+    files.write_json(path, dataclasses.asdict(compiled))
+    return compiled
 
 
-def _key(lowered: jax.stages.Lowered, topology: Topology, planned: PlannedProgram) -> str:
-    """Of the program's text (shapes, shardings and donations are in it), the pod, the compiler and what it is told."""
+def _key(lowered: jax.stages.Lowered, topology: Topology, program: Program) -> str:
+    """A hash of the program's text (with shapes, shardings and donations), the pod, the compiler and its options."""
     from importlib.metadata import version
 
     hashed = hashlib.sha256()
     compiler = "jax-cuda12-pjrt" if topology.chip.platform == "gpu" else "libtpu"
-    told = sorted((planned.options or {}).items())
-    for part in (VERSION, topology.name, jax.__version__, version(compiler), planned.rounds, *told):
+    options = sorted((program.options or {}).items())
+    for part in (VERSION, topology.name, jax.__version__, version(compiler), program.trip_count, *options):
         hashed.update(f"{part}\n".encode())
     hashed.update(lowered.as_text().encode())
     return hashed.hexdigest()[:24]
 
 
-def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding.Mesh, rounds: int) -> Compiled:
+def _compile(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding.Mesh, trip_count: int) -> Compiled:
     try:
         with jax.set_mesh(mesh):
-            program = lowered.compile()
+            executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         return _too_large(error)
-    memory = program.memory_analysis()
-    if topology.chip.platform == "gpu":  # its compiler refuses nothing and tells no peak
+    memory: Any = executable.memory_analysis()
+    text = executable.as_text()
+    assert text is not None
+    if topology.chip.platform == "gpu":  # the CUDA compiler neither rejects large programs nor reports a peak
         peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         peak -= memory.alias_size_in_bytes
         if peak > topology.chip.memory:
             return Compiled(False, peak)
-        costs = gpu.Program(program.as_text(), rounds).roofline(topology.chip)
+        costs = gpu.GpuProgram(text, trip_count).roofline(topology.chip)
     else:
-        peak = peak_bytes(program)
-        costs = hlo.Program(program.as_text(), rounds).costs()
-    spent = estimate.seconds(costs, topology)
+        peak = peak_bytes(executable)
+        costs = hlo.HloProgram(text, trip_count).costs()
+    seconds = estimate.seconds(costs, topology)
     clock = topology.chip.clock
     return Compiled(
-        True, peak, costs.matmul_flops + costs.kernel_flops, spent.compute, spent.kernels, spent.exposed, spent.hidden,
+        True, peak, costs.matmul_flops + costs.kernel_flops,
+        seconds.compute, seconds.kernels, seconds.exposed, seconds.hidden,
         costs.copy_cycles / clock, tuple((name, cycles / clock) for name, cycles in costs.hottest),
         memory.host_argument_size_in_bytes,
     )  # fmt: skip
@@ -104,11 +116,11 @@ def _compiled(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.shardin
 def _too_large(error: Exception) -> Compiled:
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
-    return Compiled(False, _told(str(error)))
+    return Compiled(False, _bytes_needed(str(error)))
 
 
-def _told(message: str) -> int | None:
-    """The bytes that a program would need, from what the compiler says when it gives up."""
+def _bytes_needed(message: str) -> int | None:
+    """The bytes that a program would need, parsed from the compiler's out-of-memory error; None if it has none."""
     found = _NEEDED.search(message)
     if found is None:
         return None
@@ -116,5 +128,5 @@ def _told(message: str) -> int | None:
     return int(float(number) * _UNITS[unit])
 
 
-def _from_json(kept: dict[str, Any]) -> Compiled:
-    return Compiled(**{**kept, "hottest": tuple((name, spent) for name, spent in kept["hottest"])})
+def _from_json(cached: dict[str, Any]) -> Compiled:
+    return Compiled(**{**cached, "hottest": tuple((name, seconds) for name, seconds in cached["hottest"])})

@@ -1,13 +1,13 @@
-"""From a compiled program's costs to seconds: an interval, never a measured number.
+"""Projects the run time of a compiled program from its costs, as an interval; nothing is measured.
 
-    compute   cycles that the compiler estimates, over the clock
-    kernels   their FLOPs over the peak and an assumed share of it, or the bytes that they declare over the memory's
-              bandwidth, whichever takes longer (the compiler tells no cycles for kernels)
-    network   bytes on the wire over the links of the torus
-    high      all of them one after the other; low: overlapped collectives wholly hidden
+    compute   the compiler's estimated cycles over the clock rate
+    kernels   FLOPs over an assumed share of the peak, or declared bytes over the memory bandwidth, whichever takes
+              longer (the compiler estimates no cycles for kernels)
+    network   bytes of collectives over the bandwidth of the torus links
+    high      the sum of all of them; low: overlapped collectives cost nothing unless they take longer than the rest
 
-Nothing here was compared with a real TPU. Beside published throughputs of comparable runs the method came out 3 to 20 %
-slow. Left out: the host's input, stragglers, contention.
+This was not validated on a real TPU. Compared with published throughputs of similar runs, projections are 3 to 20 % too
+slow. Not modelled: the input pipeline, stragglers, contention.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from easylm_jax.plan.topology import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Of one run of a program. `exposed` and `hidden`: collectives that compute waits for, and those it does not."""
+    """Seconds of one run of a program. `exposed`: collectives that compute waits for; `hidden`: overlapped ones."""
 
     compute: float
     kernels: float
@@ -37,26 +37,28 @@ class Seconds:
 
 
 def seconds(costs: Costs, topology: Topology) -> Seconds:
-    """The projection for one run of a program."""
+    """The projected time of one run of a program."""
     chip = topology.chip
     slice_devices = topology.count // topology.slices
     wire = {False: 0.0, True: 0.0}
-    for it in costs.collectives:
-        across = it.group > slice_devices or (topology.slices > 1 and it.group == topology.slices)
-        wire[it.overlapped] += it.times * it.wire / (chip.network if across else links(topology))
+    for collective in costs.collectives:
+        group = collective.group
+        across = group > slice_devices or (topology.slices > 1 and group == topology.slices)
+        bandwidth = chip.network if across else link_bandwidth(topology)
+        wire[collective.overlapped] += collective.times * collective.wire_bytes / bandwidth
     kernels = sum(
         max(flops / (chip.flops * chip.kernel_share), moved / chip.bandwidth) for flops, moved in costs.kernels
     )
     return Seconds(costs.cycles / chip.clock, kernels, wire[False], wire[True])
 
 
-def links(topology: Topology) -> float:
-    """Bytes/s that one device sends over all links of its torus at once; half of a chip's where two share it. A side
-    of 1 has no link."""
+def link_bandwidth(topology: Topology) -> float:
+    """Bytes/s that one device sends over all of its torus links at once; devices of one chip share its links.
+    A dimension of size 1 has no link."""
     dims = sum(size > 1 for size in topology.shape)
     return topology.chip.link * 2 * max(1, dims) / topology.chip.per_chip
 
 
 def utilisation(flops: float, seconds: float, topology: Topology) -> float:
-    """Model FLOPs (of one device) over what its peak would do in that time (MFU)."""
+    """MFU: model FLOPs of one device over its peak FLOPs in that time."""
     return flops / (seconds * topology.chip.flops) if seconds else 0.0

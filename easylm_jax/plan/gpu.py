@@ -1,29 +1,28 @@
-"""Boxes of GPUs: compile-only devices with no GPU and no driver, and what their compiler's text says of time.
+"""Plans for GPU nodes: compile-only GPU devices, without a GPU or a driver, and roofline times from the compiled HLO.
 
-The CUDA compiler tells neither cycles nor a refusal of programs that are too large. So memory is compared with the
-GPU's own, and seconds are a roofline: every fusion at the peak rate of its products or of its bytes, whichever takes
-longer. That is weaker than the cycles of a TPU's compiler, and the program is not quite the one that would run:
-libraries that are chosen by trying on a device (cuBLAS, cuDNN) are absent, so attention is computed in blocks.
+The CUDA compiler neither estimates cycles nor rejects programs that are too large. So peak memory is compared with the
+GPU's memory, and times are a roofline: every fusion runs at the peak FLOP/s of its matrix products or at the memory
+bandwidth, whichever takes longer. That is less accurate than the cycle estimates of the TPU compiler, and the program
+differs from the one that would run: libraries that are selected by autotuning on a device (cuBLAS, cuDNN) are not
+used, so attention is computed in blocks.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from easylm_jax.plan import hlo
+from easylm_jax.runtime.chips import NANOSECOND, Chip
 
-if TYPE_CHECKING:
-    from easylm_jax.runtime.chips import Chip
-from easylm_jax.runtime.chips import NANOSECOND
-
-REACHED = 0.7  # of the peak that large products reach; an assumption
+MATMUL_SHARE = 0.7  # of the peak FLOP/s that large matrix products reach; an assumption
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant", "while", "conditional", "call", "after-all",
          "iota", "partition-id")  # fmt: skip
 
-# An H100 SXM with 80 GB as its vendor and its driver describe it: what the compiler wants to know of the device.
+# The device description that the compiler needs: an H100 SXM with 80 GB, as specified by its vendor and driver.
 H100 = """
 gpu_device_info {
   core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 threads_per_warp: 32
@@ -40,59 +39,59 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-def devices(boxes: int, each: int) -> list[Any]:
-    """Compile-only GPUs; raises what JAX does where its CUDA compiler is not installed."""
+def devices(nodes: int, gpus_per_node: int) -> list[Any]:
+    """Compile-only GPU devices; raises an error of JAX if its CUDA compiler is not installed."""
     from jax.experimental import topologies
 
-    topology = f"1x{boxes}x{each}"
+    topology = f"1x{nodes}x{gpus_per_node}"
     return list(topologies.get_topology_desc("h100", "cuda", target_config=H100, topology=topology).devices)
 
 
-class Program(hlo.Program):
-    """The text of a program that was compiled for GPUs."""
+class GpuProgram(hlo.HloProgram):
+    """The HLO text of a program compiled for GPUs."""
 
     def _trips(self, condition: str, body: str) -> int:
-        loops = (it for own in self.computations.values() for it in own if it.opcode == "while")
-        mine = next((it.text for it in loops if re.search(rf"body=%?{re.escape(body)}\b", it.text)), "")
-        told = _TRIPS.search(mine)
-        return int(told[1]) if told else super()._trips(condition, body)
+        loops = (op for own in self.computations.values() for op in own if op.opcode == "while")
+        text = next((op.text for op in loops if re.search(rf"body=%?{re.escape(body)}\b", op.text)), "")
+        known = _TRIPS.search(text)
+        return int(known[1]) if known else super()._trips(condition, body)
 
-    def _collective(self, it: Any, kind: str, times: int, aside: bool) -> hlo.Collective:
-        """Every collective has a start; one that is waited for at once says so."""
-        found = super()._collective(it, kind, times, aside)
-        waited = '"is_sync":true' in it.text
-        return hlo.Collective(found.kind, found.bytes, found.group, found.times, not waited, found.name)
+    def _collective(self, op: Any, kind: str, times: int, overlapped: bool) -> hlo.Collective:
+        """On GPUs every collective has a start operation; synchronous ones are marked `is_sync`."""
+        found = super()._collective(op, kind, times, overlapped)
+        synchronous = '"is_sync":true' in op.text
+        return dataclasses.replace(found, overlapped=not synchronous)
 
     def roofline(self, chip: Chip) -> hlo.Costs:
-        """`costs`, with nanoseconds of the roofline as cycles."""
-        told = self.costs()
+        """Like `costs`, with the nanoseconds of the roofline in place of cycles."""
+        costs = self.costs()
         times: collections.Counter[str] = collections.Counter()
         self._count(self.entry, 1, times)
-        spent = copies = 0.0
+        total = copies = 0.0
         hottest: collections.Counter[str] = collections.Counter()
         for name, count in times.items():
             if name in self._fused:
                 continue
-            for it in self.computations[name]:
-                own = count * self._nanoseconds(it, chip)
-                spent += own
-                copies += own if it.opcode == "copy" else 0.0
-                hottest[hlo._place(it)] += round(own)
+            for op in self.computations[name]:
+                nanoseconds = count * self._nanoseconds(op, chip)
+                total += nanoseconds
+                copies += nanoseconds if op.opcode == "copy" else 0.0
+                hottest[hlo._source_location(op)] += round(nanoseconds)
         return hlo.Costs(
-            round(spent), round(copies), 0.0, told.matmul_flops, told.collectives, tuple(hottest.most_common(12))
+            round(total), round(copies), 0.0, costs.matmul_flops, costs.collectives, tuple(hottest.most_common(12))
         )
 
-    def _nanoseconds(self, it: Any, chip: Chip) -> float:
-        kind = it.opcode.removesuffix("-start").removesuffix("-done")
-        if it.opcode in _FREE or kind in hlo._COLLECTIVES or it.opcode.startswith("async"):
+    def _nanoseconds(self, op: Any, chip: Chip) -> float:
+        kind = op.opcode.removesuffix("-start").removesuffix("-done")
+        if op.opcode in _FREE or kind in hlo._COLLECTIVES or op.opcode.startswith("async"):
             return 0.0
-        flops, todo = self._products(it), hlo._CALLS.findall(it.text) if it.opcode == "fusion" else []
+        flops, todo = self._matmul_flops(op), hlo._CALLS.findall(op.text) if op.opcode == "fusion" else []
         while todo:
-            inside = self.computations.get(todo.pop(), [])
-            flops += sum(self._products(one) for one in inside)
-            todo += [called for one in inside if one.opcode == "fusion" for called in hlo._CALLS.findall(one.text)]
-        moved = self._size(it.text) + sum(self._size(self.shapes.get(name, "")) for name in hlo._operands(it.text))
-        return NANOSECOND * max(flops / (chip.flops * REACHED), moved / chip.bandwidth)
+            body = self.computations.get(todo.pop(), [])
+            flops += sum(self._matmul_flops(inner) for inner in body)
+            todo += [called for inner in body if inner.opcode == "fusion" for called in hlo._CALLS.findall(inner.text)]
+        moved = self._size(op.text) + sum(self._size(self.shapes.get(name, "")) for name in hlo._operands(op.text))
+        return NANOSECOND * max(flops / (chip.flops * MATMUL_SHARE), moved / chip.bandwidth)
 
     @staticmethod
     def _size(text: str) -> int:

@@ -1,8 +1,8 @@
-"""What a compiled TPU program says of itself: cycles, kernels and collectives, each as often as its loops run it.
+"""Parses the HLO text of a compiled TPU program: cycles, kernels and collectives, multiplied by loop trip counts.
 
-The compiler writes its own estimate of cycles beside every fusion and copy, but its totals count the body of a loop
-once, charge nothing for kernels and leave the network out. So the text is read: loops are walked with their trip
-counts (the constant that the condition compares with), and every instruction counts that often.
+The compiler annotates every fusion and copy with estimated cycles, but its own totals count the body of a loop once,
+count nothing for kernels and leave out the network. So the text is parsed here: every instruction is multiplied by the
+trip counts of the loops around it (the constant that the loop condition compares with).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _CONSTANT = re.compile(r"[su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:mesh\[([^\]]*)\] \{([^}]*)\}|\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _NAME = re.compile(r'op_name="([^"]*)"')
-_DECLARED = re.compile(r'"cost_estimate":\{"flops":"?(\d+)"?[^}]*"bytes_accessed":"?(\d+)')
-_UNKNOWN = 1 << 62  # cycles that the compiler does not know
+_COST_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"?(\d+)"?[^}]*"bytes_accessed":"?(\d+)')
+_UNKNOWN = 1 << 62  # from here on, `estimated_cycles` means that the compiler has no estimate
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-# Matrix products of one causal attention that each splash kernel does, forward having two (spec of its own backward).
+# Number of matrix products of causal attention in each splash kernel; the forward pass has two.
 _UNITS = (("_dkv", 4), ("_dq", 3), ("_fwd", 2), ("splash", 2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """`bytes` of the whole result on one device, over `group` devices, `times` a step. `overlapped`: it starts before
-    it is waited for, or lies inside a fusion that computes meanwhile. `crosses` slices."""
+    """A collective over `group` devices that runs `times` times; `bytes` is the size of its result on one device.
+    `overlapped`: it is asynchronous, or part of a fusion that computes at the same time."""
 
     kind: str
     bytes: int
@@ -46,8 +46,8 @@ class Collective:
     name: str
 
     @property
-    def wire(self) -> float:
-        """Bytes that one device sends for it, by a ring."""
+    def wire_bytes(self) -> float:
+        """Bytes that one device sends for one run, with a ring algorithm."""
         share = (self.group - 1) / self.group if self.group > 1 else 0.0
         if self.kind == "all-reduce":
             return 2 * share * self.bytes
@@ -60,8 +60,9 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Of one run of a program on one device. `cycles` of all but kernels; `copy_cycles` those of plain copies among
-    them; `kernel_flops` of attention kernels (causal: half of the square); `matmul_flops` of all other products."""
+    """Costs of one run of a program on one device. `cycles`: of everything but kernels; `copy_cycles`: the part of them
+    in plain copies; `kernel_flops`: of attention kernels (causal, so half of the square); `matmul_flops`: of all other
+    matrix products; `hottest`: (source location, cycles) of the most expensive operations."""
 
     cycles: int
     copy_cycles: int
@@ -69,11 +70,11 @@ class Costs:
     matmul_flops: float
     collectives: tuple[Collective, ...]
     hottest: tuple[tuple[str, int], ...]
-    kernels: tuple[tuple[float, float], ...] = ()  # FLOPs and bytes of each that declares them, of all its runs
+    kernels: tuple[tuple[float, float], ...] = ()  # (FLOPs, bytes) of each kernel, over all its runs
 
-    def wire(self, overlapped: bool) -> float:
+    def wire_bytes(self, overlapped: bool) -> float:
         """Bytes that one device sends in collectives that are overlapped, or that are not."""
-        return sum(c.wire * c.times for c in self.collectives if c.overlapped is overlapped)
+        return sum(c.wire_bytes * c.times for c in self.collectives if c.overlapped is overlapped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +84,13 @@ class _Instruction:
     text: str
 
 
-class Program:
-    """The text of a compiled module, read into computations; a loop of unknown length is run `rounds` times."""
+class HloProgram:
+    """A compiled HLO module, parsed into computations; `trip_count` is assumed for loops of unknown length."""
 
-    def __init__(self, text: str, rounds: int = 1):
-        self.rounds = rounds
+    def __init__(self, text: str, trip_count: int = 1):
+        self.trip_count = trip_count
         self.computations: dict[str, list[_Instruction]] = {}
-        self.threads: dict[str, str] = {}  # the core that runs a computation, "" for the one that runs the program
+        self.threads: dict[str, str] = {}  # the core that runs a computation; "" for the main one
         self.entry = name = ""
         current: list[_Instruction] | None = None
         for line in text.splitlines():
@@ -100,18 +101,18 @@ class Program:
                     current = self.computations.setdefault(name, [])
                     if line.startswith("ENTRY"):
                         self.entry = name
-            elif line.rstrip() == "}" or line.startswith("}, execution_thread="):  # of another core, which it names
+            elif line.rstrip() == "}" or line.startswith("}, execution_thread="):  # runs on the named core
                 self.threads[name] = line.partition("execution_thread=")[2].strip(' "\n')
                 current = None
             elif (found := _INSTRUCTION.match(line)) and (opcode := _OPCODE.search(f" {found[2]}")):
                 current.append(_Instruction(found[1], opcode[1], found[2]))
-            elif current:  # what a kernel says of itself may go on over lines
+            elif current:  # the attributes of a kernel may span several lines
                 last = current[-1]
                 current[-1] = dataclasses.replace(last, text=f"{last.text}\n{line}")
         self.shapes = {i.name: i.text for body in self.computations.values() for i in body}
 
     def costs(self) -> Costs:
-        """Everything, as often as it runs."""
+        """The costs of all instructions, multiplied by how often they run."""
         times: collections.Counter[str] = collections.Counter()
         self._count(self.entry, 1, times)
         cycles = copies = 0
@@ -121,39 +122,39 @@ class Program:
         hottest: collections.Counter[str] = collections.Counter()
         fused = self._fused
         for name, count in times.items():
-            for it in self.computations[name]:
-                matmul += count * self._products(it)
-                if it.opcode == "custom-call" and "tpu_custom_call" in it.text:
-                    flops, moved = _declared(it)
+            for op in self.computations[name]:
+                matmul += count * self._matmul_flops(op)
+                if op.opcode == "custom-call" and "tpu_custom_call" in op.text:
+                    flops, moved = _declared_costs(op)
                     kernel += count * flops
                     kernels.append((count * flops, count * moved))
-                kind = it.opcode.removesuffix("-start")
-                if kind in _COLLECTIVES and not self._goes_on(it, name):
-                    aside = "chain_id=" in it.text or bool(self.threads.get(name))
-                    collectives.append(self._collective(it, kind, count, aside))
-                if name in fused:  # the fusion itself tells the cycles of what is in it
+                kind = op.opcode.removesuffix("-start")
+                if kind in _COLLECTIVES and not self._is_continuation(op, name):
+                    overlapped = "chain_id=" in op.text or bool(self.threads.get(name))
+                    collectives.append(self._collective(op, kind, count, overlapped))
+                if name in fused:  # the cycles of the fusion include those of its body
                     continue
-                found = _CYCLES.search(it.text)
+                found = _CYCLES.search(op.text)
                 if found and int(found[1]) < _UNKNOWN:
                     spent = count * int(found[1])
                     cycles += spent
-                    copies += spent if it.opcode == "copy" else 0
-                    hottest[_place(it)] += spent
+                    copies += spent if op.opcode == "copy" else 0
+                    hottest[_source_location(op)] += spent
         return Costs(cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)), tuple(kernels))
 
-    def _goes_on(self, it: _Instruction, name: str) -> bool:
-        """Whether this is a later part of a collective that was begun in another fusion. One that is spread over
-        fusions which compute meanwhile stands in each of them under the number of its chain."""
-        return "chain_id=" in it.text and not any(
+    def _is_continuation(self, op: _Instruction, name: str) -> bool:
+        """Whether this is a later part of a collective that started in another fusion. A collective that is overlapped
+        with several fusions appears in each of them with the same chain id."""
+        return "chain_id=" in op.text and not any(
             "AsyncCollectiveStart" in other.text for other in self.computations[name]
         )
 
     @functools.cached_property
     def _fused(self) -> set[str]:
-        """Computations that a fusion calls, and what those call in turn."""
+        """Computations that are called by a fusion, directly or indirectly."""
         todo = [
-            called for body in self.computations.values() for it in body if it.opcode == "fusion"
-            for called in _CALLS.findall(it.text)
+            called for body in self.computations.values() for op in body if op.opcode == "fusion"
+            for called in _CALLS.findall(op.text)
         ]  # fmt: skip
         found: set[str] = set()
         while todo:
@@ -161,83 +162,83 @@ class Program:
             if name in found or name not in self.computations:
                 continue
             found.add(name)
-            todo += [called for it in self.computations[name] for called in _CALLS.findall(it.text)]
+            todo += [called for op in self.computations[name] for called in _CALLS.findall(op.text)]
         return found
 
     def _count(self, name: str, times: int, total: collections.Counter[str]) -> None:
-        """Adds how often each computation below `name` runs."""
+        """Adds to `total` how often `name` and each computation that it calls run."""
         if name not in self.computations:
             return
         total[name] += times
-        for it in self.computations[name]:
-            if it.opcode == "while":
-                body, condition = _BODY.search(it.text), _CONDITION.search(it.text)
+        for op in self.computations[name]:
+            if op.opcode == "while":
+                body, condition = _BODY.search(op.text), _CONDITION.search(op.text)
                 if body and condition:
                     self._count(body[1], times * self._trips(condition[1], body[1]), total)
-            elif it.opcode == "conditional":
-                for several, one in _BRANCHES.findall(it.text):
+            elif op.opcode == "conditional":
+                for several, one in _BRANCHES.findall(op.text):
                     for branch in (several or one).replace("%", "").replace(" ", "").split(","):
                         self._count(branch, times, total)
-            elif it.opcode in ("fusion", "call", "async-start", "call-start"):
-                for called in _CALLS.findall(it.text):
+            elif op.opcode in ("fusion", "call", "async-start", "call-start"):
+                for called in _CALLS.findall(op.text):
                     self._count(called, times, total)
 
     def _trips(self, condition: str, body: str) -> int:
-        """How often a loop runs: the largest constant that its condition compares with, over what its counter goes up
-        by (a loop that the compiler unrolled counts by 2). `rounds` where there is none: the loop over a block's tokens
-        ends with an argument. Zeros that a sum in the condition begins with are none."""
+        """The trip count of a loop: the largest constant in its condition, divided by the stride of its counter (2 if
+        the compiler unrolled it). If there is no constant above 0, `trip_count`: the loop over the tokens of a decode
+        block ends at an argument."""
         own = self.computations.get(condition, [])
-        texts = [it.text for it in own]
-        for it in own:
-            texts += [inner.text for called in _CALLS.findall(it.text) for inner in self.computations.get(called, ())]
+        texts = [op.text for op in own]
+        for op in own:
+            texts += [inner.text for called in _CALLS.findall(op.text) for inner in self.computations.get(called, ())]
         found = [int(number) for text in texts for number in _CONSTANT.findall(text)]
         most = max(found, default=0)
-        return -(-most // self._stride(own, body)) if most else self.rounds
+        return -(-most // self._stride(own, body)) if most else self.trip_count
 
     def _stride(self, condition: list[_Instruction], body: str) -> int:
-        """What the loop's counter goes up by in each round."""
-        counter = next((_INDEX.search(it.text) for it in condition if it.opcode == "get-tuple-element"), None)
+        """The increment of the loop counter in each iteration."""
+        counter = next((_INDEX.search(op.text) for op in condition if op.opcode == "get-tuple-element"), None)
         inside = self.computations.get(body, [])
         if counter is None or not inside or inside[-1].opcode != "tuple":
             return 1
         carried = _operands(inside[-1].text)
-        named = {it.name: it for it in inside}
+        named = {op.name: op for op in inside}
         after = named.get(carried[int(counter[1])]) if int(counter[1]) < len(carried) else None
         if after is None or after.opcode != "add":
             return 1
         steps = [_CONSTANT.search(named[name].text) for name in _operands(after.text) if name in named]
         return max([int(step[1]) for step in steps if step], default=1) or 1
 
-    def _collective(self, it: _Instruction, kind: str, times: int, aside: bool) -> Collective:
-        sizes = [_bytes(kind_of, dims) for kind_of, dims in _SHAPE.findall(_result(it.text))]
-        # A start's result holds operands and result side by side; the result is the larger of them.
-        size = max(sizes, default=0) if it.opcode.endswith("-start") else sum(sizes)
-        overlapped = aside or it.opcode.endswith("-start")
-        return Collective(kind, size, _group(it.text), times, overlapped, _place(it))
+    def _collective(self, op: _Instruction, kind: str, times: int, overlapped: bool) -> Collective:
+        sizes = [_bytes(kind_of, dims) for kind_of, dims in _SHAPE.findall(_result(op.text))]
+        # The type of a start operation contains both operands and result; the result is the larger of them.
+        size = max(sizes, default=0) if op.opcode.endswith("-start") else sum(sizes)
+        overlapped = overlapped or op.opcode.endswith("-start")
+        return Collective(kind, size, _group(op.text), times, overlapped, _source_location(op))
 
-    def _products(self, it: _Instruction) -> float:
-        """FLOPs of a dot or convolution: twice the result's elements times the contracted ones."""
-        if it.opcode not in ("dot", "convolution"):
+    def _matmul_flops(self, op: _Instruction) -> float:
+        """FLOPs of a dot or convolution: 2 · elements of the result · contracted elements."""
+        if op.opcode not in ("dot", "convolution"):
             return 0.0
-        result = _dims(_result(it.text))
-        operands = _operands(it.text)[:2]
+        result = _dims(_result(op.text))
+        operands = _operands(op.text)[:2]
         shapes = [_dims(_result(self.shapes.get(name, ""))) for name in operands]
         if len(shapes) < 2 or not all(shapes):
             return 0.0
-        if it.opcode == "dot":
-            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", it.text)
+        if op.opcode == "dot":
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.text)
             sizes = [shapes[0][int(d)] for d in contracted[1].split(",") if d] if contracted else []
             return 2.0 * math.prod(result) * math.prod(sizes)
-        # A TPU's product is a convolution: its kernel's elements but for the output features are contracted.
-        labels = re.search(r"dim_labels=\w+_(\w+)->", it.text)
+        # On TPUs a matrix product is a convolution; all kernel dimensions but the output features are contracted.
+        labels = re.search(r"dim_labels=\w+_(\w+)->", op.text)
         if labels is None or len(labels[1]) != len(shapes[1]):
             return 0.0
         inputs = math.prod(size for label, size in zip(labels[1], shapes[1], strict=True) if label != "o")
-        return 2.0 * math.prod(result) * inputs / self._dilation(it.text)
+        return 2.0 * math.prod(result) * inputs / self._dilation(op.text)
 
     @staticmethod
     def _dilation(text: str) -> float:
-        """A window that is padded to move over a batch axis multiplies zeros; its size tells how many."""
+        """The share of useful products in a window that is padded to slide over a batch axis, as a divisor."""
         window = re.search(r"window=\{size=([\dx]+)[^}]*\}", text)
         if window is None or "pad=" not in window[0]:
             return 1.0
@@ -245,13 +246,13 @@ class Program:
 
 
 def _operands(text: str) -> list[str]:
-    """Names of the instructions that one takes, in order."""
+    """The names of the operands of an instruction, in order."""
     found = _OPCODE.search(f" {text}")
     return re.findall(r"%([\w.\-]+)", f" {text}"[found.end() :].split(")", 1)[0]) if found else []
 
 
 def _result(text: str) -> str:
-    """The type of what an instruction gives: what stands before its name."""
+    """The type of the result of an instruction: the text before its opcode."""
     found = _OPCODE.search(f" {text}")
     return text[: found.start() - 1] if found else text
 
@@ -267,7 +268,7 @@ def _bytes(kind: str, dims: str) -> int:
 
 
 def _group(text: str) -> int:
-    """Devices of one group of a collective."""
+    """The number of devices in one group of a collective."""
     found = _GROUPS.search(text)
     if found is None:
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", text)
@@ -280,26 +281,26 @@ def _group(text: str) -> int:
     return len([number for number in found[5].split(",") if number])
 
 
-def _place(it: _Instruction) -> str:
-    """Where in the model an instruction comes from: the end of its name in the source."""
-    found = _NAME.search(it.text)
+def _source_location(op: _Instruction) -> str:
+    """Where in the model an instruction comes from: the last parts of its `op_name`."""
+    found = _NAME.search(op.text)
     parts = [part for part in found[1].split("/") if part not in ("while", "body", "closed_call")] if found else []
-    return "/".join(parts[-4:]) or it.opcode
+    return "/".join(parts[-4:]) or op.opcode
 
 
-def _declared(it: _Instruction) -> tuple[float, float]:
-    """FLOPs and bytes of memory that a kernel declares (`cost_estimate`). JAX's own splash kernel is known by its name:
-    what it does declare takes no mask into account."""
-    known, found = _attention_flops(it), _DECLARED.search(it.text)
+def _declared_costs(op: _Instruction) -> tuple[float, float]:
+    """(FLOPs, bytes of memory traffic) that a kernel declares (`cost_estimate`). JAX's splash attention kernel is
+    recognised by its name, because its declared costs ignore the mask."""
+    known, found = _attention_flops(op), _COST_ESTIMATE.search(op.text)
     if known or found is None:
         return known, 0.0
     return float(found[1]), float(found[2])
 
 
-def _attention_flops(it: _Instruction) -> float:
-    """FLOPs of a splash attention kernel by its name and the shape [heads, S, hd] of its queries, causal."""
-    units = next((units for part, units in _UNITS if part in it.name), 0)
-    operands = re.search(r"operand_layout_constraints=\{(.*)", it.text)
+def _attention_flops(op: _Instruction) -> float:
+    """FLOPs of a causal splash attention kernel, from its name and the shape [heads, S, hd] of its queries."""
+    units = next((units for part, units in _UNITS if part in op.name), 0)
+    operands = re.search(r"operand_layout_constraints=\{(.*)", op.text)
     if not units or operands is None:
         return 0.0
     floats = [dims for kind, dims in _SHAPE.findall(operands[1]) if kind in ("bf16", "f32")]

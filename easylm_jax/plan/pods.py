@@ -1,8 +1,9 @@
-"""Many recipes planned at once, each on the pod it names, and the page that says what came out.
+"""Plans many recipes, each on the pod it names, and writes the results as one page.
 
-    recipes → stages → those alike together → one plan for each, kept on disk → one table
+    recipes → stages → groups with the same programs → one plan per group, cached on disk → one table
 
-What is kept is valid for the source, the compiler and JAX that made it; a run that was cut short goes on where it was.
+Cached plans are valid only for the source code and the versions of the compiler and JAX that made them; an interrupted
+run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ KINDS = {
 
 @dataclasses.dataclass
 class Group:
-    """Stages that are alike: `members` are (the recipe's name on the page, stage); the first stands for all of them.
+    """Stages with the same programs, planned once.
 
-    `programs` as `report.Row.as_json` gives them, once planned; `error` in one line where that could not be done;
-    `told`, the cells that a page has for it from an earlier time.
+    Attributes:
+        members: (name of the recipe on the page, stage); the first one is planned for all.
+        programs: the results as `report.Row.as_json`, once planned.
+        error: one line, if it could not be planned.
+        kept_cells: cells of the existing page, if this group is not planned again.
     """
 
     key: str
@@ -48,7 +52,7 @@ class Group:
     members: list[tuple[str, Stage]]
     programs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     error: str | None = None
-    told: tuple[str, ...] = ()
+    kept_cells: tuple[str, ...] = ()
 
     @property
     def stage(self) -> Stage:
@@ -56,13 +60,13 @@ class Group:
 
     @property
     def fits(self) -> bool:
-        if self.told:
-            return self.told[0] == "yes"
-        return self.error is None and bool(self.programs) and all(one["fits"] for one in self.programs)
+        if self.kept_cells:
+            return self.kept_cells[0] == "yes"
+        return self.error is None and bool(self.programs) and all(program["fits"] for program in self.programs)
 
 
 def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
-    """The stages that run on devices, of recipes that name a pod, those alike together, in order."""
+    """The stages that run on devices, of all recipes that name a pod, grouped by equal programs, in order."""
     found: dict[str, Group] = {}
     for name, recipe in recipes:
         if recipe.pod is None:
@@ -81,70 +85,71 @@ def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
 
 
 def plan(found: Sequence[Group], planner: Planner, jobs: int = 1) -> None:
-    """Plans every group that is not kept in the planner's folder yet, `jobs` at a time, each in a process of its own;
-    what fails is told in its group and the rest goes on."""
-    say, kept = planner.say, planner.folder / "stages" / dedupe.versions()
-    waiting = [group for group in found if group.error is None and not _read(group, kept)]
-    say(f"{len(found)} different stages, {len(found) - len(waiting)} of them planned already")
-    for number, (group, programs, error) in enumerate(_planned(waiting, planner, jobs)):
+    """Plans every group that is not cached in the planner's folder, in `jobs` processes; a failure is recorded in its
+    group, and the others are still planned."""
+    log, cache = planner.log, planner.folder / "stages" / dedupe.versions()
+    pending = [group for group in found if group.error is None and not _read(group, cache)]
+    log(f"{len(found)} different stages, {len(found) - len(pending)} of them planned already")
+    for number, (group, programs, error) in enumerate(_plan_all(pending, planner, jobs)):
         name = f"{group.members[0][0]}, {group.stage.name}"
         if error is not None:
             group.error = error
-            say(f"{number + 1} of {len(waiting)}: {name}: {error[:300]}")
+            log(f"{number + 1} of {len(pending)}: {name}: {error[:300]}")
             continue
-        say(f"{number + 1} of {len(waiting)}: {name} on {group.topology.name}")
+        log(f"{number + 1} of {len(pending)}: {name} on {group.topology.name}")
         group.programs = programs
-        kept.mkdir(parents=True, exist_ok=True)
-        files.write_json(kept / f"{group.key}.json", programs)
+        cache.mkdir(parents=True, exist_ok=True)
+        files.write_json(cache / f"{group.key}.json", programs)
 
 
-Made = tuple[Group, list[dict[str, Any]], str | None]  # a group, its programs, or why there are none
+PlanResult = tuple[Group, list[dict[str, Any]], str | None]  # a group, its programs, or an error
 
 
-def _planned(waiting: Sequence[Group], planner: Planner, jobs: int) -> Iterator[Made]:
-    """Each group as soon as it is planned."""
-    if jobs == 1 or len(waiting) < 2:
-        yield from ((group, *_one(group, planner)) for group in waiting)
+def _plan_all(pending: Sequence[Group], planner: Planner, jobs: int) -> Iterator[PlanResult]:
+    """Yields each group as soon as it is planned."""
+    if jobs == 1 or len(pending) < 2:
+        yield from ((group, *_plan_group(group, planner)) for group in pending)
         return
-    start = multiprocessing.get_context("spawn")  # the compiler has threads, which a forked process would lack
-    with ProcessPoolExecutor(min(jobs, len(waiting)), start, initializer=topology.configure_compiler_env) as pool:
-        silent = dataclasses.replace(planner, say=report.silent)
-        asked = {pool.submit(_one, group, silent): group for group in waiting}
+    context = multiprocessing.get_context("spawn")  # forking would lose the threads of the compiler
+    with ProcessPoolExecutor(min(jobs, len(pending)), context, initializer=topology.configure_compiler_env) as pool:
+        quiet = dataclasses.replace(planner, log=report.no_log)
+        futures = {pool.submit(_plan_group, group, quiet): group for group in pending}
         try:
-            for done in as_completed(asked):
-                failed = done.exception()  # its process died
-                yield asked[done], *(([], _told(failed)) if failed else done.result())
+            for future in as_completed(futures):
+                failure = future.exception()  # the process died
+                yield futures[future], *(([], _one_line(failure)) if failure else future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _one(group: Group, planner: Planner) -> tuple[list[dict[str, Any]], str | None]:
+def _plan_group(group: Group, planner: Planner) -> tuple[list[dict[str, Any]], str | None]:
     try:
         rows = planner.plan(group.stage, group.recipe, group.topology, group.topology.devices())
         return [row.as_json() for row in rows], None
-    except Exception as error:  # whatever it is, the other recipes are planned all the same
-        return [], _told(error)
+    except Exception as error:  # the other groups are planned nevertheless
+        return [], _one_line(error)
     finally:
-        jax.clear_caches()  # traced programs, of which there are hundreds
+        jax.clear_caches()  # hundreds of traced programs
         gc.collect()
 
 
-def _told(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return kind + " ".join(str(error).split())
 
 
-def _read(group: Group, kept: Path) -> bool:
-    path = kept / f"{group.key}.json"
+def _read(group: Group, cache: Path) -> bool:
+    """Reads the cached programs of a group; False if there are none."""
+    path = cache / f"{group.key}.json"
     if path.is_file():
         group.programs = json.loads(path.read_text(encoding="utf-8"))
     return bool(group.programs)
 
 
 @dataclasses.dataclass(frozen=True)
-class Took:
-    """What a paper says a stage took: `recipe` and `stage` name it, `text` such as "6 h on 32 H100"; `source`."""
+class PublishedDuration:
+    """How long a stage took according to its paper: `text` is for example "6 h on 32 H100", `source` the citation."""
 
     recipe: str
     stage: str
@@ -152,53 +157,55 @@ class Took:
     source: str
 
 
-_TOLD = ("fits", "GiB of a device", "a step, s", "MFU", "steps", "hours", "chip-hours")
-HEAD = ("trains", "pod", "mesh", *_TOLD, "the paper's own", "stages")
-_SHOWN = 12  # letters of a group's key, which stand behind its row where no reader sees them
-_KEY = re.compile(rf"<!-- ([0-9a-f]{{{_SHOWN}}}) -->")
+_RESULTS = ("fits", "GiB per device", "step time, s", "MFU", "steps", "hours", "chip-hours")
+HEAD = ("stage", "pod", "mesh", *_RESULTS, "duration in the paper", "recipes")
+_KEY_LENGTH = 12  # of a group's key, which is in an HTML comment at the end of its row
+_KEY = re.compile(rf"<!-- ([0-9a-f]{{{_KEY_LENGTH}}}) -->")
 
 
-def keep(found: Sequence[Group], text: str, name: str) -> list[Group]:
-    """Of groups that were not planned, those that a page `text` (the file `name`) has a row for, with what it says.
+def keep_rows(found: Sequence[Group], text: str, name: str) -> list[Group]:
+    """Sets `kept_cells` of the groups that the existing page `text` (file `name`) has a row for, and returns these.
 
     Raises:
-        UserError: the page was made with another compiler.
+        UserError: the page was made with other versions of JAX or the compiler.
     """
     rows = {key: line for line in text.splitlines() for key in _KEY.findall(line)}
     if rows and f"with {report.versions()};" not in text:
-        raise UserError(f"{name} was made with other versions than {report.versions()}; plan all recipes anew")
-    kept = [group for group in found if group.key[:_SHOWN] in rows]
+        raise UserError(f"{name} was made with other versions than {report.versions()}; plan all recipes again")
+    kept = [group for group in found if group.key[:_KEY_LENGTH] in rows]
     for group in kept:
-        cells = re.split(r"(?<!\\) \| ", rows[group.key[:_SHOWN]].strip().strip("|").strip())
-        group.told = tuple(cell.replace("\\|", "|") for cell in cells[3 : 3 + len(_TOLD)])
+        cells = re.split(r"(?<!\\) \| ", rows[group.key[:_KEY_LENGTH]].strip().strip("|").strip())
+        group.kept_cells = tuple(cell.replace("\\|", "|") for cell in cells[3 : 3 + len(_RESULTS)])
     return kept
 
 
-def page(found: Sequence[Group], took: Sequence[Took], command: str) -> str:
-    """The page in Markdown: one table for each folder of recipes, a row for each group."""
+def page(found: Sequence[Group], durations: Sequence[PublishedDuration], command: str) -> str:
+    """The page in Markdown: one table per folder of recipes, one row per group."""
     stages = sum(len(group.members) for group in found)
-    bad = [group for group in found if not group.fits]
-    verdict = "All fit." if not bad else f"{len(bad)} of the different ones do not fit or could not be planned."
+    failed = [group for group in found if not group.fits]
+    verdict = "All fit." if not failed else f"{len(failed)} of the different ones do not fit or could not be planned."
     lines = [
         "# Every recipe on its pod",
         "",
         f"Written by `{command}`, with {report.versions()}; do not edit. {stages} stages, {len(found)} different ones. "
         f"{verdict}",
         "",
-        "GiB: the program that needs most, of what the compiler allows on a device. Seconds and hours are projections "
-        "([Planning](plan.md)), lowest and highest; nothing was measured. A step of reinforcement learning writes, "
-        "scores and trains one rollout; of best-of-N, votes and evaluations it answers one batch, an evaluation as its "
-        "first entry's model on the task with the longest answers. MFU is that of training. Where the length of a "
-        "stage depends on data of unknown size, hours are those of 1,000 steps.",
+        "GiB per device: the program with the highest peak memory, and the memory that the compiler allows. Seconds "
+        "and hours are projections ([Planning](plan.md)), lowest and highest; nothing was measured. A step of "
+        "reinforcement learning generates, scores and trains on one rollout; a step of best-of-N, majority vote and "
+        "evaluation generates one batch of responses (an evaluation: with its first entry's model, on the task with "
+        "the longest sequences). MFU is that of training. If the number of steps depends on data of unknown size, "
+        "hours are per 1,000 steps.",
     ]
     folders = dict.fromkeys(_folder(group) for group in found)
     for folder in folders:
         lines += ["", f"## {folder}", "", _line(HEAD), _line(["---"] * len(HEAD))]
-        lines += [_row(group, took) for group in found if _folder(group) == folder]
-    cited = [one for one in took if any(_is_of(one, *member) for group in found for member in group.members)]
+        lines += [_row(group, durations) for group in found if _folder(group) == folder]
+    members = [member for group in found for member in group.members]
+    cited = [one for one in durations if any(_applies_to(one, *member) for member in members)]
     sources = dict.fromkeys(f"{one.recipe}, {one.stage}: {one.source}" for one in cited)
     if sources:
-        lines += ["", "## Sources of the papers' own times", "", *(f"- {source}" for source in sources)]
+        lines += ["", "## Sources of the papers' durations", "", *(f"- {source}" for source in sources)]
     return "\n".join(lines) + "\n"
 
 
@@ -210,62 +217,60 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _row(group: Group, took: Sequence[Took]) -> str:
-    *cells, stages = _cells(group, took)
-    return _line([*cells, f"{stages} <!-- {group.key[:_SHOWN]} -->"])
+def _row(group: Group, durations: Sequence[PublishedDuration]) -> str:
+    *cells, stages = _cells(group, durations)
+    return _line([*cells, f"{stages} <!-- {group.key[:_KEY_LENGTH]} -->"])
 
 
-def _cells(group: Group, took: Sequence[Took]) -> list[str]:
+def _cells(group: Group, durations: Sequence[PublishedDuration]) -> list[str]:
     head = [report.described(group.stage, group.recipe), group.topology.name, _meshes(group)]
-    known = dict.fromkeys(one.text for one in took for member in group.members if _is_of(one, *member))
-    tail = ["; ".join(known), _names(group.members)]
-    if group.told:
-        return [*head, *group.told, *tail]
+    published = dict.fromkeys(one.text for one in durations for member in group.members if _applies_to(one, *member))
+    tail = ["; ".join(published), _names(group.members)]
+    if group.kept_cells:
+        return [*head, *group.kept_cells, *tail]
     if group.error is not None:
         return [*head, f"not planned: {group.error[:160]}", *["–"] * 6, *tail]
     per_chip, limit = group.topology.chip.per_chip, group.topology.chip.memory
-    needs = [one["bytes_per_chip"] for one in group.programs]
+    needs = [program["bytes_per_chip"] for program in group.programs]
     most = None if None in needs else max(needs) / per_chip / GIB
     memory = f"{'more' if most is None else f'{most:.1f}'} of {limit / GIB:.1f}"
     if not group.fits:
         return [*head, "**no**", memory, *["–"] * 5, *tail]
-    step = [sum(one["step_seconds"][end] for one in group.programs) for end in (0, 1)]
-    trained = group.programs[0]["mfu"] if group.stage.trains else None
+    step = [sum(program["step_seconds"][end] for program in group.programs) for end in (0, 1)]
+    mfu = group.programs[0]["mfu"] if group.stage.trains else None
     return [
-        *head, "yes", memory, report.span(*step), "–" if trained is None else f"{100 * trained:.0f} %",
+        *head, "yes", memory, report.span(*step), "–" if mfu is None else f"{100 * mfu:.0f} %",
         *_length(group, step), *tail,
     ]  # fmt: skip
 
 
 def _meshes(group: Group) -> str:
-    """The shapes of the devices that the stage makes use of."""
-    trained, written = group.recipe.mesh, group.recipe.decode_mesh
-    if written is None or not group.stage.generates:
-        return trained
-    return f"{trained}, writes on {written}" if group.stage.trains else written
+    """The meshes that the stage uses."""
+    mesh, decode_mesh = group.recipe.mesh, group.recipe.decode_mesh
+    if decode_mesh is None or not group.stage.generates:
+        return mesh
+    return f"{mesh}, generates on {decode_mesh}" if group.stage.trains else decode_mesh
 
 
 def _length(group: Group, step: Sequence[float]) -> list[str]:
-    """Steps, hours and chip-hours of the shortest to the longest of the stages."""
+    """Steps, hours and chip-hours, from the shortest to the longest stage of the group."""
     if not group.stage.trains:
         return ["–"] * 3
-    known = {report.steps_of(stage) for _, stage in group.members if stage.trains}
-    told = sorted(steps for steps in known if steps is not None)
-    if not told:
-        told = [1000]
-    hours = [told[0] * step[0] / 3600, told[-1] * step[1] / 3600]
-    steps = f"{told[0]:,}" if told[0] == told[-1] else f"{told[0]:,}–{told[-1]:,}"
-    if None in known:
-        steps = f"{steps}, unknown" if len(known) > 1 else "per 1,000"
-    return [steps, report.span(*hours), report.span(*(group.topology.chips * one for one in hours))]
+    counts = {report.steps_of(stage) for _, stage in group.members if stage.trains}
+    known = sorted(steps for steps in counts if steps is not None) or [1000]
+    hours = [known[0] * step[0] / 3600, known[-1] * step[1] / 3600]
+    text = f"{known[0]:,}" if known[0] == known[-1] else f"{known[0]:,}–{known[-1]:,}"
+    if None in counts:
+        text = f"{text}, unknown" if len(counts) > 1 else "per 1,000"
+    return [text, report.span(*hours), report.span(*(group.topology.chips * one for one in hours))]
 
 
-def _is_of(one: Took, recipe: str, stage: Stage) -> bool:
-    return recipe == one.recipe and stage.name == one.stage
+def _applies_to(duration: PublishedDuration, recipe: str, stage: Stage) -> bool:
+    return recipe == duration.recipe and stage.name == duration.stage
 
 
 def _names(members: Sequence[tuple[str, Stage]]) -> str:
-    """The recipes with the names of their stages, or how many where there are many."""
+    """The recipes with the names of their stages, or with the number of stages if there are more than two."""
     by_recipe: dict[str, list[str]] = {}
     for recipe, stage in members:
         by_recipe.setdefault(recipe, []).append(stage.name)

@@ -1,4 +1,4 @@
-"""What a sweep says: its table in Markdown and its figure, each a section of one page that commands write."""
+"""Writes the results of a sweep, as a Markdown table and a figure, into a section of a page."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from easylm_jax.report import plots
 from easylm_jax.report.style import STYLE
 
 _WIDTH, _HEIGHT = 640, 300
-_PAPER = (
-    "# How recipes scale\n\nWritten by `easylm plan RECIPE --sweep … --write FILE`, a section for each command; do not "
+_HEADER = (
+    "# How recipes scale\n\nWritten by `easylm plan RECIPE --sweep … --write FILE`, one section per command; do not "
     "edit. Seconds are projections ([Planning](plan.md)); nothing was measured.\n"
 )
-_HOW = {
-    "weak": "Weak scaling: the rows of a chip stay those of the recipe's own pod, so the batch grows with the pod.",
-    "strong": "Strong scaling: the batch stays the recipe's, so every chip has fewer rows the more there are.",
+_EXPLANATIONS = {
+    "weak": "Weak scaling: the rows per chip are those of the recipe's own pod, so the batch grows with the pod.",
+    "strong": "Strong scaling: the batch is the recipe's, so more chips have fewer rows each.",
 }
 
 
 def title(recipe: Recipe, point: Point, scaling: str) -> str:
-    """A section's heading: what is run, and what is kept where pods differ."""
+    """The heading of a section: what is run, and whether scaling is strong or weak."""
     return f"{report.described(point.stage, recipe).partition(';')[0]} ({recipe.name}), {scaling} scaling"
 
 
 def write(path: Path, found: Sequence[Point], recipe: Recipe, scaling: str, command: str) -> None:
-    """Puts the sweep's section into the page at `path`, in place of the one before, and its figure beside the page."""
+    """Writes a sweep's section into the page at `path`, replacing an earlier one, and its figure next to it."""
     heading = title(recipe, found[0], scaling)
     name = "scale-" + re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-") + ".svg"
     drawn = figure(found, heading)
-    image = [f"![Seconds, tokens a second and memory by chips]({name})", ""] if drawn else []
+    image = [f"![Step time, tokens per second and memory by number of chips]({name})", ""] if drawn else []
     if drawn:
         (path.parent / name).write_text(drawn, encoding="utf-8")
     lines = [_line(cells) for cells in table(found)]
     lines.insert(1, _line(["---"] * len(table(found)[0])))
-    how = _HOW[scaling]
+    how = _EXPLANATIONS[scaling]
     if recipe.decode_mesh is not None and found[0].stage.generates:
-        how += f" Models write on `{recipe.decode_mesh}`."
+        how += f" Models generate on `{recipe.decode_mesh}`."
     body = "\n".join([f"{how} Written by `{command}` with {report.versions()}.", "", *image, *lines, ""])
-    old = path.read_text(encoding="utf-8") if path.is_file() else _PAPER
+    old = path.read_text(encoding="utf-8") if path.is_file() else _HEADER
     sections = re.split(r"(?m)^## ", old)
     new = f"{heading}\n\n{body}\n"
     kept = [new if one.startswith(f"{heading}\n") else one for one in sections]
@@ -58,8 +58,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def figure(found: Sequence[Point], heading: str) -> str:
-    """Where several sizes of pods fit: seconds, tokens a second and chip, and memory over chips, a line for each
-    generation, policy and (unless chosen for the pod) mesh. Elsewhere the parts of a step as bars. "" of nothing."""
+    """An SVG. If pods of several sizes fit: step time, tokens per second per chip, and memory against the number of
+    chips, one line per chip generation and remat policy. Otherwise bars of the parts of a step. "" if nothing fits."""
     fitting = [point for point in found if point.fits]
     if not fitting:
         return ""
@@ -67,12 +67,12 @@ def figure(found: Sequence[Point], heading: str) -> str:
         return _page([_bars(fitting)], heading)
     lines: dict[str, list[Point]] = {}
     for point in fitting:
-        lines.setdefault(_line_of(point), []).append(point)
+        lines.setdefault(_series_name(point), []).append(point)
     charts = []
     for label, value in (
-        ("seconds of a step", lambda point: point.seconds[1]),
-        ("tokens/s a chip", lambda point: point.tokens_a_second),
-        ("GiB of a device", lambda point: point.gib or 0.0),
+        ("step time, s", lambda point: point.seconds[1]),
+        ("tokens/s per chip", lambda point: point.tokens_per_second),
+        ("GiB per device", lambda point: point.gib or 0.0),
     ):  # fmt: skip
         series = [
             plots.Series(name, [(math.log2(point.topology.chips), value(point)) for point in own], i, look="both")
@@ -85,7 +85,7 @@ def figure(found: Sequence[Point], heading: str) -> str:
     return _page(charts, heading)
 
 
-def _line_of(point: Point) -> str:
+def _series_name(point: Point) -> str:
     compute = getattr(point.stage, "compute", None)
     return f"{point.topology.chip.name}, remat {compute.remat if compute else '–'}"
 
@@ -94,16 +94,17 @@ def _bars(fitting: Sequence[Point]) -> str:
     parts = ("compute", "kernels", "exposed_collectives", "hidden_collectives")
     bars = []
     for point in fitting:
-        said = (point.topology.name, point.mesh, _line_of(point).partition(", ")[2], getattr(point.stage, "batch", ""))
-        bars.append((", ".join(str(one) for one in said), [point.part(name) for name in parts]))
+        remat = _series_name(point).partition(", ")[2]
+        labels = (point.topology.name, point.mesh, remat, getattr(point.stage, "batch", ""))
+        bars.append((", ".join(map(str, labels)), [point.part(name) for name in parts]))
     return plots.bar_chart(
-        bars, ("compute", "kernels", "network, waited for", "network, hidden"), x_label="seconds of a step",
-        values=[f"{point.tokens_a_second:,.0f} tokens/s a chip" for point in fitting], width=900,
+        bars, ("compute", "kernels", "network, exposed", "network, overlapped"), x_label="step time, s",
+        values=[f"{point.tokens_per_second:,.0f} tokens/s per chip" for point in fitting], width=900,
     )  # fmt: skip
 
 
 def _page(charts: Sequence[str], heading: str) -> str:
-    """Charts one below the other, as a file of its own."""
+    """The charts below each other, as one SVG file."""
     sizes = [tuple(int(x) for x in re.findall(r'viewBox="0 0 (\d+) (\d+)"', chart)[0]) for chart in charts]
     width, height = max(w for w, _ in sizes), sum(h for _, h in sizes) + 24
     drawn, top = [], 24

@@ -1,9 +1,10 @@
-"""What a recipe's stages look like without data and weights: model configurations and the shapes of batches."""
+"""Model configurations and batch shapes of a recipe's stages, without data and weights."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import models
 from easylm_jax.checkpoint import hub
 from easylm_jax.checkpoint.load import ModelSource, model_of
-from easylm_jax.config import RL, DataSpec, Generate, Recipe, Train
+from easylm_jax.config import RL, DataSpec, Generate, Recipe, Stage, Train
 from easylm_jax.objectives.base import FORWARD
 from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
@@ -19,9 +20,8 @@ from models.hf.convert import read_config
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
-# Published models by their names on the hub, so that a plan needs no network: the preset of the same shape, and whether
-# the model ends in a scalar head.
-_RELEASED: tuple[tuple[str, str], ...] = (
+# Published models by name on the Hub (pattern → preset of the same shape), so that a plan needs no network.
+_PUBLISHED: tuple[tuple[str, str], ...] = (
     (r"olmo-2-0425-1b", "olmo2-1b"), (r"olmo-2-1124-7b", "olmo2-7b"), (r"olmo-2-1124-13b", "olmo2-13b"),
     (r"olmo-2-0325-32b", "olmo2-32b"), (r"olmo-3-1025-7b|olmo-3-7b", "olmo3-7b"), (r"olmo-3(-1125)?-32b", "olmo3-32b"),
     (r"llama-2-7b|tulu-2-7b|tulu-2-dpo-7b", "llama2-7b"),
@@ -33,24 +33,25 @@ _RELEASED: tuple[tuple[str, str], ...] = (
     (r"qwen2\.5-math-(1\.5b|7b|72b)", r"qwen2.5-math-\1"),
     (r"qwen2\.5-(0\.5b|1\.5b|3b|7b|14b|32b|72b)", r"qwen2.5-\1"),
 )  # fmt: skip
-_REWARD = re.compile(r"(^|-)rm($|-)", re.IGNORECASE)
+_REWARD_MODEL = re.compile(r"(^|-)rm($|-)", re.IGNORECASE)  # names of models with a scalar head
 
 
-def released(name: str) -> DecoderConfig | None:
-    """The configuration of a published model by its hub name (`owner/model`); None where it is not known."""
+def published_config(name: str) -> DecoderConfig | None:
+    """The configuration of a published model by its Hub name (`owner/model`); None if it is not known."""
     model = name.rpartition("/")[2].partition("@")[0].lower()
-    for pattern, preset in _RELEASED:
+    for pattern, preset in _PUBLISHED:
         if found := re.match(pattern, model):
             config = models.preset(found.expand(preset))
-            return config.replace(scalar_head=True) if _REWARD.search(model) else config
+            return config.replace(scalar_head=True) if _REWARD_MODEL.search(model) else config
     return None
 
 
 def config_of(init: str, recipe: Recipe) -> DecoderConfig:
-    """The configuration of the model that `init` names, as `start.model_from` would find it.
+    """The configuration of the model that `init` names (see `checkpoint.load.model_from`).
 
     Raises:
-        UserError: a published model whose shape is not known and cannot be fetched.
+        UserError: the configuration of a published model is not known and cannot be downloaded, or `init` is a stage
+            that trains no model.
     """
     if init.startswith("run:"):
         return model_of(init.removeprefix("run:"))
@@ -58,11 +59,16 @@ def config_of(init: str, recipe: Recipe) -> DecoderConfig:
         name = init.removeprefix("hf:")
         if Path(name).expanduser().is_dir():
             return read_config(Path(name).expanduser())
-        return released(name) or read_config(hub.resolve(name))
+        return published_config(name) or read_config(hub.resolve(name))
     stage = recipe.stage(init)
-    if stage.trains:
+    if is_training(stage):
         return stage_config(stage, recipe)
-    raise UserError(f"recipe {recipe.name}: {init} leaves no model")
+    raise UserError(f"recipe {recipe.name}: stage {init} trains no model; init must name a stage that does")
+
+
+def is_training(stage: Stage) -> TypeGuard[Train]:
+    """Whether a stage trains a model."""
+    return stage.trains
 
 
 def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
@@ -75,21 +81,21 @@ def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
     return config.replace(scalar_head=True) if stage.scalar_head else config
 
 
-def named(config: DecoderConfig) -> str:
-    """The preset of this shape, or the family and width where there is none."""
+def preset_name(config: DecoderConfig) -> str:
+    """The name of the preset with this shape; family and width if there is none."""
     bare = config.replace(scalar_head=False, dropout=0.0)
-    known = (name for name, preset in models.presets().items() if preset == bare)
-    return next(known, f"{config.family} of width {config.width}")
+    names = (name for name, preset in models.presets().items() if preset == bare)
+    return next(names, f"{config.family} of width {config.width}")
 
 
 def model(config: DecoderConfig, compute: Compute, placement: Placement, dropout: float = 0.0) -> ModelSource:
-    """A model of which there are shapes alone."""
+    """A model without parameters."""
     return ModelSource(models.build(config.replace(dropout=dropout), compute, placement), None)
 
 
 def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
-    """A batch of packed rows. How many pairs a row holds is known once the data are; here as many as halves of rows, or
-    one where rows are not packed."""
+    """The shapes of a batch of packed rows. The number of preference pairs in a row depends on the data; assumed is
+    `max_pairs_per_row` if given, otherwise as many as fit at maximum length, or one if rows are not packed."""
     shape = (rows, data.sequence_length)
     columns = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name in FORWARD}
     columns["loss_weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -102,6 +108,6 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
     return columns
 
 
-def longest(stage: RL | Generate) -> int:
-    """Tokens of the longest prompt and answer together."""
+def max_length(stage: RL | Generate) -> int:
+    """Tokens of the longest prompt plus the longest response."""
     return stage.data.sequence_length + stage.sampling.max_new_tokens

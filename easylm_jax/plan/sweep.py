@@ -1,13 +1,13 @@
-"""A stage planned over many pods, meshes, policies of rematerialisation and batches: how time and memory move.
+"""Plans a stage for many pods, meshes, remat policies and batch sizes, to show how step time and memory change.
 
     --sweep chips=8..4096x8            pods of the same generation: 8, 64, 512 and 4,096 chips
     --sweep "topology=v5p-64 v6e:8x8"  pods by name
     --sweep "mesh=fsdp=-1 fsdp=-1,tp=4" --sweep "remat=attention full" --sweep batch=128..512
 
-Axes multiply. Over pods of several sizes, strong scaling keeps the batch of the recipe and weak scaling the rows a
-chip: batch, mini-batch and the rows decoded at once grow with the pod. Where the recipe's mesh does not divide the
-batch, the largest part of the devices that does is `fsdp`, as much of the rest as divides the heads is `tp`, and what
-is left `cp`; micro-batches are never larger, for a chip, than on the recipe's own pod.
+All combinations of the axes are planned. Over pods of several sizes, strong scaling keeps the batch of the recipe, and
+weak scaling the rows per chip: batch, mini-batch and decode slots grow with the pod. If the recipe's mesh does not
+divide the batch, `fsdp` becomes the largest number of devices that does, `tp` the largest part of the rest that divides
+the heads, and `cp` what is left. Micro-batches per chip are never larger than on the recipe's own pod.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:x(\d+))?")
 
 @dataclasses.dataclass
 class Point:
-    """One combination: the stage as it would run, where. `refused` says in a line why it cannot."""
+    """One combination: a stage on a topology and mesh. `refused` is one line if it cannot be planned."""
 
     topology: Topology
     mesh: str
@@ -48,49 +48,50 @@ class Point:
 
     @property
     def fits(self) -> bool:
-        return self.refused is None and bool(self.programs) and all(one["fits"] for one in self.programs)
+        return self.refused is None and bool(self.programs) and all(program["fits"] for program in self.programs)
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Of a step, lowest and highest."""
-        return tuple(sum(one["step_seconds"][end] for one in self.programs) for end in (0, 1))  # type: ignore
+        """The step time in seconds, lowest and highest."""
+        low, high = (sum(program["step_seconds"][end] for program in self.programs) for end in (0, 1))
+        return low, high
 
     @property
     def gib(self) -> float | None:
-        """Of one device, by the program that needs most; None where the compiler does not say."""
-        needs = [one["bytes_per_chip"] for one in self.programs]
+        """Memory per device of the program that needs most; None if the compiler does not report it."""
+        needs = [program["bytes_per_chip"] for program in self.programs]
         return None if None in needs or not needs else max(needs) / self.topology.chip.per_chip / GIB
 
     @property
     def tokens(self) -> int:
-        """Of one step: of its batch, or of the longest prompts and responses of a rollout."""
+        """Tokens per step: of its batch, or of the longest prompts and responses of a rollout."""
         return self.stage.tokens_per_step
 
     @property
-    def tokens_a_second(self) -> float:
-        """Of one chip, by the slower end."""
+    def tokens_per_second(self) -> float:
+        """Tokens per second per chip, by the slower end of the projection."""
         return self.tokens / self.seconds[1] / self.topology.chips
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs of all programs over the peak, by the slower end."""
+        """MFU of all programs together, by the slower end of the projection."""
         chip = self.topology.chip
-        flops = sum(one["flops"] * one["runs_per_step"] for one in self.programs) / chip.per_chip
+        flops = sum(program["flops"] * program["runs_per_step"] for program in self.programs) / chip.per_chip
         return flops / (self.seconds[1] * chip.flops)
 
     def part(self, name: str) -> float:
-        """Seconds of a step that all programs spend on a part of `report.Row.as_json`'s `seconds`."""
-        return sum(one["seconds"][name] * one["runs_per_step"] for one in self.programs)
+        """Seconds per step of all programs for one entry of `seconds` in `report.Row.as_json`, such as "compute"."""
+        return sum(program["seconds"][name] * program["runs_per_step"] for program in self.programs)
 
     def as_json(self) -> dict[str, Any]:
         stage = self.stage
-        said = {"topology": self.topology.name, "chips": self.topology.chips, "mesh": self.mesh, "fits": self.fits,
+        result = {"topology": self.topology.name, "chips": self.topology.chips, "mesh": self.mesh, "fits": self.fits,
                 "batch": getattr(stage, "batch", None), "accumulate": getattr(stage, "accumulate", None),
                 "remat": _remat(stage), "refused": self.refused, "gib_per_device": self.gib}  # fmt: skip
         if self.fits:
-            said |= {"step_seconds": list(self.seconds), "tokens_per_second_per_chip": self.tokens_a_second,
+            result |= {"step_seconds": list(self.seconds), "tokens_per_second_per_chip": self.tokens_per_second,
                      "mfu": self.mfu}  # fmt: skip
-        return {**said, "programs": self.programs}
+        return {**result, "programs": self.programs}
 
 
 def parse(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -109,8 +110,8 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
         if axis in axes:
             raise UserError(f"sweep {text!r}: {axis} is given twice; write its values side by side, with spaces")
         if not equals or not values.split():
-            raise UserError(f"sweep {text!r}: write values behind {axis}=, with spaces between them")
-        axes[axis] = [one for value in values.split() for one in _values(text, axis, value)]
+            raise UserError(f"sweep {text!r}: write values after {axis}=, separated by spaces")
+        axes[axis] = [item for value in values.split() for item in _values(text, axis, value)]
     if "chips" in axes and "topology" in axes:
         raise UserError("sweep: give chips or topology, not both")
     return axes
@@ -124,7 +125,7 @@ def _values(text: str, axis: str, value: str) -> list[str]:
     found = _RANGE.fullmatch(value)
     if found is None or int(found[1]) == 0 or int(found[3] or 2) < 2:
         raise UserError(
-            f"sweep {text!r}: {value!r} is no number and no range such as 8..64 (doubling) or 8..4096x8 (times 8)"
+            f"sweep {text!r}: {value!r} is neither a number nor a range such as 8..64 (doubling) or 8..4096x8 (times 8)"
         )
     first, last, factor = int(found[1]), int(found[2]), int(found[3] or 2)
     if last < first:
@@ -133,33 +134,33 @@ def _values(text: str, axis: str, value: str) -> list[str]:
 
 
 def points(stage: Stage, recipe: Recipe, pod: Topology, axes: dict[str, list[str]], scaling: str) -> list[Point]:
-    """All combinations; `pod` is the recipe's own, by which batches and micro-batches are scaled.
+    """All combinations; `pod` is the recipe's own, relative to which batches and micro-batches are scaled.
 
     Raises:
-        UserError: for what is wrong whatever the combination is.
+        UserError: an error that concerns all combinations; others are recorded in `Point.refused`.
     """
     if scaling == "weak" and "batch" in axes:
-        raise UserError("sweep: weak scaling sets the batch; leave the batch axis out, or keep to --scaling strong")
+        raise UserError("sweep: weak scaling sets the batch; leave out the batch axis, or use --scaling strong")
     if "remat" in axes and not hasattr(stage, "compute"):
-        raise UserError(f"sweep: stage {stage.name} has no remat to sweep over")
-    names = axes.get("topology") or [_of_chips(pod, int(count)) for count in axes.get("chips", [])] or [pod.name]
+        raise UserError(f"sweep: stage {stage.name} has no remat setting; leave out the remat axis")
+    names = axes.get("topology") or [_pod_name(pod, int(count)) for count in axes.get("chips", [])] or [pod.name]
     pods = [topology.parse(name) for name in names]
     meshes: list[str | None] = [*axes["mesh"]] if "mesh" in axes else [None]
     found = []
-    for place, mesh, remat, batch in itertools.product(
+    for topo, mesh, remat, batch in itertools.product(
         pods, meshes, axes.get("remat", [None]), axes.get("batch", [None])
     ):  # fmt: skip
-        ratio = fractions.Fraction(place.chips, pod.chips) if scaling == "weak" else fractions.Fraction(1)
+        ratio = fractions.Fraction(topo.chips, pod.chips) if scaling == "weak" else fractions.Fraction(1)
         try:
-            now = _with_remat(_scaled(stage, ratio, batch), remat)
-            text = mesh or _mesh_for(now, recipe, place)
-            found.append(Point(place, text, _micro_batches(now, stage, recipe.mesh, pod, text, place)))
+            scaled = _with_remat(_scaled(stage, ratio, batch), remat)
+            text = mesh or _mesh_for(scaled, recipe, topo)
+            found.append(Point(topo, text, _with_micro_batches(scaled, stage, pod, text, topo)))
         except UserError as error:
-            found.append(Point(place, mesh or recipe.mesh, stage, refused=str(error)))
+            found.append(Point(topo, mesh or recipe.mesh, stage, refused=str(error)))
     return found
 
 
-def _of_chips(pod: Topology, chips: int) -> str:
+def _pod_name(pod: Topology, chips: int) -> str:
     return f"{pod.chip.name}-{chips * pod.chip.cores}"
 
 
@@ -170,17 +171,17 @@ def _with_remat(stage: Any, remat: str | None) -> Any:
 
 
 def _scaled(stage: Any, ratio: fractions.Fraction, batch: str | None) -> Any:
-    """With another batch, and what hangs on it in proportion."""
+    """The stage with another batch, and mini-batch and decode slots in proportion."""
     if batch is not None:
         ratio = fractions.Fraction(int(batch), stage.batch)
     if ratio == 1:
         return stage
     if not hasattr(stage, "batch"):
-        raise UserError(f"stage {stage.name}: a {type(stage).__name__} has no batch to scale")
+        raise UserError(f"stage {stage.name}: a {type(stage).__name__} has no batch to scale; use --scaling strong")
 
     def times(what: str, count: int) -> int:
         if (count * ratio).denominator != 1:
-            raise UserError(f"{what} {count} times {ratio} is no whole number")
+            raise UserError(f"{what} {count} times {ratio} is not a whole number")
         return int(count * ratio)
 
     changed: dict[str, Any] = {"batch": times("batch", stage.batch)}
@@ -195,39 +196,39 @@ def _split(sizes: dict[str, int]) -> int:
     return math.prod(sizes[axis] for axis in BATCH_AXES)
 
 
-def _mesh_for(stage: Stage, recipe: Recipe, place: Topology) -> str:
-    """The recipe's mesh where it fits the devices and divides the rows; else as much of them as divides is `fsdp`."""
+def _mesh_for(stage: Stage, recipe: Recipe, topo: Topology) -> str:
+    """The recipe's mesh if it fits the devices and divides the rows; otherwise the largest `fsdp` that divides them."""
     rows = stage.rows_per_update
     try:
-        if rows % _split(parse_mesh(recipe.mesh, place.count)) == 0:
+        if rows % _split(parse_mesh(recipe.mesh, topo.count)) == 0:
             return recipe.mesh
-    except UserError:  # its sizes are those of another pod
+    except UserError:  # the mesh is for a pod of another size
         pass
-    parts = math.gcd(rows, place.count)
-    left = place.count // parts
-    heads = math.gcd(left, shapes.stage_config(stage, recipe).kv_heads) if stage.trains else left
-    return f"fsdp={parts},tp={heads}" + (f",cp={left // heads}" if left > heads else "")
+    fsdp = math.gcd(rows, topo.count)
+    left = topo.count // fsdp
+    tp = math.gcd(left, shapes.stage_config(stage, recipe).kv_heads) if shapes.is_training(stage) else left
+    return f"fsdp={fsdp},tp={tp}" + (f",cp={left // tp}" if left > tp else "")
 
 
-def _micro_batches(stage: Any, own: Stage, mesh: str, pod: Topology, text: str, place: Topology) -> Any:
-    """With micro-batches that hold no more rows for a device than on the recipe's own pod."""
-    if not stage.trains or not own.trains:
+def _with_micro_batches(stage: Any, original: Stage, pod: Topology, mesh: str, topo: Topology) -> Any:
+    """The stage with micro-batches of at most as many rows per device as the original stage has on its own pod."""
+    if not stage.trains or not shapes.is_training(original):
         return stage
-    most = fractions.Fraction(own.rows_per_update, own.accumulate * pod.count)
-    rows, left = divmod(stage.rows_per_update, _split(parse_mesh(text, place.count)))
+    most = fractions.Fraction(original.rows_per_update, original.accumulate * pod.count)
+    rows, left = divmod(stage.rows_per_update, _split(parse_mesh(mesh, topo.count)))
     if left:
-        return stage  # compiling it says what is wrong
-    cuts = [n for n in range(1, rows + 1) if rows % n == 0]
-    cut = next((n for n in cuts if fractions.Fraction(stage.rows_per_update, n * place.count) <= most), cuts[-1])
-    return dataclasses.replace(stage, accumulate=cut)
+        return stage  # compiling it reports the error
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    fitting = (n for n in divisors if fractions.Fraction(stage.rows_per_update, n * topo.count) <= most)
+    return dataclasses.replace(stage, accumulate=next(fitting, divisors[-1]))
 
 
 def run(found: Sequence[Point], recipe: Recipe, planner: Planner) -> None:
-    """Compiles every point; what cannot be compiled says why and the rest goes on."""
+    """Compiles every point; the error of one that cannot be compiled is recorded in `refused`."""
     for number, point in enumerate(found):
         if point.refused is not None:
             continue
-        planner.say(f"{number + 1} of {len(found)}: {point.topology.name}, {point.mesh}")
+        planner.log(f"{number + 1} of {len(found)}: {point.topology.name}, {point.mesh}")
         stages = tuple(point.stage if other.name == point.stage.name else other for other in recipe.stages)
         inside = dataclasses.replace(recipe, mesh=point.mesh, stages=stages)
         try:
@@ -239,13 +240,13 @@ def run(found: Sequence[Point], recipe: Recipe, planner: Planner) -> None:
 
 
 HEAD = (
-    "chips", "topology", "mesh", "batch", "micro-batches", "remat", "fits", "GiB of a device", "a step, s",
-    "tokens/s a chip", "MFU", "waits for the network",
+    "chips", "topology", "mesh", "batch", "micro-batches", "remat", "fits", "GiB per device", "step time, s",
+    "tokens/s per chip", "MFU", "exposed collectives",
 )  # fmt: skip
 
 
 def table(found: Sequence[Point]) -> list[tuple[str, ...]]:
-    """Head and rows of text."""
+    """The header and the rows of the table, as text."""
     return [HEAD, *(_cells(point) for point in found)]
 
 
@@ -256,12 +257,12 @@ def _cells(point: Point) -> tuple[str, ...]:
         return (*head, "–", "–", "–", f"no: {point.refused}", *["–"] * 5)
     gib = "more" if point.gib is None else f"{point.gib:.1f}"
     memory = f"{gib} of {point.topology.chip.memory / GIB:.1f}"
-    said = (f"{getattr(stage, 'batch', '–'):,}", str(getattr(stage, "accumulate", "–")), _remat(stage))
+    settings = (f"{getattr(stage, 'batch', '–'):,}", str(getattr(stage, "accumulate", "–")), _remat(stage))
     if not point.fits:
-        return (*head, *said, "no", memory, *["–"] * 4)
+        return (*head, *settings, "no", memory, *["–"] * 4)
     low, high = point.seconds
     return (
-        *head, *said, "yes", memory, report.span(low, high), f"{point.tokens_a_second:,.0f}",
+        *head, *settings, "yes", memory, report.span(low, high), f"{point.tokens_per_second:,.0f}",
         f"{100 * point.mfu:.0f} %", f"{100 * point.part('exposed_collectives') / high:.0f} %",
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a run did, for a person: tables in the papers' shape, figures, one HTML page. It reads stages' folders alone.
+"""Reports of a run: tables in the layout of the papers, figures, one HTML page. Reads only the folders of stages.
 
 run = report.collect("runs/quickstart")
 print(report.tables.markdown(run))
@@ -15,7 +15,7 @@ from easylm_jax.report.read import RunData, StageData, collect
 from easylm_jax.runtime.files import atomic_write
 from models.errors import UserError
 
-__all__ = ["RunData", "StageData", "as_json", "collect", "html", "tables", "write"]
+__all__ = ["RunData", "StageData", "as_json", "collect", "html", "tables", "write", "write_text"]
 
 PAGE = "report.html"
 
@@ -23,25 +23,25 @@ PAGE = "report.html"
 def write(run_folder: str | Path) -> Path:
     """Writes the page of a run into its folder, as `report.html`, and returns its path."""
     run = collect(run_folder)
-    return _write(Path(run_folder) / PAGE, html.page(run))
+    return write_text(Path(run_folder) / PAGE, html.page(run))
 
 
 def as_json(run: RunData) -> dict[str, Any]:
-    """What the tables are made of: `{"recipe", "folder", "seconds", "tables", "stages": [...], "missing"}`."""
+    """The data of the tables: `{"recipe", "folder", "mesh", "seconds", "tables", "stages": [...], "missing"}`."""
     stages = [
-        {"name": it.name, "kind": it.kind, "done": it.finished, "step": it.step, "steps": it.steps,
-         "seconds": it.seconds, "needs": list(it.needs), "metrics": it.values, "folder": str(it.folder)}
-        for it in run.stages
+        {"name": stage.name, "kind": stage.kind, "done": stage.finished, "step": stage.step, "steps": stage.steps,
+         "seconds": stage.seconds, "needs": list(stage.needs), "metrics": stage.values, "folder": str(stage.folder)}
+        for stage in run.stages
     ]  # fmt: skip
     return {"recipe": run.recipe, "folder": str(run.folder), "mesh": run.mesh, "seconds": run.seconds,
             "tables": [table for table, _ in run.tables], "stages": stages, "missing": list(run.missing)}  # fmt: skip
 
 
-def _write(path: Path, text: str) -> Path:
-    """Written beside and renamed, so that a reader never sees half a file."""
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file atomically; returns its path."""
     try:
         with atomic_write(path) as file:
-            file.write(text.encode("utf-8", "replace"))  # samples may hold halves of characters
+            file.write(text.encode("utf-8", "replace"))  # samples may contain lone surrogates
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file") from error
     return path

@@ -9,7 +9,7 @@ from typing import Any
 
 from easylm_jax.report import figures, tables
 from easylm_jax.report.figures import Figure
-from easylm_jax.report.read import RL_KINDS, Line, RunData, StageData, number
+from easylm_jax.report.read import Line, RunData, StageData, number
 from easylm_jax.report.style import STYLE
 from easylm_jax.report.tables import Table, count, duration
 
@@ -89,12 +89,12 @@ def _moment(seconds: float) -> str:
 
 def table(it: Table, heading: bool = True) -> str:
     """A table with its title and notes; a row of groups above the headings where there are any."""
-    groups = []
+    groups: list[tuple[str, int]] = []
     for column in it.columns:
         if groups and groups[-1][0] == column.group:
-            groups[-1][1] += 1
+            groups[-1] = (column.group, groups[-1][1] + 1)
         else:
-            groups.append([column.group, 1])
+            groups.append((column.group, 1))
     above = ""
     if any(name for name, _ in groups):
         cells = "".join(f'<th class="group{" named" if name else ""}" colspan="{wide}">{safe(name)}</th>'
@@ -115,9 +115,10 @@ def table(it: Table, heading: bool = True) -> str:
         for row in it.rows
     )
     notes = f'<p class="note">{safe(" ".join(it.notes))}</p>' if it.notes else ""
+    found = f"<p>{safe(it.finding)}</p>" if it.finding else ""
     title = f"<h3>{safe(it.title)}</h3>" if heading else ""
     body = f"<thead>{above}<tr>{head}</tr></thead><tbody>{body}</tbody>"
-    return f'{title}<div class="scroll"><table>{body}</table></div>{notes}'
+    return f'{title}<div class="scroll"><table>{body}</table></div>{found}{notes}'
 
 
 def _results(run: RunData) -> str:
@@ -176,7 +177,7 @@ def _training_samples(run: RunData) -> str:
     """What the RL stages wrote at their first and last kept steps, folded away."""
     return "".join(
         _folded(f"{stage.name}: steps {' and '.join(map(str, stage.samples))}", "".join(_step_samples(stage)))
-        for stage in run.of_kind(RL_KINDS) if stage.samples
+        for stage in run.of_family("rl") if stage.samples
     )  # fmt: skip
 
 

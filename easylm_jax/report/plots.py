@@ -1,5 +1,8 @@
-"""Figures as inline SVG: lines, points with intervals, stacked bars. Colours come from the page (classes s0 … s7), so
-that a figure follows its light and dark scheme; every series has its name and points as a tooltip."""
+"""Draws figures as inline SVG: lines, points with intervals, stacked bars.
+
+Colours are CSS classes of the page (s0 … s7), so that figures follow its light or dark scheme. Every series has a
+tooltip with its name and points.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 
 COLOURS = 8
-CHARACTER = 6.6  # width of one of the labels' characters, about
-MOST_POINTS = 240
+CHARACTER = 6.6  # approximate width of a character of labels, in pixels
+MOST_POINTS = 240  # of a line
 
 Point = tuple[float, float]
 Interval = tuple[float, float]
@@ -20,9 +23,10 @@ Interval = tuple[float, float]
 class Series:
     """Points (x, y) in one colour.
 
-    `look` is "line", "thin" (a pale line), "marks" (points alone) or "both". `y_intervals` and `x_intervals` are
-    (low, high) of each point, absolute. `colour` counts from 0; beyond the palette lines are dashed. `in_legend` False
-    leaves the name to tooltips. `end` marks the last point; `labels` writes the name beside each point.
+    `look` is "line", "thin" (a pale line), "marks" (only points) or "both". `y_intervals` and `x_intervals` are the
+    absolute (low, high) of each point. `colour` counts from 0; colours beyond the palette are dashed lines. With
+    `in_legend` False the name is shown only in tooltips. `end` marks the last point; `labels` draws the name next to
+    each point.
     """
 
     name: str
@@ -43,7 +47,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The plotting area in pixels and what its edges stand for."""
+    """The plotting area in pixels, and the data ranges of its axes."""
 
     left: float
     right: float
@@ -53,7 +57,7 @@ class Frame:
     y: Interval
 
     def at(self, point: Point) -> Point:
-        """Pixels of a point."""
+        """The pixel position of a point."""
         return self.across(point[0]), self.up(point[1])
 
     def across(self, value: float) -> float:
@@ -67,8 +71,7 @@ def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, title: str = "", width: int = 640, height: int = 330,
     legend: bool = True, x_names: Callable[[float], str] | None = None,
 ) -> str:  # fmt: skip
-    """An SVG of the series; "" where none has a point. `x_names` writes the ticks of x, for a scale that is no length
-    of numbers."""
+    """A line chart of the series as SVG; "" if no series has a point. `x_names` formats the ticks of the x axis."""
     series = [dataclasses.replace(one, points=list(one.points)) for one in series if one.points]
     if not series:
         return ""
@@ -84,7 +87,7 @@ def line_chart(
         x=(x_low, x_high) if exact else (x_ticks[0], x_ticks[-1]), y=(y_ticks[0], y_ticks[-1]),
     )  # fmt: skip
     parts = [_legend(rows, 26 if title else 10), _axes(frame, x_ticks, y_ticks, x_label, y_label, x_names)]
-    parts += [_drawn(one, frame) for one in series]
+    parts += [_draw_series(one, frame) for one in series]
     parts.append(_point_labels([one for one in series if one.labels], frame))
     return _svg(width, height, title, "".join(parts), f"{title or y_label} against {x_label}")
 
@@ -93,7 +96,7 @@ def bar_chart(
     bars: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], *, x_label: str, values: Sequence[str],
     title: str = "", width: int = 640, colours: Sequence[int] = tuple(range(COLOURS)),
 ) -> str:  # fmt: skip
-    """Horizontal bars, each a name and the lengths of its `parts`; `values` are written behind them."""
+    """Horizontal stacked bars as SVG: (name, lengths of its `parts`) each, with the text in `values` after each bar."""
     if not bars:
         return ""
     longest = max(sum(lengths) for _, lengths in bars)
@@ -120,7 +123,7 @@ def bar_chart(
 
 
 def swatch(one: Series) -> str:
-    """A short line in a series' colour, for a legend that stands outside of the figures."""
+    """A short line in the colour of a series, for a legend outside of figures."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 10" aria-hidden="true">'
         f'<line class="line {one.classes}" x1="0" y1="5" x2="24" y2="5"/></svg>'
@@ -131,7 +134,7 @@ def swatch(one: Series) -> str:
 
 
 def nice_ticks(low: float, high: float, about: int, inside: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 · 10ⁿ around [low, high]; `inside` leaves out those beyond it."""
+    """Ticks at multiples of 1, 2 or 5 · 10ⁿ that cover [low, high]; with `inside`, only those within it."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
@@ -145,7 +148,7 @@ def nice_ticks(low: float, high: float, about: int, inside: bool = False) -> lis
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """The ticks with as many decimals as tell them apart; very large and very small ones as powers of ten."""
+    """The ticks as text, with as many decimals as needed; very large and small ones as powers of ten."""
     if not ticks:
         return [""]
     size = max(abs(tick) for tick in ticks)
@@ -161,7 +164,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
 
 
 def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most so many points: means of runs of neighbours."""
+    """At most `most` points: means of consecutive points."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
@@ -219,8 +222,8 @@ def _axes(
     return "".join(parts)
 
 
-def _drawn(one: Series, frame: Frame) -> str:
-    """A series: its intervals, its line, its marks."""
+def _draw_series(one: Series, frame: Frame) -> str:
+    """The intervals, the line and the marks of a series."""
     tip = f"<title>{_safe(one.name)}</title>"
     at = [frame.at(point) for point in one.points]
     parts = []
@@ -245,7 +248,7 @@ def _drawn(one: Series, frame: Frame) -> str:
 
 
 def _point_labels(series: Sequence[Series], frame: Frame) -> str:
-    """Names beside points, each where it meets no other name or point."""
+    """Names next to points, each placed where it overlaps no other name or point."""
     spots = [(one, frame.at(point)) for one in series for point in one.points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for _, (x, y) in spots]
     parts = []
@@ -254,18 +257,18 @@ def _point_labels(series: Sequence[Series], frame: Frame) -> str:
         places = [(side, y + down) for down in (-7, 12, -21, 26, -35, 40) for side in (x + 9, x - 9 - size)]
         boxes = [(left, top - 6, left + size, top + 6) for left, top in places]
         inside = [box for box in boxes if box[0] >= frame.left and box[2] <= frame.right + 12 and box[1] >= 2]
-        box = next((box for box in inside if not any(_meet(box, other) for other in taken)), (inside or boxes)[0])
+        box = next((box for box in inside if not any(_overlap(box, other) for other in taken)), (inside or boxes)[0])
         taken.append(box)
         parts.append(f'<text class="name {one.classes}" x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{_safe(one.name)}</text>')
     return "".join(parts)
 
 
-def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _legend_rows(entries: Sequence[tuple[str, str, str]], width: int) -> list[list[tuple[float, str, str, str]]]:
-    """The entries, each once, with where it begins, in as many rows as they need."""
+    """The entries without duplicates, each with its x position, in as many rows as needed."""
     rows: list[list[tuple[float, str, str, str]]] = []
     x = 0.0
     for classes, name, look in dict.fromkeys(entries):
@@ -301,5 +304,5 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "note") -> str
 
 
 def _safe(text: str) -> str:
-    """Text for XML: marks escaped, control characters (which XML forbids) replaced."""
+    """Escapes text for XML; replaces control characters, which XML does not allow."""
     return html.escape("".join(c if c.isprintable() else "\ufffd" for c in text), quote=True)

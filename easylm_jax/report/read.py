@@ -1,9 +1,9 @@
-"""What a run left in its folders, read back: configuration, metrics, samples and tables of every stage.
+"""Reads the folders of a run: configuration, metrics, samples and tables of every stage.
 
     runs/<recipe>/<stage>/   config.json  metrics.jsonl  done.json  samples/<step>.jsonl  table.json  samples.jsonl
 
-A run that is not finished is read as far as it is. A file that cannot be read is an error that names it, but for a
-last line that a kill cut short.
+An unfinished run is read as far as it is. A file that cannot be read is an error that names it, except for an
+incomplete last line left by a killed process.
 """
 
 from __future__ import annotations
@@ -12,16 +12,22 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from easylm_jax.runtime.monitor import read_metrics
 from models.errors import UserError
 
-RL_KINDS = ("PPO", "GRPO", "OnlineDPO")
-SUPERVISED_KINDS = ("Pretrain", "SFT", "RewardModel", "DPO")
-# What the seconds of a step are spent on in reinforcement learning; of other stages, a step is all update.
+# The family of each kind of stage, for older runs, whose files name only the kind.
+FAMILIES = {
+    "MakeData": "data", "Tokenizer": "data",
+    "Pretrain": "train", "SFT": "train", "RewardModel": "train", "DPO": "train",
+    "PPO": "rl", "GRPO": "rl", "OnlineDPO": "rl",
+    "BestOfN": "synthesize", "MajorityVote": "synthesize",
+    "Evaluate": "evaluate",
+}  # fmt: skip
+# The metrics with the seconds of each part of an RL step. A step of other stages has only the update.
 RL_CLOCKS = {"rollout": "rollout_seconds", "score": "score_seconds", "update": "update_seconds"}
 _SEED = re.compile(r"[-_](?:seed[-_]?)?\d+$")
 _EXAMPLE = "give a run's folder, such as runs/quickstart"
@@ -31,11 +37,22 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class StageData:
-    """A stage as its folder tells it. `config` are its fields; `samples` what it wrote, by step; `table` and `answers`
-    what an evaluation left; `begun` (seconds since 1970) when it was last started."""
+    """A stage as read from its folder.
+
+    Attributes:
+        kind: name of its class, such as "PPO".
+        family: "data", "train", "rl", "synthesize" or "evaluate"; "" for an unknown kind of an older run.
+        config: its fields.
+        needs: names of the stages it depends on.
+        done: content of `done.json`; None if it is not finished.
+        samples: sampled responses by step.
+        table, answers: the table and the responses of an evaluation.
+        begun: when it was last started, in seconds since 1970.
+    """
 
     name: str
     kind: str
+    family: str
     folder: Path
     config: dict[str, Any]
     needs: tuple[str, ...]
@@ -48,24 +65,24 @@ class StageData:
 
     @property
     def finished(self) -> bool:
-        """Whether it is done. An evaluation that has just written its table is, though `done.json` comes after."""
+        """Whether the stage is done. An evaluation is once its table is written, shortly before `done.json`."""
         return self.done is not None or self.table is not None
 
     @property
     def step(self) -> int | None:
-        """Steps taken; None for a stage without steps."""
+        """Number of steps done; None for a stage without steps."""
         if self.metrics:
             return int(self.metrics[-1]["step"])
         return (self.done or {}).get("step")
 
     @property
     def steps(self) -> int | None:
-        """Steps in all, as far as they are known: a stage that counts epochs says so only when it is done."""
+        """Total number of steps; None if it is not known, as for a stage with `epochs` that is not done."""
         return (self.done or {}).get("step") or self.config.get("steps")
 
     @property
     def values(self) -> dict[str, Any]:
-        """The newest value of every metric: what `done.json` says, or the last lines so far."""
+        """The newest value of every metric: from `done.json`, otherwise from the last metrics lines."""
         if self.done is not None and self.done.get("metrics"):
             return self.done["metrics"]
         newest: dict[str, Any] = {}
@@ -76,35 +93,35 @@ class StageData:
 
     @property
     def clocks(self) -> dict[str, float]:
-        """Seconds spent on each part of its steps; of rollouts that are written ahead, those that a step waited."""
-        parts = RL_CLOCKS if self.kind in RL_KINDS else {"update": "seconds"}
+        """Seconds in each part of its steps; for asynchronous rollouts, only the seconds that steps waited for them."""
+        parts = RL_CLOCKS if self.family == "rl" else {"update": "seconds"}
         if self.metrics and "wait_seconds" in self.metrics[-1]:
             parts = {**parts, "rollout": "wait_seconds"}
         return {name: sum(number(line.get(key)) or 0.0 for line in self.metrics) for name, key in parts.items()}
 
     @property
     def seconds(self) -> float | None:
-        """How long it took. `done.json` counts from the last start, so a resumed stage's steps may be more than that;
-        of a stage that is not done, its steps."""
-        spent = sum(self.clocks.values())
+        """How long the stage took: the larger of the time in `done.json`, which may cover only the time since the last
+        start, and the sum over its steps. Of an unfinished stage, the sum over its steps."""
+        total = sum(self.clocks.values())
         if self.done is not None:
-            return max(number(self.done.get("seconds")) or 0.0, spent)
-        return spent if self.metrics else None
+            return max(number(self.done.get("seconds")) or 0.0, total)
+        return total if self.metrics else None
 
     def points(self, y: str, x: str = "step") -> list[tuple[float, float]]:
-        """(x, y) of every line that has both as finite numbers."""
+        """(x, y) of every metrics line in which both are finite numbers."""
         pairs = [(number(line.get(x)), number(line.get(y))) for line in self.metrics]
         return [(a, b) for a, b in pairs if a is not None and b is not None]
 
     def validations(self, y: str) -> list[Line]:
-        """Lines that validated and have `y` as a finite number."""
+        """Metrics lines with a validation in which `y` is a finite number."""
         return [line for line in self.metrics if "validation_step" in line and number(line.get(y)) is not None]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
-    """A run: its stages, each behind those that it needs. `missing` are stages that others need and that left nothing
-    yet; `table` is the run's own where no stage has one."""
+    """A run: its stages, each after those it needs. `missing`: names of stages that others need and that have no folder
+    yet; `table`: the table in the run's folder, used if no stage has one."""
 
     folder: Path
     recipe: str
@@ -115,9 +132,10 @@ class RunData:
 
     @property
     def tables(self) -> list[tuple[dict[str, Any], StageData | None]]:
-        """The tables of all evaluations, with the stage each comes from."""
-        own = [(stage.table, stage) for stage in self.stages if stage.table is not None]
-        return own or ([(self.table, None)] if self.table is not None else [])
+        """The tables of all evaluations, each with its stage."""
+        found: list[tuple[dict[str, Any], StageData | None]] = []
+        found += [(stage.table, stage) for stage in self.stages if stage.table is not None]
+        return found or ([(self.table, None)] if self.table is not None else [])
 
     @property
     def unfinished(self) -> list[StageData]:
@@ -128,12 +146,13 @@ class RunData:
         """Time spent in all stages."""
         return sum(stage.seconds or 0.0 for stage in self.stages)
 
-    def of_kind(self, kinds: Iterable[str]) -> list[StageData]:
-        return [stage for stage in self.stages if stage.kind in kinds]
+    def of_family(self, family: str) -> list[StageData]:
+        """The stages of a family, such as "rl"."""
+        return [stage for stage in self.stages if stage.family == family]
 
     def methods(self, stages: Sequence[StageData]) -> dict[str, list[StageData]]:
-        """These stages by method, so that seeds stand together: as the tables group them, else by name but for a
-        number at its end."""
+        """Groups the stages of one method, which differ in their seed: as in the tables, otherwise by the stage's name
+        without a number at its end."""
         named = {name: row["method"] for table, _ in reversed(self.tables) for row in table["rows"]
                  for name in row.get("stages", ())}  # fmt: skip
         bases = [_SEED.sub("", stage.name) for stage in self.stages]
@@ -153,9 +172,10 @@ def number(value: Any) -> float | None:
 
 
 def collect(run_folder: str | Path) -> RunData:
-    """Everything that a report tells of the run in `run_folder`.
+    """Reads the run in `run_folder`.
 
-    Raises `UserError` where there is no such folder, where it holds no stage, and for a file that is damaged.
+    Raises:
+        UserError: the folder does not exist, it holds no stage, or a file is damaged.
     """
     folder = Path(run_folder)
     if not folder.is_dir():
@@ -173,7 +193,7 @@ def collect(run_folder: str | Path) -> RunData:
 
 def _hint(folder: Path) -> str:
     if (folder / "config.json").is_file():
-        return f"it is a stage's own; give the run's folder, {folder.parent}"
+        return f"it is the folder of a stage; give the run's folder, {folder.parent}"
     inside = sorted(path.parent.parent for path in folder.glob("*/*/config.json"))
     return f"did you mean {inside[0]}?" if inside else _EXAMPLE
 
@@ -183,31 +203,32 @@ def _stage(folder: Path) -> StageData:
     config = _read_json(path)
     fields = config.get("stage")
     if not isinstance(fields, dict):
-        raise UserError(f"{path} is damaged: it has no stage; run the stage again to write it anew")
+        raise UserError(f"{path} is damaged: it has no stage; run the stage again")
     done = _read_json(folder / "done.json") if (folder / "done.json").is_file() else None
     kind = str((done or {}).get("kind") or fields.get("class") or fields.get("kind") or "?")
     begun = path.stat().st_mtime
     table = folder / "table.json"
-    # The table of an earlier run lies there until the one that began since has its own.
-    whole = table.is_file() and (done is not None or table.stat().st_mtime >= begun)
+    # A table older than the last start belongs to an earlier run, which is now being replaced.
+    current = table.is_file() and (done is not None or table.stat().st_mtime >= begun)
     return StageData(
         name=str(fields.get("name", folder.name)),
         kind=kind,
+        family=str((done or {}).get("family") or config.get("family") or FAMILIES.get(kind, "")),
         folder=folder,
         config=fields,
         needs=tuple((config.get("settings") or {}).get("needs") or ()),
         done=done,
         metrics=tuple(read_metrics(folder)) if (folder / "metrics.jsonl").is_file() else (),
         samples=_samples(folder / "samples"),
-        table=_table(table) if whole else None,
-        answers=tuple(_read_lines(folder / "samples.jsonl")) if whole else (),
+        table=_table(table) if current else None,
+        answers=tuple(_read_lines(folder / "samples.jsonl")) if current else (),
         begun=begun,
     )
 
 
 def _in_order(stages: list[StageData]) -> list[StageData]:
-    """Each stage behind those that it needs; the others as they were begun."""
-    by_name = {stage.name: stage for stage in sorted(stages, key=lambda it: (it.begun, it.name))}
+    """Sorts stages so that each comes after those it needs, otherwise by when they were started."""
+    by_name = {stage.name: stage for stage in sorted(stages, key=lambda stage: (stage.begun, stage.name))}
     ordered: dict[str, StageData] = {}
 
     def visit(name: str, above: tuple[str, ...]) -> None:
@@ -223,7 +244,7 @@ def _in_order(stages: list[StageData]) -> list[StageData]:
 
 
 def _samples(folder: Path) -> dict[int, list[Line]]:
-    """The first and the last answers that were kept, by step."""
+    """The first and the last samples of responses, by step."""
     steps = sorted(int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal())
     return {step: _read_lines(folder / f"{step}.jsonl") for step in dict.fromkeys(steps[:1] + steps[-1:])}
 
@@ -233,8 +254,8 @@ def _table(path: Path) -> dict[str, Any] | None:
         return None
     table = _read_json(path)
     rows = table.get("rows")
-    whole = isinstance(rows, list) and all(isinstance(row, dict) and {"method", "score"} <= row.keys() for row in rows)
-    if not whole:
+    valid = isinstance(rows, list) and all(isinstance(row, dict) and {"method", "score"} <= row.keys() for row in rows)
+    if not valid:
         raise UserError(f"{path} is damaged: its rows need a method and a score; run the evaluation again")
     return table
 
@@ -243,28 +264,30 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); run its stage again, or delete it to go on without it") from None
+        raise UserError(
+            f"{path} is damaged ({error}); run its stage again, or delete it to continue without it"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it should hold a JSON object; run its stage again")
     return value
 
 
 def _read_lines(path: Path) -> list[Line]:
-    """The objects of a JSONL file; a last line without its end is left out."""
+    """The objects of a JSONL file; an incomplete last line is ignored."""
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")
     found = []
-    for place, text in enumerate(lines, start=1):
+    for line_number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
         except ValueError:
-            if place == len(lines):
+            if line_number == len(lines):
                 continue
             line = None
         if not isinstance(line, dict):
-            raise UserError(f"{path}, line {place}, is damaged; delete that line to go on")
+            raise UserError(f"{path}, line {line_number}, is damaged; delete that line to continue")
         found.append(line)
     return found

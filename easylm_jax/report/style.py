@@ -1,4 +1,4 @@
-"""The style sheet of the page: one column, system fonts, light or dark as the reader's system is."""
+"""The style sheet of the page: one column, system fonts, light or dark according to the system setting."""
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c2126;--soft:#5b6670;--rule:#d9dee3;--paper:#fff;--tint:#f5f7f9;

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from easylm_jax.report.read import RL_KINDS, SUPERVISED_KINDS, RunData, StageData, number
+from easylm_jax.report.read import RunData, StageData, number
 
 NONE = "–"
 
@@ -26,12 +26,13 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of finished cells with notes below it."""
+    """A table of finished cells with notes below it, and one sentence on what it shows."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    finding: str = ""
 
 
 def all_tables(run: RunData) -> list[Table]:
@@ -40,8 +41,9 @@ def all_tables(run: RunData) -> list[Table]:
 
 
 def text(run: RunData) -> str:
-    """All tables for a terminal, with what is not done."""
-    blocks = [f"{run.recipe}: {run.folder}", *map(as_text, all_tables(run)), *_unfinished(run)]
+    """All tables for a terminal, with what is not done; the results last, where a terminal is read first."""
+    tables = [*stage_tables(run), *ablations(run)]
+    blocks = [f"{run.recipe}: {run.folder}", *_unfinished(run), *map(as_text, tables)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -84,7 +86,45 @@ def ablation(table: dict[str, Any], stage: StageData | None = None) -> Table:
         for row in alone
     )
     return Table(str(table.get("title") or "Results"), (Column("method", words=True), *columns), cells,
-                 tuple(_notes(table, stage, bool(paper))))  # fmt: skip
+                 tuple(_notes(table, stage, bool(paper))), finding(table))  # fmt: skip
+
+
+def finding(table: dict[str, Any]) -> str:
+    """One sentence on the differences in a `table.json`: which are more than two standard errors. "" without any."""
+    compared: dict[str, list[tuple[str, float, bool]]] = {}  # base: (method, points, whether it is more)
+    for row in table["rows"]:
+        over = row.get("over") or {}
+        apart, error = number(over.get("difference")), number(over.get("stderr"))
+        if apart is not None and error is not None:
+            known = abs(apart) > 2 * error
+            compared.setdefault(str(over["method"]), []).append((str(row["method"]), 100 * apart, known))
+    parts = [part for base, methods in compared.items() for part in _found(base, methods)]
+    text = "; ".join(parts)
+    return (f"T{text[1:]}" if text.startswith("the difference") else text) + "." * bool(parts)
+
+
+def _found(base: str, methods: Sequence[tuple[str, float, bool]]) -> list[str]:
+    """What is said of the methods that are compared with one base."""
+    parts = []
+    for one, several, sign in (("beats", "beat", 1), ("falls behind", "fall behind", -1)):
+        those = [(name, abs(points)) for name, points, known in methods if known and points * sign > 0]
+        if those:
+            names, points = _listed([name for name, _ in those]), _listed([decimal(x, 1, 1) for _, x in those])
+            verb, errors = (one, "") if len(those) == 1 else (several, "each ")
+            parts.append(f"{names} {verb} {base} by {points} points ({errors}more than two standard errors)")
+    unknown = [(name, points) for name, points, known in methods if not known]
+    if unknown:
+        names = _listed([name for name, _ in unknown])
+        points = _listed([decimal(x, 1, 1, sign=True) for _, x in unknown])
+        what = "the difference" if len(unknown) == 1 else "the differences"
+        verb = "is" if len(unknown) == 1 else "are"
+        parts.append(f"{what} of {names} from {base}, {points} points, {verb} within two standard errors")
+    return parts
+
+
+def _listed(words: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _published_alone(rows: Sequence[dict[str, Any]], stage: StageData | None) -> list[dict[str, Any]]:
@@ -155,7 +195,7 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
 def stage_tables(run: RunData) -> list[Table]:
     """All stages in one table, then what matters of those that trained, by kind."""
     tables = [_overview(run)]
-    supervised, reinforced = run.of_kind(SUPERVISED_KINDS), run.of_kind(RL_KINDS)
+    supervised, reinforced = run.of_family("train"), run.of_family("rl")
     if supervised:
         tables.append(_supervised(supervised))
     if reinforced:
@@ -193,12 +233,12 @@ def state(stage: StageData) -> str:
 def _outcome(stage: StageData) -> str:
     """The one number that says what came out."""
     values = stage.values
-    if stage.kind in RL_KINDS:
+    if stage.family == "rl":
         score = with_error(values.get("validation_score"), values.get("validation_stderr"), 100, 1)
         return f"held-out score {score} %" if score != NONE else f"score {decimal(values.get('score'), 1, 3)}"
     if stage.kind in ("RewardModel", "DPO") and number(values.get("validation_accuracy")) is not None:
         return f"held-out accuracy {decimal(values['validation_accuracy'], 100, 1)} %"
-    if stage.kind in SUPERVISED_KINDS:
+    if stage.family == "train":
         which = "validation_loss" if number(values.get("validation_loss")) is not None else "loss"
         return f"{'held-out ' if which != 'loss' else ''}loss {decimal(values.get(which), 1, 4)}"
     if stage.kind == "BestOfN" and values.get("prompts") is not None:
@@ -332,7 +372,8 @@ def as_text(table: Table) -> str:
     ]
     rule = "  ".join("─" * width for width in widths)
     notes = ["", *table.notes] if table.notes else []
-    return "\n".join([table.title, "", *body[: len(head)], rule, *body[len(head) :], *notes])
+    found = ["", table.finding] if table.finding else []
+    return "\n".join([table.title, "", *body[: len(head)], rule, *body[len(head) :], *notes, *found])
 
 
 def as_markdown(table: Table) -> str:
@@ -344,8 +385,9 @@ def as_markdown(table: Table) -> str:
     lines = ["| " + " | ".join(map(_escaped, names)) + " |"]
     lines.append("|" + "|".join("---" if column.words else "--:" for column in table.columns) + "|")
     lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in table.rows]
+    found = ["", _escaped(table.finding)] if table.finding else []
     notes = ["", *map(_escaped, table.notes)] if table.notes else []
-    return "\n".join([f"## {_escaped(table.title)}", "", *lines, *notes])
+    return "\n".join([f"## {_escaped(table.title)}", "", *lines, *found, *notes])
 
 
 def _escaped(text: str) -> str:

@@ -1,1 +1,1 @@
-"""What every room stands on: devices and meshes, shardings, processes, the compiler, files, monitoring."""
+"""What every other package builds on: devices, meshes, shardings, processes, compiler options, files, monitoring."""

@@ -1,4 +1,4 @@
-"""Accelerators by name: peak FLOP/s, memory, bandwidth, interconnect. The one table for plans and for MFU."""
+"""Accelerators by name: peak FLOP/s, memory, bandwidth, interconnect. The one table for both plans and MFU."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from easylm_jax.runtime import chips as runtime_chips
-
 if TYPE_CHECKING:
     import jax
 
 
-# Dense bf16 FLOP/s of one JAX device, by the start of its `device_kind`, the longer names first. TPUs: the "System
-# architecture" pages of the Cloud TPU documentation, figures of a chip; a device is one of two cores on v3 and one of
-# two chiplets on v7. GPUs: NVIDIA's A100, H100 and H200 datasheets, figures without sparsity.
+# Peak dense bf16 FLOP/s of one JAX device, by a prefix of its `device_kind`; the longest matching prefix counts. TPUs:
+# the "System architecture" pages of the Cloud TPU documentation, which give figures per chip; a JAX device is one of
+# two cores on v3 and one of two chiplets on v7. GPUs: NVIDIA's A100, H100 and H200 datasheets, without sparsity.
 PEAK_FLOPS: dict[str, float] = {
     "TPU v3": 123e12 / 2,
     "TPU v4": 275e12,
@@ -38,7 +36,7 @@ PEAK_FLOPS: dict[str, float] = {
 
 
 def device_peak_flops(device_kind: str) -> float | None:
-    """Dense bf16 FLOP/s of one device of this kind (`jax.Device.device_kind`), or None where the table lacks it."""
+    """Peak dense bf16 FLOP/s of a device of this kind (`jax.Device.device_kind`); None if the table has no entry."""
     for name in sorted(PEAK_FLOPS, key=len, reverse=True):
         if device_kind.lower().startswith(name.lower()):
             return PEAK_FLOPS[name]
@@ -46,10 +44,10 @@ def device_peak_flops(device_kind: str) -> float | None:
 
 
 def total_peak_flops(devices: Sequence[jax.Device]) -> float | None:
-    """FLOP/s of all these devices together, or None where a kind is unknown.
+    """Peak FLOP/s of all these devices together; None if the kind of one is unknown.
 
-    A CPU has no figure in a table: it is measured, f32, once a process. Its simulated devices share the same cores, and
-    so do processes on one machine, so that the measured figure stands for all of them together.
+    The peak of a CPU is measured once per process, in f32. Simulated CPU devices, and processes on one machine, share
+    the same cores, so the measured figure counts for all of them together.
     """
     if devices[0].platform == "cpu":
         return measured_cpu_flops()
@@ -60,7 +58,7 @@ def total_peak_flops(devices: Sequence[jax.Device]) -> float | None:
 
 @functools.cache
 def measured_cpu_flops(size: int = 1024, repeats: int = 5) -> float:
-    """f32 FLOP/s of this machine: the fastest of a few square products, by XLA and by NumPy's BLAS; about 0.3 s."""
+    """f32 FLOP/s of this machine: the fastest of a few square matrix products, by XLA and by NumPy. Takes ~0.3 s."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -78,20 +76,26 @@ def measured_cpu_flops(size: int = 1024, repeats: int = 5) -> float:
     return 2 * size**3 / best
 
 
-NANOSECOND = 1e9  # a GPU's `clock`: its roofline is counted in these
-
-
+NANOSECOND = 1e9  # the `clock` of a GPU: its roofline is counted in nanoseconds instead of cycles
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device of a generation as JAX sees it (half a chip on v3 and tpu7x).
+    """One JAX device of a generation (half a chip on v3 and tpu7x).
 
-    `memory` bytes that the compiler lets one program use, read from its own message when a program is too large;
-    `flops` peak bfloat16 FLOP/s; `bandwidth` bytes/s of HBM; `link` bytes/s one way over one link between chips;
-    `clock` Hz by which the compiler's cycles become seconds (peak FLOP/s over the width of the matrix units);
-    `torus` dimensions; `per_chip` devices of a chip; `cores` that Google Cloud counts for a chip in its names.
+    Attributes:
+        memory: bytes that the compiler lets one program use, read from its error message for a too large program.
+        flops: peak bfloat16 FLOP/s, from `PEAK_FLOPS`.
+        bandwidth: bytes/s of HBM.
+        link: bytes/s in one direction over one link between chips.
+        clock: Hz that convert the compiler's cycles to seconds (peak FLOP/s over the width of the matrix units).
+        torus: number of dimensions of the interconnect.
+        per_chip: JAX devices per chip.
+        cores: cores per chip as counted in Google Cloud's names (v5p-128 is 64 chips).
+        kernel_share: share of the peak that an attention kernel reaches; an assumption.
+        network: bytes/s per device between slices or GPU nodes; by default 50 Gb/s per TPU chip, an assumption.
+        options: passed to JAX with the description of the topology.
     """
 
     name: str
@@ -103,24 +107,24 @@ class Chip:
     torus: int
     per_chip: int = 1
     cores: int = 1
-    kernel_share: float = 0.5  # of peak that an attention kernel reaches; an assumption
-    network: float = 6.25e9  # bytes/s of each device between slices or boxes: 50 Gb/s of a TPU's chip, an assumption
+    kernel_share: float = 0.5
+    network: float = 6.25e9
     platform: str = "tpu"
-    options: tuple[tuple[str, str], ...] = ()  # for the description of the topology
+    options: tuple[tuple[str, str], ...] = ()
 
 
-_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip as one device
+_MEGACORE = (("chip_config_name", "megacore"),)  # both cores of a chip form one JAX device
 CHIPS: dict[str, Chip] = {
-    "v3": Chip("v3", int(15.48 * GIB), 61.5e12, 450e9, 70e9, 0.94e9, 2, per_chip=2, cores=2),
-    "v4": Chip(
-        "v4", int(30.75 * GIB), 275e12, 1228e9, 45e9, 1.05e9, 3, cores=2, options=(("chip_config_name", "megacore"),)
+    "v3": Chip("v3", int(15.48 * GIB), PEAK_FLOPS["TPU v3"], 450e9, 70e9, 0.94e9, 2, per_chip=2, cores=2),
+    "v4": Chip("v4", int(30.75 * GIB), PEAK_FLOPS["TPU v4"], 1228e9, 45e9, 1.05e9, 3, cores=2, options=_MEGACORE),
+    "v5e": Chip("v5e", int(15.75 * GIB), PEAK_FLOPS["TPU v5e"], 819e9, 45e9, 1.5e9, 2),
+    "v5p": Chip("v5p", int(95.74 * GIB), PEAK_FLOPS["TPU v5p"], 2765e9, 90e9, 1.75e9, 3, cores=2),
+    "v6e": Chip("v6e", int(31.25 * GIB), PEAK_FLOPS["TPU v6e"], 1640e9, 90e9, 1.75e9, 2, kernel_share=0.4),
+    "tpu7x": Chip("tpu7x", int(94.75 * GIB), PEAK_FLOPS["TPU7x"], 3690e9, 90e9, 2.2e9, 3, per_chip=2, kernel_share=0.4),
+    # 80 GB; 450 GB/s in each direction over NVLink within a node, 400 Gb/s of InfiniBand per GPU between nodes.
+    "h100": Chip(
+        "h100", 80 * 10**9, PEAK_FLOPS["NVIDIA H100"], 3352e9, 225e9, NANOSECOND, 1, network=50e9, platform="gpu"
     ),
-    "v5e": Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 45e9, 1.5e9, 2),
-    "v5p": Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 90e9, 1.75e9, 3, cores=2),
-    "v6e": Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 90e9, 1.75e9, 2, kernel_share=0.4),
-    "tpu7x": Chip("tpu7x", int(94.75 * GIB), 1153e12, 3690e9, 90e9, 2.2e9, 3, per_chip=2, kernel_share=0.4),
-    # 80 GB; 450 GB/s each way over NVLink inside a box, 400 Gb/s of InfiniBand a GPU between boxes.
-    "h100": Chip("h100", 80 * 10**9, 989e12, 3352e9, 225e9, runtime_chips.NANOSECOND, 1, network=50e9, platform="gpu"),
 }
-_ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x",
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x",
             "trillium": "v6e"}  # fmt: skip

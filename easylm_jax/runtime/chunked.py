@@ -28,7 +28,7 @@ def pad_rows(rows: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
 
 
 def process_rows(rows: dict[str, np.ndarray], size: int, mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """The part of a global batch of `size` rows that this process provides."""
+    """The rows of a global batch of `size` rows that this process must provide."""
     mine = sharding.local_rows(size, mesh)
     return {name: array[mine] for name, array in rows.items()}
 

@@ -1,10 +1,11 @@
-"""What the TPU's compiler is told, program by program, beside the program itself.
+"""XLA options for each compiled program on a TPU.
 
-Left alone, it gathers parameters that lie split over a mesh while the chip waits, on v4 and v5p even as a sum of arrays
-padded with zeros (twice the bytes, and as much to fill). Told so, it gathers piece by piece inside the products that
-run meanwhile. Over an axis of up to 32 devices or so it would also cut a product into rounds, one for the part of each,
-whose sums go to memory and back in the activation type every time; it is told not to. `benchmarks/pods.py` shows what
-that, and larger tiles, bring.
+By default the TPU compiler all-gathers sharded parameters while the chip waits; on v4 and v5p it even does so as an
+all-reduce of arrays padded with zeros (twice the bytes, plus writing the zeros). With the options for asynchronous
+all-gathers, it gathers piece by piece and overlaps the transfer with matrix products. Over a mesh axis of up to about
+32 devices it would also split a product into one round per shard (windowed einsum) and write the partial sums to
+memory in the activation dtype after each round; that is switched off. `benchmarks/pods.py` shows the effect of both,
+and of larger tiles.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from models.config import Compute
 
 Options = dict[str, bool | int | str]
 
-# Named in public recipes of MaxText for v5p and v6e (benchmarks/xla_flags_library.py); the compiler knows no others of
-# this purpose for these chips. v7 moves collectives to its sparse cores by itself.
+# From public MaxText recipes for v5p and v6e (benchmarks/xla_flags_library.py); the compiler has no other options for
+# this purpose on these chips. v7 offloads collectives to its sparse cores without options.
 _OVERLAP: Options = {
     "xla_tpu_prefer_async_allgather_to_allreduce": True,
     "xla_enable_async_all_gather": True,
@@ -28,15 +29,15 @@ _OVERLAP: Options = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
-# Products whose operands have fewer MiB than this are never cut into rounds.
-_WHOLE: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 2**20}
-_KINDS = ("TPU v4", "TPU v5", "TPU v6")  # starts of `device_kind`
+# Matrix products whose operands are smaller than this many MiB are never split into rounds.
+_NO_WINDOWED_EINSUM: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 2**20}
+_OVERLAP_KINDS = ("TPU v4", "TPU v5", "TPU v6")  # prefixes of `device_kind`
 
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
-    """Bytes that are in use on one device when most are, while a program runs; 0 where the compiler does not say.
+    """Peak memory of one device while the program runs, in bytes; 0 if the compiler does not report it.
 
-    The TPU's adds up the memory of the device and of its host; arguments that lie there are there all the time.
+    The TPU compiler reports device and host memory together, so arguments that stay in host memory are subtracted.
     """
     memory = program.memory_analysis()
     if memory is None:
@@ -45,14 +46,14 @@ def peak_bytes(program: jax.stages.Compiled) -> int:
 
 
 def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
-    """Options for a program that trains or scores on this mesh; None where there are none to give."""
+    """Compiler options for a program that trains or scores on this mesh; None if there are none."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return None
     found: Options = {}
     if mesh.size > 1:
-        found |= _WHOLE
-        if device.device_kind.startswith(_KINDS):
+        found |= _NO_WINDOWED_EINSUM
+        if device.device_kind.startswith(_OVERLAP_KINDS):
             found |= _OVERLAP
     if compute.tile_kib is not None:
         found["xla_tpu_scoped_vmem_limit_kib"] = str(compute.tile_kib)
@@ -60,6 +61,6 @@ def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
 
 
 def scorer(function: Callable[..., Any], mesh: jax.sharding.Mesh, compute: Compute) -> Any:
-    """`function`, jitted: a program that scores on this mesh and leaves the whole of its result on every device."""
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.jit(function, out_shardings=everywhere, compiler_options=options(mesh, compute))
+    """`function`, jitted for scoring on this mesh; its result is replicated on every device."""
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.jit(function, out_shardings=replicated, compiler_options=options(mesh, compute))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside and renamed, so a kill leaves the old one or the new."""
+"""Atomic file writes: a temporary file is renamed, so a killed process leaves either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place when the block ends without an error."""
+    """Opens a temporary file, which replaces `path` when the block ends without an error."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         yield file
@@ -19,14 +19,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """One JSON value, indented; its folder is made."""
+    """Writes one JSON value, indented; creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """One record a line, made as they are written; the folder is made."""
+    """Writes one JSON record per line, consuming `records` lazily; creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.writelines((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)

@@ -1,4 +1,4 @@
-"""Functions by the name `module:function`, as recipes give them."""
+"""Looks up functions that recipes and tables name as `module:function`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def load_function(name: str) -> Callable[..., Any]:
     """The function that `module:function` names.
 
     Raises:
-        UserError: the module cannot be imported, whatever is wrong in it, or has no such function.
+        UserError: the module cannot be imported, for whatever reason, or has no such function.
     """
     module, _, attribute = name.partition(":")
     try:
@@ -21,5 +21,10 @@ def load_function(name: str) -> Callable[..., Any]:
     except Exception as error:  # the module is the user's program
         raise UserError(f"no function {name!r} (module:function): {error or type(error).__name__}") from error
     if not callable(found):
-        raise UserError(f"{name!r} is no function")
+        raise UserError(f"{name!r} is not a function; name one as module:function")
     return found
+
+
+def resolve(entry: Callable[..., Any] | str) -> Callable[..., Any]:
+    """The function of a table's line: the line holds it, or its `module:function`, imported when it is first used."""
+    return load_function(entry) if isinstance(entry, str) else entry

@@ -1,13 +1,13 @@
-"""Devices to a mesh, from a recipe's short text such as `"fsdp=-1"` or `"dp=2,fsdp=4,tp=2"`.
+"""Builds a device mesh from a recipe's text such as `"fsdp=-1"` or `"dp=2,fsdp=4,tp=2"`.
 
-| axis | splits |
+| mesh axis | shards |
 |---|---|
-| `slice` | the batch, over TPU slices joined by the data-centre network |
-| `dp` | the batch; parameters are whole on each |
-| `fsdp` | the batch, and every parameter along its width |
-| `cp` | the sequence, and every parameter along its width as `fsdp` does |
-| `ep` | experts |
-| `tp` | heads, feed-forward and vocabulary |
+| `slice` | the batch, over TPU slices connected by the data-centre network |
+| `dp` | the batch; parameters are replicated (data parallelism) |
+| `fsdp` | the batch, and every parameter along its width (fully sharded data parallelism) |
+| `cp` | the sequence, and every parameter along its width as `fsdp` does (context parallelism) |
+| `ep` | experts (expert parallelism) |
+| `tp` | heads, feed-forward and vocabulary (tensor parallelism) |
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ BATCH_AXES = ("slice", "dp", "fsdp")
 
 
 def parse_mesh(text: str, devices: int) -> dict[str, int]:
-    """Sizes of all axes for `devices` devices. One axis may be −1 and takes what is left; unnamed ones are 1."""
+    """Sizes of all axes for `devices` devices. One axis may be −1 (all remaining devices); the default is 1.
+
+    Raises:
+        UserError: an unknown axis or size, or sizes whose product does not match the number of devices.
+    """
     sizes = dict.fromkeys(AXES, 1)
     for part in filter(None, (p.strip() for p in text.split(","))):
         axis, _, size = (p.strip() for p in part.partition("="))
@@ -52,7 +56,7 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
 
 
 def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """A mesh over all axes (size 1 where unnamed) on the given devices, or on all there are."""
+    """A mesh with all axes (size 1 where not named) on the given devices, by default on all devices."""
     devices = list(jax.devices() if devices is None else devices)
     shape = tuple(parse_mesh(text, len(devices)).values())
     if devices[0].platform == "tpu":
@@ -65,7 +69,7 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
         else:
             try:
                 grid = mesh_utils.create_device_mesh(shape, devices=devices)
-            except NotImplementedError:  # an axis that is no product of the torus's own sides has to cut one
+            except NotImplementedError:  # the axis is no product of torus dimensions: one must be split
                 grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     else:
         grid = np.asarray(devices).reshape(shape)
@@ -73,11 +77,11 @@ def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> jax.sha
 
 
 def reshaped(mesh: jax.sharding.Mesh, text: str) -> jax.sharding.Mesh:
-    """The devices of a mesh in the same order as another one: what moves between the two moves inside one program."""
+    """The devices of `mesh`, in the same order, in another shape, so that one program can reshard between the two."""
     shape = tuple(parse_mesh(text, mesh.size).values())
     return jax.sharding.Mesh(mesh.devices.reshape(shape), AXES, axis_types=mesh.axis_types)
 
 
 def batch_split(mesh: jax.sharding.Mesh) -> int:
-    """Into how many parts the mesh splits the rows of a batch."""
+    """The number of shards of the rows of a batch on this mesh."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

@@ -1,4 +1,4 @@
-"""The processes of one run: how they find each other, wait for each other, agree, and print a line once."""
+"""The processes of a multi-host run: initialisation, barriers, agreement, and messages from the first process only."""
 
 from __future__ import annotations
 
@@ -12,20 +12,15 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from easylm_jax.runtime import processes
 from models.errors import UserError
 
 
 def is_first_process() -> bool:
-    import jax
-
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here; nothing for one process."""
-    import jax
-
+    """Waits until every process has reached this call; returns at once if there is only one."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -33,9 +28,7 @@ def barrier(name: str) -> None:
 
 
 def agree_any(here: bool) -> bool:
-    """Whether it is true on any process; every process gets the same answer."""
-    import jax
-
+    """Whether `here` is true on any process; every process gets the same result."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -44,10 +37,13 @@ def agree_any(here: bool) -> bool:
 
 
 def initialize_processes() -> None:
-    """Join the other processes of this run, where there are any.
+    """Connects to the other processes of this run, if there are any.
 
-    On a TPU pod JAX finds them itself. Elsewhere `EASYLM_COORDINATOR` (host:port), `EASYLM_PROCESSES` and
-    `EASYLM_PROCESS_ID` say who they are; with none of them set, this process runs alone.
+    On a TPU pod JAX discovers them. Elsewhere set `EASYLM_COORDINATOR` (host:port), `EASYLM_PROCESSES` and
+    `EASYLM_PROCESS_ID`; with none of them set, this process runs alone.
+
+    Raises:
+        UserError: only some of these variables are set, or one is not a valid number.
     """
     names = ("EASYLM_COORDINATOR", "EASYLM_PROCESSES", "EASYLM_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
@@ -64,13 +60,13 @@ def initialize_processes() -> None:
     elif on_tpu_host(jax.config.jax_platforms, os.environ, find_spec("libtpu") is not None):
         try:
             jax.distributed.initialize()
-        except (ValueError, OSError) as error:  # chips that are no part of a pod, and no server that tells of one
+        except (ValueError, OSError) as error:  # the chips do not belong to a pod, or there is no metadata server
             print(f"easylm: this TPU host runs alone ({error})", file=sys.stderr)
 
 
 def on_tpu_host(platforms: str | None, environment: Mapping[str, str], libtpu: bool) -> bool:
-    """Whether this machine is one of those whose TPU chips make up a pod: Kubernetes names them all, a server of
-    Google Cloud tells them when asked. That it must not be asked, for want of chips, JAX notes when it is imported."""
+    """Whether this machine is a host of a TPU pod: Kubernetes lists the hosts in environment variables, Google Cloud's
+    metadata server returns them on request. JAX sets `TPU_SKIP_MDS_QUERY` on import if the machine has no TPU chips."""
     if platforms and "tpu" not in platforms.split(","):
         return False
     if any("," in environment.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")):
@@ -79,10 +75,10 @@ def on_tpu_host(platforms: str | None, environment: Mapping[str, str], libtpu: b
 
 
 def end_at_once(error: Exception) -> NoReturn:
-    """Ends this process, one of several, over an error that the others may not share.
+    """Exits this process of a multi-process run at once, after an error that other processes may not have.
 
-    To leave in the usual way would be to wait for the others, and they would wait for this one, for minutes. This way
-    they see its connection close, and end too with status 75: worth starting again.
+    A normal exit would wait for the other processes, and they for this one, for minutes. An immediate exit closes its
+    connections, so that the others exit too, with status 75 (temporary failure: restart the run).
     """
     status = 1
     if isinstance(error, UserError):
@@ -90,7 +86,7 @@ def end_at_once(error: Exception) -> NoReturn:
         print(f"easylm: error: {' '.join(str(error).split())}", file=sys.stderr)
     elif any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer")):
         status = 75
-        print("easylm: another process of this run has ended; what it printed last says why", file=sys.stderr)
+        print("easylm: another process of this run has ended; see its last output for the reason", file=sys.stderr)
     else:
         traceback.print_exception(error)
     sys.stdout.flush()
@@ -99,7 +95,7 @@ def end_at_once(error: Exception) -> NoReturn:
 
 
 def _whole_number(name: str) -> int:
-    """The value of an environment variable that must be one."""
+    """The value of an environment variable as an integer."""
     try:
         return int(os.environ[name])
     except ValueError:
@@ -107,6 +103,6 @@ def _whole_number(name: str) -> int:
 
 
 def log_once(text: str) -> None:
-    """A line for the person who watches, once however many processes there are."""
-    if processes.is_first_process():
+    """Prints a line to stderr, on the first process only."""
+    if is_first_process():
         print(text, file=sys.stderr, flush=True)

@@ -1,10 +1,14 @@
-"""AdamW with decoupled decay, a global clip, and a guard that skips bad updates on the device.
+"""An optimiser: an algorithm of optax between a clip before it and rate and decay behind it, inside a guard.
 
-One update is one pass over the parameters: clip, moments, decay, step and the choice between the new values and the
-old ones are one elementwise expression for each leaf, in float32, which XLA fuses; with the state donated it works in
-place. The mathematics of Adam is optax's (the tests compare the two); it is written out here because the chain of
-optax forms `1 - beta**count` in float32 (off by 1e-5 for beta 0.999) and because the skipped update has to be
-selected leaf by leaf. Sources: OLMo 2 (arXiv 2501.00656), Loshchilov and Hutter (arXiv 1711.05101).
+    gradients → clip → algorithm (`algorithms.py`) → p·(1 − lr·decay) − lr·direction → guard (`guard.py`)
+
+The learning rate is a function of the trainer's step, which skipped updates advance too. Groups of parameters may have
+a rate, a decay and a clip of their own; none of these has a state, so that a checkpoint does not depend on them.
+
+One update is one pass over the parameters: with Adam everything behind the norm is one elementwise expression for each
+leaf, in float32, which XLA fuses; with the state donated it works in place. Inside, an update is the new parameter
+itself and not a difference to be added, because p + (new − p) is not always new in floating point; `transform` gives
+the difference, as optax has it. Sources: OLMo 2 (arXiv 2501.00656), Loshchilov and Hutter (arXiv 1711.05101).
 """
 
 from __future__ import annotations
@@ -12,71 +16,96 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from easylm_jax.config.optimizer import OptimizerConfig, SkipStep
+from easylm_jax.config.optimizer import OptimizerConfig, ParameterGroup, SkipStep
+from easylm_jax.train.algorithms import algorithm
+from easylm_jax.train.guard import OptState, global_norm, guarded, judge
 from easylm_jax.train.schedule import Schedule, parse_schedule
 from models.errors import UserError
 from models.trees import leaf_names, match, prune
 
+__all__ = ["OptState", "Optimizer", "global_norm", "make_optimizer"]
+
 Tree = Any
-
-
-class OptState(NamedTuple):
-    """What an optimiser carries from update to update; a plain tree of arrays, to be saved whole.
-
-    `mu`, `nu`: Adam's moments, nested as the trainable parameters. `count`: updates that Adam made (int32).
-    `losses`, `grad_norms`: the last finite values [window] (float32), written round and round at `recorded % window`.
-    `recorded`: how many were ever written. `skipped_total`, `skipped_in_row`: updates not made (int32).
-    """
-
-    mu: Tree
-    nu: Tree
-    count: jax.Array
-    losses: jax.Array
-    grad_norms: jax.Array
-    recorded: jax.Array
-    skipped_total: jax.Array
-    skipped_in_row: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Pure functions of arrays; nothing here waits for the device except `check`, which takes host numbers."""
+    """Pure functions of arrays; nothing here waits for the device except `check`, which takes host numbers.
+
+    `schedule` is the learning rate, and `own_schedules` those of the groups that have their own, by the group's name.
+    """
 
     config: OptimizerConfig
     schedule: Schedule
+    own_schedules: tuple[tuple[str, Schedule], ...] = ()
+
+    @functools.cached_property
+    def transform(self) -> optax.GradientTransformationExtraArgs:
+        """The whole optimiser as optax has one: `update(grads, state, params, step=…, loss=…) → (updates, state)`.
+
+        Updates are added to the parameters (`optax.apply_updates`), which gives what `Optimizer.update` gives to within
+        a rounding; those of frozen leaves are 0. `step` and `loss` are as in `Optimizer.update`.
+        """
+
+        def update(
+            grads: Tree, state: OptState, params: Tree | None = None, *, step: Any, loss: Any, **_: Any
+        ) -> tuple[Tree, OptState]:
+            new, state, _ = self.update(grads, loss, state, params, step)
+            return jax.tree.map(lambda after, p: after - p, new, params), state
+
+        return optax.GradientTransformationExtraArgs(self.init, update)
+
+    @functools.cached_property
+    def _guarded(self) -> optax.GradientTransformationExtraArgs:
+        """From gradients of the trained parameters to the new parameters, or the old ones."""
+        descent = self._descent(optax.with_extra_args_support(algorithm(self.config)))
+        whole = guarded(descent, self._rule, instead=lambda _, params: params)
+        return _from_host(whole) if self.config.offload else whole
+
+    @property
+    def _rule(self) -> SkipStep | None:
+        return self.config.skip_step if isinstance(self.config.skip_step, SkipStep) else None
+
+    def _descent(self, inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+        """Clip, algorithm, rate and decay, from gradients to new parameters."""
+
+        def in_float32(tree: Tree) -> Tree:
+            return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+        def update(
+            grads: Tree, state: Tree, params: Tree | None = None, *, step: Any, grad_norm: jax.Array, **extra: Any
+        ) -> tuple[Tree, Tree]:
+            names, (leaves, treedef) = leaf_names(params), jax.tree.flatten(params)
+            groups, decays = self._groups(names), self._decays(names)
+            rates = self.rates(step)
+            clipped = self._clipped(in_float32(grads), grad_norm, names)
+            directions, state = inner.update(clipped, state, in_float32(params), **extra)
+            new = []
+            for name, p, direction in zip(names, leaves, jax.tree.leaves(directions), strict=True):
+                lr = rates[groups[name].name] if name in groups and groups[name].lr is not None else rates[None]
+                before = p.astype(jnp.float32)
+                before = before * (1 - lr * decays[name]) if decays[name] else before
+                new.append((before - lr * direction).astype(p.dtype))
+            return jax.tree.unflatten(treedef, new), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: inner.init(in_float32(params)), update)
 
     def trainable(self, params: Tree) -> Tree:
         """The trained part of `params`, frozen leaves left out; `params` itself when nothing is frozen."""
-        keep = match(self.config.trainable, leaf_names(params), "optimizer.trainable")
-        return prune(params, keep)
+        return prune(params, self._kept(leaf_names(params)))
 
     def init(self, params: Tree) -> OptState:
         """The state before the first update, for parameters (or their shapes, under `jax.eval_shape`)."""
         trained = self.trainable(params)
-        window = (self.config.skip_step or SkipStep()).window
-
-        def zeros(dtype: str) -> Tree:
-            return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), trained)
-
-        def zero() -> jax.Array:
-            return jnp.zeros((), jnp.int32)  # one array each: a donated buffer must not appear twice
-
-        return OptState(
-            mu=zeros(self.config.moment_dtype),
-            nu=zeros(self.config.second_moment_dtype),
-            count=zero(),
-            losses=jnp.zeros(window, jnp.float32),
-            grad_norms=jnp.zeros(window, jnp.float32),
-            recorded=zero(),
-            skipped_total=zero(),
-            skipped_in_row=zero(),
-        )
+        self._groups(leaf_names(trained))  # what they name must be there before anything runs
+        return self._guarded.init(trained)
 
     def update(
         self, grads: Tree, loss: jax.Array, state: OptState, params: Tree, step: int | jax.Array
@@ -87,107 +116,99 @@ class Optimizer:
         the learning rate: with a warm-up from 0 the very first update only fills the moments, as in optax and
         transformers.
 
-        Returns the new parameters, the new state and float32 or int32 scalars to report: `lr`, `grad_norm` (before
-        clipping) and `param_norm` (after the update), both of the trained leaves, `skipped` (0 or 1), `skipped_total`,
-        `skipped_in_row`, and `loss_deviation` and `grad_norm_deviation`: how many standard deviations this update lies
-        above the remembered ones (0 while they are too few). `update_norm` is there when the configuration asks.
+        Returns the new parameters, the new state and float32 or int32 scalars to report: `lr`, `lr_<group>` of groups
+        with a rate of their own, `grad_norm` (before clipping) and `param_norm` (after the update), both of the trained
+        leaves, and what `guard.judge` reports. `update_norm` is there when the configuration asks.
         """
         names = leaf_names(params)
-        kept = match(self.config.trainable, names, "optimizer.trainable")
-        leaves, treedef = jax.tree.flatten(params)
-        trained = [leaf for leaf, name in zip(leaves, names, strict=True) if name in kept]
-        gradients = _align(grads, names, kept)
-        mu, nu = jax.tree.leaves(state.mu), jax.tree.leaves(state.nu)
-        lr = self.schedule(step)
-        loss = jnp.asarray(loss, jnp.float32)
+        kept = self._kept(names)
+        trained = prune(params, kept)
+        gradients = _align(grads, trained, names)
         grad_norm = global_norm(gradients)
-        accept, guard, info = self._judge(state, loss, grad_norm)
-        count = state.count + accept
-        leaf_update = functools.partial(
-            _adamw, config=self.config, lr=lr, scale=self._clip(grad_norm), count=jnp.maximum(count, 1), accept=accept
-        )
-        decayed = self._decayed(kept)
-        trained_names = [name for name in names if name in kept]
-        if self.config.offload:
-            leaf_update = functools.partial(_from_host, leaf_update)
-        new = [
-            leaf_update(*values, decayed=name in decayed)
-            for name, *values in zip(trained_names, trained, gradients, mu, nu, strict=True)
-        ]
-        new_trained = iter(p for p, _, _ in new)
-        new_params = [next(new_trained) if name in kept else leaf for leaf, name in zip(leaves, names, strict=True)]
-        info |= {"lr": lr, "grad_norm": grad_norm, "param_norm": global_norm([p for p, _, _ in new])}
+        report = judge(state, self._rule, loss, grad_norm).report
+        new, state = self._guarded.update(gradients, state, trained, step=step, loss=loss, grad_norm=grad_norm)
+        rates = {"lr" if name is None else f"lr_{name}": rate for name, rate in self.rates(step).items()}
+        report = {**report, **rates, "grad_norm": grad_norm, "param_norm": global_norm(new)}
         if self.config.update_norm:
-            moved = [after.astype(jnp.float32) - before for (after, _, _), before in zip(new, trained, strict=True)]
-            info["update_norm"] = global_norm(moved)
-        state = OptState(
-            mu=jax.tree.unflatten(jax.tree.structure(state.mu), [m for _, m, _ in new]),
-            nu=jax.tree.unflatten(jax.tree.structure(state.nu), [v for _, _, v in new]),
-            count=count,
-            **guard,
-        )
-        return jax.tree.unflatten(treedef, new_params), state, info
+            report["update_norm"] = global_norm(jax.tree.map(lambda a, b: a.astype(jnp.float32) - b, new, trained))
+        changed = dict(zip(leaf_names(new), jax.tree.leaves(new), strict=True))
+        leaves, treedef = jax.tree.flatten(params)
+        leaves = [changed.get(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, leaves), state, report
 
-    def _judge(self, state: OptState, loss: jax.Array, grad_norm: jax.Array) -> tuple[jax.Array, dict, dict]:
-        """Whether to make the update; the guard's next state; what to report."""
-        rule = self.config.skip_step or SkipStep()
-        earlier = jnp.minimum(state.recorded, state.losses.shape[0])
-        enough = earlier + 1 >= rule.min_values
-        # A norm is not finite if any gradient is not; one number says it for the whole tree, however it is sharded.
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        accept = finite
-        info = {}
-        for name, value, window in (("loss", loss, state.losses), ("grad_norm", grad_norm, state.grad_norms)):
-            mean, deviation = _mean_and_deviation(window, earlier)
-            excess = value - mean
-            if self.config.skip_step:
-                accept &= ~(enough & (excess > rule.sigma * deviation))
-            known = enough & finite & (deviation > 0)
-            info[f"{name}_deviation"] = jnp.where(known, excess / jnp.where(known, deviation, 1.0), 0.0)
-        skipped = (~accept).astype(jnp.int32)
-        at = state.recorded % state.losses.shape[0]
-        guard = {
-            "losses": jnp.where(finite, state.losses.at[at].set(loss), state.losses),
-            "grad_norms": jnp.where(finite, state.grad_norms.at[at].set(grad_norm), state.grad_norms),
-            "recorded": state.recorded + finite,
-            "skipped_total": state.skipped_total + skipped,
-            "skipped_in_row": jnp.where(accept, 0, state.skipped_in_row + 1),
-        }
-        info |= {"skipped": skipped} | {name: guard[name] for name in ("skipped_total", "skipped_in_row")}
-        return accept, guard, info
+    def rates(self, step: int | jax.Array) -> dict[str | None, jax.Array]:
+        """The learning rate (under None), and those of the groups that have their own."""
+        return {None: self.schedule(step), **{name: schedule(step) for name, schedule in self.own_schedules}}
 
-    def _clip(self, grad_norm: jax.Array) -> jax.Array:
-        """What gradients are multiplied by, so that their global norm stays within `clip`."""
-        if self.config.clip is None:
-            return jnp.ones((), jnp.float32)
-        return jnp.minimum(1.0, self.config.clip / (grad_norm + 1e-6))
+    def _kept(self, names: list[str]) -> set[str]:
+        """The names of what is trained."""
+        return match(self.config.trainable, names, "optimizer.trainable")
 
-    def _decayed(self, names: Any) -> set[str]:
-        """The names whose leaves are decayed."""
+    def _groups(self, names: Iterable[str]) -> dict[str, ParameterGroup]:
+        """The group of each trained leaf that belongs to one."""
+        found: dict[str, ParameterGroup] = {}
+        for group in self.config.groups:
+            for name in sorted(match(group.patterns, list(names), f"optimizer group {group.name!r}")):
+                if name in found:
+                    raise UserError(
+                        f"optimizer: {name} belongs to the groups {found[name].name!r} and {group.name!r}; narrow the "
+                        "patterns of one of them"
+                    )
+                found[name] = group
+        return found
 
-        def spared(name: str) -> bool:
+    def _clipped(self, grads: Tree, grad_norm: jax.Array, names: list[str]) -> Tree:
+        """Gradients (float32) whose norm is within `clip`: of all together, but for groups with a clip of their own."""
+        groups, (leaves, treedef) = self._groups(names), jax.tree.flatten(grads)
+        own = {name: group for name, group in groups.items() if group.clip != "shared"}
+        together: dict[str | None, list[int]] = {}
+        for at, name in enumerate(names):
+            together.setdefault(own[name].name if name in own else None, []).append(at)
+        bounds: dict[str | None, Any] = {None: self.config.clip, **{group.name: group.clip for group in own.values()}}
+        for key, members in together.items():
+            bound = bounds[key]
+            if bound is not None:
+                norm = global_norm([leaves[at] for at in members]) if own else grad_norm
+                for at in members:
+                    leaves[at] = leaves[at] * jnp.minimum(1.0, bound / (norm + 1e-6))
+        return jax.tree.unflatten(treedef, leaves)
+
+    def _decays(self, names: Iterable[str]) -> dict[str, float]:
+        """The weight decay of each trained leaf; 0 for those that are spared."""
+        groups = self._groups(names)
+
+        def decay(name: str) -> float:
+            own = groups[name].weight_decay if name in groups else None
+            if own is not None:
+                return own
             parts = name.split(".")
             embedding = "embed" in parts and not self.config.decay_embeddings
             small = parts[-1] in ("scale", "bias") and not self.config.decay_norms_and_biases
-            return embedding or small
+            return 0.0 if embedding or small else self.config.weight_decay
 
-        return {name for name in names if self.config.weight_decay and not spared(name)}
+        return {name: decay(name) for name in names}
 
     def describe(self, params: Tree) -> str:
-        """What happens to each parameter, one line a leaf, grouped into decayed, not decayed and frozen."""
+        """What happens to each parameter, one line a leaf, by group and decay; frozen ones last."""
         names, leaves = leaf_names(params), jax.tree.leaves(params)
-        kept = match(self.config.trainable, names, "optimizer.trainable")
-        decayed = self._decayed(kept)
-        groups: dict[str, list[str]] = {f"decayed by {self.config.weight_decay:g}": [], "not decayed": [], "frozen": []}
-        sizes = dict.fromkeys(groups, 0)
+        kept = self._kept(names)
+        groups, decays = self._groups(kept), self._decays(kept)
+        listed: dict[str, list[tuple[str, Any]]] = {f"decayed by {self.config.weight_decay:g}": [], "not decayed": []}
+        frozen = []
         for name, leaf in zip(names, leaves, strict=True):
-            group = list(groups)[0 if name in decayed else 1 if name in kept else 2]
-            groups[group].append(f"  {name} [{', '.join(map(str, leaf.shape))}]")
-            sizes[group] += math.prod(leaf.shape)
+            if name not in kept:
+                frozen.append((name, leaf))
+                continue
+            title = f"decayed by {decays[name]:g}" if decays[name] else "not decayed"
+            if name in groups:
+                title = f"group {groups[name].name}{_own(groups[name])}, {title}"
+            listed.setdefault(title, []).append((name, leaf))
         lines = []
-        for group, members in groups.items():
+        for title, members in (*listed.items(), ("frozen", frozen)):
             if members:
-                lines += [f"{group}: {len(members)} leaves, {sizes[group]:,} parameters", *members]
+                size = sum(math.prod(leaf.shape) for _, leaf in members)
+                lines.append(f"{title}: {len(members)} leaves, {size:,} parameters")
+                lines += [f"  {name} [{', '.join(map(str, leaf.shape))}]" for name, leaf in members]
         return "\n".join(lines)
 
     def check(self, metrics: Mapping[str, Any], step: int) -> None:
@@ -205,58 +226,45 @@ class Optimizer:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int, tokens_per_step: int | None = None) -> Optimizer:
-    """The optimiser of a run of `total_steps` updates, each over `tokens_per_step` tokens (the whole batch)."""
-    return Optimizer(config, parse_schedule(config.lr, total_steps=total_steps, tokens_per_step=tokens_per_step))
+    """The optimiser of a run of `total_steps` updates, each over `tokens_per_step` tokens (the whole batch).
+
+    Raises:
+        UserError: an unknown algorithm or option, or a schedule that does not fit the run.
+    """
+    algorithm(config)
+
+    def schedule(text: str | float) -> Schedule:
+        return parse_schedule(text, total_steps=total_steps, tokens_per_step=tokens_per_step)
+
+    own = tuple((group.name, schedule(group.lr)) for group in config.groups if group.lr is not None)
+    return Optimizer(config, schedule(config.lr), own)
 
 
-def global_norm(leaves: Any) -> jax.Array:
-    """Euclidean norm over all leaves of a tree together, squared and summed in float32."""
-    squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(leaves)]
-    return jnp.sqrt(sum(squares, start=jnp.zeros((), jnp.float32)))
+def _own(group: ParameterGroup) -> str:
+    """A group's rate and clip in words, where it has its own."""
+    rate = "" if group.lr is None else f", lr {group.lr}"
+    return rate if group.clip == "shared" else f"{rate}, clip {'none' if group.clip is None else f'{group.clip:g}'}"
 
 
-def _align(grads: Tree, names: list[str], kept: set[str]) -> list[jax.Array]:
-    """The gradients of the trained leaves, from a tree that holds all leaves or the trained ones alone."""
+def _align(grads: Tree, trained: Tree, names: list[str]) -> Tree:
+    """The gradients of the trained leaves, nested as they are, from a tree that holds all leaves or these alone."""
     by_name = dict(zip(leaf_names(grads), jax.tree.leaves(grads), strict=True))
-    if set(by_name) not in (set(names), kept):
+    kept = leaf_names(trained)
+    if set(by_name) not in (set(names), set(kept)):
         odd = sorted(set(by_name) ^ set(names))
         raise ValueError(f"gradients and parameters are not the same tree; they differ in {', '.join(odd)}")
-    return [by_name[name] for name in names if name in kept]
+    return jax.tree.unflatten(jax.tree.structure(trained), [by_name[name] for name in kept])
 
 
-def _mean_and_deviation(window: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and sample standard deviation of the first `count` entries of `window` (all of them once it is full)."""
-    used = jnp.arange(window.shape[0]) < count
-    mean = jnp.sum(jnp.where(used, window, 0.0)) / jnp.maximum(count, 1)
-    squares = jnp.sum(jnp.where(used, jnp.square(window - mean), 0.0))
-    return mean, jnp.sqrt(squares / jnp.maximum(count - 1, 1))
+def _from_host(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """A transformation that brings what lies in the hosts' memory to the devices, and puts it back there."""
 
+    def update(updates: Tree, state: Tree, params: Tree | None = None, **extra: Any) -> tuple[Tree, Tree]:
+        places = [jax.typeof(leaf).memory_space for leaf in jax.tree.leaves(state)]
+        near = jax.tree.map(lambda leaf: jax.device_put(leaf, jax.memory.Space.Device), state)
+        updates, state = inner.update(updates, near, params, **extra)
+        leaves, treedef = jax.tree.flatten(state)
+        back = [jax.device_put(leaf, place) for leaf, place in zip(leaves, places, strict=True)]
+        return updates, jax.tree.unflatten(treedef, back)
 
-def _adamw(p, g, m, v, *, config: OptimizerConfig, lr, scale, count, accept, decayed: bool):
-    """New parameter and moments of one leaf, or the old ones where `accept` is false; each in its own dtype."""
-    g = g.astype(jnp.float32) * scale
-    m_old, v_old = m.astype(jnp.float32), v.astype(jnp.float32)
-    # Chosen, never multiplied by 0: 0 times a gradient that is not a number is not a number.
-    m = jnp.where(accept, (config.b1 * m_old + (1 - config.b1) * g).astype(m.dtype), m)
-    v = jnp.where(accept, (config.b2 * v_old + (1 - config.b2) * jnp.square(g)).astype(v.dtype), v)
-    # The step is made from the moments as they are kept: they are updated in place first, and the parameter after
-    # them. Made from their old values it would force XLA to copy both (four times slower on a CPU).
-    m_hat = m.astype(jnp.float32) / _bias_correction(config.b1, count)
-    v_hat = v.astype(jnp.float32) / _bias_correction(config.b2, count)
-    p_new = p.astype(jnp.float32) * (1 - lr * config.weight_decay) if decayed else p.astype(jnp.float32)
-    p_new = p_new - lr * (m_hat / (jnp.sqrt(v_hat) + config.eps))
-    return jnp.where(accept, p_new.astype(p.dtype), p), m, v
-
-
-def _from_host(update, p, g, m, v, **how):
-    """An update of one leaf whose moments lie in the host's memory, and go back there."""
-    m, v = jax.device_put((m, v), jax.memory.Space.Device)
-    p, m, v = update(p, g, m, v, **how)
-    return p, *jax.device_put((m, v), jax.memory.Space.Host)
-
-
-def _bias_correction(beta: float, count: jax.Array) -> jax.Array:
-    """1 − beta^count, without the cancellation that float32 suffers for beta near 1 and small counts."""
-    if beta == 0:
-        return jnp.ones((), jnp.float32)
-    return -jnp.expm1(count.astype(jnp.float32) * math.log(beta))
+    return optax.GradientTransformationExtraArgs(inner.init, update)

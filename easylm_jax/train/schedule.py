@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import decimal
 import math
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -35,6 +34,9 @@ from models.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """Learning rate as a function of the trainer's step; every length is in updates, rates are absolute.
+
+    It is an `optax.Schedule`, for whatever takes one. The shapes are those of `optax.schedules`, written out because
+    optax's differ by 2e-7 and miss their ends by a rounding once they are compiled.
 
     Source of the formulas: OLMo 2 (arXiv 2501.00656) and its trainers; OLMo 3 for `half_cosine`.
     """
@@ -110,9 +112,7 @@ def resolve(text: ScheduleText, total_steps: int, tokens_per_step: int | None = 
     return schedule
 
 
-def parse_schedule(
-    text: str | float, *, total_steps: int, tokens_per_step: int | None = None
-) -> Callable[[int | jax.Array], jax.Array]:
+def parse_schedule(text: str | float, *, total_steps: int, tokens_per_step: int | None = None) -> Schedule:
     """The learning rate described by `text` (a plain number is constant) for a run of `total_steps` updates.
 
     `tokens_per_step` (tokens in one global batch) is needed where the text counts in tokens. Returns a function from

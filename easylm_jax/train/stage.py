@@ -45,6 +45,8 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
         sharding.check_length(data.sequence_length, mesh)
     source = stage_model(stage, workspace, mesh)
     sharding.check_heads(source.config, mesh)
+    model = source.decoder
+    objective = stage.objective(model, training=True)
     tokenizer = workspace.data(stage.data).tokenizer
     check_vocabulary(stage.name, source.config, tokenizer)
     cache = stage_cache(workspace, stage.data)
@@ -54,7 +56,6 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)
     start = TrainStateInit(stage, source, optimizer, mesh)
 
-    model = source.decoder
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": start.base()}
         if stage.reference_source is not None:
@@ -81,7 +82,7 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
         monitoring=stage.monitoring,
         meta=checkpoint_meta(stage, source.config, tokenizer, workspace.settings(stage)),
         model=model.config,
-        objective=start.adapted(stage.objective(model, training=True), training=True),
+        objective=start.adapted(objective, training=True),
         score=start.adapted(stage.objective(model, training=False), training=False),
         optimizer=optimizer,
         frozen=frozen,

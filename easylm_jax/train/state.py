@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 
+from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import Train
+from easylm_jax.config.optimizer import OptimizerConfig
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.objectives.base import Objective
 from easylm_jax.runtime import sharding
@@ -76,8 +78,14 @@ class TrainStateInit:
         """The state with the optimiser's moments of the checkpoint that the parameters came from."""
         if not (isinstance(self.load, functools.partial) and self.load.func is restore_params):
             raise UserError(f"stage {self.stage.name}: keep_moments needs init to be a stage or run:<folder>")
+        theirs, ours = _optimizer_of(self.load.args[0]), self.optimizer.config.name
+        if theirs not in (None, ours):
+            raise UserError(
+                f"stage {self.stage.name}: keep_moments: {self.load.args[0]} has the moments of {theirs}, which {ours} "
+                "cannot go on with; leave keep_moments out, or train with the same optimizer"
+            )
         old: OptState = self.load(sharding.with_shardings(state.opt, self.layout.opt), prefix="opt")
-        return state._replace(opt=state.opt._replace(mu=old.mu, nu=old.nu, count=old.count))
+        return state._replace(opt=state.opt._replace(inner=old.inner))
 
     def adapted(self, objective: Objective, *, training: bool) -> Objective:
         """The objective as a function of what is trained."""
@@ -106,3 +114,9 @@ class TrainStateInit:
         merged = jax.jit(merge, out_shardings=self.base_layout)(frozen["base"], adapter)
         with Checkpointer(folder / "merged" / "checkpoints", asynchronous=False) as checkpointer:
             checkpointer.save(step, {"params": merged}, {**meta, "data": {"step": step}})
+
+
+def _optimizer_of(folder: Path) -> str | None:
+    """The algorithm that the run of a checkpoint was trained with; None where the checkpoint does not say."""
+    optimizer = (store.read_meta(store.resolve(folder)).get("config") or {}).get("optimizer")
+    return None if optimizer is None else optimizer.get("name", OptimizerConfig.name)

@@ -30,8 +30,10 @@ class State(NamedTuple):
 
 
 # Leaves of a State that are whole on every device, for `sharding.state_shardings`: counters, the random key, and the
-# optimiser's windows of scalars.
-REPLICATED_STATE = ("step", "rng", r"opt\.(count|losses|grad_norms|recorded|skipped_total|skipped_in_row)")
+# optimiser's windows of scalars and constants.
+REPLICATED_STATE = (
+    "step", "rng", r"opt\.(.*\.)?(count|ns_coeffs)", r"opt\.(losses|grad_norms|recorded|skipped_total|skipped_in_row)"
+)  # fmt: skip
 
 
 def new_state(params: PyTree, opt: PyTree, seed: int) -> State:
@@ -64,7 +66,7 @@ def gradients(
 
     def loss(params, micro, key):
         result = objective(params, micro, key, frozen)
-        metrics = {**result.metrics, **{name: (it.total, it.count) for name, it in result.auxiliary.items()}}
+        metrics = {**result.metrics, **{name: (it.total, it.denominator) for name, it in result.auxiliary.items()}}
         if not result.auxiliary:
             return result.total, (result.denominator, metrics)
         reported.update(result.auxiliary)
@@ -101,7 +103,7 @@ def gradients(
 
 def _divisors(whole: Loss) -> dict[str, jax.Array]:
     """What the sums of a whole batch are divided by: `loss`, and each auxiliary loss by its name."""
-    found = {"loss": whole.denominator, **{name: it.count for name, it in whole.auxiliary.items()}}
+    found = {"loss": whole.denominator, **{name: it.denominator for name, it in whole.auxiliary.items()}}
     return {name: jnp.maximum(jax.lax.stop_gradient(count), 1e-8) for name, count in found.items()}
 
 
@@ -144,7 +146,7 @@ def make_score_step(
 
     def score(params: PyTree, batch: Batch, frozen: PyTree) -> Sums:
         result = objective(params, batch, jax.random.key(0), frozen)
-        auxiliary = {name: (it.total, it.count) for name, it in result.auxiliary.items()}
+        auxiliary = {name: (it.total, it.denominator) for name, it in result.auxiliary.items()}
         return {**result.metrics, **auxiliary, "loss": (result.total, result.denominator)}
 
     if shardings is None:

@@ -1,1 +1,1 @@
-"""One file a family: its presets, its tensor names in the format of Hugging Face, its configuration in and out."""
+"""One file for each model family: released sizes, tensor names of Hugging Face, and conversion of `config.json`."""

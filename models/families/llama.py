@@ -1,4 +1,4 @@
-"""Llama 2 (the bases of Tülu 2), 3, 3.1, 3.2 and 3.3: sizes, and their form on disk."""
+"""Llama 2 (the base models of Tülu 2), 3, 3.1, 3.2 and 3.3: sizes, tensor names and `config.json`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,36 @@ from typing import Any
 from models.config import DecoderConfig, RopeScaling
 from models.hf import names
 
-ARCHITECTURE = names.PLAIN
+ARCHITECTURE = names.LLAMA_ARCHITECTURE
 MODEL_TYPES = ("llama",)
 
 
 def _llama2(layers: int, width: int, heads: int, ffn: int, **changes: Any) -> DecoderConfig:
-    shape = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "vocab": 32000, "context": 4096}
-    rest = {"norm_eps": 1e-5, "rope_theta": 10_000.0, "bos_id": 1, "eos_id": 2}
+    shape: dict[str, Any] = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "ffn": ffn,
+        "vocab": 32000,
+        "context": 4096,
+    }
+    rest: dict[str, Any] = {"norm_eps": 1e-5, "rope_theta": 10_000.0, "bos_id": 1, "eos_id": 2}
     return DecoderConfig("llama", **shape, **rest, **ARCHITECTURE, **changes)
 
 
 def _llama3(
     layers: int, width: int, heads: int, ffn: int, factor: float | None = None, **changes: Any
 ) -> DecoderConfig:
-    """`factor` stretches 8192 trained positions (Llama 3.1: 8, Llama 3.2: 32); None is Llama 3.0."""
-    shape = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "vocab": 128256, "kv_heads": 8}
-    rest = {"norm_eps": 1e-5, "rope_theta": 500_000.0, "bos_id": 128000, "eos_id": 128001}
+    """`factor` extends 8192 trained positions (Llama 3.1: 8, Llama 3.2: 32); None is Llama 3.0."""
+    shape: dict[str, Any] = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "ffn": ffn,
+        "vocab": 128256,
+        "kv_heads": 8,
+    }
+    rest: dict[str, Any] = {"norm_eps": 1e-5, "rope_theta": 500_000.0, "bos_id": 128000, "eos_id": 128001}
     scaling = None if factor is None else RopeScaling("llama3", factor, original_context=8192)
     context = 8192 if factor is None else 131072
     return DecoderConfig("llama", **shape, context=context, rope_scaling=scaling, **rest, **ARCHITECTURE, **changes)

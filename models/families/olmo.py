@@ -1,8 +1,8 @@
-"""OLMo 1, 2 and 3: sizes, and their form on disk.
+"""OLMo 1, 2 and 3: sizes, tensor names and `config.json`.
 
-OLMo 1 (arXiv 2402.00838) normalises sub-layer inputs with a LayerNorm that has no parameters; OLMo 2 (arXiv 2501.00656)
-normalises sub-layer outputs and whole query and key projections; OLMo 3 is OLMo 2 with sliding windows in three layers
-of four, and YaRN on the fourth for long context.
+OLMo 1 (arXiv 2402.00838) normalises the inputs of sub-layers with a LayerNorm without parameters. OLMo 2 (arXiv
+2501.00656) normalises the outputs of sub-layers, and whole query and key projections (QK-norm). OLMo 3 is OLMo 2 with
+sliding windows in three of four layers, and YaRN on the fourth for long context.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from models.config import DecoderConfig, RopeScaling
 from models.errors import UserError
 from models.hf import names
 
-_OLMO1 = {**names.PLAIN, "norm": "layernorm", "norm_eps": 1e-5}
+_OLMO1 = {**names.LLAMA_ARCHITECTURE, "norm": "layernorm", "norm_eps": 1e-5}
 del _OLMO1["qkv_clip"]
-_OLMO2 = {**names.PLAIN, "norm_placement": "post", "qk_norm": True}
+_OLMO2 = {**names.LLAMA_ARCHITECTURE, "norm_placement": "post", "qk_norm": True}
 _OLMO3 = {name: value for name, value in _OLMO2.items() if name != "window"}
 
 ARCHITECTURES = {"olmo": _OLMO1, "olmo2": _OLMO2, "olmo3": _OLMO3}
@@ -27,29 +27,29 @@ POST_NORM = (
     names.Row("model.layers.{layer}.post_feedforward_layernorm.weight", "layers.post_ffn_norm.scale"),
 )
 
-_NEOX = {"vocab": 50304, "vocab_used": 50280, "eos_id": 50279, "pad_id": 1}
-_DOLMA2 = {"vocab": 100352, "vocab_used": 100278, "eos_id": 100257, "pad_id": 100277}
+_NEOX: dict[str, Any] = {"vocab": 50304, "vocab_used": 50280, "eos_id": 50279, "pad_id": 1}
+_DOLMA2: dict[str, Any] = {"vocab": 100352, "vocab_used": 100278, "eos_id": 100257, "pad_id": 100277}
 _YARN = RopeScaling("yarn", factor=8.0, original_context=8192, attention_factor=1.2079441541679836)
 
 
 def _olmo1(layers: int, width: int, heads: int, ffn: int, context: int, **changes: Any) -> DecoderConfig:
-    shape = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "context": context}
+    shape: dict[str, Any] = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "context": context}
     return DecoderConfig("olmo", **shape, rope_theta=10_000.0, init="mitchell", **_OLMO1, **_NEOX, **changes)
 
 
 def _olmo2(layers: int, width: int, heads: int, ffn: int, **changes: Any) -> DecoderConfig:
-    shape = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "context": 4096}
+    shape: dict[str, Any] = {"layers": layers, "width": width, "heads": heads, "ffn": ffn, "context": 4096}
     return DecoderConfig("olmo2", **shape, rope_theta=500_000.0, norm_eps=1e-6, **_OLMO2, **_DOLMA2, **changes)
 
 
 def _olmo3(base: DecoderConfig, long: bool = False) -> DecoderConfig:
-    """The OLMo 3 of an OLMo 2 shape: windows of 4096, trained at 8192 tokens and then stretched to 65536 by YaRN."""
+    """OLMo 3 with the shape of an OLMo 2: windows of 4096, trained at 8192 tokens, then extended to 65536 by YaRN."""
     config = base.replace(family="olmo3", window=4096, context=8192)
     return config.replace(context=65536, rope_scaling=_YARN) if long else config
 
 
-# Scaling ladder of OLMo-core: width, layers, heads. Its "1M" (width 12, 4 heads) is left out: heads of odd size 3
-# cannot be rotated in pairs. The ladder's 1B is the released OLMo 2 1B.
+# Scaling ladder of OLMo-core: width, layers, heads. Its "1M" (width 12, 4 heads) is left out: rotary embeddings need an
+# even head size, and its heads have 3. The ladder's 1B is the released OLMo 2 1B.
 _LADDER = {
     "14m": (128, 4, 8),
     "30m": (256, 4, 8),
@@ -88,7 +88,7 @@ PRESETS: dict[str, DecoderConfig] = {
     "olmo3-1b": _olmo3(_OLMO2_RELEASED["1b"]),
     "olmo3-7b": _olmo3(_OLMO2_RELEASED["7b"], long=True),
     "olmo3-32b": _olmo3(_OLMO2_RELEASED["32b"], long=True),
-    # The same two as stage 1 and mid-training see them: 8192 tokens, plain rotary embeddings.
+    # As in stage 1 and mid-training: 8192 tokens, rotary embeddings without scaling.
     "olmo3-7b-8k": _olmo3(_OLMO2_RELEASED["7b"]),
     "olmo3-32b-8k": _olmo3(_OLMO2_RELEASED["32b"]),
 }
@@ -101,7 +101,7 @@ def hf_table(config: DecoderConfig) -> tuple[names.Row, ...]:
 
 def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
     """The model that an `olmo`, `olmo2` or `olmo3` `config.json` describes; `UserError` when it cannot be built."""
-    kind = config_json.get("model_type")
+    kind = str(config_json.get("model_type"))
     architecture = ARCHITECTURES[kind]
     if kind == "olmo":
         return names.read_config(config_json, architecture, init="mitchell", qkv_clip=config_json.get("clip_qkv"))
@@ -129,9 +129,11 @@ def to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
 
 
 def _check_scaling(config: DecoderConfig) -> DecoderConfig:
-    """OLMo 3 scales only full-attention layers, and so does the decoder, but for YaRN alone."""
+    """Raises `UserError` for a model with windows whose rotary scaling is not YaRN (on full-attention layers)."""
     if config.window is not None and config.rope_scaling is not None and config.rope_scaling.kind != "yarn":
-        raise UserError(f"models with sliding windows scale rotary embeddings by yarn, not {config.rope_scaling.kind}")
+        raise UserError(
+            f"models with sliding windows support rotary scaling by yarn only, not {config.rope_scaling.kind}"
+        )
     return config
 
 
@@ -147,4 +149,4 @@ def _read_windows(config_json: Mapping[str, Any]) -> tuple[int | None, int]:
     for every in range(2, layers + 2):
         if full == [(i + 1) % every == 0 for i in range(layers)]:
             return window, every
-    raise UserError("config.json has layer_types that are not sliding windows with every n-th layer full")
+    raise UserError("config.json has layer_types other than sliding windows with full attention in every n-th layer")

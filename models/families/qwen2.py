@@ -1,4 +1,4 @@
-"""Qwen 2 and Qwen 2.5 (general and Math): sizes, and their form on disk."""
+"""Qwen 2 and Qwen 2.5 (general and Math): sizes, tensor names and `config.json`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from models.config import DecoderConfig
 from models.errors import UserError
 from models.hf import names
 
-ARCHITECTURE = {**names.PLAIN, "qkv_bias": True}
+ARCHITECTURE = {**names.LLAMA_ARCHITECTURE, "qkv_bias": True}
 MODEL_TYPES = ("qwen2",)
 
 _SMALL = {"vocab": 151936, "tie_embeddings": True}
 _LARGE = {"vocab": 152064}
 
-# layers, width, heads, key-value heads, ffn. The bases of 14B and above were trained with eps 1e-5, all others (and all
-# instruct models) with 1e-6: a checkpoint's own config.json decides.
+# Layers, width, heads, key-value heads, ffn. Base models of 14B and above were trained with eps 1e-5, all others (and
+# all instruct models) with 1e-6; for a checkpoint, its config.json decides.
 _SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
     "0.5b": (24, 896, 14, 2, 4864, _SMALL),
     "1.5b": (28, 1536, 12, 2, 8960, _SMALL),
@@ -30,8 +30,15 @@ _SIZES: dict[str, tuple[int, int, int, int, int, dict[str, Any]]] = {
 
 def _qwen(size: str, *, context: int, vocab_used: int, rope_theta: float = 1_000_000.0) -> DecoderConfig:
     layers, width, heads, kv_heads, ffn, rest = _SIZES[size]
-    shape = {"layers": layers, "width": width, "heads": heads, "kv_heads": kv_heads, "ffn": ffn, "context": context}
-    fields = {"rope_theta": rope_theta, "vocab_used": vocab_used, "eos_id": 151643, "pad_id": 151643}
+    shape: dict[str, Any] = {
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "ffn": ffn,
+        "context": context,
+    }
+    fields: dict[str, Any] = {"rope_theta": rope_theta, "vocab_used": vocab_used, "eos_id": 151643, "pad_id": 151643}
     return DecoderConfig("qwen2", **shape, **fields, **ARCHITECTURE, **rest)
 
 
@@ -57,7 +64,9 @@ def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
         config_json.get("layer_types") or ["sliding_attention"]
     )
     if sliding:
-        raise UserError("config.json has use_sliding_window=true; no released Qwen 2 uses it, nor is it supported here")
+        raise UserError(
+            "config.json has use_sliding_window=true, which is not supported (no released Qwen 2 model uses it)"
+        )
     return names.read_config(config_json, ARCHITECTURE, norm_eps=1e-6)
 
 

@@ -1,1 +1,1 @@
-"""Folders in the format of Hugging Face, in and out."""
+"""Import from and export to model folders in the format of Hugging Face."""

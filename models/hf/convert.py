@@ -1,8 +1,8 @@
-"""Models from and to folders of Hugging Face: `config.json` and safetensors, one tensor at a time.
+"""Import and export of Hugging Face model folders: `config.json` and safetensors, one tensor at a time.
 
-Reading fills each stacked leaf layer by layer straight from the files, so the host holds the model once and one tensor
-more; with shardings, each host reads only the slices that its own devices keep. The families' name tables
-(`models/families/`) say what is called what, so a new family needs a table and no code here.
+Import fills each stacked parameter layer by layer directly from the files, so host memory holds the model and one more
+tensor. With shardings, each host reads only the slices of its own devices. The name tables of the families
+(`models/families/`) map tensor names to parameters, so that a new family needs a table and no code here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -25,8 +25,12 @@ from models.config import Compute, DecoderConfig
 from models.errors import UserError
 from models.hf import files
 from models.hf import names as hf_names
+from models.model import Model, Params
 
-# Buffers that old exports carry and every reader recomputes.
+if TYPE_CHECKING:
+    from models.decoder import Decoder
+
+# Buffers in old exports, which models recompute.
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 
 
@@ -37,24 +41,23 @@ def load_hf(
     *,
     shardings: Any = None,
     vocab: int | None = None,
-) -> tuple[Any, dict[str, Any]]:
-    """The model in a Hugging Face folder and its parameters.
+) -> tuple[Decoder, Params]:
+    """Loads the model in a Hugging Face folder: the model and its parameters.
 
     Args:
         folder: holds `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`; without
-            them, `pytorch_model.bin` or its shards, of which nothing is ever run (`models/hf/torch_files.py`).
-        dtype: of the parameters; None keeps what is on disk (the widest, where a leaf's layers differ).
+            them, `pytorch_model.bin` or its shards, read without executing code (`models/hf/torch_files.py`).
+        dtype: type of the parameters; None keeps the type on disk (the widest, where layers differ).
         compute: how the model will be computed.
-        shardings: a tree of `jax.sharding.Sharding` like the parameters, or one for all; each leaf is placed as it is
-            read. Left out, everything goes to the default device.
-        vocab: rows of the embedding and the head. More than the files hold are filled with zeros (so that a mesh can
-            divide them); `config.vocab_used` keeps the number of real ones. Left out, `config.json` decides.
+        shardings: a tree of `jax.sharding.Sharding` like the parameters, or one for all of them. By default all
+            parameters go to the first local device.
+        vocab: rows of the embedding and the head. Rows beyond those in the files are zero (padding, so that a mesh
+            divides the vocabulary); `config.vocab_used` stays the number of real ones. By default as in `config.json`.
 
     Raises:
-        UserError: no such folder, no or an unusable `config.json`, no safetensors; or, in one message, every tensor
-            that is missing, unknown, of another shape or type than the model's.
+        UserError: the folder does not exist, has no weights or no usable `config.json`; or tensors are missing,
+            unknown, or of another shape or type than the model's (one message lists them all).
     """
-
     folder = Path(folder)
     _check_dtype(dtype)
     config = read_config(folder)
@@ -70,7 +73,7 @@ def load_hf(
 
 
 def save_hf(
-    model: Any,
+    model: Model,
     params: Mapping[str, Any],
     folder: str | os.PathLike,
     *,
@@ -79,13 +82,19 @@ def save_hf(
     tokenizer_folder: str | os.PathLike | None = None,
     vocab: int | None = None,
 ) -> None:
-    """Writes the model as a folder that `transformers` loads unchanged.
+    """Writes a folder that `transformers` loads unchanged. All processes must call this; the first one writes.
 
-    `dtype` converts the weights (None keeps theirs); a shard of at most `max_shard_bytes` is in memory at a time.
-    `tokenizer_folder` is where the tokenizer's files are copied from. `vocab` keeps only the first rows of the
-    embedding and the head, to drop padding that `load_hf` added. An existing export is replaced only once the new one
-    is whole. With several processes all must call this, and the first writes. Raises `UserError` when the family cannot
-    express the model, the parameters are not the model's, or the folder cannot be written.
+    An existing export is replaced only once the new one is complete.
+
+    Args:
+        dtype: converts the weights; None keeps their type.
+        max_shard_bytes: size of a file of weights; one such shard is in memory at a time.
+        tokenizer_folder: where to copy the tokenizer's files from.
+        vocab: keeps only the first rows of the embedding and the head, to remove padding that `load_hf` added.
+
+    Raises:
+        UserError: the family cannot express the model, the parameters are not the model's, or the folder cannot be
+            written.
     """
     folder, config = Path(folder), model.config
     leaves = trees.flatten(params)
@@ -100,7 +109,7 @@ def save_hf(
     config_json = family.to_hf(config, stored_as)
     tensors = iter_hf_tensors(family.hf_table(config), leaves, dtype=dtype, vocab=vocab)
     if jax.process_index() != 0:
-        for _ in tensors:  # takes part in gathering
+        for _ in tensors:  # every process takes part in gathering
             pass
         return
     try:
@@ -115,31 +124,37 @@ def save_hf(
 
 
 def read_config(folder: str | os.PathLike) -> DecoderConfig:
-    """The configuration in `folder`/config.json; `vocab_used` comes from tokenizer.json where there is one."""
+    """The configuration in `folder`/config.json, with `vocab_used` from tokenizer.json where there is one.
+
+    Raises:
+        UserError: there is no such folder or file, or no family supports its `model_type`.
+    """
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
         raise UserError(f"no folder {folder}; give a folder with config.json and safetensors")
     if not path.is_file():
-        raise UserError(f"{folder} has no config.json, so it is not a Hugging Face model folder")
+        raise UserError(f"{folder} has no config.json, so it is no Hugging Face model folder")
     config_json = files.read_json(path)
     kind = config_json.get("model_type")
-    for family in _families():
+    for family in registry.family_modules():
         if kind in family.MODEL_TYPES:
             try:
                 config = family.from_hf(config_json)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
             return config.replace(vocab_used=min(config.vocab, files.tokenizer_size(folder) or config.vocab))
-    known = ", ".join(kind for family in _families() for kind in family.MODEL_TYPES)
+    known = ", ".join(kind for family in registry.family_modules() for kind in family.MODEL_TYPES)
     raise UserError(f"{path} has model_type {kind!r}; supported are {known}")
 
 
-def family_of(config: DecoderConfig) -> Any:
-    """The module of `registry.families()` that owns this configuration."""
-    for family in _families():
+def family_of(config: DecoderConfig) -> registry.Family:
+    """The family of a configuration; `UserError` when there is none."""
+    for family in registry.family_modules():
         if config.family in family.MODEL_TYPES:
             return family
-    raise UserError(f"no family {config.family!r} has a Hugging Face form; it is no member of registry.families()")
+    raise UserError(
+        f"no family {config.family!r} in models/families/, so the model cannot be converted to Hugging Face's format"
+    )
 
 
 def iter_hf_tensors(
@@ -149,19 +164,19 @@ def iter_hf_tensors(
     dtype: str | None = None,
     vocab: int | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each stored name with its tensor on the host, in the order of the released files, one at a time.
+    """Yields each stored name with its tensor in host memory, in the order of the released files.
 
-    `params` is the tree or its `flatten`; leaves may be numpy or (sharded, global) jax arrays.
+    `params` is the tree or its `flatten`; its arrays are NumPy's or JAX's, which may be sharded over processes.
     """
     leaves = trees.flatten(params)
     for name, place in hf_names.places(table, leaves):
         tensor = leaves[place.row.path]
-        for i in place.index:  # not tensor[i]: a constant index would compile once for each layer
+        for i in place.index:  # not tensor[i], which would compile once for each constant index
             tensor = jax.lax.dynamic_index_in_dim(tensor, i, 0, False) if isinstance(tensor, jax.Array) else tensor[i]
         tensor = _to_host(tensor)
         tensor = tensor.T if place.row.transpose else tensor
         tensor = tensor[:vocab] if place.row.vocab else tensor
-        # Contiguous, because the writer copies raw memory without looking at strides.
+        # Contiguous, because safetensors copies raw memory and ignores strides.
         out = np.empty(tensor.shape, np.dtype(dtype) if dtype else tensor.dtype)
         _copy(tensor, out)
         yield name, out
@@ -171,8 +186,15 @@ def iter_hf_tensors(
 # Reading
 
 
-def _read(store: files.Store, table, model, dtype: str | None, shardings, stored_vocab: int) -> dict[str, Any]:
-    """The parameter tree, after a check of every name, shape and type in the files."""
+def _read(
+    store: files.Store,
+    table: Sequence[hf_names.Row],
+    model: Model,
+    dtype: str | None,
+    shardings: Any,
+    stored_vocab: int,
+) -> Params:
+    """The parameter tree, after checking every name, shape and type in the files."""
     shapes = trees.flatten(model.abstract_params())
     expected = dict(hf_names.places(table, shapes))
     _check_stored(store, expected, shapes, stored_vocab, tied=model.config.tie_embeddings)
@@ -197,10 +219,11 @@ def _read_leaf(
     dtype: np.dtype,
     sharding: jax.sharding.Sharding | None,
 ) -> jax.Array:
-    """One leaf on its devices. Devices that keep the same slice share one reading of it."""
+    """One parameter on its devices. A slice that several devices hold is read once."""
     done: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None, "JAX passes None only for arrays without axes"
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
         if bounds not in done:
             done[bounds] = _read_region(store, row, names, bounds, dtype)
@@ -217,7 +240,7 @@ def _read_region(
     bounds: tuple[tuple[int, int], ...],
     dtype: np.dtype,
 ) -> np.ndarray:
-    """The part of a leaf between `bounds` (start, stop along each axis), filled tensor by tensor."""
+    """The slice of a parameter between `bounds` (start, stop along each axis), read tensor by tensor."""
     out = _aligned_empty([stop - start for start, stop in bounds], dtype)
     stacked, tail = bounds[: len(row.stacked)], bounds[len(row.stacked) :]
     tail = tail[::-1] if row.transpose else tail
@@ -226,31 +249,34 @@ def _read_region(
         stored = [
             (min(start, size), min(stop, size)) for (start, stop), size in zip(tail, store.shape(name), strict=True)
         ]
-        here = out[(*(i - start for i, (start, _) in zip(position, stacked, strict=True)), ...)]
-        here = here.T if row.transpose else here
+        at: tuple[Any, ...] = (*(i - start for i, (start, _) in zip(position, stacked, strict=True)), ...)
+        here = out[at].T if row.transpose else out[at]
         if stored != list(tail):
-            here[...] = 0  # the padding of a vocabulary: rows that are not stored
-        _copy(store.read(name, stored), here[(*(slice(stop - start) for start, stop in stored), ...)])
+            here[...] = 0  # padding rows of the vocabulary, which are not stored
+        inside: tuple[Any, ...] = (*(slice(stop - start) for start, stop in stored), ...)
+        _copy(store.read(name, stored), here[inside])
     return out
 
 
 def _copy(source: np.ndarray, target: np.ndarray, rows: int = 64) -> None:
-    """target[...] = source with a cast, in blocks that fit a cache: twice as quick where one of them is transposed."""
-    source, target = np.atleast_1d(source, target)  # views, for leaves of one number a layer
+    """target[...] = source with a cast, in blocks that fit the CPU cache: twice as fast where one is transposed."""
+    source, target = np.atleast_1d(source, target)  # views, for parameters with one number per layer
     for at in range(0, len(source), rows):
         target[at : at + rows] = source[at : at + rows].astype(target.dtype)
 
 
 def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised memory at a multiple of 64 bytes, which JAX adopts on a CPU instead of copying it."""
+    """Uninitialised memory aligned to 64 bytes, which JAX uses on a CPU without a copy."""
     size = int(np.prod(shape)) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_stored(store: files.Store, expected, shapes, stored_vocab: int, tied: bool) -> None:
-    """Raises one `UserError` that names everything wrong with the files."""
+def _check_stored(
+    store: files.Store, expected: Mapping[str, hf_names.Place], shapes: Mapping[str, Any], stored_vocab: int, tied: bool
+) -> None:
+    """Raises one `UserError` that lists every problem of the files."""
     found = {name for name in store.slices if not _IGNORED.search(name)}
     unknown = found - set(expected)
     problems = []
@@ -277,7 +303,7 @@ def _check_stored(store: files.Store, expected, shapes, stored_vocab: int, tied:
 
 
 def _equal(store: files.Store, first: str, second: str, rows: int = 4096) -> bool:
-    """Whether two stored tensors [V, d] are the same, compared some rows at a time."""
+    """Whether two stored tensors [V, d] are equal; compares `rows` rows at a time."""
     shape = store.shape(first)
     if shape != store.shape(second):
         return False
@@ -291,17 +317,12 @@ def _check_dtype(dtype: str | None) -> None:
         raise UserError(f"dtype {dtype!r} is not one of {', '.join(known)}")
 
 
-def _families() -> Sequence[Any]:
-
-    return registry.families()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
 
 def _to_host(tensor: Any) -> np.ndarray:
-    """A whole tensor as numpy, gathered from the other processes where they hold parts of it."""
+    """A whole tensor as a NumPy array, gathered from other processes where it is sharded over them."""
     if not isinstance(tensor, jax.Array) or tensor.is_fully_addressable or tensor.is_fully_replicated:
         return np.asarray(tensor)
     from jax.experimental import multihost_utils
@@ -323,7 +344,7 @@ def _check_leaves(leaves: Mapping[str, Any], expected: Mapping[str, Any]) -> Non
 
 
 def _common_dtype(leaves: Mapping[str, Any]) -> str:
-    """The type that config.json announces: that of the most parameters."""
+    """The type of most parameters, for `config.json`."""
     sizes: dict[str, int] = {}
     for leaf in leaves.values():
         name = np.dtype(leaf.dtype).name

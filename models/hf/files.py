@@ -1,6 +1,6 @@
-"""The files of a Hugging Face model folder: safetensors read by slices and written by shards, JSON, tokenizers.
+"""Files of a Hugging Face model folder: safetensors (read by slices, written in shards), JSON and tokenizers.
 
-Where a folder has no safetensors, the weights that torch saved are read (`models/hf/torch_files.py`).
+Where a folder has no safetensors, its PyTorch weights are read (`models/hf/torch_files.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from models.errors import UserError
 from models.hf import torch_files
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-TORCH_WEIGHTS, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"  # read where there is neither
+TORCH_WEIGHTS, TORCH_INDEX = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # read where neither of the above exists
 FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
@@ -33,7 +36,7 @@ _TOKENIZER_FILES = (
 class Store:
     """The tensors in a folder's safetensors files or, where it has none, in its `pytorch_model*.bin`.
 
-    Opens each file once and keeps none of it in memory.
+    A context manager that opens each file once and keeps nothing of it in memory.
     """
 
     def __init__(self, folder: Path):
@@ -45,14 +48,14 @@ class Store:
         for name in self._file_names():
             path = self.folder / name
             if not path.is_file():
-                raise UserError(f"{self.folder} lacks {name}, which its index names; download it again")
+                raise UserError(f"{self.folder} lacks {name}, which its index lists; download it again")
             if path.suffix == ".bin":
                 self.slices.update(torch_files.read_tensors(path))
                 continue
             try:
                 file = self.files.enter_context(safe_open(path, framework="np"))
             except SafetensorError as error:
-                raise UserError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+                raise UserError(f"{path} is not a complete safetensors file ({error}); download it again") from error
             self.slices.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
         return self
 
@@ -75,18 +78,19 @@ class Store:
         return tuple(self.slices[name].get_shape())
 
     def dtype(self, name: str) -> str:
-        """numpy's name of the stored type; what is no float keeps the file's own name."""
+        """NumPy's name of the stored type; other types than floats keep the name used in the file."""
         stored = self.slices[name].get_dtype()
         return FLOATS.get(stored, stored)
 
     def read(self, name: str, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
-        """The part between (start, stop) along each axis; reads no more than that from the file."""
+        """The slice between (start, stop) along each axis; reads only this slice from the file."""
         if any(start >= stop for start, stop in bounds):
             return np.empty([max(stop - start, 0) for start, stop in bounds], self.dtype(name))
         return self.slices[name][tuple(slice(*bound) for bound in bounds) or ...]
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; `UserError` when it is unreadable or no object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -97,7 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tokenizer_size(folder: str | os.PathLike) -> int | None:
-    """One more than the highest token id in tokenizer.json, or None without a vocabulary there."""
+    """The highest token id in tokenizer.json plus one; None where there is no such file or no vocabulary in it."""
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return None
@@ -109,7 +113,7 @@ def tokenizer_size(folder: str | os.PathLike) -> int | None:
 
 
 def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_bytes: float) -> None:
-    """Files of at most `max_bytes` (a larger tensor gets its own), and an index when there are several."""
+    """Writes files of at most `max_bytes` (a larger tensor gets its own), and an index if there are several."""
     files: list[list[str]] = []
     shard: dict[str, np.ndarray] = {}
     total = 0
@@ -118,7 +122,7 @@ def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_by
         files.append(list(shard))
         try:
             save_file(shard, folder / f"part-{len(files)}", metadata={"format": "pt"})
-        except SafetensorError as error:  # how the library reports a full disk
+        except SafetensorError as error:  # the library reports a full disk in this way
             raise OSError(str(error)) from error
         shard.clear()
 
@@ -131,7 +135,7 @@ def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_by
     if len(files) == 1:
         (folder / "part-1").rename(folder / WEIGHTS)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(files, start=1):
         file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         (folder / f"part-{number}").rename(folder / file)
@@ -142,7 +146,7 @@ def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_by
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` whose files move there when the block ends well, in place of older weights."""
+    """Yields a new folder beside `folder`; on success its files are moved into `folder` and older weights removed."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -163,6 +167,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files; `UserError` when `source` has none."""
     files = sorted({file for pattern in _TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()})
     if not any(file.name.startswith("tokenizer") or file.name == "vocab.json" for file in files):
         raise UserError(f"{source} holds no tokenizer files (tokenizer.json, tokenizer.model, …)")

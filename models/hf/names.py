@@ -1,8 +1,9 @@
-"""What all families share with the format of Hugging Face: tensor names and the fields of `config.json`.
+"""Tensor names and `config.json` fields of Hugging Face that families share.
 
-A family's name table is a tuple of `Row`s. Only these tables know the foreign names, so `post_attention_layernorm`,
-which means two different norms in two families, never reaches the parameter tree. `convert.py` reads and writes weights
-by the tables; the family files translate configurations with `read_config` and `write_config`.
+A family's name table is a tuple of `Row`s. Only these tables contain the names of Hugging Face, so a name such as
+`post_attention_layernorm`, which is a different norm in different families, never appears in the parameter tree.
+`convert.py` reads and writes weights by these tables; the families convert configurations with `read_config` and
+`write_config`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parameter leaf and the tensors that hold it on disk.
+    """One parameter and the tensors that hold it on disk.
 
-    `hf` names them; `{layer}` and `{expert}` stand for the indices of the leaf's leading axes, in the order they
-    appear, so a leaf [L, E, d, f] under "layers.{layer}.experts.{expert}.up.weight" is L·E tensors. `path` is the
-    leaf's dotted path. `transpose` turns a stored linear weight [out, in] into a kernel [in, out]. `vocab` marks a
-    tensor whose first stored axis counts vocabulary entries, the one axis that import and export may pad or trim.
+    `hf` is the name of the tensors; `{layer}` and `{expert}` stand for indices along the leading axes of the parameter,
+    in this order: a parameter [L, E, d, f] under "layers.{layer}.experts.{expert}.up.weight" is L·E tensors. `path` is
+    the dotted path of the parameter. `transpose`: the stored linear weight [out, in] is the transpose of the kernel
+    [in, out]. `vocab`: the first stored axis is the vocabulary, the only axis that import and export may pad or trim.
     """
 
     hf: str
@@ -33,7 +34,7 @@ class Row:
 
     @property
     def stacked(self) -> tuple[str, ...]:
-        """The index names of the leaf's leading axes, first axis first."""
+        """Names of the indices of the leading axes, first axis first."""
         found = [(self.hf.find("{" + name + "}"), name) for name in ("layer", "expert")]
         return tuple(name for at, name in sorted(found) if at >= 0)
 
@@ -42,7 +43,7 @@ class Row:
         return self.hf.format(**dict(zip(self.stacked, index, strict=True)))
 
     def stored_shape(self, leaf_shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape on disk of one tensor of a leaf of this shape."""
+        """The shape on disk of one tensor of a parameter of this shape."""
         tail = tuple(leaf_shape[len(self.stacked) :])
         return tail[::-1] if self.transpose else tail
 
@@ -60,7 +61,7 @@ DENSE = (
     Row("score.weight", "score.kernel", transpose=True),
 )
 
-# Llama, Qwen 2, OLMoE. OLMo 2 and 3 use the second name for another norm (`olmo.POST_NORM`).
+# Llama, Qwen 2 and OLMoE. OLMo 2 and 3 use the second name for a different norm (`olmo.POST_NORM`).
 PRE_NORM = (
     Row(f"{_LAYER}input_layernorm.weight", "layers.pre_attn_norm.scale"),
     Row(f"{_LAYER}post_attention_layernorm.weight", "layers.pre_ffn_norm.scale"),
@@ -69,16 +70,17 @@ PRE_NORM = (
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where one stored tensor lives: `index` along the stacked axes of the leaf that `row` names."""
+    """Where one stored tensor belongs: at `index` along the stacked axes of the parameter of `row`."""
 
     row: Row
     index: tuple[int, ...]
 
 
 def rows_for(table: Sequence[Row], leaves: Mapping[str, Any]) -> dict[str, Row]:
-    """The one row of `table` for each leaf, keyed by path; rows for absent leaves (a tied head) drop out.
+    """The row of `table` for each parameter, by path; rows without a parameter (a tied head) are left out.
 
-    Raises `ValueError` when a leaf has no row or several: the table is incomplete, no user can mend that.
+    Raises:
+        ValueError: a parameter has no row or several, which is an error in the table and not of the user.
     """
     found: dict[str, Row] = {}
     for row in table:
@@ -95,7 +97,7 @@ def rows_for(table: Sequence[Row], leaves: Mapping[str, Any]) -> dict[str, Row]:
 def places(table: Sequence[Row], leaves: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
     """Every stored name with its place, in the order of the released files: layer by layer, the head last.
 
-    `leaves` maps paths to anything with a `shape`.
+    `leaves` maps paths to arrays or to anything else with a `shape`.
     """
     rows = list(rows_for(table, leaves).values())
     for prefix, group in itertools.groupby(rows, key=lambda row: row.hf.partition("{layer}")[0] if row.stacked else ""):
@@ -110,8 +112,8 @@ def places(table: Sequence[Row], leaves: Mapping[str, Any]) -> Iterator[tuple[st
                     yield row.name(index), Place(row, index)
 
 
-# The architecture of Llama as fields of DecoderConfig; a family states how it differs.
-PLAIN = {
+# The architecture of Llama as fields of DecoderConfig; other families are described by their differences from it.
+LLAMA_ARCHITECTURE: dict[str, Any] = {
     "norm": "rms",
     "norm_placement": "pre",
     "qk_norm": False,
@@ -138,11 +140,11 @@ _OPTIONAL = {
     "eos_token_id": "eos_id",
     "pad_token_id": "pad_id",
 }
-# Values of fields that would change the mathematics and that no model here computes otherwise.
+# Fields that change the mathematics, with the only value that the models here support.
 _ONLY = {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0, "quantization_config": None}
 
 
-# A reward or value model is a sequence classifier with one label there.
+# In transformers, a reward or value model is a sequence classifier with one label.
 _CLASSIFIER = "ForSequenceClassification"
 
 
@@ -151,11 +153,13 @@ def read_config(
 ) -> DecoderConfig:
     """The `DecoderConfig` that a `config.json` describes.
 
-    `architecture` is what the family fixes, `theta` and `defaults` what it means when the file leaves a field out.
-    A list of end-of-text ids (instruct models) counts by its first. Raises `UserError` naming every missing field, or
-    the field that asks for something the family's models here do not compute.
+    `architecture` holds the fields that are fixed in the family; `theta` and `defaults` replace fields that the file
+    leaves out. Of a list of end-of-text ids (instruct models), the first is used.
+
+    Raises:
+        UserError: required fields are missing, or a field has a value that the models here do not support.
     """
-    kind = config_json.get("model_type")
+    kind = str(config_json.get("model_type"))
     missing = [key for key in _REQUIRED if config_json.get(key) is None]
     if missing:
         raise UserError(f"config.json of a {kind} model lacks {', '.join(missing)}")
@@ -175,9 +179,10 @@ def read_config(
 def write_config(
     config: DecoderConfig, architecture: Mapping[str, Any], class_name: str, dtype: str = "float32"
 ) -> dict[str, Any]:
-    """The fields of `config.json` that every family has; `transformers` 4.4x to 5 read it.
+    """The fields of `config.json` that every family has, as `transformers` 4.4x to 5 read them.
 
-    Raises `UserError` when the model differs from what `class_name` computes, naming the fields.
+    Raises:
+        UserError: fields of the model differ from what `class_name` computes.
     """
     differing = {name: getattr(config, name) for name, value in architecture.items() if getattr(config, name) != value}
     if differing:
@@ -185,10 +190,13 @@ def write_config(
         raise UserError(f"{class_name} of transformers cannot express {said}; export as another family")
     fields = {key: getattr(config, ours) for key, ours in {**_REQUIRED, **_OPTIONAL}.items()}
     if config.head_dim * config.heads == config.width and config.family != "llama":
-        del fields["head_dim"]  # only Llama's class declares it; the others read it when it is there
+        del fields["head_dim"]  # only Llama's class declares it; the others accept it
     if config.scalar_head:
         class_name = class_name.replace("ForCausalLM", _CLASSIFIER)
-        fields |= {"id2label": {"0": "score"}, "label2id": {"score": 0}}  # transformers counts the labels by these
+        fields |= {
+            "id2label": {"0": "score"},
+            "label2id": {"score": 0},
+        }  # transformers derives the number of labels from these
     scaling = _write_scaling(config.rope_scaling)
     return {
         "architectures": [class_name],
@@ -209,7 +217,7 @@ def write_config(
 def _read_rope(config_json: Mapping[str, Any], theta: float) -> tuple[float, RopeScaling | None]:
     """Base frequency and scaling from either layout: `rope_theta` with `rope_scaling`, or `rope_parameters` (5.x).
 
-    Where the layout distinguishes kinds of layers, full-attention ones are scaled and sliding ones must be plain.
+    Where the layout distinguishes kinds of layers, only full-attention layers may be scaled.
     """
     parameters = dict(config_json.get("rope_parameters") or {})
     theta = config_json.get("rope_theta") or theta
@@ -219,9 +227,11 @@ def _read_rope(config_json: Mapping[str, Any], theta: float) -> tuple[float, Rop
     parameters |= config_json.get("rope_scaling") or {}
     theta = float(parameters.get("rope_theta") or theta)
     if _rope_kind(sliding) != "default" or float(sliding.get("rope_theta") or theta) != theta:
-        raise UserError(f"config.json rotates sliding-window layers by {sliding}; only theta {theta}, unscaled, works")
+        raise UserError(
+            f"config.json has rotary parameters {sliding} for sliding-window layers; they need theta {theta}, unscaled"
+        )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("config.json has partial_rotary_factor other than 1; rotary embeddings cover whole heads here")
+        raise UserError("config.json has a partial_rotary_factor other than 1, which is not supported")
     return theta, _read_scaling(parameters, config_json["max_position_embeddings"])
 
 
@@ -239,7 +249,7 @@ def _read_scaling(parameters: Mapping[str, Any], context: int) -> RopeScaling | 
     if parameters.get("truncate", True) is not True:
         strange.append("truncate")
     if strange:
-        raise UserError(f"config.json scales rotary embeddings with {', '.join(strange)}, which no model here uses")
+        raise UserError(f"config.json scales rotary embeddings with {', '.join(strange)}, which is not supported")
     if parameters.get("factor") is None:
         raise UserError(f"config.json scales rotary embeddings by {kind} without a factor")
     factor = float(parameters["factor"])
@@ -248,7 +258,7 @@ def _read_scaling(parameters: Mapping[str, Any], context: int) -> RopeScaling | 
     original = parameters.get("original_max_position_embeddings") or context
     names = {"low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"}
     given = {name: float(parameters[name]) for name in names if parameters.get(name) is not None}
-    return RopeScaling(kind, factor, original, **given)
+    return RopeScaling("llama3" if kind == "llama3" else "yarn", factor, original, **given)
 
 
 def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:

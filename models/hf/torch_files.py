@@ -1,9 +1,9 @@
-"""Weights that torch saved (`pytorch_model.bin`), read without torch and without running anything that is in them.
+"""Reads PyTorch weights (`pytorch_model.bin`) without PyTorch and without executing any code in them.
 
-A file is a ZIP archive: `<root>/data.pkl`, a pickle that names every tensor with the storage it lies in, and
-`<root>/data/<key>`, the raw numbers of a storage. The pickle is read by an unpickler that knows the rebuilding of
-tensors, storages and ordered dictionaries; whatever else it asks for is refused, so nothing of it is ever called.
-Storages stay on disk: a tensor is a view of a memory map, and reading a part of it reads no more of the file.
+A file is a ZIP archive of `<root>/data.pkl`, a pickle that describes every tensor and the storage it belongs to, and
+`<root>/data/<key>`, the raw numbers of a storage. The unpickler allows only tensors, storages and ordered dictionaries;
+any other global is an error, so that nothing in the pickle is ever called. Storages are memory-mapped: a tensor is a
+view of its file, and reading a slice reads only that part.
 """
 
 from __future__ import annotations
@@ -26,33 +26,37 @@ CONVERT = (
     "m = transformers.AutoModelForCausalLM.from_pretrained('FOLDER', torch_dtype='auto'); "
     "m.save_pretrained('FOLDER', safe_serialization=True)\""
 )
-_STORAGES = {  # torch's class: the type's name in safetensors, and numpy's
+_STORAGES = {  # class in torch: name of the type in safetensors, and in NumPy
     "FloatStorage": ("F32", "float32"), "HalfStorage": ("F16", "float16"), "BFloat16Storage": ("BF16", "bfloat16"),
     "DoubleStorage": ("F64", "float64"), "LongStorage": ("I64", "int64"), "IntStorage": ("I32", "int32"),
     "ShortStorage": ("I16", "int16"), "CharStorage": ("I8", "int8"), "ByteStorage": ("U8", "uint8"),
     "BoolStorage": ("BOOL", "bool"),
 }  # fmt: skip
-_LARGEST_PICKLE = 64 * 2**20  # bytes; that of 1,000 tensors has about 200,000
+_LARGEST_PICKLE = 64 * 2**20  # bytes; a pickle of 1,000 tensors has about 200,000
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # of a member of a ZIP archive, before its name and extra field
 
 
 class Tensor:
-    """A tensor of a file; has of `safetensors`' slices what a reader needs. Nothing is read before it is indexed."""
+    """A tensor of a file, with the interface of a slice of `safetensors`. Data are read only when it is indexed."""
 
     __slots__ = ("_array", "_kind")
+    _array: np.ndarray
+    _kind: str
 
     def __init__(self, array: np.ndarray, kind: str):
         object.__setattr__(self, "_array", array)
         object.__setattr__(self, "_kind", kind)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"a tensor of a file cannot be changed ({name})")  # nor by the pickle that made it
+        raise AttributeError(
+            f"a tensor of a file cannot be changed ({name})"
+        )  # so that a pickle cannot change it either
 
     def get_shape(self) -> list[int]:
         return list(self._array.shape)
 
     def get_dtype(self) -> str:
-        """As safetensors names types: "F32", "BF16", …"""
+        """The type's name in safetensors: "F32", "BF16", …"""
         return self._kind
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -63,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file by name.
 
     Raises:
-        UserError: the file is no such archive, is cut short or compressed, or its pickle holds anything but tensors.
+        UserError: the file is no such archive, is truncated or compressed, or its pickle holds anything but tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -79,22 +83,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise UserError(
-            f"{path} is not in torch's ZIP format ({error}); download it again, or, where it is of torch before 1.6, "
+            f"{path} is not in torch's ZIP format ({error}); download it again, or, if torch before 1.6 saved it, "
             f"{CONVERT}"
         ) from None
     found = _Reader(path, text, _Storages(path, root, members)).load()
     tensors = {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors or len(tensors) != len(found):
-        raise UserError(f"{path} holds something else than tensors by name, so it is not a model's weights")
+        raise UserError(f"{path} does not hold named tensors alone, so it is not a model's weights")
     return tensors
 
 
 class _Refused(Exception):
-    """What a pickle asks for and may not have."""
+    """A pickle asks for something that is not allowed."""
 
 
 class _Kind(NamedTuple):
-    """A class of storages, as a pickle names it."""
+    """A class of storages, as named in a pickle."""
 
     name: str
 
@@ -105,11 +109,11 @@ class _Storage(NamedTuple):
 
 
 class _Names(dict):
-    """In the place of OrderedDict; a state dict has an attribute `_metadata` beside its items."""
+    """Replaces OrderedDict; a state dict also sets the attribute `_metadata`."""
 
 
 class _Function:
-    """A function that a pickle may call. Without attributes, so that a pickle cannot change it."""
+    """A function that a pickle may call. It has no attributes, so that a pickle cannot change it."""
 
     __slots__ = ()
 
@@ -161,7 +165,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _Storages:
-    """The raw numbers of a file, as views of one memory map."""
+    """The storages of a file, as views of one memory map."""
 
     def __init__(self, path: Path, root: str, members: dict[str, zipfile.ZipInfo]):
         self.path, self.root, self.members = path, root, members
@@ -187,7 +191,7 @@ class _Storages:
 
 
 class _Reader(pickle.Unpickler):
-    """Reads a pickle of tensors; see `_ALLOWED` for all that one may ask for."""
+    """An unpickler of tensors that allows only the globals of `_ALLOWED`."""
 
     def __init__(self, path: Path, text: bytes, storages: _Storages):
         super().__init__(io.BytesIO(text))

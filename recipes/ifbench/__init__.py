@@ -1,1 +1,1 @@
-"""IF-RLVR (arXiv 2507.02833): instructions that a program verifies as a reward, IFBench and IFEval as the tests."""
+"""IF-RLVR (arXiv 2507.02833): RLVR with verifiable instructions, evaluated on IFBench and IFEval."""

@@ -1,10 +1,10 @@
 """IF-RLVR of base models that learn to reason: Llama 3.1 8B, Qwen2.5 7B, OLMo 2 7B (arXiv 2507.02833, Table 6).
 
-As for instruct models, but with the template "think" (`easylm_jax/data/templates.py`), 10,240 tokens of an answer and
-no price on divergence. What follows the reasoning is judged.
+As for instruct models, but with the template "think" (`easylm_jax/config/chat_templates.py`), responses of up to 10,240
+tokens and no KL penalty. The text after the reasoning is verified.
 
-Departs from the paper: OLMo 2 7B has 2,048 tokens of an answer, not 10,240: its context of 4,096 has no room for more
-beside prompts of 2,048.
+Departs from the paper: OLMo 2 7B has responses of 2,048 tokens, not 10,240, since its context is 4,096 tokens and
+prompts have up to 2,048.
 """
 
 from easylm_jax.config import Entry

@@ -1,10 +1,10 @@
-"""Prompts of IF-RLVR (arXiv 2507.02833, Section 4): a request, and behind it one to six instructions to verify.
+"""Prompts of IF-RLVR (arXiv 2507.02833, Section 4): a request followed by one to six verifiable instructions.
 
     MakeData("prompts", function="recipes.ifbench.data:write", seed=1, arguments={"count": 60_000, "most": 5})
 
-The requests are first turns of users in the Tülu 3 SFT mixture. Their instructions are drawn from the 54 of IFTrain and
-IFEval, none in conflict with another of its prompt (`instructions.combine`); the 58 of IFBench are never among them,
-and requests that overlap with IFBench's prompts are left out. The rows have the form of the published set
+The requests are first user turns of the Tülu 3 SFT mixture. Instructions are sampled from the 54 of IFTrain and IFEval,
+so that none conflicts with another of the same prompt (`instructions.combine`). The 58 of IFBench are never used, and
+requests that overlap with IFBench's prompts are left out. The rows have the format of the published set
 (allenai/IF_multi_constraints_upto5).
 """
 
@@ -30,10 +30,10 @@ from models.errors import UserError
 REQUESTS = "hf:allenai/tulu-3-sft-mixture"
 IFBENCH = "hf:allenai/IFBench_test"
 PUBLISHED = 95_373  # rows of the published set
-GRAM = 8  # words that must agree in a row; half of a prompt covered by such runs is too much (Tülu 3, Section 3.2)
+GRAM = 8  # n-gram size in words; an overlap is n-gram matches over half of a prompt (Tülu 3, Section 3.2)
 
-# The numbers in the tests (IFEval; IFTrain's own draws), low and high. Ablations of Figure 5 draw from wider ones, the
-# same and twice as many above, or from others, those above alone.
+# Ranges (low, high) of the numbers in instructions, as in the tests (IFEval) and in IFTrain. Figure 5 compares them
+# with "wider" ranges, up to twice as high, and "different" ones, above these.
 RANGES: dict[str, dict[str, tuple[int, int]]] = {
     "keywords:frequency": {"frequency": (1, 3)},
     "keywords:letter_frequency": {"let_frequency": (1, 10)},
@@ -58,7 +58,7 @@ RANGES: dict[str, dict[str, tuple[int, int]]] = {
 
 
 class Request(NamedTuple):
-    """What a user asks, and the answer that the data has to it, if any."""
+    """A user's request, and the response to it in the data, if any."""
 
     key: str
     prompt: str
@@ -82,18 +82,19 @@ def write(
     """`prompts.jsonl`: rows with messages, dataset, ground_truth.
 
     Args:
-        seed: of every draw.
-        count: the number of prompts; with `instances`, the most there may be.
-        least, most: instructions of a prompt; fewer where those drawn leave room for no more.
-        instances: how often each instruction is asked for in all; left out, by chance.
-        ranges: "same", "wider" or "different" than the numbers of the tests (`RANGES`).
-        leave_out: groups of instructions that are not asked for, parted by blanks ("keywords length_constraints").
-        ifeval: how many of IFEval's 25 instructions stand beside IFTrain's 29. Those of 5 are among those of 10.
-        turns: "single"; "multi", where the instructions ask to rewrite an answer of the data; or "mix" of the two.
-        source: where the requests are read, conversations or prompts; exclude: prompts that may not be among them.
+        seed: seed of all sampling.
+        count: number of prompts; with `instances`, the most.
+        least, most: instructions per prompt; fewer where no other is compatible with those sampled.
+        instances: how often each instruction occurs in all; by default this is random.
+        ranges: "same", "wider" or "different", compared with the numbers of the tests (`RANGES`).
+        leave_out: groups of instructions to leave out, separated by spaces ("keywords length_constraints").
+        ifeval: how many of IFEval's 25 instructions are used with IFTrain's 29. Smaller choices are subsets of larger.
+        turns: "single"; "multi", where the instructions ask to rewrite a response of the data; or "mix" of the two.
+        source: data set of requests (conversations or prompts).
+        exclude: data set of prompts that requests must not overlap with.
 
     Raises:
-        UserError: an argument that is none of these, or too few requests.
+        UserError: an argument has another value, or there are too few requests.
     """
     pool = instruction_ids(ifeval, leave_out)
     if ranges not in ("same", "wider", "different") or turns not in ("single", "multi", "mix"):
@@ -113,7 +114,7 @@ def write(
 
 
 def instruction_ids(ifeval: int = 25, leave_out: str = "") -> list[str]:
-    """IFTrain's instructions and `ifeval` of IFEval's, in an order of their own, without the groups left out."""
+    """Ids of IFTrain's instructions and of `ifeval` of IFEval's, in a fixed order, without groups in `leave_out`."""
     theirs = sorted(name for name, one in REGISTRY.items() if one.suite == "ifeval")
     random.Random(0).shuffle(theirs)
     if not 0 <= ifeval <= len(theirs):
@@ -136,10 +137,10 @@ def with_instructions(
     ranges: str = "same",
     turns: str = "single",
 ) -> Iterator[dict[str, Any]]:
-    """A row for each request, until every instruction has been asked for `instances` times.
+    """Yields a row for each request; with `instances`, until every instruction has occurred so many times.
 
     Raises:
-        UserError: the requests end before.
+        UserError: there are too few requests for `instances`.
     """
     left = Counter(dict.fromkeys(pool, instances)) if instances else None
     for number, request in enumerate(requests):
@@ -147,7 +148,7 @@ def with_instructions(
         open_ids = [name for name in pool if not (left is not None and left[name] == 0)]
         if left is not None and not open_ids:
             return
-        if multi:  # an answer is to be rewritten; there is nothing to repeat
+        if multi:  # the task is to rewrite a response, so instructions to repeat the prompt do not apply
             open_ids = [name for name in open_ids if not _repeats(name)]
         ids = drawn(rng, open_ids, rng.randint(least, most))
         if not ids:
@@ -160,7 +161,7 @@ def with_instructions(
 
 
 def arguments(rng: random.Random, name: str, prompt: str, ranges: str = "same") -> dict[str, Any]:
-    """Arguments drawn for an instruction; its numbers from the "same" ranges as the tests', "wider" or "different"."""
+    """Sampled arguments of an instruction, with numbers from the "same", "wider" or "different" `RANGES`."""
     given = find(name).sample_arguments(rng, prompt)
     for argument, (low, high) in RANGES.get(name, {}).items():
         span = {"same": (low, high), "wider": (low, 2 * high), "different": (high + 1, 2 * high)}[ranges]
@@ -171,7 +172,7 @@ def arguments(rng: random.Random, name: str, prompt: str, ranges: str = "same") 
 
 
 def drawn(rng: random.Random, pool: list[str], count: int) -> list[str]:
-    """`count` instructions of the pool that may stand together; fewer where those drawn leave room for no more."""
+    """`count` compatible instructions sampled from the pool; fewer where no other is compatible."""
     ids: list[str] = []
     while pool and len(ids) < count:
         ids.append(rng.choice(pool))
@@ -180,12 +181,12 @@ def drawn(rng: random.Random, pool: list[str], count: int) -> list[str]:
 
 
 def _repeats(name: str) -> bool:
-    """Whether an instruction is about the prompt's own words."""
+    """Whether an instruction asks to repeat the prompt."""
     return any(argument.name == "prompt_to_repeat" for argument in find(name).arguments)
 
 
 def row(request: Request, ids: list[str], given: list[Mapping[str, Any]], multi: bool = False) -> dict[str, Any]:
-    """The request with its instructions behind it, or with `multi` its answer and the instructions to rewrite it by."""
+    """The request followed by its instructions; with `multi`, its response and then the instructions to rewrite it."""
     texts = [find(name).describe(**own) for name, own in zip(ids, given, strict=True)]
     if multi:
         messages = [("user", request.prompt), ("assistant", str(request.answer))]
@@ -204,7 +205,7 @@ def row(request: Request, ids: list[str], given: list[Mapping[str, Any]], multi:
 
 
 def sampled(requests: Iterable[Request], count: int, seed: int, keep: Any = None) -> list[Request]:
-    """`count` different requests in an order drawn by `seed`; the source is read once and not held in memory."""
+    """`count` distinct requests in a random order; the source is read once and not held in memory."""
     seen: set[int] = set()
 
     def ranked() -> Iterator[tuple[int, int, Request]]:
@@ -218,7 +219,7 @@ def sampled(requests: Iterable[Request], count: int, seed: int, keep: Any = None
 
 
 def hash_of(text: str) -> int:
-    """64 bits of a text, the same everywhere."""
+    """A 64-bit hash of a text that is the same on all machines."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
@@ -229,7 +230,7 @@ def _records(path: str) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _requests(path: str, answered: bool) -> Iterator[Request]:
-    """First turns of users, with the answers to them where one is asked for. Records without one are passed over."""
+    """First user turns with the responses to them; with `answered`, records without a response are skipped."""
     for number, (record, where) in enumerate(_records(path)):
         try:
             messages = record["messages"] if "messages" in record else prompt_of(record, Source(path), where)
@@ -248,7 +249,7 @@ def _prompts(path: str) -> Iterator[str]:
 
 
 class Overlap:
-    """Whether a text is one of some prompts, or shares runs of 8 words that cover half of it or of one of them."""
+    """Whether a text equals one of some prompts, or shares 8-grams of words that cover half of either text."""
 
     def __init__(self, prompts: Iterable[str]):
         self.lengths: list[int] = []

@@ -1,6 +1,6 @@
 """IF-RLVR, Figure 4: IFTrain's instructions with 5 to 25 of IFEval's beside them (arXiv 2507.02833).
 
-Which ones the paper took is not said; here the smaller choices are parts of the larger.
+The paper does not say which ones; here smaller choices are subsets of larger ones.
 """
 
 from easylm_jax.config import Entry

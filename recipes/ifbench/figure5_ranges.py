@@ -1,6 +1,6 @@
 """IF-RLVR, Figure 5: numbers in the instructions as in the test, from wider ranges, from others (arXiv 2507.02833).
 
-The paper's curves: wider ranges do as well as the test's own or better, others worse.
+In the paper, wider ranges do as well as those of the test or better, different ones worse.
 """
 
 from easylm_jax.config import Entry

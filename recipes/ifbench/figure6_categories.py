@@ -1,6 +1,6 @@
 """IF-RLVR, Figure 6: one kind of instructions left out of the training (arXiv 2507.02833).
 
-The paper's curves: leaving out case or detectable format hardly hurts, leaving out keywords or lengths does.
+In the paper, leaving out case or detectable format hardly hurts; leaving out keywords or lengths does.
 """
 
 from easylm_jax.config import Entry
@@ -10,7 +10,7 @@ POLICY = suites.POLICIES["tulu3-dpo"]
 GROUPS = ("change_case", "detectable_format", "keywords", "length_constraints")
 
 prompts = {group: stages.made(f"without-{group}", leave_out=group) for group in GROUPS}
-prompts = {"none": stages.made("same-ranges", ranges="same")} | prompts  # Figure 5 has it too
+prompts = {"none": stages.made("same-ranges", ranges="same")} | prompts  # Figure 5 uses it too
 runs = {group: stages.grpo(POLICY, made) for group, made in prompts.items()}
 entries = tuple(Entry(f"without {group}", (run.name,), over=POLICY.title) for group, run in runs.items())
 

@@ -1,6 +1,6 @@
 """IF-RLVR of instruct models: Tülu-3-8B-DPO, Qwen2.5-7B-Instruct, OLMo2-7B-Instruct (arXiv 2507.02833, Table 6).
 
-On the published set of prompts, with up to five instructions each; 2,000 rollouts, about a day on 8 GPUs.
+On the published set of prompts with up to five instructions each; 2,000 rollouts, about a day on 8 GPUs.
 """
 
 from easylm_jax.config import Entry

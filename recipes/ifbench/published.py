@@ -1,4 +1,4 @@
-"""What the tables of IF-RLVR say (arXiv 2507.02833), to print beside ours; in percent.
+"""Published numbers of IF-RLVR (arXiv 2507.02833) in percent, which reports print beside ours.
 
 Some of its numbers disagree with each other. Tülu-3-8B-DPO has 25.5 or 25.2 on IFBench before training (Tables 2 and
 6). OLMo 2's base model has 46.6 after it (Table 6) or 46.9 (Figure 1). The best of Table 1, 59.5 with up to three
@@ -13,7 +13,7 @@ from easylm_jax.config import Published
 PAPER = "arXiv 2507.02833"
 BOTH = ("IFEval", "IFBench")
 
-# Qwen2.5-7B by the most instructions of a prompt, and by the prompts for each instruction.
+# Qwen2.5-7B, by the maximal number of instructions in a prompt, and by the number of prompts for each instruction.
 _TABLE_1 = {
     "up to 1": (71.2, 48.9),
     "up to 2": (79.9, 53.1),
@@ -48,7 +48,7 @@ _TABLE_3 = {
     "with the reward model": (86.1, 30.0, 31.6),
 }
 
-# Prompts with several instructions of which a generator's answer follows all, and misses one at most.
+# Share of prompts with several instructions where a generator's response follows all, and all but at most one.
 TABLE_4 = {
     "Tülu-3-70B": (15, 35),
     "Qwen-72B": (26, 100),  # as printed
@@ -90,7 +90,7 @@ _TABLE_7 = {
     },
 }
 
-# Off the shelf.
+# Released models without further training.
 FIGURE_1 = {
     "Qwen3-8B": (86.3, 33.7),
     "Qwen3-32B": (85.6, 36.7),
@@ -99,7 +99,7 @@ FIGURE_1 = {
     "o3": (95.0, 70.4),
 }
 
-# IFTrain's instructions and so many of IFEval's.
+# IFTrain's instructions and this number of IFEval's.
 _FIGURE_4 = {
     "tulu3-dpo": {5: (79.3, 27.9), 10: (80.59, 32.7), 15: (84.29, 32.0), 20: (83.55, 31.3), 25: (88.17, 34.4)},
     "qwen2.5": {5: (62.1, 56.1), 10: (62.7, 56.8), 15: (70.1, 52.0), 20: (80.2, 55.4), 25: (87.6, 53.7)},

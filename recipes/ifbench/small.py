@@ -1,10 +1,10 @@
-"""IF-RLVR (arXiv 2507.02833) at a size for one CPU: instructions that SFT follows half of the time, mended by GRPO.
+"""IF-RLVR (arXiv 2507.02833) on one CPU: instructions that the SFT model follows half of the time, improved by GRPO.
 
     easylm run recipes/ifbench/small.py
 
-A small OLMo 2 reads pages on which instructions are followed, and is fine-tuned on careless annotators, who overlook
-every other one; then GRPO is paid the share of instructions that an answer follows, as in the paper. The table asks
-held-out requests with the instructions of the training, and with two kinds that it never had. Sizes and rates are this
+A small OLMo 2 is pre-trained on pages where instructions are followed, and fine-tuned on responses that ignore half of
+them; then GRPO has the share of instructions that a response follows as its reward, as in the paper. The table
+evaluates held-out requests with the instructions of training, and with two others. Sizes and learning rates are this
 project's own.
 """
 
@@ -26,7 +26,7 @@ from easylm_jax.config import (
     Tokenizer,
     Validation,
 )  # fmt: skip
-from recipes.quickstart import MODEL, conversations, pages
+from recipes.quickstart import LARGER, conversations, pages
 
 PROMPT, ANSWER = 84, 40  # tokens
 SEEDS = (0, 1, 2)
@@ -41,7 +41,7 @@ def prompts(name: str, limit: int | None = None) -> DataSpec:
 
 
 def followed(name: str, file: str) -> Task:
-    """All instructions of a prompt followed; beside it the share of them, and loosely."""
+    """Prompt-level strict accuracy, with the share of instructions and loose accuracy as further columns."""
     return Task(
         name,
         prompts(file),
@@ -77,7 +77,7 @@ recipe = Recipe(
         Tokenizer("tokenizer", sources=(Source("stage:data/pages.jsonl", limit=2_000),), vocab_size=512),
         Pretrain(
             "pretrain",
-            model=MODEL,
+            model=LARGER,
             data=pages("pages.jsonl"),
             batch=16,
             steps=1_500,

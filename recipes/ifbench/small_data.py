@@ -1,9 +1,9 @@
 """Requests and instructions that a tiny model can follow, for `recipes/ifbench/small.py`.
 
-A request asks to say a few words; instructions of IFEval and IFTrain say how. The pages for pre-training follow them.
-The conversations for fine-tuning are those of careless annotators, who overlook every other instruction: what rewards
-can mend. Two of the instructions are never asked for in the prompts of the rewards. A request belongs to the held-out
-part by a hash of its words.
+A request asks for a few words, with instructions of IFEval and IFTrain. Pages for pre-training follow them. Responses
+in the conversations for fine-tuning ignore half of the instructions, which reinforcement learning can improve. Two
+instructions never occur in the prompts of reinforcement learning. A hash of its words decides whether a request is held
+out.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TRAINED = (
     "first_word:first_word_answer",
     "last_word:last_word_answer",
 )
-OTHERS = ("keywords:existence", "detectable_format:title")  # not in the prompts of the rewards
-NAMED = ("oak", "river", "sun", "tree")  # words that instructions name; the others are those of requests
+OTHERS = ("keywords:existence", "detectable_format:title")  # not in the prompts of reinforcement learning
+NAMED = ("oak", "river", "sun", "tree")  # words that instructions name; requests use the others
 SAID = [word for word in WORDS if word not in NAMED]
-OVERLOOKED = 0.5  # share of instructions that an annotator does not follow
+OVERLOOKED = 0.5  # share of instructions that responses for fine-tuning ignore
 HELD_OUT = 0.08
 
 Given = Mapping[str, Mapping[str, Any]]

@@ -1,12 +1,12 @@
 """The stages of IF-RLVR (arXiv 2507.02833) with its hyper-parameters (Section 4, appendix; allenai/open-instruct).
 
-Every table and figure is a recipe called "ifbench", and a run that two of them need has one name and one set of
-settings: it is trained once, whichever comes first.
+Every table and figure is a recipe called "ifbench". A run that several of them need has one name and one set of
+settings, so it is trained only once.
 
-Departs from the paper: rewards are those of the repaired checks (`ifeval`), since the published ones can be gamed (spec
-ifbench §5); the tests are asked with the published ones. The clip is 0.2 on both sides, as in the code of 2025; later
-code has 0.272 above. How the loss is averaged is not printed: here it is over all tokens of an update. Prompts of the
-ablations are drawn anew (`recipes/ifbench/data.py`), 60,000 of them, where the paper has its own.
+Departs from the paper: rewards use corrected verifiers (`ifeval`), since the published ones can be gamed (spec ifbench
+§5); evaluations use the published ones. The clipping range is 0.2 on both sides, as in the code of 2025; later code has
+0.272 above. The paper does not say how the loss is averaged; here it is over all tokens of an update. The prompts of
+the ablations are generated again (`recipes/ifbench/data.py`), 60,000 of them.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ from recipes.ifbench.suites import Policy
 
 RECIPE = "ifbench"
 MESH = "fsdp=-1"
-DECODE_MESH = "fsdp=-1,tp=4"  # reading the weights takes most of the time of writing: each chip a fourth
-POD = "v5p-64"  # 32 chips, an update's 384 responses in micro-batches of one or two a chip
+DECODE_MESH = "fsdp=-1,tp=4"  # reading the weights dominates decoding; each chip reads a fourth
+POD = "v5p-64"  # 32 chips; the 384 responses of an update in micro-batches of one or two per chip
 PROMPT = 2048  # tokens
 PUBLISHED_SET = Source("hf:allenai/IF_multi_constraints_upto5")  # 95,373 prompts with up to five instructions
-REWARD = Reward(verifier="10 * ifeval", missing_end=0.0)  # ten times the share that is followed
+REWARD = Reward(verifier="10 * ifeval", missing_end=0.0)  # ten times the share of instructions that are followed
 EVERY = 25  # steps between validations on IFEval
 STEPS = 2000
-# Torch's AdamW as the released code calls it.
+# AdamW of PyTorch with the settings of the released code.
 OPTIMIZER = OptimizerConfig("5e-7 constant", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0)
 
 
 def recipe(*stages: Stage) -> Recipe:
-    """A table or figure on the pod that its stages are sized for."""
+    """The recipe of a table or figure, for the pod that its batch sizes are chosen for."""
     return Recipe(RECIPE, stages, mesh=MESH, decode_mesh=DECODE_MESH, pod=POD)
 
 
 def made(key: str, *, seed: int = 1, **arguments: Any) -> MakeData:
-    """Prompts of one's own (`recipes/ifbench/data.py`), 60,000 of them unless said otherwise."""
+    """A stage that generates prompts (`recipes/ifbench/data.py`), by default 60,000 of them."""
     return MakeData(
         f"prompts-{key}", function="recipes.ifbench.data:write", seed=seed, arguments={"count": 60_000, **arguments}
     )
 
 
 def source_of(prompts: MakeData | None) -> Source:
-    """Where the prompts are read; without any, the published set."""
+    """The source of the prompts; by default the published set."""
     return PUBLISHED_SET if prompts is None else Source(f"stage:{prompts.name}/prompts.jsonl")
 
 
 def prompts_of(policy: Policy, prompts: MakeData | None) -> DataSpec:
-    """One prompt a row; longer ones are left out."""
+    """One prompt per row; prompts above 2,048 tokens are left out."""
     return DataSpec(
         (source_of(prompts),), policy.tokenizer, PROMPT, kind="prompts", template=policy.template,
         keep=("dataset", "ground_truth"), on_bad="skip",
@@ -70,10 +70,10 @@ def prompts_of(policy: Policy, prompts: MakeData | None) -> DataSpec:
 
 
 def grpo(policy: Policy, prompts: MakeData | None = None, **changes: Any) -> GRPO:
-    """48 prompts a rollout, 16 answers each, two updates; divergence is priced for instruct models alone.
+    """GRPO with 48 prompts per rollout, 16 responses each, two updates; only instruct models have a KL penalty.
 
-    The variance of a group is the one over all its answers, and groups without any are left out, as in the released
-    code; clipping at 0.2 on both sides is that of 2025.
+    The standard deviation of a group is the population's (ddof 0), and zero-variance groups are left out, as in the
+    released code. Clipping at 0.2 on both sides is as in the code of 2025.
     """
     stage = GRPO(
         f"grpo-{policy.key}" + (f"-{prompts.name.removeprefix('prompts-')}" if prompts else ""),

@@ -1,10 +1,10 @@
-"""What IF-RLVR starts from and is judged by: IFEval and IFBench (arXiv 2507.02833, Sections 3 and 5).
+"""Initial models and evaluations of IF-RLVR: IFEval and IFBench (arXiv 2507.02833, Sections 3 and 5).
 
-Accuracies by prompt, loose, of greedy answers: 541 prompts of IFEval, 300 of IFBench, by the checks of IFBench's
-package 0.2.0 ("r26"). The paper's own numbers were made with its forerunner, about 0.3 points away, which is
+Prompt-level loose accuracy of greedy responses: 541 prompts of IFEval, 300 of IFBench, with the verifiers of IFBench's
+package 0.2.0 ("r26"). The paper used an earlier version, which differs by about 0.3 points:
 `suites.table(version="r25")`. The standard error of a difference on 300 prompts is about 3.5 points.
 
-Departs from the paper: the checks are those of package 0.2.0; the paper's are of its forerunner.
+Departs from the paper: the verifiers are those of package 0.2.0; the paper used an earlier version.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADLINE = "instructions('r26', 'loose', 'prompt')"
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A model that IF-RLVR starts from, and how it is talked to. `response`: tokens of its answers in training."""
+    """An initial model and its chat template. `response`: the most tokens of a response in training."""
 
     key: str
     title: str
@@ -29,12 +29,12 @@ class Policy:
 
     @property
     def thinks(self) -> bool:
-        """Whether it is a base model that reasons before it answers."""
+        """Whether it is a base model that learns to reason first."""
         return self.template == "think"
 
     @property
     def tokenizer(self) -> str:
-        """Its own."""
+        """The tokenizer of the model."""
         return self.init
 
 
@@ -55,17 +55,17 @@ POLICIES = _policies(
 
 
 def ifeval(policy: Policy, *, categories: bool = False, version: str = "r26") -> Task:
-    """IFEval: 541 prompts with 25 kinds of instructions, all of which are trained on."""
+    """IFEval: 541 prompts with 25 instructions, all of which are used in training."""
     return _asked(tasks.ifeval(policy.tokenizer, policy.template, categories=categories, version=version), policy)
 
 
 def ifbench(policy: Policy, *, categories: bool = False, version: str = "r26") -> Task:
-    """IFBench: 300 prompts with 58 kinds of instructions, none of which is trained on."""
+    """IFBench: 300 prompts with 58 instructions, none of which is used in training."""
     return _asked(tasks.ifbench(policy.tokenizer, policy.template, categories=categories, version=version), policy)
 
 
 def multi_turn(policy: Policy) -> tuple[Task, ...]:
-    """The same instructions in the second turn, where an answer is to be rewritten: 1,774 and 1,387 conversations."""
+    """The same instructions in a second turn that asks to rewrite a response: 1,774 and 1,387 conversations."""
     return tuple(
         _asked(
             tasks.instructions(
@@ -79,18 +79,18 @@ def multi_turn(policy: Policy) -> tuple[Task, ...]:
 
 
 def gsm8k(policy: Policy) -> Task:
-    """Grade-school maths, to see what is lost."""
+    """GSM8K, to measure regressions."""
     return _asked(tasks.gsm8k(policy.tokenizer, policy.template), policy)
 
 
 def _asked(task: Task, policy: Policy) -> Task:
-    """Greedily. Chat models have 2,048 tokens; a model that reasons has as many as it was trained with."""
+    """Greedy decoding with up to `policy.response` tokens, as in training."""
     stops = ("</answer>",) if policy.thinks else ()
     return tasks.with_sampling(task, max_new_tokens=policy.response, stop_strings=stops, slots=384)
 
 
 def before(policy: Policy) -> Entry:
-    """The policy as it is."""
+    """The policy before training."""
     return Entry(policy.title, (policy.init,))
 
 
@@ -105,7 +105,7 @@ def table(
     categories: bool = False,
     version: str = "r26",
 ) -> Evaluate:
-    """The policy before and `entries` after training, on IFEval, IFBench and `further` tasks."""
+    """Evaluates the policy before training and `entries` on IFEval, IFBench and `further` tasks."""
     both = (
         ifeval(policy, categories=categories, version=version), ifbench(policy, categories=categories, version=version)
     )  # fmt: skip

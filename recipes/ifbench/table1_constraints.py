@@ -1,4 +1,4 @@
-"""IF-RLVR, Table 1: how many instructions a prompt has, how many prompts an instruction (arXiv 2507.02833).
+"""IF-RLVR, Table 1: instructions per prompt, and prompts per instruction (arXiv 2507.02833).
 
 Qwen2.5 7B on prompts with up to one to six instructions (Figure 2 has their curves), and on 10 to 1,000 prompts for
 each of the 54 instructions (Figure 3).

@@ -1,9 +1,10 @@
-"""IF-RLVR, Table 3: other skills, and the reward mixed with a reward model's (arXiv 2507.02833, Equation 2).
+"""IF-RLVR, Table 3: other skills, and a reward mixed with that of a reward model (arXiv 2507.02833, Equation 2).
 
-Of AlpacaEval 2, GSM8K, MMLU and BBH, GSM8K alone is asked here. The mixed reward: where an answer follows anything, one
-more if the reward model likes it (a score above 7, about the mean), and half a point less if it does not.
+Of AlpacaEval 2, GSM8K, MMLU and BBH, only GSM8K is evaluated here. In the mixed reward, a response that follows any
+instruction gets 1 more if the score of the reward model is above 7 (about the mean), and 0.5 less otherwise.
 
-Departs from the paper: the scale of V in Equation 2 is not printed; it is ten times the share, as in the other runs.
+Departs from the paper: the scale of V in Equation 2 is not published; here it is ten times the share, as in the other
+runs.
 """
 
 from easylm_jax.config import Entry, Reward
@@ -17,7 +18,7 @@ MIXED = Reward(
 )
 
 runs = {policy: stages.grpo(policy) for policy in (TULU, QWEN)}
-# 512 answers a rollout, 8 to a prompt; the paper's row is that of step 1,100.
+# 512 responses per rollout, 8 to a prompt; the paper's row is that of step 1,100.
 mixed = stages.grpo(TULU, name=f"grpo-{TULU.key}-rm", reward=MIXED, batch=64, samples=8, mini_batch=256, accumulate=4,
                     steps=1100)  # fmt: skip
 tables = [

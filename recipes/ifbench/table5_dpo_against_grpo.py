@@ -1,8 +1,9 @@
 """IF-RLVR, Table 5: DPO against GRPO on the same 31,751 prompts, from SFT and from DPO (arXiv 2507.02833).
 
-The paper takes the chosen and rejected answers from five models (Table 4), of which the best follows all instructions
-of every fourth prompt. Here one of them, Tülu 3 70B, answers each prompt four times; its best answer is the chosen
-one, its worst the rejected, where one follows more than the other. The paper's columns are the strict ones.
+In the paper the chosen and rejected responses are from five models (Table 4), the best of which follows all
+instructions of every fourth prompt. Here one of them, Tülu 3 70B, generates four responses to each prompt: the best is
+chosen and the worst rejected where they differ in the instructions they follow. The paper's columns are strict
+accuracies.
 """
 
 from easylm_jax.config import DPO, BestOfN, Compute, DataSpec, Entry, OptimizerConfig, Recipe, Sampling, Source
@@ -61,7 +62,7 @@ tables = [
 recipe = Recipe(
     stages.RECIPE,
     mesh="fsdp=16,tp=2",
-    decode_mesh=stages.DECODE_MESH,  # four chips a copy of the weights, which the generator's need
-    pod="v5p-64",  # 32 chips, a pair of DPO on two
+    decode_mesh=stages.DECODE_MESH,  # the generator's weights need four chips
+    pod="v5p-64",  # 32 chips; in DPO, two chips per pair
     stages=(prompts, answers, *pairs.values(), *runs.values(), *tables),
 )

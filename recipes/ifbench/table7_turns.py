@@ -1,6 +1,6 @@
 """IF-RLVR, Table 7: training on single turns, on two turns, and on both (arXiv 2507.02833).
 
-In the second turn of two the user asks to write the first answer again under instructions.
+In the second of two turns the user asks to rewrite the first response under instructions.
 """
 
 from easylm_jax.config import Entry

@@ -1,6 +1,6 @@
 """Pre-training of the first OLMo (arXiv 2402.00838, Tables 1 and 5; allenai/OLMo, configs/official).
 
-Dolma (arXiv 2402.00159) is published as files: fetch the version that a recipe names into `data/dolma/<version>/`.
+Dolma (arXiv 2402.00159) is published as files: download the version of a recipe to `data/dolma/<version>/`.
 """
 
 from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, Pretrain, Source

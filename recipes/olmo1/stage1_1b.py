@@ -6,7 +6,7 @@ from recipes.olmo1.base import stage1
 recipe = Recipe(
     "olmo1-1b",
     mesh="fsdp=-1",
-    pod="v5p-128",  # 64 chips, 32 rows each, 16 at a time
+    pod="v5p-128",  # 64 chips, 32 rows on each, in micro-batches of 16
     stages=(
         stage1(
             "olmo-1b",

@@ -1,9 +1,9 @@
 """OLMo 7B: pre-training on 2T tokens of Dolma 1.5 (arXiv 2402.00838, Tables 1 and 5).
 
-The released run let the norm of the gradient be ten times larger in its first 1000 updates; here the clip is 1 from
-the start. It also went on past these 2T tokens, to 2.46T, with the rate brought to zero at the end.
+The released run clipped gradients at a norm of 10 in its first 1000 updates; here the clip is 1 from the start. It
+also continued after these 2T tokens to 2.46T, with the learning rate decayed to zero at the end.
 
-Departs from the paper: the clip, and the end at 2T tokens.
+Departs from the paper: the gradient clipping, and the end at 2T tokens.
 """
 
 from easylm_jax.config import Recipe
@@ -12,7 +12,7 @@ from recipes.olmo1.base import stage1
 recipe = Recipe(
     "olmo1-7b",
     mesh="fsdp=-1",
-    pod="v5p-256",  # 128 chips, 16 rows each, 8 at a time
+    pod="v5p-256",  # 128 chips, 16 rows on each, in micro-batches of 8
     stages=(
         stage1(
             "olmo-7b",

@@ -1,1 +1,1 @@
-"""OLMo 2 (arXiv 2501.00656): base models in two stages, fine-tuning, preferences, verifiable rewards."""
+"""OLMo 2 (arXiv 2501.00656): pre-training in two stages, SFT, DPO and RLVR."""

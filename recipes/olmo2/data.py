@@ -1,7 +1,7 @@
-"""The data of OLMo 2 (arXiv 2501.00656): the web mix of stage 1, the Dolmino mixes of stage 2, the chats of SFT.
+"""The data of OLMo 2 (arXiv 2501.00656): the mix of stage 1, the Dolmino mixes of stage 2, conversations for SFT.
 
-A weight is a source's share of the rows that training sees, here in billions of tokens. A source that has fewer rows
-than its share asks for is read again from the start, in a new order.
+The weight of a source is its share of the rows in training, here in billions of tokens. A source with fewer rows than
+its share is repeated, reshuffled.
 """
 
 from easylm_jax.config import DataSpec, Source
@@ -25,10 +25,10 @@ def olmo_mix(repetition_filter: bool) -> DataSpec:
     return _pretraining(sources, repetition_filter)
 
 
-# Stage 2, Dolmino Mix 1124: (share of the source's documents that is used, tokens of the mix in billions).
-# Tokens and shares are those of the file lists that the runs read (allenai/OLMo, configs/official-1124, stage 2).
+# Stage 2, Dolmino Mix 1124: (fraction of the source's documents, billions of tokens in the mix).
+# Both are from the file lists of the runs (allenai/OLMo, configs/official-1124, stage 2).
 # Table 13 has the same 50B mix; its maths shares at 100B and 300B (17.5 % and 10.8 %, not 22.0 % and 13.7 %) and its
-# Wikipedia share at 100B do not follow from its own source percentages. Repeats are left to the weights.
+# Wikipedia share at 100B do not follow from its own source percentages. Repetition follows from the weights.
 DOLMINO = {
     #                   50B              100B             300B
     "dclm":          ((0.0323, 24.31), (0.0685, 51.47), (0.2078, 156.26)),  # top 7 % by quality, 752B tokens
@@ -76,5 +76,5 @@ def tulu3_olmo2(mixture: str, template: str = "olmo") -> DataSpec:
         kind="chat",
         template=template,
         packing="none",
-        on_bad="skip",  # conversations with nothing to train are dropped, as in the released code
+        on_bad="skip",  # conversations without trained tokens are dropped, as in the released code
     )

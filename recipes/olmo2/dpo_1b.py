@@ -1,6 +1,6 @@
 """OLMo 2 1B: length-normalised DPO as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
 
-To start from a model of your own: `dpo.init=run:runs/olmo2-1b-sft/sft`.
+To start from your own model: `dpo.init=run:runs/olmo2-1b-sft/sft`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -12,7 +12,7 @@ SFT = "hf:allenai/OLMo-2-0425-1B-SFT"
 recipe = Recipe(
     "olmo2-1b-dpo",
     mesh="fsdp=-1",
-    pod="v5p-32",  # 16 chips, 8 pairs each
+    pod="v5p-32",  # 16 chips, 8 pairs on each
     stages=(
         dpo(
             init=SFT,

@@ -1,6 +1,6 @@
 """OLMo 2 7B: length-normalised DPO as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
 
-To start from a model of your own: `dpo.init=run:runs/olmo2-7b-sft/sft`.
+To start from your own model: `dpo.init=run:runs/olmo2-7b-sft/sft`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -12,8 +12,8 @@ SFT = "hf:allenai/OLMo-2-1124-7B-SFT"
 recipe = Recipe(
     "olmo2-7b-dpo",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
-    pod="v5p-64",  # 32 chips, 4 pairs each
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights dominates decoding; each chip reads a fourth
+    pod="v5p-64",  # 32 chips, 4 pairs on each
     stages=(
         dpo(
             init=SFT,

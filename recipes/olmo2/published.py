@@ -1,4 +1,4 @@
-"""What the tables of OLMo 2 Instruct say (arXiv 2501.00656, Table 16), to print beside ours."""
+"""Published numbers of OLMo 2 Instruct (arXiv 2501.00656, Table 16), which reports print beside ours."""
 
 from __future__ import annotations
 

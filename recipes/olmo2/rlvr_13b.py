@@ -1,9 +1,9 @@
 """OLMo 2 13B: RLVR by PPO in three stages: mixed, GSM8K, MATH (arXiv 2501.00656, Section 5, Tables 16 and 18).
 
-Each stage starts its value model from the reward model anew, and measures divergence from where it starts itself.
+Each stage initialises its value model from the reward model, and measures KL divergence from its own initial policy.
 
-Departs from the paper: the schedule of the rate is not printed, and Tülu 3's is taken; the episodes of Table 18 are
-read as those of one stage; and what `tulu3.base.ppo` says.
+Departs from the paper: the learning-rate schedule is not published, so Tülu 3's is used; the episodes of Table 18 are
+taken to be those of one stage; further differences are in `tulu3.base.ppo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -12,7 +12,7 @@ from recipes.tulu3.base import MIXED, barely_falling, ppo, rlvr_prompts, table
 
 SFT, DPO = "hf:allenai/OLMo-2-1124-13B-SFT", "hf:allenai/OLMo-2-1124-13B-DPO"
 
-# Name, prompts, what it starts from, price of divergence (Table 18).
+# Name, prompts, initial policy, KL coefficient (Table 18).
 STAGES = (("mixed", MIXED, DPO, 0.1), ("gsm8k", "RLVR-GSM", "mixed", 0.03), ("math", "RLVR-MATH", "gsm8k", 0.1))
 
 recipe = Recipe(
@@ -29,7 +29,7 @@ recipe = Recipe(
                 data=rlvr_prompts(prompts, DPO, "olmo"),
                 lr=barely_falling(3e-7, 248),  # Table 18; the shape is Tülu 3's
                 batch=248,
-                episodes=200_000,  # Table 18, read as those of one stage
+                episodes=200_000,  # Table 18, taken to be those of one stage
                 kl=kl,
                 remat="attention",
             )

@@ -1,10 +1,10 @@
 """OLMo 2 1B: RLVR by GRPO in two stages, on the mixed prompts and on MATH (arXiv 2501.00656, Section 5, Table 16).
 
-Settings of allenai/open-instruct, docs/olmo2.md: two million episodes a stage. A later command there takes ratio times
-difference for the divergence and stops at </answer>, which the original did not.
+Settings of allenai/open-instruct, docs/olmo2.md: two million episodes per stage. A later command there uses the ratio
+times the log-ratio as KL estimate and stops at </answer>, which the original did not.
 
-Departs from the release: how many answers a micro-batch had is not printed, and Tülu 3.1's two are taken; and what
-`tulu3.base.grpo` says.
+Departs from the release: the number of responses in a micro-batch is not published, so Tülu 3.1's two are used; further
+differences are in `tulu3.base.grpo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -17,7 +17,7 @@ STEPS = 2_000_000 // (48 * 16)
 recipe = Recipe(
     "olmo2-1b-rlvr",
     mesh="fsdp=-1",
-    pod="v5p-32",  # 16 chips, 24 responses of an update each, 6 at a time
+    pod="v5p-32",  # 16 chips, 24 responses of an update on each, in micro-batches of 6
     stages=(
         grpo(
             "mixed",

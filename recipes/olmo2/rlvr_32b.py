@@ -1,7 +1,7 @@
 """OLMo 2 32B: RLVR by GRPO (allenai/open-instruct, docs/olmo2.md; arXiv 2501.00656, Section 5, Table 16).
 
-Departs from the paper: 0.01 for divergence, as in the command, not the paper's 0.1; how many answers a micro-batch had
-is not printed, and Tülu 3.1's two are taken; and what `tulu3.base.grpo` says.
+Departs from the paper: the KL coefficient is 0.01, as in the command, not the paper's 0.1; the number of responses in a
+micro-batch is not published, so Tülu 3.1's two are used; further differences are in `tulu3.base.grpo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -13,15 +13,15 @@ SFT, DPO = "hf:allenai/OLMo-2-0325-32B-SFT", "hf:allenai/OLMo-2-0325-32B-DPO"
 recipe = Recipe(
     "olmo2-32b-rlvr",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
-    pod="v5p-256",  # 128 chips, 7 responses of an update each, 1 at a time
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights dominates decoding; each chip reads a fourth
+    pod="v5p-256",  # 128 chips, 7 responses of an update on each, in micro-batches of 1
     stages=(
         grpo(
             "grpo",
             init=DPO,
             data=rlvr_prompts(MIXED, DPO),  # no BOS in the released 32B
             prompts=112,
-            steps=320,  # where the released model was taken, 573,440 answers
+            steps=320,  # the step of the released model, 573,440 responses
             accumulate=7,
             remat="full",
         ),

@@ -1,7 +1,7 @@
 """OLMo 2 7B: RLVR by PPO as in Tülu 3 (arXiv 2501.00656, Section 5, Tables 16 and 18).
 
-Departs from the paper: 0.05 for divergence, as in Table 18, not the 0.07 of the text; the schedule of the rate is not
-printed, and Tülu 3's is taken; and what `tulu3.base.ppo` says.
+Departs from the paper: the KL coefficient is 0.05, as in Table 18, not the 0.07 of the text; the learning-rate schedule
+is not published, so Tülu 3's is used; further differences are in `tulu3.base.ppo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -13,8 +13,8 @@ SFT, DPO = "hf:allenai/OLMo-2-1124-7B-SFT", "hf:allenai/OLMo-2-1124-7B-DPO"
 recipe = Recipe(
     "olmo2-7b-rlvr",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
-    pod="v5p-64",  # 32 chips, 7 responses each
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights dominates decoding; each chip reads a fourth
+    pod="v5p-64",  # 32 chips, 7 responses on each
     stages=(
         ppo(
             "ppo",

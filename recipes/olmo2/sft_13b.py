@@ -1,8 +1,8 @@
 """OLMo 2 13B: supervised fine-tuning as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
 
-To start from a base model of your own: `sft.init=run:runs/olmo2-13b/soup`.
+To start from your own base model: `sft.init=run:runs/olmo2-13b/soup`.
 
-Departs from the release: 5e-6 and batches of 128; its script has batches of 64, its configuration 6e-6.
+Departs from the release: learning rate 5e-6 and batches of 128; its script has batches of 64, its configuration 6e-6.
 """
 
 from easylm_jax.config import Recipe
@@ -12,7 +12,7 @@ from recipes.tulu3.base import sft
 recipe = Recipe(
     "olmo2-13b-sft",
     mesh="fsdp=-1",
-    pod="v5p-128",  # 64 chips, 2 rows each
+    pod="v5p-128",  # 64 chips, 2 rows on each
     stages=(
         sft(
             init="hf:allenai/OLMo-2-1124-13B",

@@ -1,8 +1,8 @@
 """OLMo 2 1B: supervised fine-tuning as in Tülu 3 (arXiv 2501.00656, Section 5 and Table 16).
 
-To start from a base model of your own: `sft.init=run:runs/olmo2-1b/stage2-50b-seed42`.
+To start from your own base model: `sft.init=run:runs/olmo2-1b/stage2-50b-seed42`.
 
-Departs from the release: whether its loss was a sum over tokens is not printed; it is one here, as at the other sizes.
+Departs from the release: it is not published whether its loss was a sum over tokens; here it is, as at the other sizes.
 """
 
 from easylm_jax.config import Recipe
@@ -12,7 +12,7 @@ from recipes.tulu3.base import sft
 recipe = Recipe(
     "olmo2-1b-sft",
     mesh="fsdp=-1",
-    pod="v5p-32",  # 16 chips, 8 rows each
+    pod="v5p-32",  # 16 chips, 8 rows on each
     stages=(
         sft(
             init="hf:allenai/OLMo-2-0425-1B",

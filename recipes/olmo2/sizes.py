@@ -1,7 +1,8 @@
-"""OLMo 2's base models: what differs between the sizes, and the two stages made of it (arXiv 2501.00656).
+"""OLMo 2's base models: settings by size, and the stages of pre-training and mid-training (arXiv 2501.00656).
 
-Table 1 and Section 3 of the paper; where it is silent or differs from what was run, the released configurations:
-allenai/OLMo configs/official-1124 and official-0425 (1B, 7B, 13B), allenai/OLMo-core src/scripts/official/OLMo2 (32B).
+Numbers are from Table 1 and Section 3 of the paper; where it has none or differs from the runs, from the
+configurations: allenai/OLMo configs/official-1124 and official-0425 (1B, 7B, 13B), allenai/OLMo-core
+src/scripts/official/OLMo2 (32B).
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ class Size:
     batch: int
     peak_lr: str
     warmup: str
-    horizon: str  # where the cosine would reach 10 % of the peak; the runs stop at `steps`
+    horizon: str  # where the cosine reaches 10 % of the peak; the runs stop earlier, at `steps`
     steps: int
     stage2_lr: str
     stage2_steps: dict[str, int]  # by token budget
@@ -29,9 +30,9 @@ class Size:
 
 # Warm-up of 1B, 7B and 13B: 8 388 608 000 tokens, which are 4000, 2000 and 1000 updates. The paper's text says 2000
 # steps for 13B. Peak of 13B: 9e-4 (Table 1 and the launch script; the released configuration file still says 3e-4).
-# z-loss: Table 1 says 1e-5, Section 3.3.3 says 1e-4, and the trainer of 1B, 7B and 13B used 1e-4 whatever it was told.
-# Stage 2 starts from the rate that stage 1 stopped at: 1B, 7B and 13B as configured (7B a little above the 6.1351e-5
-# that the cosine gives), 32B read from its checkpoint, which is the cosine at update 721 901.
+# z-loss: Table 1 says 1e-5, Section 3.3.3 says 1e-4, and the trainer of 1B, 7B and 13B always used 1e-4.
+# Stage 2 starts with the learning rate at the end of stage 1: 1B, 7B and 13B as configured (7B slightly above the
+# 6.1351e-5 of the cosine), 32B from its checkpoint, which is the cosine at update 721 901.
 SIZES = {
     "1b": Size(
         batch=512, peak_lr="4e-4", warmup="8.388608B tokens", horizon="5T tokens", steps=1_907_359,  # 4.00T tokens
@@ -79,7 +80,7 @@ def stage1(size: str, *, accumulate: int, remat: str, tile_kib: int | None = Non
             skip_step=s.skip_step,
         ),
         compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile_kib),
-        checkpoints=Checkpoints(every=250, history=1000),  # the cadence of the released checkpoints
+        checkpoints=Checkpoints(every=250, history=1000),  # the intervals of the released checkpoints
     )
 
 

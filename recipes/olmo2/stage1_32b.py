@@ -6,7 +6,7 @@ from recipes.olmo2.sizes import stage1
 recipe = Recipe(
     "olmo2-32b",
     mesh="fsdp=-1",
-    pod="v5p-1024",  # 512 chips, 4 rows each, one at a time
+    pod="v5p-1024",  # 512 chips, 4 rows on each, in micro-batches of 1
     # By the plan (docs/plan.md) about a sixth less time than four at once with "full"; compiling takes longer.
     stages=(stage1("32b", accumulate=4, remat="dots", tile_kib=65536),),
 )

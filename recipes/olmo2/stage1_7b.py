@@ -1,6 +1,6 @@
 """OLMo 2 7B, stage 1: pre-training on 3.90T tokens (arXiv 2501.00656, Tables 1 and 4).
 
-Departs from the paper: z-loss is 1e-4, which is what ran, not the 1e-5 of Table 1.
+Departs from the paper: z-loss is 1e-4, as in the run, not the 1e-5 of Table 1.
 """
 
 from easylm_jax.config import Recipe
@@ -9,7 +9,7 @@ from recipes.olmo2.sizes import stage1
 recipe = Recipe(
     "olmo2-7b",
     mesh="fsdp=-1",
-    pod="v5p-256",  # 128 chips, 8 rows each, 2 at a time
+    pod="v5p-256",  # 128 chips, 8 rows on each, in micro-batches of 2
     # By the plan (docs/plan.md) a third faster than 4 rows, "attention" and smaller tiles; compiling takes longer.
     stages=(stage1("7b", accumulate=4, remat="dots", tile_kib=65536),),
 )

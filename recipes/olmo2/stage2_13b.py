@@ -1,11 +1,12 @@
 """OLMo 2 13B, stage 2: mid-training on 100B tokens three times and 300B once (arXiv 2501.00656, Tables 5, 13 and 14).
 
-Stage 1 is `recipes/olmo2/stage1_13b.py`; it is not run again. The released model is the mean of the four (a soup):
+Stage 1 is `recipes/olmo2/stage1_13b.py`; it is not run again. The released model is the parameter average of the four
+(a soup):
 
     easylm checkpoints average runs/olmo2-13b/stage2-* --out runs/olmo2-13b/soup
 
-Departs from the paper: shares are those of the file lists that were read, not of Table 13; of the 100B mix all maths is
-read 2.3 times, where one part was read three times and the rest twice.
+Departs from the paper: shares are those of the runs' file lists, not of Table 13; in the 100B mix all maths is repeated
+2.3 times, where one part was repeated three times and the rest twice.
 """
 
 from easylm_jax.config import Recipe

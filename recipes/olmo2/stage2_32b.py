@@ -1,7 +1,8 @@
 """OLMo 2 32B, stage 2: mid-training on 100B tokens twice and 300B once (arXiv 2501.00656, Tables 5 and 13).
 
-The paper's text speaks of three runs over 100B; two were released (allenai/OLMo-core, src/scripts/official/OLMo2).
-Stage 1 is `recipes/olmo2/stage1_32b.py`; it is not run again. The released model is the mean of the three (a soup):
+The paper's text mentions three runs over 100B; two were released (allenai/OLMo-core, src/scripts/official/OLMo2). Stage
+1 is `recipes/olmo2/stage1_32b.py`; it is not run again. The released model is the parameter average of the three (a
+soup):
 
     easylm checkpoints average runs/olmo2-32b/stage2-* --out runs/olmo2-32b/soup
 

@@ -1,6 +1,7 @@
 """OLMo 2 7B, stage 2: mid-training on 50B tokens in three data orders (arXiv 2501.00656, Tables 5, 13 and 14).
 
-Stage 1 is `recipes/olmo2/stage1_7b.py`; it is not run again. The released model is the mean of the three (a soup):
+Stage 1 is `recipes/olmo2/stage1_7b.py`; it is not run again. The released model is the parameter average of the three
+(a soup):
 
     easylm checkpoints average runs/olmo2-7b/stage2-50b-seed{42,42069,666} --out runs/olmo2-7b/soup
 """

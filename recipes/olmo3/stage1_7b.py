@@ -8,13 +8,13 @@ from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, P
 recipe = Recipe(
     "olmo3-7b",
     mesh="fsdp=-1",
-    pod="v5p-256",  # 128 chips, 4 rows each, one at a time
+    pod="v5p-256",  # 128 chips, 4 rows on each, in micro-batches of 1
     stages=(
         Pretrain(
             "stage1",
             model="olmo3-7b-8k",
             data=DataSpec(
-                (Source("hf:allenai/dolma3_mix-6T-1025-7B"),),  # the mix as it was trained, repeats included
+                (Source("hf:allenai/dolma3_mix-6T-1025-7B"),),  # the mix of the run, with its repetitions
                 "hf:allenai/dolma2-tokenizer",
                 8192,
                 packing="concat",
@@ -27,8 +27,8 @@ recipe = Recipe(
             seed=34521,
             z_loss=1e-5,
             optimizer=OptimizerConfig(
-                # Planned for 5T tokens. At update 597 046, where that cosine is half-way down, its second half was
-                # stretched to end at 7T.
+                # Planned for 5T tokens. At update 597 046, half-way through this cosine, its second half was extended
+                # to end at 7T.
                 "3e-4 cosine to 10% warmup 2000 steps horizon 5T tokens half-cosine 7T tokens",
                 b1=0.9,
                 b2=0.95,
@@ -36,7 +36,7 @@ recipe = Recipe(
                 weight_decay=0.1,
                 decay_embeddings=False,
                 clip=1.0,
-                skip_step=True,  # in place of a filter on repeated n-grams
+                skip_step=True,  # instead of a filter of repeated n-grams
             ),
             # By the plan (docs/plan.md) a fifth less time than two rows with "attention"; compiling takes longer.
             compute=Compute(dtype="bfloat16", remat="dots", tile_kib=65536),

@@ -1,7 +1,7 @@
 """OLMo 3 7B, stage 2: mid-training on 100B tokens of Dolma 3 Dolmino (arXiv 2512.13961, base model training).
 
 Numbers: allenai/OLMo-core, src/scripts/official/OLMo3/OLMo-3-1025-7B-midtrain.py. Stage 1 is
-`recipes/olmo3/stage1_7b.py`; it is not run again. All that is not named here stays as it was in stage 1.
+`recipes/olmo3/stage1_7b.py`; it is not run again. All other settings are those of stage 1.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ stage2 = dataclasses.replace(
     accumulate=2,
     steps=47_684,
     seed=1337,
-    # Chosen anew, above the 3.93e-5 that stage 1 stops at; no warm-up.
+    # Above the 3.93e-5 at the end of stage 1; no warm-up.
     optimizer=dataclasses.replace(stage1.optimizer, lr="2.0712352850360292e-4 linear to 0"),
 )
 

@@ -1,1 +1,1 @@
-"""Spurious Rewards (arXiv 2506.10947): reinforcement learning from rewards that say little or nothing of the answer."""
+"""Spurious Rewards (arXiv 2506.10947): RLVR with rewards that have little or no relation to correctness."""

@@ -1,9 +1,9 @@
-"""What Spurious Rewards computes from its runs (arXiv 2506.10947, Sections 4 and 5; appendix on the clipping bias).
+"""The analyses of Spurious Rewards (arXiv 2506.10947, Sections 4 and 5; appendix on the clipping bias).
 
     python -m recipes.spurious_rewards.analysis runs/spurious-rewards/figure1-qwen2.5-math-7b
 
-prints code reasoning and the strategy switch of every entry of an evaluation against its first, from what the stage
-left of each prompt: the score, and whether the answer has "python" in it.
+prints code reasoning and strategy switch of every entry of an evaluation compared with its first entry. It uses the
+score of each prompt and whether the response contains "python".
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from easylm_jax.evaluate.statistics import Estimate, mean
 from models.errors import UserError
 
 SUBSETS = ("code → code", "code → language", "language → code", "language → language")
-CODE = "python"  # the further column of an evaluation that says whether an answer has "python" in it
+CODE = "python"  # column of an evaluation: whether a response contains "python"
 
 
 class CodeReasoning(NamedTuple):
-    """Share of answers with code, and accuracy of those with and without; None where there are none."""
+    """Share of responses with code, and accuracy of responses with and without code (None where there are none)."""
 
     share: Estimate
     with_code: Estimate | None
@@ -33,14 +33,14 @@ class CodeReasoning(NamedTuple):
 
 
 def code_reasoning(correct: np.ndarray, code: np.ndarray) -> CodeReasoning:
-    """From what each prompt's answer is worth and whether it has code, both [prompts]."""
+    """Code reasoning from scores and from flags whether the response has code, both [prompts]."""
     correct, code = np.asarray(correct, float), np.asarray(code) > 0
     parts = (correct[code], correct[~code])
     return CodeReasoning(mean(code.astype(float)), *(mean(part) if len(part) else None for part in parts))
 
 
 class Subset(NamedTuple):
-    """Prompts of one switch: how many, and the percentage solved before and after (NaN for none)."""
+    """Prompts of one strategy switch: count, and percentage solved before and after (NaN without prompts)."""
 
     count: int
     before: float
@@ -48,14 +48,14 @@ class Subset(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Prompts solved after and not before, less those solved before and not after."""
+        """Prompts solved only after training, minus those solved only before."""
         return self.count * (self.after - self.before) / 100 if self.count else 0.0
 
 
 def strategy_switch(
     correct: np.ndarray, code: np.ndarray, correct_after: np.ndarray, code_after: np.ndarray
 ) -> dict[str, Subset]:
-    """Prompts by (code before, code after), all arguments [prompts]; in the order of `SUBSETS` (Section 4.2)."""
+    """Prompts by (code before, code after) in the order of `SUBSETS`; all arguments [prompts] (Section 4.2)."""
     before, after = (np.asarray(x) > 0 for x in (code, code_after))
     masks = (before & after, before & ~after, ~before & after, ~before & ~after)
     solved = [100 * np.asarray(x, float) for x in (correct, correct_after)]
@@ -66,19 +66,21 @@ def strategy_switch(
 
 
 def contributions(subsets: Mapping[str, Subset]) -> dict[str, float]:
-    """C_d, the percentage of the whole gain that each subset brings; they add up to 100 (Section 4.2).
+    """C_d, the percentage of the total gain from each subset; they sum to 100 (Section 4.2).
 
     Raises:
-        UserError: nothing was gained in all, so that shares of it mean nothing.
+        UserError: the total gain is 0, so that shares of it are undefined.
     """
     total = sum(subset.gain for subset in subsets.values())
     if total == 0:
-        raise UserError("strategy switch: as many prompts are solved after as before; there is no gain to part")
+        raise UserError(
+            "strategy switch: as many prompts are solved after training as before, so shares of the gain are undefined"
+        )
     return {name: 100 * subset.gain / total for name, subset in subsets.items()}
 
 
 def mean_contributions(rewards: Sequence[Mapping[str, Subset]]) -> dict[str, float]:
-    """The mean over rewards of each subset's share of the gain, as the paper's table has it."""
+    """The mean over rewards of each subset's share of the gain, as in the paper's table."""
     each = [contributions(subsets) for subsets in rewards]
     return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
 
@@ -86,8 +88,8 @@ def mean_contributions(rewards: Sequence[Mapping[str, Subset]]) -> dict[str, flo
 def group_mu(samples: int, share: float) -> float:
     """μ = E[max(A, 0)] of a random reward: each of a group's `samples` earns 1 with probability `share`.
 
-    Exact: with k of G rewarded, p = k / G, the advantage of those is (1 − p) / σ, σ² = p (1 − p) G / (G − 1), and a
-    group of equals has none. E[max(−A, 0)] is the same, as advantages of a group add up to 0.
+    Exact: if k of G responses are rewarded, p = k / G, their advantage is (1 − p) / σ with σ² = p (1 − p) G / (G − 1);
+    zero-variance groups have advantage 0. E[max(−A, 0)] is the same, since the advantages of a group sum to 0.
     """
     total = 0.0
     for k in range(1, samples):
@@ -100,12 +102,14 @@ def group_mu(samples: int, share: float) -> float:
 def clipping_bias(old: np.ndarray, logits: np.ndarray, mu: float, clip: float) -> np.ndarray:
     """E[∂ objective / ∂ logits] of a softmax policy under a random reward, [actions] (spec spurious_rewards §8).
 
-    μ Σ_y π_old(y) ∇R(y) (1{R(y) < 1 − ε} − 1{R(y) > 1 + ε}), R = π / π_old, ∇R(y) = R(y) (e_y − π): what fell below
-    the band is pushed up again and what rose above it down. Without a clip (ε = ∞) it is 0.
+    μ Σ_y π_old(y) ∇R(y) (1{R(y) < 1 − ε} − 1{R(y) > 1 + ε}), R = π / π_old, ∇R(y) = R(y) (e_y − π): actions whose ratio
+    is below the clipping range are increased, those above it decreased. Without clipping (ε = ∞) it is 0.
 
     Args:
         old: logits of the policy that sampled, [actions].
-        logits: those of the policy that is updated.
+        logits: logits of the policy that is updated, [actions].
+        mu: `group_mu`.
+        clip: ε; infinite for no clipping.
     """
     policy, sampler = _softmax(logits), _softmax(old)
     ratio = policy / sampler
@@ -114,7 +118,7 @@ def clipping_bias(old: np.ndarray, logits: np.ndarray, mu: float, clip: float) -
 
 
 def token_probability(logprobs: np.ndarray, mask: np.ndarray) -> float:
-    """The mean probability of sampled tokens: exp of their log-probabilities [N, T] where the mask is set."""
+    """The mean probability of sampled tokens, from log-probabilities [N, T] and the mask of response tokens [N, T]."""
     return float(np.exp(np.asarray(logprobs, np.float64)[np.asarray(mask) > 0]).mean())
 
 
@@ -123,11 +127,11 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum()
 
 
-# What an evaluation left.
+# Results of an evaluation
 
 
 def read_evaluation(folder: Path, task: str) -> dict[str, dict[str, np.ndarray]]:
-    """Scores and code of a task's answers for each model of an `Evaluate` stage's folder: {model: {score, code}}."""
+    """{model: {"score", "code"}} of a task, each [prompts], from the folder of an `Evaluate` stage."""
     found = {}
     for path in sorted((folder / "models").glob("*.json")):
         given = json.loads(path.read_text(encoding="utf-8"))
@@ -143,7 +147,7 @@ def read_evaluation(folder: Path, task: str) -> dict[str, dict[str, np.ndarray]]
 
 
 def report(folder: Path, task: str = "MATH-500") -> str:
-    """Code reasoning and strategy switch of every entry of an evaluation against its first, as Markdown."""
+    """Code reasoning and strategy switch of every entry of an evaluation compared with its first, as Markdown."""
     table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     models = read_evaluation(folder, task)
     base, *others = table["rows"]
@@ -157,7 +161,7 @@ def report(folder: Path, task: str = "MATH-500") -> str:
     lines += ["", "| | " + " | ".join(SUBSETS) + " |", "|---|" + "---|" * len(SUBSETS)]
     switches = []
     for row in others:
-        # A prompt of several seeds counts once for each.
+        # A prompt counts once for each seed.
         after = {key: np.concatenate([models[name][key] for name in row["stages"]]) for key in ("score", "code")}
         repeated = {key: np.tile(values, len(row["stages"])) for key, values in start.items()}
         subsets = strategy_switch(repeated["score"], repeated["code"], after["score"], after["code"])

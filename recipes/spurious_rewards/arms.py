@@ -10,16 +10,18 @@ from recipes.spurious_rewards.data import Policy
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A reward. `labels` says what is trained on: "truth" (problems with their own labels), "labelled" or "incorrect"
-    (with those of the majority vote), "one" (a single problem) or "test" (the test's problems, whose labels no reward
-    reads)."""
+    """A reward of the paper, and the labels that training uses.
+
+    `labels`: "truth" (problems with their own labels), "labelled" or "incorrect" (pseudo-labels of the majority vote),
+    "one" (a single problem) or "test" (the problems of the test set, whose labels the reward does not use).
+    """
 
     name: str
     reward: str
     labels: str = "truth"
 
 
-# {math}, {box}, {extract}: the checks of the policy's own way to answer.
+# {math}, {box}, {extract}: verifiers for the answer format of the policy.
 _ARMS = (
     Arm("ground truth", "{math}"),
     Arm("majority vote", "{math}", "labelled"),
@@ -38,7 +40,7 @@ _ARMS = (
     Arm("inverse format", "not {box}"),
 )
 ARMS = {arm.name: arm for arm in _ARMS}
-MAIN = ("ground truth", "majority vote", "format", "incorrect", "random 0.5")  # in the order of the legends
+MAIN = ("ground truth", "majority vote", "format", "incorrect", "random 0.5")  # in the order of the paper's legends
 
 
 def arm(name: str) -> Arm:
@@ -49,7 +51,7 @@ def arm(name: str) -> Arm:
 
 
 def reward(which: Arm, policy: Policy) -> str:
-    """The expression of an arm for a policy: a base model answers between tags, others in a box."""
+    """The reward expression of an arm for a policy: base models answer between tags, others in a box."""
     own = {
         "math": math_of(policy),
         "box": "boxed_format(style='r1')" if policy.r1 else "boxed_format",
@@ -59,5 +61,5 @@ def reward(which: Arm, policy: Policy) -> str:
 
 
 def math_of(policy: Policy) -> str:
-    """The paper's grader for answers of a policy in training; the evaluation always uses the plain one (Section 2)."""
+    """The paper's grader for a policy in training; evaluations always use the grader without tags (Section 2)."""
     return "math(style='spurious_r1')" if policy.r1 else "math(style='spurious')"

@@ -1,10 +1,11 @@
 """Models and problems of Spurious Rewards (arXiv 2506.10947, Section 2 and appendix on data and prompts).
 
-Training problems are DeepScaleR's, 40,308 with short answers; the first 100 of each set of labels are held out. Nothing
-is put behind a problem: what asks for a box is the chat template's own system line, or the preamble of a base model.
+The training problems are those of DeepScaleR, 40,308 with short answers; the first 100 of each set of labels are held
+out. Nothing is appended to a problem: the system turn of the chat template, or the preamble for base models, asks for a
+boxed answer.
 
-Departs from the paper: problems above 1,024 tokens are left out, not cut; the prompts of the appendix are in our words,
-since only what the paper says of them is known; the preamble of base models has real line breaks.
+Departs from the paper: problems above 1,024 tokens are left out, not truncated; the prompts of the appendix are
+paraphrased, since the paper describes them without printing them; the preamble for base models has real line breaks.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from models.errors import UserError
 DEEPSCALER = "hf:agentica-org/DeepScaleR-Preview-Dataset"
 MATH500 = "hf:HuggingFaceH4/MATH-500:test"
 HELD_OUT = 100
-PROMPT, ANSWER = 1024, 3072  # tokens; longer problems are left out, the paper's code cuts them
-STOP = "</answer>"  # where base models end; it stays in the answer
+PROMPT, ANSWER = 1024, 3072  # tokens; longer problems are left out (the paper's code truncates them)
+STOP = "</answer>"  # ends responses of base models; it stays in the response
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A model that is trained, and how it is talked to. `template` "r1" is the preamble for base models."""
+    """A model to be trained and its chat template; "r1" is the preamble for base models."""
 
     key: str
     title: str
@@ -36,12 +37,12 @@ class Policy:
 
     @property
     def r1(self) -> bool:
-        """Whether it is a base model that answers between tags."""
+        """Whether it is a base model, which answers between tags."""
         return self.template == "r1"
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end its answers, beside the end token."""
+        """Stop strings of its responses, besides the end token."""
         return (STOP,) if self.r1 else ()
 
 
@@ -64,46 +65,50 @@ POLICIES = {policy.key: policy for policy in _ALL}
 MAIN = ("qwen2.5-math-7b", "qwen2.5-7b", "llama3.1-8b-instruct", "olmo2-7b")  # Figure 1
 FURTHER = ("qwen2.5-math-1.5b", "qwen2.5-1.5b", "olmo2-7b-sft", "llama3.1-8b", "llama3.2-3b", "llama3.2-3b-instruct")
 TEN = (*MAIN, *FURTHER)  # Figures 2 and 3
-TRAINED = ("qwen2.5-math-7b-instruct", "qwen2.5-7b-instruct", "tulu3-8b")  # by reinforcement learning, Figure 19
-# Whose majority votes a model learns from. Base models of Llama have none of their own; the instruct models' are taken.
+TRAINED = (
+    "qwen2.5-math-7b-instruct",
+    "qwen2.5-7b-instruct",
+    "tulu3-8b",
+)  # with reinforcement learning before, Figure 19
+# Models whose majority votes another model is trained on: Llama's base models use those of the instruct models.
 LABELLERS = {"llama3.1-8b": "llama3.1-8b-instruct", "llama3.2-3b": "llama3.2-3b-instruct"}
 
 
 def problems(policy: Policy, source: Source, *, template: str | None = None) -> DataSpec:
-    """One problem a row, as the policy reads it, with its label."""
+    """One problem per row in the policy's chat template, with its label."""
     return DataSpec(
         (source,), policy.init, PROMPT, kind="prompts", template=template or policy.template, keep=("answer",)
     )  # fmt: skip
 
 
 def deepscaler(policy: Policy, path: str = DEEPSCALER) -> DataSpec:
-    """The training problems with their own labels; `path` is a file in place of the hub's."""
+    """The training problems with their own labels; `path` may be a file instead of the hub's data set."""
     return problems(policy, Source(path, skip=HELD_OUT))
 
 
 def all_problems(policy: Policy, path: str = DEEPSCALER) -> DataSpec:
-    """Every problem bare, without chat template, as the labelling script gives them (Section 2)."""
+    """All problems without chat template, as in the paper's labelling script (Section 2)."""
     return problems(policy, Source(path), template="plain")
 
 
 def labelled(policy: Policy, stage: str, file: str) -> DataSpec:
-    """The training problems with the labels that a stage of votes gave them."""
+    """The training problems with the pseudo-labels of a majority-vote stage."""
     return problems(policy, Source(f"stage:{stage}/{file}.jsonl", skip=HELD_OUT))
 
 
 def math500(policy: Policy) -> DataSpec:
-    """The test's problems."""
+    """The problems of MATH-500."""
     return problems(policy, Source(MATH500))
 
 
-# One problem, and the prompts of the appendix: rows that are written before training.
+# Rows that are written before training: the problem of one-shot training, and problems with the appendix's prompts.
 
 ONE = MakeData("one-problem", function="recipes.spurious_rewards.data:one_problem")
 
 
 def one_problem(seed: int, path: str = DEEPSCALER) -> dict[str, list[dict[str, Any]]]:
-    """The one problem of one-shot training (Wang et al. 2025, arXiv 2504.20571: wind on a sail, 12.8), a rollout's
-    worth of it."""
+    """The problem of one-shot training (Wang et al. 2025, arXiv 2504.20571: wind on a sail, 12.8), 64 times: the
+    prompts of one rollout."""
     for record in _records(path):
         text = record.get("problem", record.get("prompt", ""))
         if str(record.get("answer")).strip() == "12.8" and "sail" in text and "wind" in text:
@@ -118,8 +123,8 @@ _FILLER = (
     "consequat."
 )
 _HELPER = "You are a helpful assistant."
-# Section on prompts of the appendix: system line (None: the template's own), what stands before and behind a problem.
-# Only what the paper says of them is known here, not their exact words.
+# Appendix, section on prompts: system turn (None: the template's own), text before and after a problem. The paper
+# describes these prompts; their exact wording is not known.
 PROMPTS: dict[str, tuple[str | None, str, str]] = {
     "default": (None, "", ""),
     "Math Problem": (_HELPER, "Math Problem: ", ""),
@@ -136,7 +141,7 @@ PROMPTS: dict[str, tuple[str | None, str, str]] = {
 
 
 def with_prompt(seed: int, prompt: str, path: str = MATH500, skip: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """`problems.jsonl`: problems as one of `PROMPTS` asks them, with a system turn where it has one."""
+    """`problems.jsonl`: problems with one of `PROMPTS`, with a system turn where it has one."""
     if prompt not in PROMPTS:
         raise UserError(f"no prompt {prompt!r}; there are {', '.join(PROMPTS)}")
     system, before, behind = PROMPTS[prompt]
@@ -151,7 +156,7 @@ def with_prompt(seed: int, prompt: str, path: str = MATH500, skip: int = 0) -> d
 
 
 def asked(prompt: str, which: str) -> MakeData:
-    """The stage that writes the problems of "train" (DeepScaleR) or "test" (MATH-500) for a prompt."""
+    """The stage that writes the problems of "train" (DeepScaleR) or "test" (MATH-500) with a prompt."""
     path, skip = {"train": (DEEPSCALER, HELD_OUT), "test": (MATH500, 0)}[which]
     return MakeData(
         f"{slug(prompt)}-{which}", function="recipes.spurious_rewards.data:with_prompt",
@@ -160,7 +165,7 @@ def asked(prompt: str, which: str) -> MakeData:
 
 
 def slug(name: str) -> str:
-    """A name as it can be a folder's."""
+    """A name in a form that is valid for a folder."""
     return name.lower().replace(", ", "-").replace(" ", "-")
 
 

@@ -1,9 +1,10 @@
-"""Spurious Rewards, Figures 11 to 13: random rewards with the clip, and with its three ways off (arXiv 2506.10947).
+"""Spurious Rewards, Figures 11 to 13: random rewards with clipping, and without it in three ways (arXiv 2506.10947).
 
-650 steps of Qwen2.5-Math-7B, each of the seeds. The clip is off where the ratio is not bounded, and where a rollout has
-a single update, so that the ratio is 1: with all 1,024 responses in one mini-batch, or with 8 problems a rollout. Both
-of the latter make an eighth of the updates. Without the bound the weight is the plain ratio; the released code's flag
-for "no old log-probabilities" trains another objective. `token_probability` in `metrics.jsonl` is Figure 12.
+650 steps of Qwen2.5-Math-7B with each of the seeds. Clipping has no effect if the clipping range is infinite, or if a
+rollout has a single update, so that the ratio is 1: with all 1,024 responses in one mini-batch, or with 8 problems per
+rollout. The latter two have an eighth of the updates. With an infinite range the weight is the ratio itself; the flag
+of the released code for "no old log-probabilities" trains another objective. Figure 12 is `token_probability` in
+`metrics.jsonl`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Spurious Rewards, Figure 17: a reward for not repeating oneself, ten models (arXiv 2506.10947, Figure 17)."""
+"""Spurious Rewards, Figure 17: a reward for responses without repetition, ten models (arXiv 2506.10947, Figure 17)."""
 
 from recipes.spurious_rewards import published, suites
 from recipes.spurious_rewards.data import TEN

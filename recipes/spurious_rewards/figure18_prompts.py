@@ -1,12 +1,12 @@
 """Spurious Rewards, Figure 18: five prompts before and after training Qwen2.5-Math-7B (arXiv 2506.10947, Figure 18).
 
-Each prompt with three rewards and each of the seeds, 150 steps; a prompt is used in training and in the test. The table
-`figure18-prompts` asks the untrained model under all five, which is what every base score should stand beside.
+Each prompt with three rewards and each of the seeds, 150 steps; a prompt is used in training and in evaluation. The
+table `figure18-prompts` evaluates the untrained model with all five prompts: the baselines of the trained ones.
 """
 
 import dataclasses
 
-from easylm_jax.config import Compute, Entry, Evaluate, Source, Stage, Task, Validation
+from easylm_jax.config import Compute, DataSpec, Entry, Evaluate, Source, Stage, Task, Validation
 from easylm_jax.evaluate import tasks
 from recipes.spurious_rewards import data, published, stages, suites
 
@@ -14,12 +14,13 @@ POLICY = data.POLICIES["qwen2.5-math-7b"]
 REWARDS = ("ground truth", "format", "random 0.5")
 
 
-def problems(prompt: str, which: str):
+def problems(prompt: str, which: str) -> DataSpec:
+    """The problems of "train" or "test" with a prompt."""
     return data.problems(POLICY, Source(f"stage:{data.asked(prompt, which).name}/problems.jsonl"))
 
 
 def task(prompt: str) -> Task:
-    """MATH-500 under a prompt; how many answers have something in a box stands beside."""
+    """MATH-500 with a prompt; the column "parsable" is the share of responses with a boxed answer."""
     one = tasks.with_sampling(tasks.math500(POLICY.init, POLICY.template), slots=512)
     return dataclasses.replace(
         one, name=f"{published.MATH}, {prompt}", data=problems(prompt, "test"),
@@ -28,6 +29,7 @@ def task(prompt: str) -> Task:
 
 
 def run(prompt: str, reward: str) -> tuple[Stage, ...]:
+    """GRPO with a prompt and a reward, once for each seed."""
     one = stages.run(
         POLICY,
         reward,

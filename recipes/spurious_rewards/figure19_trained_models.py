@@ -1,4 +1,4 @@
-"""Spurious Rewards, Figure 19: models that reinforcement learning has already trained (arXiv 2506.10947, Figure 19)."""
+"""Spurious Rewards, Figure 19: models after earlier reinforcement learning (arXiv 2506.10947, Figure 19)."""
 
 from recipes.spurious_rewards import arms, suites
 from recipes.spurious_rewards.data import TRAINED

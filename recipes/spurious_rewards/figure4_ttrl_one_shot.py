@@ -1,6 +1,6 @@
-"""Spurious Rewards, Figure 4: agreement with the group (TTRL), and one problem alone (arXiv 2506.10947, Figure 4).
+"""Spurious Rewards, Figure 4: TTRL (agreement with the group) and one-shot training (arXiv 2506.10947, Figure 4).
 
-TTRL trains on the test's problems without their labels; a response earns 1 where its answer is that of most of the 16.
+TTRL trains on the problems of the test set without labels: the reward is 1 for the most frequent answer of the 16.
 """
 
 from recipes.spurious_rewards import published, suites

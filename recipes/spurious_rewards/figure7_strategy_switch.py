@@ -2,8 +2,9 @@
 
     python -m recipes.spurious_rewards.analysis runs/spurious-rewards/figure7-qwen2.5-math-7b
 
-prints how accuracy changed on the problems that were solved with code or language before and after, and the share of
-the whole gain that each of the four parts brings. As the rate is constant, these runs are the first half of Figure 1's.
+prints the accuracy before and after training on problems solved with code or language before and after, and the share
+of the total gain from each of the four subsets. The learning rate is constant, so these runs equal the first half of
+those of Figure 1.
 """
 
 from recipes.spurious_rewards import arms, published, stages, suites

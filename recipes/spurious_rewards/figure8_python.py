@@ -1,4 +1,4 @@
-"""Spurious Rewards, Figure 8: a reward for the word Python alone, ten models (arXiv 2506.10947, Figure 8)."""
+"""Spurious Rewards, Figure 8: a reward for the word "python" alone, ten models (arXiv 2506.10947, Figure 8)."""
 
 from recipes.spurious_rewards import published, suites
 from recipes.spurious_rewards.data import TEN

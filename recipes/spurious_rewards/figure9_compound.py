@@ -1,6 +1,6 @@
-"""Spurious Rewards, Figures 9 and 16: three rewards, and the same where Python forfeits them (arXiv 2506.10947).
+"""Spurious Rewards, Figures 9 and 16: three rewards, with and without a condition on "python" (arXiv 2506.10947).
 
-60 steps; a response earns what it earned before and nothing where "python" is in it.
+60 steps. In the compound rewards a response that contains "python" gets 0.
 """
 
 from recipes.spurious_rewards import published, suites

@@ -1,4 +1,4 @@
-"""What the small ladder reads of an answer to a problem of `recipes/arithmetic.py`: the line that it ends with."""
+"""Verifiers of the small ladder: they read the last line of a response to a problem of `recipes/arithmetic.py`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ MARK = "#### "
 
 
 def answer_of(response: str) -> str:
-    """What stands behind the mark on the last line; "" where it is no line of an answer. Votes are counted by it."""
+    """The final answer: the text after `MARK` on the last line; "" without it. Majority votes count these."""
     last = response.strip().rpartition("\n")[2]
     return last.removeprefix(MARK).strip() if last.startswith(MARK) else ""
 
 
 def answer_line(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the response ends with a line of an answer, right or wrong: the format reward."""
+    """The format reward: 1 where the response ends with an answer line, correct or not."""
     return float(bool(answer_of(response)))

@@ -1,23 +1,23 @@
-"""Spurious Rewards (arXiv 2506.10947, Figure 11) at a size for one CPU: a random reward, with the clip and without.
+"""Spurious Rewards (arXiv 2506.10947, Figure 11) on one CPU: a random reward, with and without clipping.
 
     easylm run recipes/spurious_rewards/ladder_clipping.py
     python -m recipes.spurious_rewards.sharpness runs/spurious-ladder recipes/spurious_rewards/ladder_clipping.py
 
-More seeds of two arms of `ladder.py`, and a control with one update a rollout, where the ratio is 1 and nothing is ever
-clipped (at an eighth of the updates). A seed has the same problems and the same coins in all three.
+More seeds of two arms of `ladder.py`, and a control with one update per rollout, whose ratio is 1 so that nothing is
+clipped (at an eighth of the updates). Runs with the same seed have the same problems and random rewards.
 """
 
 import dataclasses
 
-from easylm_jax.config import Recipe
+from easylm_jax.config import GRPO, Recipe
 from recipes.spurious_rewards import ladder
 
 SEEDS = range(8)
 WAYS = ("random", "random, no clip")
 
 
-def one_update(seed: int):
-    """The arm with the clip whose rollouts have a single update."""
+def one_update(seed: int) -> GRPO:
+    """The arm with clipping and a single update per rollout."""
     return dataclasses.replace(ladder.arm("random", seed), name=f"random-one-update-{seed}", mini_batch=128)
 
 

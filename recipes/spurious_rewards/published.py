@@ -1,8 +1,8 @@
-"""What the tables and figures of Spurious Rewards say (arXiv 2506.10947 v1), to print beside ours.
+"""Published numbers of Spurious Rewards (arXiv 2506.10947 v1), which reports print beside ours.
 
-Percent and percentage points. Figure 1 names the gain of each bar but not always whose it is: what is left out here is
-what could not be told (for Llama 3.1 8B Instruct −2.1, −6.4, −8.3 and −11.5, for OLMo 2 7B +0.4, −1.3, −2.2, −6.3 and
-−6.4 belong to the other rewards in some order; of Qwen2.5-7B's format and random, one is +16.4 and one +16.7).
+In percent and percentage points. Figure 1 prints the gain of each bar but does not always name its reward; gains that
+cannot be assigned are left out (for Llama 3.1 8B Instruct −2.1, −6.4, −8.3 and −11.5, for OLMo 2 7B +0.4, −1.3, −2.2,
+−6.3 and −6.4 belong to the other rewards in some order; of Qwen2.5-7B's format and random, one is +16.4 and one +16.7).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from recipes.spurious_rewards.analysis import SUBSETS, Subset
 MATH, AIME24 = "MATH-500", "AIME 2024"
 BASE = "untrained"
 
-# MATH-500 before training, and in Figure 1 what 300 steps add.
+# MATH-500 before training, and gains after 300 steps (Figure 1).
 MATH_BASE = {
     "qwen2.5-math-7b": 49.4, "qwen2.5-math-1.5b": 36.2, "qwen2.5-7b": 41.6, "qwen2.5-1.5b": 3.0,
     "llama3.1-8b-instruct": 36.8, "llama3.2-3b-instruct": 36.8, "olmo2-7b": 9.0, "olmo2-7b-sft": 21.4,
@@ -28,8 +28,8 @@ FIGURE_1 = {
 # Gains on AIME 2024 of Qwen2.5-Math-7B (appendix, Figure 14).
 FIGURE_14 = {"ground truth": 15.3, "format": 10.3, "incorrect": 10.2, "random 0.5": 10.2}
 
-# Code reasoning before training (Section 4, Table 1): share of answers with "python", accuracy with it and without.
-# Without code, 28.0 is what the counts of the strategy switch give for Qwen2.5-Math-7B.
+# Code reasoning before training (Section 4, Table 1): share of responses with "python", accuracy with and without it.
+# For Qwen2.5-Math-7B, the counts of the strategy switch give 28.0 without code.
 CODE_REASONING = {
     "qwen2.5-math-7b": (65.0, 60.9, 35.0), "qwen2.5-math-1.5b": (53.6, 52.6, 17.2), "qwen2.5-7b": (92.2, 39.9, 61.5),
     "olmo2-7b-sft": (98.0, 21.0, 40.0),
@@ -58,7 +58,7 @@ CONTRIBUTIONS = {
     "qwen2.5-7b": (30.6, 0.2, 93.9, 0.0, 5.9),
 }
 
-# The first sentence of the answer forced to announce Python (Section 4.3, Table 3): before, after.
+# Responses that are forced to begin with a sentence that announces Python (Section 4.3, Table 3): before, after.
 FORCED_CODE = {
     "qwen2.5-math-1.5b": (36.2, 60.4), "qwen2.5-math-7b": (49.4, 64.4), "qwen2.5-1.5b": (3.0, 13.0),
     "qwen2.5-7b": (41.6, 22.2), "llama3.2-3b-instruct": (36.8, 8.2), "llama3.1-8b-instruct": (36.8, 15.2),
@@ -66,7 +66,7 @@ FORCED_CODE = {
 }  # fmt: skip
 # Compound rewards without Python on OLMo2-7B-SFT (Figure 16): gains.
 FIGURE_16 = {"format without python": 8.9, "incorrect without python": 5.5}
-# Prompts before training, Qwen2.5-Math-7B (appendix, Figure 18): accuracy, answers that could be read.
+# Prompts before training, Qwen2.5-Math-7B (appendix, Figure 18): accuracy, share of parsable answers.
 PROMPTS = {
     "default": (49.4, 78.9), "Math Problem": (55.8, 72.1), "SimpleRL-Zoo": (63.2, 85.4), "Sober": (61.6, 93.1),
     "lorem ipsum": (68.8, 84.1),
@@ -77,7 +77,7 @@ SOURCE = "arXiv 2506.10947"
 
 
 def gains(key: str, added: dict[str, float], where: str) -> tuple[Published, ...]:
-    """The accuracies on MATH-500 that a model has before training and with each reward, and its share of code."""
+    """Accuracy of a model on MATH-500 before training and with each reward, and its share of responses with code."""
     base = MATH_BASE[key]
     after = tuple(
         Published(reward, MATH, round(base + gain, 1), f"{SOURCE}, {where}") for reward, gain in added.items()
@@ -86,7 +86,7 @@ def gains(key: str, added: dict[str, float], where: str) -> tuple[Published, ...
 
 
 def before(key: str) -> tuple[Published, ...]:
-    """What a model is before training: its accuracy on MATH-500, and its share of answers with code where known."""
+    """A model before training: accuracy on MATH-500, and share of responses with code where known."""
     found = [Published(BASE, MATH, MATH_BASE[key], f"{SOURCE}, Figure 1")] if key in MATH_BASE else []
     if key in CODE_REASONING:
         found.append(Published(BASE, f"{MATH} python", CODE_REASONING[key][0], f"{SOURCE}, Table 1"))
@@ -94,7 +94,7 @@ def before(key: str) -> tuple[Published, ...]:
 
 
 def aime(key: str) -> tuple[Published, ...]:
-    """Gains on AIME 2024, as such: the base is not known."""
+    """Gains on AIME 2024; accuracies before training are not published."""
     known = FIGURE_14 if key == "qwen2.5-math-7b" else {}
     return tuple(Published(reward, f"{AIME24} gain", gain, f"{SOURCE}, Figure 14") for reward, gain in known.items())
 
@@ -105,13 +105,13 @@ def at_150() -> tuple[Published, ...]:
 
 
 def clipping() -> tuple[Published, ...]:
-    """Qwen2.5-Math-7B before training, and about where random rewards with the clip end."""
+    """Qwen2.5-Math-7B before training, and the approximate final accuracy of random rewards with clipping."""
     base = before("qwen2.5-math-7b")
     return (*base, Published("random 0.5, clip", MATH, 70.0, f"{SOURCE}, Figure 11, about"))
 
 
 def prompts() -> tuple[Published, ...]:
-    """Qwen2.5-Math-7B before training under five prompts: accuracy, answers that could be read."""
+    """Qwen2.5-Math-7B before training with five prompts: accuracy, and share of parsable answers."""
     return tuple(
         Published(BASE, f"{MATH}, {prompt}{what}", value, f"{SOURCE}, appendix on prompts")
         for prompt, values in PROMPTS.items()

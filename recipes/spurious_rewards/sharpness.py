@@ -1,10 +1,10 @@
-"""How much more a policy prefers what it already preferred: the small ladder's runs against their SFT model.
+"""Measures how far the small ladder's policies concentrate on the modes of their initial SFT model.
 
     python -m recipes.spurious_rewards.sharpness runs/spurious-ladder
 
-For every held-out problem the SFT model's greedy answer is its mode. Printed for each arm, with 95 % intervals over
-problems and seeds: the probability of that whole answer, how it changed against the SFT model, the share of sampled
-answers that are it, and the mean probability of a sampled token (arXiv 2506.10947, Figure 12).
+The mode of a held-out problem is the greedy response of the SFT model. For each arm, with 95 % intervals over problems
+and seeds, this prints the probability of the mode, its change from the SFT model, the share of sampled responses that
+equal the mode, and the mean probability of a sampled token (arXiv 2506.10947, Figure 12).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ PROBLEMS, SAMPLES, ROWS = 600, 2, 200
 
 
 class Sharpness(NamedTuple):
-    """Of one model, [problems]: probability of the SFT model's mode, share of samples equal to it, mean probability of
-    a sampled token."""
+    """Results of one model, each [problems]: probability of the mode, share of samples that equal the mode, and mean
+    probability of a sampled token."""
 
     mode: np.ndarray
     agreement: np.ndarray
@@ -66,18 +66,20 @@ class _Meter:
             lambda params, rows: target_scores(source.decoder, params, rows).logprobs, out_shardings=everywhere
         )
         with jax.set_mesh(self.mesh):
-            self.mode = self._written(source.frozen(self.mesh), samples=1, greedy=True)
+            self.mode = self._sampled(source.frozen(self.mesh), samples=1, greedy=True)
         self.texts = [rollout.text_of(self.mode, row, self.tokenizer) for row in range(self.mode.rows)]
 
     def __call__(self, name: str) -> Sharpness:
-        """The model that is the stage `name`."""
+        """Results of the stage called `name`."""
         with jax.set_mesh(self.mesh):
             params = self._model(name).frozen(self.mesh)
             logprobs, mask = self._scored(params, self.mode)
-            drawn = self._written(params, samples=SAMPLES, greedy=False)
-            own, own_mask = self._scored(params, drawn)
-        same = [rollout.text_of(drawn, row, self.tokenizer) == self.texts[row // SAMPLES] for row in range(drawn.rows)]
-        token = [token_probability(own[row], own_mask[row]) for row in range(drawn.rows)]
+            sampled = self._sampled(params, samples=SAMPLES, greedy=False)
+            own, own_mask = self._scored(params, sampled)
+        same = [
+            rollout.text_of(sampled, row, self.tokenizer) == self.texts[row // SAMPLES] for row in range(sampled.rows)
+        ]
+        token = [token_probability(own[row], own_mask[row]) for row in range(sampled.rows)]
         return Sharpness(
             np.exp((logprobs * mask).sum(axis=1, dtype=np.float64)),
             np.reshape(same, (-1, SAMPLES)).mean(axis=1),
@@ -87,7 +89,7 @@ class _Meter:
     def _model(self, name: str):
         return model_from(self.experiment.model(name), self.mesh, compute=Compute())
 
-    def _written(self, params, *, samples: int, greedy: bool) -> rollout.Rollout:
+    def _sampled(self, params, *, samples: int, greedy: bool) -> rollout.Rollout:
         sampling = self.sampling if greedy else self.sampling.__class__(self.sampling.max_new_tokens)
         return rollout.sample(
             self.engine, params, self.batch, sampling, samples=samples, seed=0, tokenizer=self.tokenizer,
@@ -95,14 +97,14 @@ class _Meter:
         )  # fmt: skip
 
     def _scored(self, params, made: rollout.Rollout) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities of the answers' tokens, and where they are."""
+        """Log-probabilities [N, T] of the response tokens, and their mask [N, T]."""
         columns = rollout.columns_of(made)
         forward = {name: columns[name] for name in objectives_base.FORWARD}
         return chunked.in_chunks(self.scores, [params], forward, ROWS, self.mesh), columns["mask"]
 
 
 def measure(folder: Path, recipe: str = RECIPE) -> dict[str, list[Sharpness]]:
-    """What each entry of the recipe's evaluation is, seed by seed; runs are read in `folder`."""
+    """Results of each entry of the recipe's evaluation, one for each seed; `folder` holds the runs."""
     experiment = Experiment(load_recipe(recipe), folder.parent)
     if experiment.root.resolve() != folder.resolve():
         raise UserError(f"{folder} is no folder of the recipe {experiment.recipe.name}")
@@ -112,7 +114,7 @@ def measure(folder: Path, recipe: str = RECIPE) -> dict[str, list[Sharpness]]:
 
 
 def table(found: dict[str, list[Sharpness]]) -> str:
-    """A line for each method, with its change against the first, problem by problem; the last is what the clip does."""
+    """A table with a line for each method and its change from the first one, and the effect of clipping."""
     names = list(found)
     columns = {name: [np.array([getattr(one, what) for one in found[name]]) for what in Sharpness._fields]
                for name in names}  # fmt: skip
@@ -128,7 +130,7 @@ def table(found: dict[str, list[Sharpness]]) -> str:
         first, second = changes
         lines.append(f"| {name} | {_percent(mean(mode))} | {first} | {_percent(mean(agreement))} | "
                      f"{_percent(mean(token))} | {second} |")  # fmt: skip
-    # Runs of one seed have the same problems and the same coins, so they are compared seed by seed.
+    # Runs with the same seed have the same problems and random rewards, so they are compared seed by seed.
     for name in (name for name in names if f"{name}, no clip" in names):
         with_clip, without = columns[name], columns[f"{name}, no clip"]
         apart = [mean(np.array(with_clip[part]) - np.array(without[part])) for part in (0, 2)]
@@ -146,7 +148,7 @@ def _points(one: Estimate) -> str:
 
 
 def main(folder: Path, recipe: str = RECIPE) -> None:
-    """Measures, prints, and leaves `sharpness.json` in the folder."""
+    """Measures all methods, prints the table, and writes `sharpness.json` to the folder."""
     found = measure(folder, recipe)
     kept = {name: [{what: values.tolist() for what, values in one._asdict().items()} for one in seeds]
             for name, seeds in found.items()}  # fmt: skip

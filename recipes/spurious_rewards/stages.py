@@ -1,20 +1,21 @@
 """The stages of Spurious Rewards (arXiv 2506.10947) with its hyper-parameters (Section 2, appendix on training details;
 ruixin31/Spurious_Rewards).
 
-Every figure is a recipe called "spurious-rewards", and a run that two of them need has one name and one set of
-settings: it is trained once, whichever comes first. Every row of a table is trained with each of `SEEDS`, since greedy
-scores move by themselves (spec spurious_rewards §6, §10); `EASYLM_SEEDS=42` in the environment takes the first alone,
-at a third of the cost.
+Every figure is a recipe called "spurious-rewards". A run that several figures need has one name and one set of
+settings, so it is trained only once. Every row of a table is trained with each of `SEEDS`, since greedy scores vary
+from run to run (spec spurious_rewards §6, §10). To train one seed alone, name its stage: that of seed 42 has no suffix,
+
+    easylm run recipes/spurious_rewards/figure1_models.py --only qwen2.5-math-7b-format
+    easylm run recipes/spurious_rewards/figure1_models.py --only qwen2.5-math-7b-format-seed43
 
 Departs from the paper: the loss is the mean over all tokens of an update. The released code takes the mean over the
-tokens of 4 packed responses and then over those, which is `RELEASED_LOSS`; the paper's Equation 1 has a sum over tokens
-and its Appendix B a mean for each response (`aggregation="sequence"`).
+tokens of 4 packed responses and then the mean of these, which is `RELEASED_LOSS`; the paper's Equation 1 has a sum over
+tokens and its Appendix B a mean for each response (`aggregation="sequence"`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 from easylm_jax.config import (
@@ -30,38 +31,24 @@ from easylm_jax.config import (
     Stage,
     Validation,
 )  # fmt: skip
-from models.errors import UserError
 from recipes.spurious_rewards import arms, data
 from recipes.spurious_rewards.data import LABELLERS, POLICIES, Policy
 
 RECIPE = "spurious-rewards"
 POD = "v5p-32"
-MESH = "fsdp=-1"  # v5p-32: 16 chips, 8 responses of an update each, 4 at a time
-DECODE_MESH = "fsdp=-1,tp=2"  # each chip reads half of the weights to write; 1.5B has two key-value heads
+MESH = "fsdp=-1"  # v5p-32: 16 chips, 8 responses of an update on each, in micro-batches of 4
+DECODE_MESH = "fsdp=-1,tp=2"  # each chip reads half of the weights per token; the 1.5B model has two key-value heads
 STEPS = 300  # of the main runs
 SEED = 42  # of the released runs
-EVERY = 10  # steps between two looks at MATH-500; the paper looks at every step and smooths over ten
+SEEDS = (SEED, 43, 44)  # of every row of a table
+EVERY = 10  # steps between evaluations on MATH-500; the paper evaluates every step and smooths over ten
 OPTIMIZER = OptimizerConfig("5e-7 constant", b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
-RELEASED_LOSS = {"aggregation": "bnpo", "bnpo_rows": 4}  # changes of `run` for the loss of the released code
+RELEASED_LOSS = {"aggregation": "bnpo", "bnpo_rows": 4}  # `changes` of `run` for the loss of the released code
 SAMPLING = Sampling(data.ANSWER, temperature=1.0, top_p=1.0, slots=512)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    """Seeds from text such as "42,43,44"; UserError where it is no list of different whole numbers."""
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        seeds = ()
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"EASYLM_SEEDS is {text!r}; write different whole numbers, such as 42,43,44")
-    return seeds
-
-
-SEEDS = _seeds(os.environ.get("EASYLM_SEEDS", "42,43,44"))
-
-
 def seeded(run: GRPO) -> tuple[GRPO, ...]:
-    """The run with each of `SEEDS`; that of seed 42 keeps its name, the others have their seed behind it."""
+    """The run with each of `SEEDS`; the run of seed 42 keeps its name, the others get a suffix "-seed<seed>"."""
     return tuple(
         dataclasses.replace(run, seed=seed, name=run.name if seed == SEED else f"{run.name}-seed{seed}")
         for seed in SEEDS
@@ -69,12 +56,12 @@ def seeded(run: GRPO) -> tuple[GRPO, ...]:
 
 
 def recipe(*stages: Stage) -> Recipe:
-    """A figure on the pod that its stages are sized for."""
+    """The recipe of a figure, for the pod that its batch sizes are chosen for."""
     return Recipe(RECIPE, stages, mesh=MESH, decode_mesh=DECODE_MESH, pod=POD)
 
 
 def votes(policy: Policy) -> MajorityVote:
-    """Every problem answered 64 times by the untrained labeller of a policy, without chat template (Section 2)."""
+    """Majority votes over 64 responses of the untrained model to every problem, without chat template (Section 2)."""
     labeller = POLICIES[LABELLERS.get(policy.key, policy.key)]
     return MajorityVote(
         f"votes-{labeller.key}",
@@ -90,11 +77,11 @@ def votes(policy: Policy) -> MajorityVote:
 
 
 def run(policy: Policy, name: str, *, steps: int = STEPS, name_of_run: str | None = None, **changes: Any) -> GRPO:
-    """GRPO of a policy with the reward called `name`: 64 problems, 16 answers each, 8 updates of 128 answers.
+    """GRPO of a policy with the reward called `name`: 64 problems, 16 responses each, 8 updates of 128 responses.
 
-    No divergence is priced and no entropy is added. Advantages are divided by the group's deviation and then, as the
-    code does, standardised over all tokens of the rollout. `changes` are fields of the stage; a run that differs in
-    something else than reward and steps has a name of its own, `name_of_run`.
+    There is no KL penalty and no entropy bonus. Advantages are divided by the standard deviation of the group and then,
+    as in the released code, standardised over all tokens of the rollout. `changes` are fields of the stage; a run that
+    differs in more than reward and steps needs its own name, `name_of_run`.
     """
     arm = arms.arm(name)
     stage = GRPO(
@@ -133,7 +120,7 @@ def _problems(policy: Policy, labels: str):
 
 
 def before(policy: Policy, names: tuple[str, ...]) -> tuple[Stage, ...]:
-    """What has to be made before a policy can be trained with these rewards: votes, the one problem."""
+    """Stages that these rewards of a policy need first: majority votes, and the problem of one-shot training."""
     needed = {arms.arm(name).labels for name in names}
     made: list[Stage] = [votes(policy)] if needed & {"labelled", "incorrect"} else []
     return (*made, data.ONE) if "one" in needed else tuple(made)

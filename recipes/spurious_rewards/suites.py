@@ -1,8 +1,9 @@
-"""What the policies of Spurious Rewards are judged by (arXiv 2506.10947, Section 2): MATH-500, AMC, AIME.
+"""The evaluations of Spurious Rewards (arXiv 2506.10947, Section 2): MATH-500, AMC, AIME.
 
-MATH-500 greedily, the others by the mean of 8 answers at temperature 0.6. Beside each stands the share of answers with
-"python" in them. Answers are read by the plain rules, not by a base model's tags, as the paper's stand-alone evaluation
-does. Greedy scores move with hardware and batch; the standard error on 500 problems is about 2 points, on 30 about 6.
+MATH-500 is decoded greedily; the others are the mean over 8 responses at temperature 0.6. A further column of each is
+the share of responses that contain "python". Answers are extracted without the tags of base models, as in the paper's
+stand-alone evaluation. Greedy scores vary with hardware and batch size; the standard error on 500 problems is about 2
+points, on 30 about 6.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ ALL = (tasks.math500, tasks.amc, tasks.aime2024, tasks.aime2025)
 
 
 def asked(policy: Policy, benchmarks=ALL) -> tuple[Task, ...]:
-    """The benchmarks as a policy reads them. OLMo 2 7B has as many key-value heads as heads: twice the cache."""
+    """The benchmarks in the policy's chat template. OLMo 2 7B has a large cache (no grouped queries)."""
     slots = 256 if policy.key.startswith("olmo2-7b") else 512
     return tuple(
         tasks.with_sampling(task(policy.init, policy.template), stop_strings=policy.stops, slots=slots)
@@ -31,8 +32,8 @@ def table(
     figures: tuple[Published, ...] = (),
     judged: tuple[Task, ...] | None = None,
 ) -> Evaluate:
-    """The policy before training and `entries` after. The score is the first benchmark: no table of the paper's
-    averages several."""
+    """Evaluates the policy before training and `entries`. The score is that of the first benchmark, since no table of
+    the paper averages several."""
     base = Entry(published.BASE, (policy.init,))
     tasks = asked(policy) if judged is None else judged
     return Evaluate(
@@ -47,7 +48,7 @@ def table(
 
 
 def entry(name: str, *runs: Stage) -> Entry:
-    """A row: one reward, a run for each seed, against the untrained policy."""
+    """A row: one reward with a run for each seed, compared with the untrained policy."""
     return Entry(name, tuple(run.name for run in runs), over=published.BASE)
 
 
@@ -59,7 +60,7 @@ def grid(
     steps: int = stages.STEPS,
     figures: dict[str, tuple[Published, ...]] | None = None,
 ) -> Recipe:
-    """Every policy with every reward and each of the seeds, a table for each policy."""
+    """Every policy with every reward and each of the seeds, and a table for each policy."""
     made: dict[str, Stage] = {}
     for policy in (POLICIES[key] for key in keys):
         runs = {reward: stages.seeded(stages.run(policy, reward, steps=steps)) for reward in rewards}

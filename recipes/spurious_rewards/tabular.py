@@ -1,10 +1,10 @@
-"""The clipping bias where it can be computed: random rewards on a policy of one softmax (arXiv 2506.10947, Section 5).
+"""The clipping bias of random rewards for a policy that is a single softmax (arXiv 2506.10947, Section 5).
 
     python -m recipes.spurious_rewards.tabular
 
-One action is an answer of one token. A rollout is cut into 8 mini-batches, and the ratio is 1 in the first of them
-alone. Without the clip the expected gradient is 0 whatever the ratios, so that every logit is a martingale under plain
-gradient steps: the clip is the only thing that can move one on average.
+An action is a response of one token. A rollout is split into 8 mini-batches; the ratio is 1 only in the first. Without
+clipping the expected gradient is 0 for any ratio, so that every logit is a martingale under gradient steps without
+momentum: only clipping can change its mean.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from easylm_jax.objectives import group_advantages, grpo_loss
 
 LOGITS = (0.0, -2.4, -2.8, -3.2, -3.6)  # the first action has probability 0.80
 SAMPLES, GROUPS, UPDATES = 16, 16, 8
-RATE = 1.0  # so that some ratios leave 1 ± 0.2 within a rollout, as a model's do
+RATE = 1.0  # large enough that some ratios leave 1 ± 0.2 within a rollout, as those of a language model do
 
 
 def gradient(logits: jax.Array, old: jax.Array, actions: jax.Array, advantages: jax.Array, clip: float) -> jax.Array:
-    """∂ (GRPO's objective) / ∂ logits, the mean over answers: actions int [N], advantages [N]."""
+    """∂ (GRPO's objective) / ∂ logits, averaged over responses: actions int [N], advantages [N]."""
 
     def loss(logits):
         logprobs = jax.nn.log_softmax(logits)[actions][:, None]
@@ -46,13 +46,15 @@ def coins(key: jax.Array, groups: int, share: float = 0.5) -> jax.Array:
 
 
 def train(key: jax.Array, rollouts: int, updates: int = UPDATES, clip: float = 0.2) -> jax.Array:
-    """Logits [actions] after so many rollouts of GROUPS prompts with random rewards, each of `updates` plain steps."""
+    """Logits [actions] after `rollouts` rollouts of GROUPS prompts with random rewards, each with `updates` updates."""
 
     def rollout(logits, key):
         draw, reward = jax.random.split(key)
         rows = GROUPS * SAMPLES
         actions = jax.random.categorical(draw, logits, shape=(rows,)).reshape(updates, -1)
-        advantages = coins(reward, GROUPS).reshape(SAMPLES * GROUPS // updates, updates).T  # groups spread over updates
+        advantages = (
+            coins(reward, GROUPS).reshape(SAMPLES * GROUPS // updates, updates).T
+        )  # a group is spread over updates
 
         def step(new, part):
             return new + RATE * gradient(new, logits, *part, clip), None
@@ -68,7 +70,7 @@ def _runs(keys: jax.Array, clip: float, rollouts: int, updates: int) -> jax.Arra
 
 
 def drift(runs: int, rollouts: int, *, updates: int = UPDATES, clip: float = 0.2, seed: int = 0) -> Estimate:
-    """How far the likeliest action's logit moved against the mean of the others, over independent runs."""
+    """Change of the most likely action's logit relative to the mean of the others, over independent runs."""
     keys = jax.random.split(jax.random.key(seed), runs)
     after = np.asarray(_runs(keys, clip, rollouts, updates), np.float64)
     margin = after[:, 0] - after[:, 1:].mean(axis=1)
@@ -76,7 +78,7 @@ def drift(runs: int, rollouts: int, *, updates: int = UPDATES, clip: float = 0.2
 
 
 def table(runs: int = 2_000, rollouts: int = 20) -> str:
-    """The drift with the clip, and with its three ways off, with 95 % intervals."""
+    """The drift with and without clipping, with 95 % intervals, as Markdown."""
     ways = {
         "clip 0.2, 8 updates": {},
         "no clip, 8 updates": {"clip": math.inf},

@@ -1,1 +1,1 @@
-"""Recipes at a size for one CPU, to see that real data goes through."""
+"""Small recipes for one CPU that check training on real data (OLMo 2, arXiv 2501.00656)."""

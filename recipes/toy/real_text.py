@@ -4,7 +4,7 @@
     EASYLM_DATA=/my/data easylm run recipes/toy/real_text.py
 
 `EASYLM_DATA` is a folder with `c4_sample/*.parquet`, `dolma_sample/*.jsonl` and `gsm8k/{train,test}.jsonl`; the default
-is `../shared/data`. Sizes and rates are this project's own; the shapes of the schedules are the papers'.
+is `../shared/data`. Sizes and learning rates are this project's own; the shapes of schedules are the papers'.
 """
 
 import os
@@ -64,7 +64,7 @@ recipe = Recipe(
             validation=Validation(conversations(gsm8k("test"))),
             batch=8,
             epochs=1,
-            # Tülu 2 and 3: linear to 0 after 3 % warm-up, no decay.
+            # Tülu 2 and 3: linear to 0 after 3 % warm-up, no weight decay.
             optimizer=OptimizerConfig("1e-3 linear to 0 warmup 3%", b2=0.999, weight_decay=0.0),
         ),
     ),

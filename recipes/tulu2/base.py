@@ -1,7 +1,7 @@
-"""Supervised fine-tuning as Tülu 2 does it (arXiv 2311.10702, appendix on training; Tülu 2.5 starts from the result).
+"""Supervised fine-tuning of Tülu 2 (arXiv 2311.10702, appendix on training), the initial models of Tülu 2.5.
 
-326 154 conversations give 2548 updates an epoch. Each stands alone in a row of 8192 tokens, twice the length that
-Llama 2 was trained on; rotary embeddings are left as they are.
+326 154 conversations are 2548 updates per epoch. Each has its own row of 8192 tokens, twice the training length of
+Llama 2, with unchanged rotary embeddings.
 """
 
 from easylm_jax.config import SFT, Checkpoints, Compute, DataSpec, OptimizerConfig, Source
@@ -17,10 +17,10 @@ def sft(*, init: str, lr: float, accumulate: int, remat: str) -> SFT:
             init,
             8192,
             kind="chat",
-            template="tulu25",  # BOS in front, contents stripped
+            template="tulu25",  # BOS first, contents stripped
             packing="none",
-            on_bad="skip",  # conversations with nothing to train are dropped, as in the released code
-            compat="tulu25",  # also trains the newline after an answer that is not the last, as the released code did
+            on_bad="skip",  # conversations without trained tokens are dropped, as in the released code
+            compat="tulu25",  # also trains the newline after a response that is not the last, as the released code did
         ),
         batch=128,
         accumulate=accumulate,

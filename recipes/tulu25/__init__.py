@@ -1,1 +1,1 @@
-"""Tülu 2.5 (arXiv 2406.09279): preference data, algorithm, reward model and prompts, each varied by itself."""
+"""Tülu 2.5 (arXiv 2406.09279): ablations of preference data, algorithm, reward model and policy prompts."""

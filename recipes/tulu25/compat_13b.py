@@ -1,8 +1,9 @@
-"""Tülu 2.5 13B with the released code's own ways, to chase its numbers (arXiv 2406.09279, Table 2, last two rows).
+"""Tülu 2.5 13B with the quirks of the released code (arXiv 2406.09279, Table 2, last two rows).
 
-PPO recomputes what belongs to a rollout with the parameters of each mini-batch, so that no ratio leaves 1 and nothing
-is clipped, and whitens advantages by mini-batch. DPO also trains the headers that the released code trains. The reward
-model is that of the tables, whose head is drawn as the released code draws it. GSM8K is asked on 200 problems.
+PPO recomputes log-probabilities, values and advantages with the parameters of each mini-batch, so that ratios are 1 and
+nothing is clipped, and whitens advantages per mini-batch. DPO also trains the headers that the released code trains.
+The reward model is that of the tables, whose head is initialised as in the released code. GSM8K is evaluated on 200
+problems.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ import dataclasses
 from easylm_jax.config import DataSpec, Source
 from models.errors import UserError
 
-TOKENIZER = "hf:allenai/tulu-2-13b"  # Llama 2's vocabulary, the same for all sizes
+TOKENIZER = "hf:allenai/tulu-2-13b"  # Llama 2's tokenizer, the same for all sizes
 SIDE = 4096  # tokens of one side of a pair, for reward models and DPO (allenai/EasyLM, notes on the paper)
 PROMPT = 1024  # tokens of a prompt
 
@@ -25,7 +25,7 @@ def _source(hub: str, split: str, folder: str | None) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class Preferences:
-    """A preference set: `size` pairs, named `title` in the tables. `folder` holds it as JSONL; None is the hub's."""
+    """A preference set of `size` pairs, called `title` in tables. `folder` has it as JSONL; None reads the hub."""
 
     key: str
     title: str
@@ -36,17 +36,17 @@ class Preferences:
 
     @property
     def source(self) -> Source:
-        """Where the pairs are read."""
+        """The source of the pairs."""
         return _source("hf:allenai/tulu-2.5-preference-data", self.split, self.folder)
 
     def pairs(self, *, truncated: str) -> DataSpec:
-        """One pair a row, a side at most 4096 tokens. `truncated` is "drop" (reward models) or "truncate" (DPO)."""
+        """One pair per row, a side at most 4096 tokens. `truncated`: "drop" (reward models) or "truncate" (DPO)."""
         return DataSpec(
             (self.source,),
             TOKENIZER,
             2 * SIDE,
             kind="preference",
-            template="tulu25",  # BOS in front, contents stripped
+            template="tulu25",  # BOS first, contents stripped
             packing="none",  # so that a batch of rows is a batch of pairs
             overlong=truncated,
             train_on="last_assistant",
@@ -63,7 +63,7 @@ class Preferences:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Prompts to write responses to: `size` of them before those above 1024 tokens are left out."""
+    """A prompt set of `size` prompts, of which those above 1024 tokens are left out."""
 
     key: str
     title: str
@@ -72,7 +72,7 @@ class Prompts:
 
     @property
     def data(self) -> DataSpec:
-        """One prompt a row; no column is kept, a reward model reads the conversation alone."""
+        """One prompt per row; no columns are kept, since a reward model needs only the conversation."""
         return DataSpec(
             (self.source,), TOKENIZER, PROMPT, kind="prompts", template="tulu25", on_bad="skip", keep=()
         )  # fmt: skip
@@ -96,18 +96,18 @@ TABLE_1 = (
     Preferences("uf", "UltraFeedback fine-grained", "Synthetic", "ultrafeedback_mean_aspects", 60_908),
 )
 
-# Table 2 compares at one size: sets above 60,908 pairs are cut to it, as published. Chatbot Arena 2023 is smaller.
+# Table 2 compares sets of equal size: the published sets with at most 60,908 pairs. Chatbot Arena 2023 is smaller.
 CUTS = (
     Preferences("stack-exchange-60k", "StackExchange", "Web", "stack_exchange_60k", 60_908),
     Preferences("hh-rlhf-60k", "HH-RLHF", "Human", "hh_rlhf_60k", 60_908),
     Preferences("nectar-60k", "Nectar", "Synthetic", "nectar_60k", 60_908),
 )
 
-# The mix for reward models: UltraFeedback fine-grained, the three cuts, HelpSteer and PRM800k whole.
+# The mix for reward models: UltraFeedback fine-grained, the three sets of CUTS, all of HelpSteer and PRM800k.
 MIX = Preferences("mix", "Mix", "Mix", "preference_big_mixture", 259_851)
 
-# Parts of UltraFeedback fine-grained: by the source of the prompts, by the strength of the models that answered. Sizes
-# as published.
+# Parts of UltraFeedback fine-grained: by source of the prompts, and by strength of the models that responded. Sizes as
+# published.
 UF_PARTS = tuple(
     Preferences(f"uf-{part.replace('_', '-')}", f"UltraFeedback {title}", "Synthetic", f"ultrafeedback_{part}", size)
     for part, title, size in (

@@ -1,7 +1,7 @@
 """Tülu 2.5, Figure 3: GSM8K after PPO on general, mined maths or GSM8K's own prompts (arXiv 2406.09279, Section 3.4).
 
-Each of the four reward models of Table 3 on each set of prompts; one epoch of each set, so that 60,908 prompts make 116
-rollouts, 20,000 make 39 and 7,473 make 14.
+Each of the four reward models of Table 3 with each set of prompts, for one epoch: 116 rollouts of 60,908 prompts, 39 of
+20,000 and 14 of 7,473.
 """
 
 from recipes.tulu25 import grid, published, stages, suites

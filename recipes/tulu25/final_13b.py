@@ -1,7 +1,7 @@
 """Tülu 2.5 13B, the released model: PPO with the 70B reward model on UltraFeedback (arXiv 2406.09279, Table 5).
 
-Beside it DPO on the same pairs. The released weights are asked the same questions, which shows how far the evaluation
-is the paper's before anything is trained: `--only released`.
+Also DPO on the same pairs. The stage `released` evaluates the released weights, which shows before any training how
+closely the evaluation matches the paper's: `--only released`.
 """
 
 from easylm_jax.config import Entry

@@ -17,7 +17,7 @@ def reward_models() -> tuple[RewardModel, ...]:
 
 
 def title_of(reward: RewardModel) -> str:
-    """What the tables call a reward model: its size and its data."""
+    """The name of a reward model in tables: its size and its data."""
     _, size, key = reward.name.split("-")
     return f"{size.upper()} {'UF' if key == 'uf' else 'Mix'}"
 

@@ -1,6 +1,6 @@
 """Tülu 2 70B with PPO and the 70B reward model of Table 3 (allenai/EasyLM, examples/ppo_70b_tpu.sh; arXiv 2406.09279).
 
-Not in the paper's tables. 32 prompts a rollout make one update, the rate climbs over 1/80 of the epoch.
+Not in the paper's tables. A rollout of 32 prompts is one update; the warm-up of the learning rate is 1/80 of the epoch.
 """
 
 import dataclasses

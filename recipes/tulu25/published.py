@@ -1,8 +1,8 @@
-"""What the tables of Tülu 2.5 say (arXiv 2406.09279), to print beside ours.
+"""Published numbers of Tülu 2.5 (arXiv 2406.09279), which reports print beside ours.
 
-The columns are the paper's six categories and their mean. Tables 1 to 3 in the final version; the numbers of the
-released models are those of their cards on the hub. What is not known is left out: the cells of Figure 3 and Table 4
-but for one, and those of the reward models trained on the mix in Table 3.
+The columns are the paper's six categories and their mean. Tables 1 to 3 are those of the final version; numbers of the
+released models are from their model cards. Unknown numbers are left out: all cells of Figure 3 and Table 4 but one, and
+those of reward models trained on the mix in Table 3.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""Tülu 2.5 (arXiv 2406.09279, Tables 1 to 4) at a size for one CPU: two preference sets, each with DPO and with PPO.
+"""Tülu 2.5 (arXiv 2406.09279, Tables 1 to 4) on one CPU: two preference sets, each with DPO and with PPO.
 
     easylm run recipes/tulu25/small.py
     EASYLM_DATA=/my/data easylm run recipes/tulu25/small.py
 
-A small OLMo 2 is trained from nothing on web pages, and then as the paper has it: fine-tuning; a reward model, DPO and
-PPO on each set; PPO with a reward model and prompts of both. The sets are human preferences of hh-rlhf, and solutions
-of GSM8K over the same ones broken off before the answer (`recipes/tulu25/small_data.py`). The shapes of the schedules
-are the paper's; sizes and rates are this project's own. A model this small solves hardly a problem of GSM8K. The tables
-show what each set moves: PPO soon writes an answer without working it out, since no pair rewards the working.
+A small OLMo 2 is pre-trained on web pages and then trained as in the paper: SFT; a reward model, DPO and PPO on each
+set; PPO with a reward model and prompts of both. The sets are human preferences of hh-rlhf, and solutions of GSM8K
+against the same solutions truncated before the final answer (`recipes/tulu25/small_data.py`). The shapes of schedules
+are the paper's; sizes and learning rates are this project's own. A model of this size solves almost no problem of
+GSM8K. The tables show the effect of each set: PPO soon gives final answers without derivations, since no pair rewards
+derivations.
 """
+
+from typing import Any
 
 from easylm_jax.config import (
     DPO,
@@ -44,7 +47,8 @@ MODEL = DecoderConfig(
 )  # fmt: skip
 
 
-def files(sets: tuple[str, ...], suffix: str = "", **how) -> tuple[Source, ...]:
+def files(sets: tuple[str, ...], suffix: str = "", **how: Any) -> tuple[Source, ...]:
+    """The files of the stage `data` for these sets; `how` are fields of `Source`."""
     return tuple(Source(f"stage:data/{name}{suffix}.jsonl", **how) for name in sets)
 
 
@@ -56,7 +60,7 @@ def conversations(suffix: str = "") -> DataSpec:
 
 
 def pairs(sets: tuple[str, ...], suffix: str = "") -> DataSpec:
-    """About two pairs a row; those above 512 tokens are left out."""
+    """About two pairs per row; pairs above 512 tokens are left out."""
     return DataSpec(files(sets, suffix), "stage:tokenizer", SEQUENCE, kind="preference", template="tulu25",
                     train_on="last_assistant", overlong="drop")  # fmt: skip
 
@@ -66,7 +70,7 @@ def prompts(sources: tuple[Source, ...], keep: tuple[str, ...] = ()) -> DataSpec
 
 
 def tuned(lr: str) -> OptimizerConfig:
-    """As the paper: no decay, clip 1."""
+    """As in the paper: no weight decay, gradient clipping at 1."""
     return OptimizerConfig(lr, weight_decay=0.0)
 
 
@@ -100,7 +104,7 @@ def ppo(name: str, sets: tuple[str, ...]) -> PPO:
     )  # fmt: skip
 
 
-# What each set should move: harmful requests that are declined, solutions that reach an answer.
+# What each set should improve: harmful requests that are declined, solutions that reach a final answer.
 GREEDY = Sampling(REPLY, temperature=0.0)
 HH_TEST = prompts(files(("hh",), "_held_out"))
 GSM8K_TEST = prompts((Source(f"{DATA}/gsm8k/test.jsonl", limit=100),), keep=("answer",))

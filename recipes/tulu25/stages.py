@@ -1,12 +1,12 @@
 """The stages of Tülu 2.5 (arXiv 2406.09279) with its hyper-parameters (appendix F; allenai/EasyLM, notes on the paper).
 
-All policies start from Tülu 2 13B. Every table is a recipe called "tulu25", and a stage that two tables share has one
-name and one set of settings: it is trained once, whichever table comes first. All divide over `MESH`.
+All policies start from Tülu 2 13B. Every table is a recipe called "tulu25". A stage that several tables share has one
+name and one set of settings, so it is trained only once. All batch sizes divide over `MESH`.
 
-Departs from the paper's released code (spec tulu25 §13), but for `compat_13b.py`: PPO keeps the log-probabilities of
-the rollout, where the ratio was 1 by construction, and whitens advantages by rollout, not by mini-batch; headers
-without a user turn before them are not trained in DPO. Everywhere, log-probabilities, rewards and values are float32,
-not bfloat16.
+Departs from the paper's released code (spec tulu25 §13), except in `compat_13b.py`: PPO keeps the log-probabilities of
+the rollout (in the released code the ratio is always 1) and whitens advantages per rollout, not per mini-batch; DPO
+does not train headers without a user turn before them. Everywhere, log-probabilities, rewards and values are float32
+instead of bfloat16.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from recipes.tulu25.data import Preferences, Prompts
 RECIPE = "tulu25"
 SFT = {"13b": "hf:allenai/tulu-2-13b", "70b": "hf:allenai/tulu-2-70b"}
 MESH = "fsdp=32,tp=2"
-DECODE_MESH = "fsdp=-1,tp=4"  # reading the weights takes most of the time of writing: each chip a fourth
-POD = "v5p-128"  # 64 chips, a row of DPO on 2
+DECODE_MESH = "fsdp=-1,tp=4"  # reading the weights dominates decoding; each chip reads a fourth
+POD = "v5p-128"  # 64 chips; in DPO, 2 chips per row
 REPLY = 1024  # tokens of a response
 REMAT = {"13b": "attention", "70b": "full"}
-KL = {"13b": 0.05, "70b": 0.0325}  # by the size of the reward model
+KL = {"13b": 0.05, "70b": 0.0325}  # KL coefficient, by size of the reward model
 SEED = 42
 CHECKPOINTS = Checkpoints(when_busy="skip")
 
 
 def recipe(*stages: Stage) -> Recipe:
-    """A table or figure on the pod that its stages are sized for."""
+    """The recipe of a table or figure, for the pod that its batch sizes are chosen for."""
     return Recipe(RECIPE, stages, mesh=MESH, decode_mesh=DECODE_MESH, pod=POD)
 
 
 def optimizer(lr: str) -> OptimizerConfig:
-    """AdamW without decay, the same for every stage; the betas are EasyLM's."""
+    """AdamW without weight decay, the same for every stage; the betas are EasyLM's."""
     return OptimizerConfig(lr, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.0, clip=1.0)
 
 
 def reward_model(size: str, data: Preferences) -> RewardModel:
     """One epoch in batches of 512 pairs; those with a side above 4096 tokens are left out.
 
-    The head is drawn as in the released code, with a deviation of 0.02 (allenai/EasyLM, EasyLM/models/llama).
+    The head is initialised as in the released code, with standard deviation 0.02 (allenai/EasyLM, EasyLM/models/llama).
     """
     return RewardModel(
         f"rm-{size}-{data.key}",
@@ -69,7 +69,7 @@ def reward_model(size: str, data: Preferences) -> RewardModel:
 
 
 def dpo(data: Preferences) -> DPO:
-    """Three epochs in batches of 32 pairs; sides above 4096 tokens are cut."""
+    """Three epochs in batches of 32 pairs; sides above 4096 tokens are truncated."""
     return DPO(
         f"dpo-{data.key}",
         init=SFT["13b"],
@@ -87,10 +87,11 @@ def dpo(data: Preferences) -> DPO:
 
 
 def ppo(reward: RewardModel, prompts: Prompts) -> PPO:
-    """One epoch over the prompts, 512 a rollout, in 8 updates of 64 responses, each response seen once.
+    """One epoch over the prompts, 512 per rollout, in 8 updates of 64 responses; each response is used once.
 
-    The policy starts from Tülu 2 13B, the value model from the reward model; both are trained at one rate. Responses
-    are drawn at temperature 0.7 from the 50 likeliest tokens and trained on at temperature 1, as in the released code.
+    The policy starts from Tülu 2 13B, the value model from the reward model, and both have the same learning rate.
+    Responses are sampled at temperature 0.7 with top-k 50, and log-probabilities in training are at temperature 1, as
+    in the released code.
     """
     _, size, key = reward.name.split("-", 2)
     return PPO(

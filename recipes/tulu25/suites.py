@@ -1,15 +1,15 @@
-"""What the policies of Tülu 2.5 are judged by here: GSM8K and IFEval, two of the eleven benchmarks of arXiv 2406.09279
-(Section 2.3).
+"""The evaluations of Tülu 2.5: GSM8K and IFEval, two of the eleven benchmarks of arXiv 2406.09279 (Section 2.3).
 
-The other nine (MMLU, BBH, HumanEval+, MBPP+, TruthfulQA, ToxiGen, XSTest, AlpacaEval 1 and 2) are not built, so no row
-of ours has the paper's six categories or their average; the published ones are printed beside. The score of a row is
-GSM8K, the only one of the two that is a column of the paper's tables; IFEval, a third of "Instruction", stands beside.
+The other nine (MMLU, BBH, HumanEval+, MBPP+, TruthfulQA, ToxiGen, XSTest, AlpacaEval 1 and 2) are not implemented, so
+our rows have neither the paper's six categories nor their average; published numbers are printed beside them. The score
+of a row is GSM8K, the only one of the two that is a column of the paper's tables. IFEval, a third of the category
+"Instruction", is a further column.
 
-IFEval as the paper asks it: 541 prompts, greedily, 2,048 tokens, all instructions of a prompt followed, loose.
+IFEval as in the paper: 541 prompts, greedy, 2,048 tokens, prompt-level loose accuracy.
 
-Departs from the paper: for GSM8K it shows eight worked examples in the user's turn and puts "Answer:" in front of the
-reply, on 200 problems drawn at random. Here the problem stands alone, and all 1,319 are asked: on 200 the standard
-error is 3.5 points, on all 1.4. `gsm8k(paper=True)` draws 200, though not the same ones.
+Departs from the paper: for GSM8K the paper shows eight worked examples in the user turn, starts the response with
+"Answer:", and uses 200 random problems. Here there are no examples, and all 1,319 problems are used: the standard error
+is 3.5 points on 200 and 1.4 on all. `gsm8k(paper=True)` samples 200, but not the paper's.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from recipes.tulu25.stages import SFT
 
 GSM8K_TEST = 1_319
 PAPER_SUBSET = 200
-BASE = Entry("Tülu 2 SFT", (SFT["13b"],))  # what the policies start from
+BASE = Entry("Tülu 2 SFT", (SFT["13b"],))  # the initial model of all policies
 
 
 def gsm8k(*, paper: bool = False) -> Task:
-    """Grade-school maths, greedy, 512 tokens: is the last number of the reply the right one?"""
+    """GSM8K, greedy, 512 tokens: the last number of the response must be correct."""
     task = benchmarks.gsm8k(TOKENIZER, "tulu25")
     (source,) = task.data.sources
     source = dataclasses.replace(source, count=PAPER_SUBSET if paper else None)
@@ -36,12 +36,12 @@ def gsm8k(*, paper: bool = False) -> Task:
 
 
 def ifeval() -> Task:
-    """Prompts with instructions that a program checks, by the checks of IFBench's package (`evaluate/tasks.py`)."""
+    """IFEval with the verifiers of IFBench's package (`evaluate/tasks.py`)."""
     return benchmarks.ifeval(TOKENIZER, "tulu25")
 
 
 def best_of(reward: str, samples: int = 16) -> Task:
-    """GSM8K with the reply that a reward model likes best of `samples`, drawn as PPO draws them."""
+    """GSM8K with the response of highest reward among `samples`, which are sampled as in PPO."""
     sampling = Sampling(512, temperature=0.7, top_k=50)
     return dataclasses.replace(
         gsm8k(), name=f"GSM8K, best of {samples} by {reward}", sampling=sampling, samples=samples, best_of=reward
@@ -56,7 +56,7 @@ def table(
     tasks: tuple[Task, ...] = (gsm8k(), ifeval()),
     base: Entry = BASE,
 ) -> Evaluate:
-    """`base`, the SFT model, and `entries` on `tasks`; the first is the score. Divergence is measured from `base`."""
+    """Evaluates `base` and `entries` on `tasks`; the first task is the score. KL divergence is measured from `base`."""
     return Evaluate(
         name,
         title=title,

@@ -1,7 +1,7 @@
 """Tülu 2.5, Table 1: DPO of Tülu 2 13B on each of 14 preference sets (arXiv 2406.09279).
 
-Departs from the paper: the published UltraFeedback overall has 58,933 pairs; Table 1 says 60,908. What stages and
-evaluation do otherwise is told in `stages.py` and `suites.py`.
+Departs from the paper: the published UltraFeedback overall has 58,933 pairs; Table 1 says 60,908. Further differences
+are in `stages.py` and `suites.py`.
 """
 
 from easylm_jax.config import Entry

@@ -1,7 +1,7 @@
 """Tülu 2.5, Table 2: DPO and PPO of Tülu 2 13B on the same preference sets (arXiv 2406.09279).
 
-For PPO, a 13B reward model is trained on the set and the policy on the set's own prompts. Sets above 60,908 pairs are
-cut to it; Chatbot Arena 2023 has 20,465.
+For PPO, a 13B reward model is trained on the set and the policy on the prompts of the set. Larger sets are reduced to
+60,908 pairs; Chatbot Arena 2023 has 20,465.
 """
 
 from easylm_jax.config import Entry

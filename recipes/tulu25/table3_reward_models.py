@@ -1,10 +1,9 @@
 """Tülu 2.5, Table 3: reward models by size and data, by best-of-16 and by PPO (arXiv 2406.09279).
 
 13B and 70B, on UltraFeedback and on the mix of six sets. PPO trains Tülu 2 13B on UltraFeedback's prompts; best-of-16
-picks among replies of Tülu 2 13B. RewardBench, the table's other column, is not built here.
+selects among responses of Tülu 2 13B. RewardBench, the table's other column, is not implemented.
 
-Departs from the paper: its best-of-N is over several benchmarks with an N that is not printed; here it is the best of
-16 on GSM8K.
+Departs from the paper: its best-of-N is over several benchmarks with an unpublished N; here it is best-of-16 on GSM8K.
 """
 
 from easylm_jax.config import Entry

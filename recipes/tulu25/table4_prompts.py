@@ -1,6 +1,6 @@
 """Tülu 2.5, Table 4: PPO on UltraFeedback's prompts or on those mixed with code and maths (arXiv 2406.09279).
 
-Each of the four reward models of Table 3 on each set of prompts.
+Each of the four reward models of Table 3 with each set of prompts.
 """
 
 from recipes.tulu25 import grid, stages, suites

@@ -1,6 +1,6 @@
 """Tülu 2.5, appendix: DPO on parts of UltraFeedback (arXiv 2406.09279).
 
-By the source of the prompts and by the strength of the models that answered them.
+Parts by the source of the prompts, and by the strength of the models that responded.
 """
 
 from easylm_jax.config import Entry

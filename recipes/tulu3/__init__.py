@@ -1,1 +1,1 @@
-"""Tülu 3 (arXiv 2411.15124): supervised fine-tuning, preferences, verifiable rewards."""
+"""Tülu 3 (arXiv 2411.15124): SFT, DPO and RLVR."""

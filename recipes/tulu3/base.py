@@ -1,9 +1,8 @@
-"""The stages of Tülu 3 (arXiv 2411.15124): SFT, DPO, reward model, RLVR by PPO and by GRPO. OLMo 2 has the same.
+"""The stages of Tülu 3 (arXiv 2411.15124): SFT, DPO, reward model, RLVR by PPO and by GRPO. OLMo 2 uses them too.
 
-SFT is Section 4 and Table 11, DPO Section 5 and Table 20, the reward model Table 36, RLVR Section 6 and Table 21. Where
-the paper is silent, the released commands (allenai/open-instruct, docs/tulu3.md and docs/olmo2.md) and the code that
-they ran. The SFT mixture (Table 7) is published whole, 939 344 conversations with their duplicates and samples already
-drawn.
+SFT is Section 4 and Table 11, DPO Section 5 and Table 20, the reward model Table 36, RLVR Section 6 and Table 21. Other
+settings are those of the released commands (allenai/open-instruct, docs/tulu3.md and docs/olmo2.md) and their code. The
+SFT mixture (Table 7) is published as trained: 939 344 conversations, sampled and with duplicates.
 
 Departs from the paper: the last, smaller batch of an epoch is not trained on.
 """
@@ -35,12 +34,13 @@ LENGTH = 4096  # Table 11
 SIDE = 2048  # tokens of one side of a pair: Tables 20 and 36
 PROMPT, REPLY = 2048, 2048  # tokens: Table 21
 MIXED = "RLVR-GSM-MATH-IF-Mixed-Constraints"  # 29,946 prompts, Section 6
-HORIZON = 10_000_000  # episodes over which the released commands bring the rate to zero; the runs stop far earlier
+HORIZON = 10_000_000  # episodes until the learning rate of the released commands is zero; the runs stop far earlier
 
-# A row names its verifier, which is paid ten. The constraints are those of Section 6, older ones than IFEval's, and
-# version "tulu3" judges them as the released models were rewarded, faults included (spec tulu3 §6.3). REPAIRED has the
-# repaired checks in their place; a run with it departs from the paper: `ppo.reward.verifier="10 * by_dataset(...)"`. No
-# reward model's score is in it. What takes the place of the score of an answer that does not end differs.
+# A row names its verifier, whose score is multiplied by ten. The constraints are those of Section 6, which are older
+# than IFEval's; version "tulu3" verifies them as in the training of the released models, errors included (spec tulu3
+# §6.3). REPAIRED uses corrected verifiers; a run with it departs from the paper
+# (`ppo.reward.verifier="10 * by_dataset(...)"`). The reward does not include the score of a reward model. PPO and GRPO
+# differ in the score of responses without an end token.
 VERIFIER = "10 * by_dataset(ifeval=\"ifeval_old('tulu3')\")"
 REPAIRED = "10 * by_dataset(ifeval='ifeval_old')"
 PPO_REWARD = Reward(verifier=VERIFIER, missing_end=-10.0)
@@ -48,7 +48,7 @@ GRPO_REWARD = Reward(verifier=VERIFIER, missing_end=0.0)
 
 
 def mixture(tokenizer: str) -> DataSpec:
-    """The Tülu 3 SFT mixture: one conversation a row, cut at 4096 tokens, loss on the assistant's turns, no BOS."""
+    """The Tülu 3 SFT mixture: one conversation per row, truncated at 4096 tokens, loss on assistant turns, no BOS."""
     source = Source("hf:allenai/tulu-3-sft-mixture")
     return DataSpec(
         (source,),
@@ -57,7 +57,7 @@ def mixture(tokenizer: str) -> DataSpec:
         kind="chat",
         template="tulu",
         packing="none",
-        on_bad="skip",  # conversations with nothing to train are dropped, as in the released code
+        on_bad="skip",  # conversations without trained tokens are dropped, as in the released code
     )
 
 
@@ -76,7 +76,7 @@ def sft(
         examples=examples,
         seed=seed,
         reduction="sequence_sum",
-        # Torch's own betas. The commands switch clipping off, but the libraries that ran them put 1.0 in its place.
+        # PyTorch's default betas. The commands disable gradient clipping, but their libraries replaced that by 1.0.
         optimizer=OptimizerConfig(
             f"{lr:g} linear to 0 warmup 3% rounded down", b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=1.0
         ),
@@ -86,14 +86,14 @@ def sft(
 
 
 def adamw(lr: str, *, eps: float = 1e-8, weight_decay: float = 0.0) -> OptimizerConfig:
-    """Torch's AdamW. RLVR leaves torch's own decay, 0.01 on every parameter."""
+    """AdamW of PyTorch. RLVR has PyTorch's default weight decay, 0.01 on every parameter."""
     return OptimizerConfig(
         lr, b1=0.9, b2=0.999, eps=eps, weight_decay=weight_decay, decay_embeddings=True, clip=1.0
     )  # fmt: skip
 
 
 def pairs(mixture: str, tokenizer: str, *, overlong: str, template: str = "tulu") -> DataSpec:
-    """Preferences of a published mixture, one pair a row. Every turn of the assistant counts, as until mid-2025."""
+    """Preferences of a published mixture, one pair per row. All assistant turns are trained, as until mid-2025."""
     return DataSpec(
         (Source(f"hf:allenai/{mixture}"),), tokenizer, 2 * SIDE, kind="preference", template=template, packing="none",
         overlong=overlong, train_on="assistant", on_bad="skip",
@@ -104,7 +104,7 @@ def dpo(
     *, init: str, data: DataSpec, lr: float, remat: str, batch: int = 128, accumulate: int = 1, seed: int = 0,
     examples: int | None = None,
 ) -> DPO:  # fmt: skip
-    """Length-normalised DPO with beta 5, one epoch, linearly to zero after a tenth (Table 20)."""
+    """Length-normalised DPO with beta 5 for one epoch; the rate decays linearly after 10 % warm-up (Table 20)."""
     return DPO(
         "dpo",
         init=init,
@@ -126,7 +126,7 @@ def reward_model(
     *, init: str, data: DataSpec, remat: str, held_out: DataSpec | None = None, accumulate: int = 1,
     examples: int | None = None,
 ) -> RewardModel:  # fmt: skip
-    """From the SFT model on the pairs of DPO, one epoch (Table 36). It serves to start value models from."""
+    """A reward model from the SFT model on the pairs of DPO, one epoch (Table 36). It initialises value models."""
     return RewardModel(
         "rm",
         init=init,
@@ -143,7 +143,7 @@ def reward_model(
 
 
 def rlvr_prompts(name: str, tokenizer: str, template: str = "tulu") -> DataSpec:
-    """Prompts in the published form: a row names its verifier (`dataset`) and has its label (`ground_truth`)."""
+    """Published prompts: a row has the name of its verifier (`dataset`) and its label (`ground_truth`)."""
     return DataSpec(
         (Source(f"hf:allenai/{name}"),), tokenizer, PROMPT, kind="prompts", template=template,
         keep=("dataset", "ground_truth"), on_bad="skip",
@@ -151,7 +151,7 @@ def rlvr_prompts(name: str, tokenizer: str, template: str = "tulu") -> DataSpec:
 
 
 def barely_falling(lr: float, batch: int, epochs: int = 4) -> str:
-    """Linear to zero over 10 million episodes, `epochs` updates for every `batch` of them."""
+    """A schedule that decays linearly to zero over 10 million episodes, with `epochs` updates per `batch` of them."""
     return f"{lr:g} linear to 0 horizon {round(HORIZON / batch * epochs)} steps"
 
 
@@ -159,13 +159,14 @@ def ppo(
     name: str, *, init: str, value: str, data: DataSpec, lr: str, batch: int, episodes: int, kl: float, remat: str,
     epochs: int = 4, accumulate: int = 1, seed: int = 1, every: int = 100,
 ) -> PPO:  # fmt: skip
-    """RLVR by PPO: every rollout is trained on `epochs` times as one batch, while the next one is written (Table 21).
+    """RLVR by PPO: a rollout is one batch and used `epochs` times, while the next is generated (Table 21).
 
-    The value model starts from the reward model `value`; no score of one is in the reward. GSM8K's test is asked every
-    `every` rollouts, and those checkpoints stay, since the released models were picked among such.
+    The value model is initialised from the reward model `value`, whose score is not part of the reward. GSM8K's test
+    set is evaluated every `every` rollouts and those checkpoints are kept, since the released models were selected from
+    such checkpoints.
 
     Departs from the paper: advantages are whitened over the rollout and losses averaged over the update; the released
-    code does the one on each device and the other over each micro-batch (spec tulu3 §5.2).
+    code whitens on each device and averages over each micro-batch (spec tulu3 §5.2).
     """
     return PPO(
         name,
@@ -181,7 +182,7 @@ def ppo(
         seed=seed,
         sampling=Sampling(REPLY, temperature=1.0, slots=batch),
         asynchronous=1,
-        sampler_correction="off",  # the released code has no weights for the policy that wrote (spec tulu3 §5.2)
+        sampler_correction="off",  # the released code has no importance weights for stale policies (spec tulu3 §5.2)
         kl=kl,
         kl_kind="k1",
         gamma=1.0,
@@ -202,15 +203,15 @@ def grpo(
     name: str, *, init: str, data: DataSpec, steps: int, remat: str, prompts: int = 48, accumulate: int = 1,
     seed: int = 1,
 ) -> GRPO:  # fmt: skip
-    """RLVR by GRPO: 16 answers to a prompt, two updates a rollout, divergence at 0.01 (docs/tulu3.md, docs/olmo2.md).
+    """GRPO: 16 responses per prompt, two updates per rollout, KL coefficient 0.01 (docs/tulu3.md, docs/olmo2.md).
 
-    Advantages over the unbiased deviation, and no group is left out. The loss is the mean over the tokens of two
-    answers, then over such pairs, as the released code takes it over micro-batches of a device (spec tulu3 §5.3; two:
-    docs/tulu3.md; OLMo 2's number is not printed). `grpo.aggregation=token grpo.bnpo_rows=none` is the mean over all
-    tokens of an update.
+    Advantages are divided by the standard deviation with ddof 1, and no group is left out. The loss is the mean over
+    the tokens of two responses, then over such pairs, as in the micro-batches of the released code (spec tulu3 §5.3;
+    two is from docs/tulu3.md, OLMo 2's number is not published). `grpo.aggregation=token grpo.bnpo_rows=none` is the
+    mean over all tokens of an update.
 
-    Departs from the paper: the log-probabilities that the ratio compares with are those of the rollout, so that it
-    leaves 1 in the second update; in the released code it is 1 in both.
+    Departs from the paper: old log-probabilities are those of the rollout, so that the ratio is not 1 in the second
+    update; in the released code it is 1 in both.
     """
     return GRPO(
         name,
@@ -241,33 +242,33 @@ def grpo(
     )
 
 
-# Of the development suite (Table 24), what is asked here: greedily, 2,048 tokens. Departs from the paper: the problem
-# stands alone, where the paper shows eight worked examples for GSM8K and four for MATH, and MATH-500 is asked for MATH.
+# Evaluations of the development suite (Table 24): greedy, 2,048 tokens. Departs from the paper: no worked examples, of
+# which the paper shows eight for GSM8K and four for MATH; and MATH-500 instead of MATH.
 _ASKED = {"max_new_tokens": 2048, "slots": 256}
 
 
 def gsm8k(tokenizer: str, template: str = "tulu") -> Task:
-    """1,319 problems; is the last number the right one?"""
+    """GSM8K: 1,319 problems; the last number of the response must be correct."""
     return tasks.with_sampling(tasks.gsm8k(tokenizer, template), **_ASKED)
 
 
 def math(tokenizer: str, template: str = "tulu") -> Task:
-    """MATH-500: 500 of MATH's 5,000 test problems. The paper's column MATH is of all of them."""
+    """MATH-500: 500 of MATH's 5,000 test problems; the paper's column MATH has all of them."""
     data = dataclasses.replace(gsm8k(tokenizer, template).data, sources=(Source("hf:HuggingFaceH4/MATH-500:test"),))
     return Task("MATH-500", data, "math", Sampling(temperature=0.0, **_ASKED))
 
 
 def ifeval(tokenizer: str, template: str = "tulu") -> Task:
-    """541 prompts, all instructions followed, loose."""
+    """IFEval: 541 prompts, prompt-level loose accuracy."""
     return tasks.with_sampling(tasks.ifeval(tokenizer, template), **_ASKED)
 
 
 def table(
     title: str, entries: tuple[Entry, ...], published: tuple[Published, ...], tokenizer: str, template: str = "tulu"
 ) -> Evaluate:  # fmt: skip
-    """Entries on GSM8K, MATH-500 and IFEval, beside the paper's rows.
+    """Evaluates `entries` on GSM8K, MATH-500 and IFEval, with the paper's rows beside them.
 
-    The score is the mean of GSM8K and IFEval, which are columns of the paper's; MATH-500 stands beside.
+    The score is the mean of GSM8K and IFEval, which are columns of the paper; MATH-500 is a further column.
     """
     return Evaluate(
         "table",

@@ -1,6 +1,6 @@
 """Tülu 3 70B: length-normalised DPO on the published preference mixture (arXiv 2411.15124, Tables 20 and 5).
 
-To start from a model of your own: `dpo.init=run:runs/tulu3-70b-sft/sft`.
+To start from your own model: `dpo.init=run:runs/tulu3-70b-sft/sft`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -12,8 +12,8 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT"
 recipe = Recipe(
     "tulu3-70b-dpo",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # the weights are too large for one chip, and each reads a fourth
-    pod="v5p-256",  # 128 chips, 1 pair each
+    decode_mesh="fsdp=-1,tp=4",  # the weights do not fit on one chip; each holds a fourth
+    pod="v5p-256",  # 128 chips, 1 pair on each
     stages=(
         dpo(
             init=SFT,

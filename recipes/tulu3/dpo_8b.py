@@ -1,6 +1,6 @@
 """Tülu 3 8B: length-normalised DPO on the published preference mixture (arXiv 2411.15124, Tables 20 and 6).
 
-To start from a model of your own: `dpo.init=run:runs/tulu3-8b-sft/sft`.
+To start from your own model: `dpo.init=run:runs/tulu3-8b-sft/sft`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -12,8 +12,8 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT"
 recipe = Recipe(
     "tulu3-8b-dpo",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
-    pod="v5p-64",  # 32 chips, 4 pairs each
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights dominates decoding; each chip reads a fourth
+    pod="v5p-64",  # 32 chips, 4 pairs on each
     stages=(
         dpo(
             init=SFT,

@@ -1,9 +1,9 @@
 """Tülu 3.1 8B: RLVR by GRPO in place of PPO (allenai/open-instruct, docs/tulu3.md; arXiv 2411.15124, Table 6).
 
-Two million episodes, as in the later packed run; the command of the released model says ten, of which a checkpoint was
-picked.
+Two million episodes, as in the later packed run. The command of the released model has ten million, from which a
+checkpoint was selected.
 
-Departs from the release: two million episodes and not ten; and what `base.grpo` says.
+Departs from the release: two million episodes instead of ten; further differences are in `base.grpo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -15,8 +15,8 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT", "hf:allenai/Llama-3.1-Tulu-3-8B
 recipe = Recipe(
     "tulu3-8b-grpo",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
-    pod="v5p-64",  # 32 chips, 12 responses of an update each, 3 at a time
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights dominates decoding; each chip reads a fourth
+    pod="v5p-64",  # 32 chips, 12 responses of an update on each, in micro-batches of 3
     stages=(
         grpo(
             "grpo",

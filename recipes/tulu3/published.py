@@ -1,4 +1,4 @@
-"""What the tables of Tülu 3 say (arXiv 2411.15124, Tables 5 and 6), to print beside ours."""
+"""Published numbers of Tülu 3 (arXiv 2411.15124, Tables 5 and 6), which reports print beside ours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _70B = {
 
 
 def rows(table: dict[str, tuple[float, ...]], columns: tuple[str, ...], source: str) -> tuple[Published, ...]:
-    """Every cell of a table whose rows have all columns."""
+    """The cells of a table whose rows have all columns."""
     return tuple(
         Published(method, column, value, source)
         for method, values in table.items()

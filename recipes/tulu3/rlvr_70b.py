@@ -1,6 +1,7 @@
-"""Tülu 3 70B: RLVR by PPO, its value model an 8B one (arXiv 2411.15124, Section 6, Tables 21 and 5).
+"""Tülu 3 70B: RLVR by PPO with an 8B value model (arXiv 2411.15124, Section 6, Tables 21 and 5).
 
-Departs from the paper: 0.07 for divergence, as in Table 21, not the 0.7 of the text; and what `base.ppo` says.
+Departs from the paper: the KL coefficient is 0.07, as in Table 21, not the 0.7 of the text; further differences are in
+`base.ppo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -12,8 +13,8 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-70B-SFT", "hf:allenai/Llama-3.1-Tulu-3-7
 recipe = Recipe(
     "tulu3-70b-rlvr",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # the weights are too large for one chip, and each reads a fourth
-    pod="v5p-256",  # 128 chips, 5 responses each, 1 at a time
+    decode_mesh="fsdp=-1,tp=4",  # the weights do not fit on one chip; each holds a fourth
+    pod="v5p-256",  # 128 chips, 5 responses on each, in micro-batches of 1
     stages=(
         ppo(
             "ppo",

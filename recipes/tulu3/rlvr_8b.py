@@ -1,8 +1,8 @@
 """Tülu 3 8B: RLVR by PPO on GSM8K, MATH and constraints (arXiv 2411.15124, Section 6, Tables 21 and 6).
 
-About 100,000 episodes of the 10 million that the command's schedule is made for, so the rate hardly falls.
+About 100,000 of the 10 million episodes of the command's schedule, so the learning rate hardly decreases.
 
-Departs from the paper: as `base.ppo` says.
+Departs from the paper: see `base.ppo`.
 """
 
 from easylm_jax.config import Entry, Recipe
@@ -14,8 +14,8 @@ SFT, DPO = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT", "hf:allenai/Llama-3.1-Tulu-3-8B
 recipe = Recipe(
     "tulu3-8b-rlvr",
     mesh="fsdp=-1",
-    decode_mesh="fsdp=-1,tp=4",  # reading the weights takes most of the time of writing: each chip a fourth
-    pod="v5p-64",  # 32 chips, 7 responses each
+    decode_mesh="fsdp=-1,tp=4",  # reading the weights dominates decoding; each chip reads a fourth
+    pod="v5p-64",  # 32 chips, 7 responses on each
     stages=(
         ppo(
             "ppo",

@@ -1,4 +1,4 @@
-"""Tülu 3 8B: the reward model from which the value models of RLVR start (arXiv 2411.15124, Table 36 and Section 6).
+"""Tülu 3 8B: the reward model that initialises the value models of RLVR (arXiv 2411.15124, Table 36 and Section 6).
 
 The released run reached an accuracy of about 0.81 and a loss of about 0.37 (allenai/open-instruct, docs/algorithms).
 """
@@ -11,7 +11,7 @@ SFT = "hf:allenai/Llama-3.1-Tulu-3-8B-SFT"
 recipe = Recipe(
     "tulu3-8b-rm",
     mesh="fsdp=-1",
-    pod="v5p-64",  # 32 chips, 8 pairs each, 4 at a time
+    pod="v5p-64",  # 32 chips, 8 pairs on each, in micro-batches of 4
     stages=(
         reward_model(
             init=SFT,

@@ -8,7 +8,7 @@ BASE = "hf:meta-llama/Llama-3.1-70B"
 recipe = Recipe(
     "tulu3-70b-sft",
     mesh="fsdp=-1",
-    pod="v5p-256",  # 128 chips, 1 row each
+    pod="v5p-256",  # 128 chips, 1 row on each
     stages=(
         sft(
             init=BASE,

@@ -8,7 +8,7 @@ BASE = "hf:meta-llama/Llama-3.1-8B"
 recipe = Recipe(
     "tulu3-8b-sft",
     mesh="fsdp=-1",
-    pod="v5p-64",  # 32 chips, 4 rows each
+    pod="v5p-64",  # 32 chips, 4 rows on each
     stages=(
         sft(
             init=BASE,

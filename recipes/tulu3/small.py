@@ -1,12 +1,12 @@
-"""Tülu 3's RLVR (arXiv 2411.15124, Section 6) at a size for one CPU: PPO with its value model from a reward model.
+"""Tülu 3's RLVR (arXiv 2411.15124, Section 6) on one CPU: PPO with a value model from a reward model.
 
     easylm run recipes/tulu3/small.py
 
-A small OLMo 2 reads answers to word problems, LaTeX problems and instructions, and is fine-tuned on careless ones; the
-prompts are in the form of the published rows (`recipes/tulu3/small_data.py`). A reward model is trained on pairs of its
-own answers. PPO starts its value model from it and is paid ten by the verifier that a row names, minus ten where an
-answer does not end, and no reward model's score. GRPO has the same rows (Tülu 3.1). Shapes are the paper's; sizes and
-rates this project's own.
+A small OLMo 2 is pre-trained on correct responses to word problems, LaTeX problems and instructions, and fine-tuned on
+responses with errors. Prompts have the format of the published rows (`recipes/tulu3/small_data.py`). A reward model is
+trained on pairs of the SFT model's responses and initialises PPO's value model; its score is not part of the reward,
+which is 10 for a response that the row's verifier accepts and −10 for one without an end. GRPO uses the same prompts
+(Tülu 3.1). The shapes of schedules are the paper's; sizes and learning rates are this project's own.
 """
 
 from easylm_jax.config import (
@@ -30,7 +30,7 @@ from easylm_jax.config import (
     Tokenizer,
     Validation,
 )  # fmt: skip
-from recipes.quickstart import MODEL, SEQUENCE, conversations, pages
+from recipes.quickstart import LARGER, SEQUENCE, conversations, pages
 
 PROMPT, ANSWER = 84, 40  # tokens
 SEEDS = (0, 1)
@@ -66,7 +66,7 @@ held_out = Validation(prompts("gsm8k_held_out.jsonl", limit=150), every=10)
 
 
 def ppo(seed: int) -> PPO:
-    """Four passes over each rollout as one batch (Table 21)."""
+    """PPO: a rollout is one batch and used four times (Table 21)."""
     return PPO(
         f"ppo-{seed}",
         seed=seed,
@@ -81,12 +81,14 @@ def ppo(seed: int) -> PPO:
         kl=0.05,
         validation=held_out,
         check=VERIFIER,
-        optimizer=tuned("1e-4 linear to 0 horizon 16000 steps"),  # a hundred times the run: it hardly falls
+        optimizer=tuned(
+            "1e-4 linear to 0 horizon 16000 steps"
+        ),  # a hundred times the length of the run, so it hardly decreases
     )
 
 
 def grpo(seed: int) -> GRPO:
-    """Two updates a rollout (docs/tulu3.md of allenai/open-instruct)."""
+    """GRPO: two updates per rollout (docs/tulu3.md of allenai/open-instruct)."""
     return GRPO(
         f"grpo-{seed}",
         seed=seed,
@@ -112,7 +114,7 @@ recipe = Recipe(
         Tokenizer("tokenizer", sources=(Source("stage:data/pages.jsonl", limit=2_000),), vocab_size=512),
         Pretrain(
             "pretrain",
-            model=MODEL,
+            model=LARGER,
             data=pages("pages.jsonl"),
             batch=16,
             steps=1_500,

@@ -1,8 +1,8 @@
-"""Problems for `recipes/tulu3/small.py` in the form of Tülu 3's rows: word problems, LaTeX problems, instructions.
+"""Problems for `recipes/tulu3/small.py` in the format of Tülu 3: word problems, LaTeX problems, instructions.
 
-A row names its verifier in `dataset` (gsm8k, MATH, ifeval) and has its label in `ground_truth`. The pages for
-pre-training are right; the conversations for fine-tuning are those of careless annotators, who miscount or overlook an
-instruction. A problem belongs to the held-out part by a hash of its numbers or words.
+A row has the name of its verifier in `dataset` (gsm8k, MATH, ifeval) and its label in `ground_truth`. Pages for
+pre-training are correct; conversations for fine-tuning have wrong sums and ignored instructions. A hash of its numbers
+or words decides whether a problem is held out.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 from recipes.ifbench import small_data as words
 
-CARELESS = 0.4  # share of the annotators' sums that are off by one
+CARELESS = 0.4  # share of sums in conversations for fine-tuning that are wrong by one
 HELD_OUT = 0.08
 NAMES, THINGS = ("Ann", "Ben", "Mia", "Tom"), ("apples", "birds", "keys", "stones")
 KINDS = ("gsm8k", "MATH", "ifeval")
 
 
 class Problem(NamedTuple):
-    """What is asked and checked, the right answer, and one that a careless annotator may give."""
+    """A question with its label, a correct response and one with an error."""
 
     dataset: str
     question: str
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
     @property
     def row(self) -> dict[str, Any]:
-        """In the form of the published rows."""
+        """The problem in the format of the published rows."""
         messages = [{"role": "user", "content": self.question}]
         return {"messages": messages, "dataset": self.dataset, "ground_truth": self.ground_truth}
 
@@ -61,7 +61,7 @@ def _working(a: int, b: int, c: int) -> str:
 
 
 def _math(rng: random.Random, held_out: bool) -> Problem:
-    """A sum, or a fraction to be reduced."""
+    """A sum, or a fraction to reduce."""
     if rng.random() < 0.5:
         a, b = _sum(rng, held_out)
         wrong = a + b + rng.choice((-1, 1))
@@ -93,7 +93,7 @@ MAKERS: dict[str, Callable[[random.Random, bool], Problem]] = dict(zip(KINDS, (_
 
 
 def problems(seed: int, *, held_out: bool) -> Iterator[Problem]:
-    """An endless stream of one part, every kind equally often."""
+    """An endless stream of training or held-out problems, with every kind equally often."""
     rng = random.Random(f"{seed} {held_out}")
     while True:
         for make in MAKERS.values():
@@ -107,13 +107,13 @@ def _conversation(problem: Problem, rng: random.Random) -> dict[str, Any]:
 
 
 def _page(stream: Iterator[Problem]) -> dict[str, str]:
-    """Three exchanges, one of each kind, answered rightly."""
+    """Three correct exchanges, one of each kind."""
     asked = itertools.islice(stream, 3)
     return {"text": "\n".join(f"<|user|>\n{it.question}\n<|assistant|>\n{it.answer}" for it in asked)}
 
 
 def _distinct(stream: Iterator[Problem], counts: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """So many different prompts of each kind."""
+    """`counts` distinct prompts of each kind."""
     found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in counts}
     while any(len(found[name]) < count for name, count in counts.items()):
         problem = next(stream)

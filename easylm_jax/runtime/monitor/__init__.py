@@ -1,4 +1,4 @@
-"""What tells a person how a run is doing: metrics, progress, speed, where the time went, hangs and polite stops."""
+"""Monitoring of a run: metrics, progress, throughput, goodput, a watchdog for hangs, and stops on a signal."""
 
 from easylm_jax.runtime.chips import total_peak_flops
 from easylm_jax.runtime.monitor.goodput import Ledger

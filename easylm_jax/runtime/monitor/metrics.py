@@ -1,8 +1,8 @@
-"""Metrics of a stage: one JSON object a line in `metrics.jsonl`; TensorBoard and Weights & Biases on request.
+"""Metrics of a stage: one JSON object per line in `metrics.jsonl`; optionally TensorBoard and Weights & Biases.
 
-JSON has no NaN or infinity, so those are written as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics` turns
-them back into floats. A resumed run may write a step that was already written (its checkpoint had not committed when
-the run was killed): readers keep the last line of each step.
+JSON has no NaN or infinity, so they are written as the strings "NaN", "Infinity" and "-Infinity"; `read_metrics` turns
+them back into floats. A resumed run may write a step a second time (if the run was killed before the checkpoint of that
+step was committed): readers keep the last line of each step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FSYNC_SECONDS = 1.0
 
 
 class Tracker(Protocol):
-    """Where metrics go besides the file."""
+    """Another destination of the metrics, besides the file."""
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None: ...
 
@@ -32,14 +32,14 @@ class Tracker(Protocol):
 
 
 class MetricsWriter:
-    """Appends one line a step to `folder/metrics.jsonl`, and to the trackers asked for.
+    """Appends one line per step to `folder/metrics.jsonl`, and logs to the configured trackers.
 
-    Each line reaches the operating system before `write` returns, so a killed process loses none; it is forced to the
-    disk at most once a second and at `sync`, which a trainer calls before it saves a checkpoint. Only process 0 of a
-    run over several hosts writes; on the others every call does nothing.
+    Each line is flushed to the operating system before `write` returns, so a killed process loses none; fsync runs at
+    most once a second and in `sync`, which a trainer calls before it saves a checkpoint. Only process 0 of a multi-host
+    run writes; on the other processes every method does nothing.
 
-    `tensorboard=True` also writes event files to `folder/tensorboard`; `wandb="project"` logs to that project of
-    Weights & Biases, into the same run again after a restart. Raises `UserError` where the package for it is missing.
+    `tensorboard=True` also writes event files to `folder/tensorboard`; `wandb="project"` logs to that Weights & Biases
+    project, and continues the same W&B run after a restart. Raises `UserError` if the required package is missing.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class MetricsWriter:
             self._trackers.append(_TensorBoard(self.path.parent / "tensorboard"))
         if wandb is not None:
             self._trackers.append(_WeightsAndBiases(self.path.parent, wandb, config))
-        _mend_last_line(self.path)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open for the writer's life
+        _repair_last_line(self.path)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in `close`
         self._synced = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **metrics, "time": seconds since 1970}`.
 
-        Values may be numbers, strings, None, lists, or NumPy and JAX arrays (read back from the device here).
+        Values may be numbers, strings, None, lists, or NumPy and JAX arrays (this copies them from the device).
         """
         if self._file is None:
             return
@@ -86,13 +86,13 @@ class MetricsWriter:
             tracker.write(int(step), line)
 
     def sync(self) -> None:
-        """Forces what was written to the disk."""
+        """Forces all lines written so far to the disk (fsync)."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Forces what was written to the disk and ends the trackers; a second call does nothing."""
+        """Forces all lines to the disk and closes the trackers; a second call does nothing."""
         if self._file is not None:
             self.sync()
             self._file.close()
@@ -109,9 +109,10 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of `path` (the file, or the stage's folder), in order of step, the last one written for each step.
+    """The lines of `path` (the file, or the stage's folder), sorted by step; the last line written for each step.
 
-    A last line that a kill cut short is left out. Raises `UserError` for a missing file or any other broken line.
+    An incomplete last line, left by a killed process, is ignored. Raises `UserError` if the file is missing or any
+    other line is invalid.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,21 +121,23 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         raise UserError(f"no metrics at {path}; give a stage's folder, such as runs/quickstart/pretrain")
     lines = path.read_bytes().split(b"\n")
     by_step: dict[int, dict[str, Any]] = {}
-    for number, text in enumerate(lines, start=1):
+    for line_number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
             by_step[int(line["step"])] = _restore(line)
         except (ValueError, KeyError, TypeError):
-            if number == len(lines):  # no newline after it: the process died while writing
+            if line_number == len(lines):  # no newline follows: the process died while writing
                 continue
-            raise UserError(f"{path}, line {number}, is not a metrics line; delete that line to go on") from None
+            raise UserError(
+                f"{path}, line {line_number}, is not a metrics line; delete that line to continue"
+            ) from None
     return [by_step[step] for step in sorted(by_step)]
 
 
 def last_line(path: str | os.PathLike) -> dict[str, Any] | None:
-    """The last whole line in the file, or None where there is none; its `time` is the run's last sign of life."""
+    """The last complete line in the file, or None; its `time` is when the run last made progress."""
     path = Path(path)
     if not path.is_file():
         return None
@@ -151,8 +154,8 @@ def last_line(path: str | os.PathLike) -> dict[str, Any] | None:
     return None
 
 
-def _mend_last_line(path: Path) -> None:
-    """Ends the file in a whole line again, so that the next one does not continue what a kill cut short."""
+def _repair_last_line(path: Path) -> None:
+    """Removes an incomplete last line, left by a killed process, so that the next line starts on its own."""
     if not path.is_file():
         return
     with open(path, "r+b") as file:
@@ -168,7 +171,7 @@ def _mend_last_line(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and lists in place of NumPy and JAX values."""
+    """Converts NumPy and JAX values to numbers and lists."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -206,8 +209,8 @@ class _TensorBoard:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise UserError(
-                "TensorBoard was asked for and tensorboardX is not installed; run `pip install tensorboardX` or leave "
-                "tensorboard out"
+                "TensorBoard logging needs tensorboardX, which is not installed; run `pip install tensorboardX` or "
+                "turn tensorboard off"
             ) from None
         self._writer = SummaryWriter(str(folder))
 
@@ -226,9 +229,9 @@ class _WeightsAndBiases:
             import wandb
         except ImportError:
             raise UserError(
-                "Weights & Biases was asked for and wandb is not installed; run `pip install wandb` or leave wandb out"
+                "Weights & Biases logging needs wandb, which is not installed; run `pip install wandb` or turn it off"
             ) from None
-        id_file = folder / "wandb_id.txt"  # the same run again after a restart
+        id_file = folder / "wandb_id.txt"  # a restart continues the same W&B run
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex[:16])
         self._run = wandb.init(

@@ -1,8 +1,8 @@
-"""Progress of a stage for a person: a live bar on a terminal, plain lines in a log.
+"""Progress of a stage: a live progress bar on a terminal, plain lines in a log.
 
-Both tell the step, loss, tokens/s, MFU, time left, seconds since the last checkpoint and the phase that runs
-(compiling, reading data, training, saving). A thread draws them, so that a step that hangs still shows its phase and
-age.
+Both show the step, loss, tokens/s, MFU, remaining time, time since the last checkpoint and the current phase
+(compiling, reading data, training, saving). A background thread prints them, so that the phase and its age stay visible
+even if a step hangs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
 
 PHASE_WORDS = {
     "init": "starting",
@@ -27,11 +31,11 @@ _STALLED_SECONDS = 10.0  # a phase older than this shows its age
 
 
 class Progress:
-    """Shows how far a stage is.
+    """Prints the progress of a stage.
 
-    `stream` is a terminal or not; `plain=True` forces lines there too. Lines come every `heartbeat` seconds (and at the
-    first and last step), whether or not steps do. `enabled=False` (every process but 0) shows
-    nothing. Use it as a context manager, or call `close`.
+    `stream` may be a terminal or not; `plain=True` forces plain lines on a terminal too. A line is printed every
+    `heartbeat` seconds (and at the first and last step), even if no step finishes. `enabled=False` (every process but
+    0) prints nothing. Use it as a context manager, or call `close`.
     """
 
     def __init__(
@@ -58,27 +62,27 @@ class Progress:
         self._first_step: int | None = None
         self._last_line_at: float | None = None
         self._stop = threading.Event()
-        self._live = None
+        self._live: Live | None = None
         self._thread: threading.Thread | None = None
         if not enabled:
             return
         if plain is None:
             plain = not self._stream.isatty() or os.environ.get("TERM") == "dumb"
         if plain:
-            self._thread = threading.Thread(target=self._beat, name="progress", daemon=True)
+            self._thread = threading.Thread(target=self._print_periodically, name="progress", daemon=True)
             self._thread.start()
         else:
             self._live = _live_bar(self, self._stream)
             self._live.start()
 
     def update(self, step: int, metrics: Mapping[str, Any], checkpoint_age: float | None = None) -> None:
-        """`step` steps are done. Of `metrics`, `loss`, `tokens_per_second` and `mfu` are shown where they are there.
+        """Reports that `step` steps are done. Shows `loss`, `tokens_per_second` and `mfu` if they are in `metrics`.
 
-        `checkpoint_age` is seconds since the last checkpoint was complete, None where there is none yet.
+        `checkpoint_age` is the number of seconds since the last checkpoint was committed; None if there is none yet.
         """
         with self._lock:
             now = self._clock()
-            if self._first_step is None:  # time left is reckoned from here: what came before is start-up
+            if self._first_step is None:  # remaining time is estimated from here, after start-up
                 self._first_step, self._first_at = step, now
             self._step, self._latest_at, self._metrics = step, now, metrics
             if checkpoint_age is not None:
@@ -88,7 +92,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Shows `name` (in the words of `PHASE_WORDS` where it has one) while the block runs."""
+        """Shows `name` (or its entry in `PHASE_WORDS`) as the current phase while the block runs."""
         with self._lock:
             self._phases.append((name, self._clock()))
         try:
@@ -100,7 +104,7 @@ class Progress:
                     self._phases[-1] = (self._phases[-1][0], self._clock())
 
     def message(self, text: str) -> None:
-        """A line that stays: above the bar, or among the lines."""
+        """Prints a line that stays visible: above the bar, or among the plain lines."""
         if not self._enabled:
             return
         with self._lock:
@@ -110,7 +114,7 @@ class Progress:
                 self._write(f"[{self._stage}] {text}")
 
     def close(self) -> None:
-        """Ends the drawing; the last state of the bar stays on the screen."""
+        """Stops printing; the last state of the bar stays on the screen."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -126,11 +130,11 @@ class Progress:
         self.close()
 
     def line(self) -> str:
-        """The state in one line, as the plain form prints it."""
+        """The current state as one plain line."""
         return f"[{self._stage}] step {self._step}/{self._total} | " + " | ".join(self.facts())
 
     def facts(self) -> list[str]:
-        """What is known beside the step, in the order it is shown."""
+        """The parts of the line after the step, in the order they are shown."""
         with self._lock:
             now = self._clock()
             metrics, facts = self._metrics, []
@@ -157,13 +161,13 @@ class Progress:
         return f"{word} for {short_time(age)}" if age >= _STALLED_SECONDS else word
 
     def _seconds_left(self) -> float | None:
-        """From the mean step since the first report; None before the second, and at the end."""
+        """Estimated from the mean step time since the first report; None before the second report and at the end."""
         if self._first_step is None or not self._first_step < self._step < self._total:
             return None
-        seconds_a_step = (self._latest_at - self._first_at) / (self._step - self._first_step)
-        return (self._total - self._step) * seconds_a_step
+        seconds_per_step = (self._latest_at - self._first_at) / (self._step - self._first_step)
+        return (self._total - self._step) * seconds_per_step
 
-    def _beat(self) -> None:
+    def _print_periodically(self) -> None:
         while not self._stop.wait(self._heartbeat):
             with self._lock:
                 self._print_line()
@@ -176,12 +180,12 @@ class Progress:
         try:
             self._stream.write(text + "\n")
             self._stream.flush()
-        except (OSError, ValueError):  # a closed pipe or log must not end a run
+        except (OSError, ValueError):  # a closed pipe or log file must not end the run
             self._enabled = False
 
     @property
     def fraction(self) -> tuple[int, int]:
-        """Steps done and all steps."""
+        """(steps done, total steps)"""
         return self._step, self._total
 
     @property
@@ -190,20 +194,20 @@ class Progress:
         return self._stage
 
 
-def _live_bar(progress: Progress, stream: TextIO):
-    """A rich display that asks `progress` for its state four times a second."""
+def _live_bar(progress: Progress, stream: TextIO) -> Live:
+    """A `rich` live display that shows the state of `progress`, refreshed four times per second."""
     from rich.console import Console
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    def render():
+    def render() -> Table:
         step, total = progress.fraction
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(width=24)
-        grid.add_column(ratio=1)  # wraps on a narrow terminal: the phase at its end is what tells a hang
+        grid.add_column(ratio=1)  # wraps on a narrow terminal, so that the phase at its end stays visible
         grid.add_row(
             Text(progress.stage, style="bold"),
             ProgressBar(total=max(1, total), completed=step, width=24),

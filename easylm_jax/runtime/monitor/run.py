@@ -1,4 +1,4 @@
-"""Everything that watches one stage, in one object: the trainer names its phases and steps once."""
+"""All monitoring of one stage behind one object: the trainer reports each phase and step once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from easylm_jax.runtime.monitor.watchdog import Limits, Watchdog
 
 
 class Monitor:
-    """Metrics, progress, clocks and watchdog of one stage, in its folder.
+    """Metrics, progress, goodput clocks and watchdog of one stage, in its folder.
 
         with Monitor(folder, "sft", total_steps=1000) as monitor:
-            monitor.resume(clocks, step)                   # where a checkpoint was restored
+            monitor.resume(clocks, step)                   # if a checkpoint was restored
             with monitor.phase("data"): ...
             with monitor.phase("step", step): ...
             monitor.log(step, {"loss": ..., ...})
             with monitor.phase("checkpoint", step): save(..., clocks=monitor.clocks())
             monitor.checkpoint_saved()
 
-    Phases are those of `goodput.PHASES`. `watchdog=False` never ends a hanging process.
+    Phases are those of `goodput.PHASES`. With `watchdog=False` a hanging process is never ended.
     """
 
     def __init__(
@@ -63,38 +63,38 @@ class Monitor:
         self._resources.callback(self.progress.close)
 
     def resume(self, clocks: Mapping[str, Any], step: int) -> None:
-        """Goes on with the clocks that were saved at `step`; the time between that and the kill goes to `lost`."""
-        seen = self._last_line or {}
-        self.ledger.resume(clocks, step=step, last_step=seen.get("step"), last_seen=seen.get("time"))
+        """Continues with the clocks that were saved at `step`; time between that save and the kill counts as `lost`."""
+        last = self._last_line or {}
+        self.ledger.resume(clocks, step=step, last_step=last.get("step"), last_seen=last.get("time"))
         self._saved_at = time.monotonic()
 
     @contextmanager
     def phase(self, name: str, step: int | None = None) -> Iterator[None]:
-        """Times the block, shows its name, and gives it a deadline."""
+        """Times the block, shows its name as the current phase, and gives it a deadline."""
         with self.ledger.phase(name), self.watchdog.phase(name, step), self.progress.phase(name):
             yield
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One metrics line, and the progress after `step` steps."""
+        """Writes one metrics line and updates the progress after `step` steps."""
         self.metrics.write(step, metrics)
         age = None if self._saved_at is None else time.monotonic() - self._saved_at
         self.progress.update(step, metrics, age)
 
     def checkpoint_saved(self) -> None:
-        """A checkpoint is complete: its age is shown from now on."""
+        """Reports that a checkpoint was committed; its age is shown from now on."""
         self._saved_at = time.monotonic()
 
     def clocks(self) -> dict[str, Any]:
-        """What to save with a checkpoint; also forces the metrics so far to the disk, so that none is missing."""
+        """The clocks to save with a checkpoint. Also forces the metrics written so far to the disk."""
         self.metrics.sync()
         return self.ledger.state()
 
     def message(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Prints a line to the user."""
         self.progress.message(text)
 
     def close(self) -> None:
-        """Ends threads and files."""
+        """Stops the threads and closes the files."""
         self._resources.close()
 
     def __enter__(self) -> Monitor:

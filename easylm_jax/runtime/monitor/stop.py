@@ -1,4 +1,4 @@
-"""Stopping a run politely: a signal asks it to finish the step, save and stop; a second one ends it at once."""
+"""Graceful stop: a first signal lets the run finish its step, save and stop; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from types import FrameType
 
 
 class StopRequest:
-    """While active, SIGTERM (a preempted machine) and SIGINT (Ctrl-C) set `requested` instead of ending the process.
+    """While active, SIGTERM (preemption) and SIGINT (Ctrl-C) set `requested` instead of ending the process.
 
         with StopRequest() as stop:
             for step in ...:
                 ...
                 if stop.agreed(step): save and leave
 
-    The second signal ends the process with status 128 + its number, even while the main thread is inside a computation
-    or a blocked save: Python runs handlers only between the main thread's bytecodes, so a thread of its own reads the
-    signals from the interpreter's wake-up pipe. Outside the main thread, where Python cannot take signals, it does
-    nothing.
+    A second signal ends the process with status 128 + its number, even while the main thread is inside a computation or
+    a blocked save: Python runs signal handlers only between bytecodes of the main thread, so a separate thread reads
+    the signals from the interpreter's wake-up pipe. If entered outside the main thread, where Python cannot handle
+    signals, it does nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, on_request: Callable[[str], None] | None = None, *, check_every: int = 1):
-        """`on_request` gets one line for the user at the first signal; by default it goes to stderr."""
+        """`on_request` is called with one line for the user at the first signal; by default the line goes to stderr."""
         self._on_request = on_request or (lambda text: print(text, file=sys.stderr, flush=True))
         self._check_every = check_every
         self._requested = threading.Event()
@@ -35,14 +35,14 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Whether this process has received a signal to stop."""
         return self._requested.is_set()
 
     def agreed(self, step: int) -> bool:
-        """Whether to save and stop after this step; the same answer on every process of a run.
+        """Whether to save and stop after this step; the same result on every process of a run.
 
-        A machine may be told to stop alone, and all must save the same step: with several processes this gathers their
-        flags, a small collective, at every `check_every`-th step. All of them must call it with the same steps.
+        A signal may reach only one host, but all must save the same step. With several processes their flags are
+        all-gathered (a small collective) at every `check_every`-th step, so all must call this with the same steps.
         """
         import jax
 
@@ -92,4 +92,4 @@ class StopRequest:
 
 
 def _no_action(number: int, frame: FrameType | None) -> None:
-    """A Python handler has to be there for the wake-up pipe to be written; the thread that reads it acts."""
+    """Python writes to the wake-up pipe only if a handler is installed; the thread that reads the pipe acts."""

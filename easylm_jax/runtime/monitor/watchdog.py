@@ -1,10 +1,10 @@
-"""Ends a process that hangs, and says where: a run on many hosts otherwise waits for ever for the one that is stuck.
+"""A watchdog that ends a hanging process and dumps its stacks; a multi-host run would otherwise wait for it forever.
 
-Each phase (a step, a save, …) has a deadline: the larger of 90 s and six times the median of its earlier lengths. A
-phase's first time may take half an hour, since it may compile or read a large checkpoint. When a deadline passes, the
-stacks of all threads go to `<folder>/stacks-<process>.txt` and stderr, and the process exits with status 75 ("try
-again"), for a supervisor to start again from the last checkpoint. A thread of Python cannot see a hang that holds the
-interpreter's lock; `<folder>/heartbeat-<process>.json`, which then grows old, lets another process see that too.
+Each phase (a step, a save, …) has a deadline: the larger of 90 s and six times the median of its previous durations.
+The first time, a phase may take half an hour, since it may compile or read a large checkpoint. When a deadline passes,
+the stacks of all threads are written to `<folder>/stacks-<process>.txt` and stderr, and the process exits with status
+75 (EX_TEMPFAIL), so that a supervisor restarts it from the last checkpoint. A Python thread cannot detect a hang that
+holds the interpreter lock; another process can: `<folder>/heartbeat-<process>.json` is then no longer updated.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ EXIT_CODE = 75
 
 @dataclass(frozen=True)
 class Limits:
-    """Deadlines in seconds; `minimum` and `factor` apply once a phase has been seen, `first` before."""
+    """Deadlines in seconds: `first` for the first time of a phase, afterwards `minimum` and `factor` apply."""
 
     minimum: float = 90.0
     factor: float = 6.0
     first: float = 1800.0
 
     def deadline(self, lengths: deque[float]) -> float:
-        """Seconds that a phase with these earlier lengths may take."""
+        """Seconds that a phase with these previous durations may take."""
         return max(self.minimum, self.factor * statistics.median(lengths)) if lengths else self.first
 
 
 class Watchdog:
-    """Watches the phases of one process. Nothing happens until `start`; `enabled=False` keeps only the heartbeat file.
+    """Checks the deadlines of a process's phases, from `start` on; `enabled=False` only writes the heartbeat file.
 
-    `on_expire(message)` is called at a passed deadline in place of dumping stacks and exiting; `clock` gives seconds
-    that only grow; `interval` is how often the heartbeat is written and deadlines are looked at.
+    `on_expire(message)` is called when a deadline has passed, instead of dumping stacks and exiting; `clock` returns
+    monotonic seconds; `interval` is the number of seconds between heartbeats and checks.
     """
 
     def __init__(
@@ -66,21 +66,21 @@ class Watchdog:
         self.stacks_path = Path(folder) / f"stacks-{process_index}.txt"
         self._lengths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
         self._lock = threading.Lock()
-        self._phases: list[tuple[str, float]] = []  # outer to inner; the inner one's deadline counts
+        self._phases: list[tuple[str, float]] = []  # outermost first; only the deadline of the innermost counts
         self._step: int | None = None
         self._progress_at = time.time()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> Watchdog:
-        """Begins watching in a thread of its own."""
+        """Starts the background thread."""
         self.heartbeat_path.parent.mkdir(parents=True, exist_ok=True)
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Ends the watching; the last heartbeat stays."""
+        """Stops the background thread; the last heartbeat file stays."""
         if self._thread is not None:
             self._stop.set()
             self._thread.join()
@@ -95,7 +95,7 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str, step: int | None = None) -> Iterator[None]:
-        """The block must end before the phase's deadline. While an inner phase runs, only its deadline counts."""
+        """Gives the block the deadline of this phase. While a nested phase runs, only its deadline counts."""
         start = self._clock()
         with self._lock:
             self._phases.append((name, start))
@@ -108,12 +108,12 @@ class Watchdog:
                 self._phases.pop()
                 now = self._clock()
                 self._lengths[name].append(now - start)
-                if self._phases:  # the outer phase gets its whole deadline again
+                if self._phases:  # restart the deadline of the outer phase
                     self._phases[-1] = (self._phases[-1][0], now)
                 self._progress_at = time.time()
 
     def check(self) -> None:
-        """Looks once whether the phase that runs is past its deadline; the thread does this at every interval."""
+        """Checks once whether the current phase is past its deadline; the thread does this every `interval` seconds."""
         with self._lock:
             if not self._phases or not self._enabled:
                 return
@@ -124,7 +124,7 @@ class Watchdog:
             self._on_expire(f"phase {name!r}{where} has taken {age:.0f} s, its deadline is {deadline:.0f} s")
 
     def heartbeat(self) -> dict:
-        """What the heartbeat file holds: `progress_time` is when a phase last began or ended, `time` is now."""
+        """The content of the heartbeat file: `progress_time` is when a phase last began or ended, `time` is now."""
         with self._lock:
             name, since = self._phases[-1] if self._phases else (None, self._clock())
             return {
@@ -142,15 +142,15 @@ class Watchdog:
             self.check()
 
     def _write_heartbeat(self) -> None:
-        scratch = self.heartbeat_path.with_suffix(".tmp")
+        temporary = self.heartbeat_path.with_suffix(".tmp")
         try:
-            scratch.write_text(json.dumps(self.heartbeat()) + "\n")
-            os.replace(scratch, self.heartbeat_path)
-        except OSError:  # a full disk must not stop the watching, and the run will report it where it matters
+            temporary.write_text(json.dumps(self.heartbeat()) + "\n")
+            os.replace(temporary, self.heartbeat_path)
+        except OSError:  # a full disk must not end the watchdog; the run itself reports it
             pass
 
     def _dump_and_exit(self, message: str) -> None:
-        text = f"easylm: hang: {message}; stacks of all threads are in {self.stacks_path}; exit {EXIT_CODE}"
+        text = f"easylm: hang: {message}; stacks of all threads are in {self.stacks_path}; exit status {EXIT_CODE}"
         print(text, file=sys.stderr, flush=True)
         try:
             with open(self.stacks_path, "w") as file:

@@ -219,7 +219,7 @@ class RolloutLoop(Loop):
             if state.value is not None:
                 value, info = programs["value"](state.value, batch, {})
                 state = state._replace(value=value)
-                metrics |= {f"value_{name}" if name in _OPTIMIZER else name: x for name, x in info.items()}
+                metrics |= {f"value_{name}" if _of_optimizer(name) else name: x for name, x in info.items()}
                 metrics["value_total"] = metrics.pop("loss")
             if step <= stage.value_warmup:
                 return state, metrics
@@ -320,6 +320,11 @@ _OPTIMIZER = (
     "lr", "grad_norm", "param_norm", "skipped", "skipped_total", "skipped_in_row", "loss_deviation",
     "grad_norm_deviation", "update_norm",
 )  # fmt: skip
+
+
+def _of_optimizer(name: str) -> bool:
+    """Whether a metric is one that `Optimizer.update` reports; groups have their rates as `lr_<group>`."""
+    return name in _OPTIMIZER or name.startswith("lr_")
 
 
 def _mean(values: list[float]) -> float:

@@ -1,0 +1,128 @@
+"""requirements.txt and the extras list what is imported, and nothing else."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from test_imports import FILES, STANDARD, imports, top
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PROJECT = {"easylm_jax", "models", "recipes"}
+# The distribution of a module, where its name is another one. A table, because an extra need not be installed here.
+DISTRIBUTION = {
+    "orbax": "orbax-checkpoint",
+    "tensorboardX": "tensorboardx",
+}
+# Listed and not imported: tools that the Makefile runs, and what a listed package asks for without requiring it.
+RUN = {"ruff", "mypy"}
+ASKED_FOR = {"accelerate"}  # by the trainers of transformers, which the comparison runs
+# Extras that production code may import, inside functions alone, since they need not be there.
+OPTIONAL = ("instructions", "wandb")
+
+
+def plain(name):
+    """The normal form of a distribution's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def listed(requirement):
+    """The distribution that a line of requirements names."""
+    return plain(re.match(r"[A-Za-z0-9._-]+", requirement)[0])
+
+
+def distribution(module):
+    return plain(DISTRIBUTION.get(module, module))
+
+
+def imported(file, text, **how):
+    """The distributions that a file imports, also by `import_module` and by the instructions' `library`."""
+    names = {top(name) for _, name in imports(file, text, **how)}
+    if not how:
+        names |= {top(name) for name in re.findall(r"""\blibrary\(["']([\w.]+)["']\)""", text)}
+    return {distribution(name) for name in names if name and name not in STANDARD | PROJECT}
+
+
+def read(*files):
+    return {file: (REPOSITORY / file).read_text(encoding="utf-8") for file in files}
+
+
+PRODUCTION = read(*FILES)
+REQUIREMENTS = {
+    listed(line) for line in (REPOSITORY / "requirements.txt").read_text().splitlines() if line and line[0] != "#"
+}
+EXTRAS = {
+    name: {listed(line) for line in lines} - {"easylm-jax"}
+    for name, lines in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ].items()
+}
+MAY = REQUIREMENTS.union(*(EXTRAS[name] for name in OPTIONAL))
+
+
+def unlisted(file, text):
+    """What a file imports that is neither required nor an optional extra."""
+    return sorted(imported(file, text) - MAY)
+
+
+def extras_at_the_top(file, text):
+    """What a file imports at its top and only an extra installs."""
+    return sorted(imported(file, text, at_import=True) & (MAY - REQUIREMENTS))
+
+
+def unused(names, texts):
+    """Those of the distributions that none of the files imports."""
+    return sorted(names - set().union(*(imported(file, text) for file, text in texts.items())))
+
+
+def test_what_production_code_imports_is_listed():
+    assert {file: found for file, text in PRODUCTION.items() if (found := unlisted(file, text))} == {}
+
+
+def test_what_only_an_extra_installs_is_imported_inside_functions():
+    assert {file: found for file, text in PRODUCTION.items() if (found := extras_at_the_top(file, text))} == {}
+
+
+def test_what_requirements_lists_is_imported():
+    # optax is what flax requires too; it is listed for the optimisers of easylm_jax/train, and must go with them.
+    allowed = {"optax"} if not (REPOSITORY / "easylm_jax/train/algorithms.py").is_file() else set()
+    assert set(unused(REQUIREMENTS, PRODUCTION)) <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(EXTRAS))
+def test_what_an_extra_lists_is_imported_or_run(name):
+    texts = PRODUCTION
+    if name in ("parity", "dev"):
+        paths = [path for folder in ("tests", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")]
+        texts = {**PRODUCTION, **read(*(path.relative_to(REPOSITORY).as_posix() for path in paths))}
+    assert set(unused(EXTRAS[name], texts)) <= RUN | ASKED_FOR
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert all(f"$(BIN)/{tool}" in makefile for tool in EXTRAS[name] & RUN)
+
+
+def test_what_the_extra_of_the_tests_needs_is_imported_by_tests_alone():
+    tools = EXTRAS["dev"] | EXTRAS["parity"]
+    assert {
+        file: sorted(imported(file, text) & tools) for file, text in PRODUCTION.items() if imported(file, text) & tools
+    } == {}
+
+
+@pytest.mark.parametrize(
+    "check, text, found",
+    [
+        (unlisted, "import requests", ["requests"]),
+        (unlisted, "def f():\n    from matplotlib import pyplot", ["matplotlib"]),
+        (unlisted, "import importlib\nimportlib.import_module('jinja2')", ["jinja2"]),
+        (unlisted, "import json, jax.numpy, orbax.checkpoint, easylm_jax.config", []),
+        (unlisted, "def f():\n    import wandb", []),
+        (extras_at_the_top, "import wandb", ["wandb"]),
+        (extras_at_the_top, "def f():\n    import wandb", []),
+    ],
+)
+def test_the_comparison_catches_each_kind_of_import(check, text, found):
+    assert check("easylm_jax/data/a.py", text) == found
+
+
+def test_the_comparison_finds_what_nobody_imports():
+    texts = {"easylm_jax/data/a.py": "import jax\nlibrary('nltk.corpus')"}
+    assert unused({"jax", "nltk", "jinja2", "matplotlib"}, texts) == ["jinja2", "matplotlib"]
