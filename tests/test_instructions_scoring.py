@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from easylm_jax.cli import main
-from easylm_jax.rewards import VERIFIERS, text, verdict
+from easylm_jax.rewards import VERIFIERS, call_verifier, text
 from easylm_jax.rewards.instructions import scoring, use_nltk_data
 from models.errors import UserError
 
@@ -114,10 +114,10 @@ INSIDE = {"instruction_id": ["punctuation:no_comma", "keywords:frequency"], "kwa
 )
 def test_reward_is_the_share_that_the_answer_follows(record):
     judge = VERIFIERS["ifeval"]
-    assert verdict(judge, "ebb, ebb</think>one ebb", record) == 1.0
-    assert verdict(judge, "ebb, flow", record) == 0.5
-    assert verdict(judge, "ebb, ebb", record) == 0.0
-    assert verdict(judge, "<think>no comma</think>", record) == 0.0
+    assert call_verifier(judge, "ebb, ebb</think>one ebb", record) == 1.0
+    assert call_verifier(judge, "ebb, flow", record) == 0.5
+    assert call_verifier(judge, "ebb, ebb", record) == 0.0
+    assert call_verifier(judge, "<think>no comma</think>", record) == 0.0
 
 
 def test_rewards_are_repaired_and_benchmarks_are_comparable():
@@ -140,7 +140,7 @@ def test_rewards_are_repaired_and_benchmarks_are_comparable():
 )
 def test_record_without_instructions_is_an_error(record, message):
     with pytest.raises(UserError, match=message):
-        verdict(VERIFIERS["ifeval"], "text", record)
+        call_verifier(VERIFIERS["ifeval"], "text", record)
 
 
 def write(path, rows):

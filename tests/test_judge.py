@@ -273,7 +273,7 @@ def test_a_recipe_names_its_judge(tiny, shared):
     assert loaded._replies(questions, 0) == shared._replies(questions, 0)
     assert Reward(judge=JudgeModel(model="sft"), verifier="gsm8k + judge").models == (None, "sft")
     for wrong, told in (
-        ({"verifier": "judge"}, "say which model judges"),
+        ({"verifier": "judge"}, "name its model in reward.judge"),
         ({"verifier": "gsm8k", "judge": named}, "its score is not used"),
     ):
         with pytest.raises(UserError, match=told):
