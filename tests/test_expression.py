@@ -76,9 +76,9 @@ def test_options_that_are_no_literals_or_that_a_verifier_has_not_are_told():
 
 
 def test_a_reward_model_that_the_expression_does_not_use_is_an_error_and_so_is_one_that_is_missing():
-    with pytest.raises(UserError, match="does not use"):
+    with pytest.raises(UserError, match="is not used by"):
         Reward(model="rm", verifier="gsm8k")
-    with pytest.raises(UserError, match="name its model in reward"):
+    with pytest.raises(UserError, match="name it in reward.model"):
         Reward(verifier="gsm8k + model")
     assert Reward(model="rm", verifier="10 * gsm8k + model")
 
