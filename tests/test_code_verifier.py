@@ -213,7 +213,7 @@ def test_nothing_runs_unless_it_is_asked_for(monkeypatch):
 
 
 def test_where_a_program_cannot_be_shut_in_none_runs():
-    with pytest.raises(UserError, match="programs cannot be shut in on this machine, so none is run: no layer"):
+    with pytest.raises(UserError, match="programs cannot be isolated on this machine, so none is run: no layer"):
         passed("f = 1", "assert True", layers=())
 
 

@@ -109,7 +109,7 @@ def test_unknown_ids_are_errors():
         ("count:numbers", {"N": True}, "is not a whole number"),
         ("count:numbers", {"N": "2"}, "is not a whole number"),
         ("count:numbers", {"N": 2, "M": 3}, "no argument 'M'; it takes N"),
-        ("count:numbers", [2], "arguments are a dict"),
+        ("count:numbers", [2], "arguments must be a dict"),
         ("count:words_japanese", {"N": 0}, "at least 1"),
         ("words:vowel", {"N": 1}, "it takes none"),
         ("keywords:existence", {"keywords": "ebb"}, "is not a list of texts"),

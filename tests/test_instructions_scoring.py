@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from easylm_jax.cli import main
-from easylm_jax.rewards import VERIFIERS, text, verdict
+from easylm_jax.rewards import VERIFIERS, call_verifier, text
 from easylm_jax.rewards.instructions import scoring, use_nltk_data
 from models.errors import UserError
 
@@ -54,9 +54,9 @@ def test_blank_response_follows_nothing_in_either_mode(response):
     "ids, kwargs, message",
     [
         (["punctuation:no_comma"], [], "1 instructions with 0 sets of arguments"),
-        ("punctuation:no_comma", [{}], "are lists"),
+        ("punctuation:no_comma", [{}], "must be lists"),
         (["punctuation:no_coma"], [{}], "no instruction 'punctuation:no_coma'; did you mean 'punctuation:no_comma'"),
-        (["punctuation:no_comma"], ["x"], "arguments are a dict"),
+        (["punctuation:no_comma"], ["x"], "arguments must be a dict"),
     ],
 )
 def test_a_prompt_that_cannot_be_judged_is_an_error(ids, kwargs, message):
@@ -114,10 +114,10 @@ INSIDE = {"instruction_id": ["punctuation:no_comma", "keywords:frequency"], "kwa
 )
 def test_reward_is_the_share_that_the_answer_follows(record):
     judge = VERIFIERS["ifeval"]
-    assert verdict(judge, "ebb, ebb</think>one ebb", record) == 1.0
-    assert verdict(judge, "ebb, flow", record) == 0.5
-    assert verdict(judge, "ebb, ebb", record) == 0.0
-    assert verdict(judge, "<think>no comma</think>", record) == 0.0
+    assert call_verifier(judge, "ebb, ebb</think>one ebb", record) == 1.0
+    assert call_verifier(judge, "ebb, flow", record) == 0.5
+    assert call_verifier(judge, "ebb, ebb", record) == 0.0
+    assert call_verifier(judge, "<think>no comma</think>", record) == 0.0
 
 
 def test_rewards_are_repaired_and_benchmarks_are_comparable():
@@ -129,9 +129,9 @@ def test_rewards_are_repaired_and_benchmarks_are_comparable():
 @pytest.mark.parametrize(
     "record, message",
     [
-        ({"ground_truth": "18"}, "is no list of a dict with instruction_id and kwargs"),
-        ({"ground_truth": "[("}, "is no list of a dict"),
-        ({"ground_truth": []}, "is no list of a dict"),
+        ({"ground_truth": "18"}, "is not a list of a dict with instruction_id and kwargs"),
+        ({"ground_truth": "[("}, "is not a list of a dict"),
+        ({"ground_truth": []}, "is not a list of a dict"),
         ({"instruction_id_list": [], "kwargs": []}, "0 instructions with 0"),
         ({"instruction_id_list": ["a:b"], "kwargs": []}, "1 instructions with 0"),
         ({"instruction_id_list": ["a:b"], "kwargs": [{}]}, "no instruction 'a:b'"),
@@ -140,7 +140,7 @@ def test_rewards_are_repaired_and_benchmarks_are_comparable():
 )
 def test_record_without_instructions_is_an_error(record, message):
     with pytest.raises(UserError, match=message):
-        verdict(VERIFIERS["ifeval"], "text", record)
+        call_verifier(VERIFIERS["ifeval"], "text", record)
 
 
 def write(path, rows):

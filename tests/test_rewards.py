@@ -113,7 +113,7 @@ def test_what_a_verifier_raises_is_told_with_the_record():
     def fails(response, record):
         return 1 / len(record["text"][2:])
 
-    assert "fails failed on an answer to record 3 of a.jsonl: ZeroDivisionError" in judged(fails)
+    assert "fails failed on a response to record 3 of a.jsonl: ZeroDivisionError" in judged(fails)
 
     def misses(response, record):
         return {}[record["text"]] + {}["text"]
@@ -123,7 +123,7 @@ def test_what_a_verifier_raises_is_told_with_the_record():
     def own_key(response, record):
         return {}["text"]
 
-    assert "own_key failed on an answer to record 3 of a.jsonl: KeyError: 'text'" in judged(own_key)
+    assert "own_key failed on a response to record 3 of a.jsonl: KeyError: 'text'" in judged(own_key)
 
 
 def test_verifiers_are_found_by_name_or_by_place(monkeypatch):

@@ -52,7 +52,7 @@ def test_a_rollout_is_written_by_the_policy_of_so_many_steps_before(tmp_path, la
         loop.batches.rows = lambda made, *rest: written.append(made) or original(made, *rest)
         for number in range(1, 5):
             state, pending = loop.advance(state, number)
-            assert pending.line["staleness"] == min(number - 1, lag)
+            assert pending.metrics["staleness"] == min(number - 1, lag)
             policies.append(rl_kit.copies(loop.policy_of(state.params, loop.job.frozen)))
         loop.close()
         for number, made in enumerate(written, 1):

@@ -48,5 +48,5 @@ def test_scores_of_models_stand_in_rewards_alone():
     for text in ("model", "gsm8k + judge"):
         with pytest.raises(UserError, match="which only a reward has"):
             ExpressionScorer(text)
-    with pytest.raises(UserError, match="say which model judges"):
+    with pytest.raises(UserError, match="name its model in reward.judge"):
         Reward(verifier="judge")

@@ -1,7 +1,7 @@
-"""Verifiers that run a response's Python program against tests (spec tulu3 §6.1, `code` and `code_stdio`).
+"""Verifiers that run the Python program of a response against tests (spec tulu3 §6.1, `code` and `code_stdio`).
 
-Off unless the environment variable EASYLM_RUN_CODE is 1: whether programs that a model wrote may run on a machine is
-for whoever runs it to say, not for a recipe or a data set. `sandbox` tells how they are shut in.
+They are disabled unless the environment variable EASYLM_RUN_CODE is 1: the user of a machine decides whether generated
+programs may run on it, not a recipe or a data set. `sandbox` isolates the programs.
 """
 
 from __future__ import annotations
@@ -23,28 +23,32 @@ _LONGEST = 1 << 20  # characters of a program
 
 
 def code(response: str, record: Mapping[str, Any], threshold: float = 0.0, seconds: float = 1.0) -> float:
-    """The share of tests that the program in a response passes; below `threshold` it is 0.
+    """The share of tests that the program in a response passes; 0 if it is below `threshold`.
 
-    The program is the last block between ``` marks, or the whole response where there is none. The label is a list of
-    tests, such as "assert f(2) == 4", or JSON text of one. Each test is run with the program anew.
+    The program is the last code block between ``` marks, or the whole response without one. The label is a list of
+    tests, such as "assert f(2) == 4", or its JSON text. Each test runs with a fresh copy of the program.
 
     Args:
-        seconds: processor time of a test.
+        response: the response.
+        record: the record with the tests.
+        threshold: smaller shares score 0.
+        seconds: limit on the CPU time of a test.
 
     Raises:
-        UserError: programs are not to be run here or cannot be shut in; the label is no list of texts.
+        UserError: running programs is disabled or cannot be isolated on this machine, or the label is not a list of
+            texts.
     """
     tests = _tests(record, str)
     return _share(_run(response, tests, "assert", seconds), threshold)
 
 
 def code_stdio(response: str, record: Mapping[str, Any], threshold: float = 0.0, seconds: float = 1.0) -> float:
-    """The share of runs in which the program in a response writes what is wanted; below `threshold` it is 0.
+    """The share of inputs for which the program prints the expected output; 0 if it is below `threshold`.
 
-    The label is a list of {"input": ..., "output": ...}, or JSON text of one. Outputs are compared line by line without
-    blanks around them; lines that differ are the same where their words are equal numbers.
+    The label is a list of {"input": ..., "output": ...}, or its JSON text. Outputs are compared line by line without
+    surrounding whitespace; lines that differ are equal if their words are equal numbers.
 
-    Args, Raises: as `code`.
+    Arguments and errors are those of `code`.
     """
     tests = _tests(record, dict)
     pairs = [(_text_of(test.get("input", "")), _text_of(test.get("output"))) for test in tests]
@@ -54,7 +58,7 @@ def code_stdio(response: str, record: Mapping[str, Any], threshold: float = 0.0,
 
 
 def last_block(response: str) -> str:
-    """The last closed block between ``` marks, without the name of its language; the whole text where there is none."""
+    """The last closed block between ``` marks, without its language name; the whole text if there is none."""
     parts = response.split("```")
     closed = (len(parts) - 1) // 2
     if not closed:
@@ -65,7 +69,7 @@ def last_block(response: str) -> str:
 
 
 def same_output(got: str, wanted: str) -> bool:
-    """Whether a program wrote what is wanted (see `code_stdio`)."""
+    """Whether an output equals the expected output (see `code_stdio`)."""
     ours, theirs = ([line.strip() for line in text.strip().split("\n")] for text in (got, wanted))
     return len(ours) == len(theirs) and all(
         left == right or _same_numbers(left, right) for left, right in zip(ours, theirs, strict=True)
@@ -84,7 +88,7 @@ def _same_numbers(left: str, right: str) -> bool:
 
 def _run(response: str, tests: list[str], kind: Any, seconds: float) -> list[Any]:
     if os.environ.get(SWITCH) != "1":
-        raise UserError(f"reward: running programs is off; set {SWITCH}=1 if this machine may run what a model writes")
+        raise UserError(f"reward: running programs is off; set {SWITCH}=1 if this machine may run generated programs")
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 60:
         raise UserError(f"reward: a test's seconds must be above 0 and at most 60, not {seconds!r}")
     program = last_block(response)

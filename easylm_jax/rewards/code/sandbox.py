@@ -1,4 +1,4 @@
-"""Starts a jail, hands it a program with its tests, and reads the verdicts; whatever happens, no process is left."""
+"""Runs a program with its tests in a sandboxed process (`jail`) and reads the results; it leaves no process behind."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from typing import Any, Literal
 from models.errors import UserError
 
 LAYERS = ("namespaces", "landlock")
-MEMORY = 1 << 30  # bytes of address space of a test's process
+MEMORY = 1 << 30  # limit on the address space of a test's process, in bytes
 THREADS = 32
-OUTPUT = 4 << 20  # bytes that a run may write
-_START = 20.0  # seconds for the jail itself, on a machine that is busy with other things
+OUTPUT = 4 << 20  # limit on the output of a run, in bytes
+_START = 20.0  # additional seconds for starting the jail on a busy machine
 _JAIL = Path(__file__).with_name("jail.py")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """`verdicts`, one for each test: bool for assertions, what was written (None: it failed) for inputs. `layers` are
-    what shut the program in."""
+    """`verdicts`, one for each test: bool for assertions, the output (None if it failed) for inputs. `layers` are the
+    isolation layers that were used."""
 
     verdicts: list[Any]
     layers: tuple[str, ...]
@@ -40,19 +40,21 @@ def run(
     program: str, tests: Sequence[str], *, kind: Literal["assert", "input"], seconds: float,
     layers: Sequence[str] = LAYERS,
 ) -> Result:  # fmt: skip
-    """Runs each test with `program` in processes of their own.
+    """Runs each test with `program` in separate processes.
 
     Args:
-        tests: assertions as Python text, or standard inputs.
-        seconds: processor time of a test, rounded up to whole seconds; it may take two and a half times as long on the
-            clock, and one second more. All tests together have `seconds` each and 5 more.
-        layers: which to use of those that the kernel can be asked for; system calls are always filtered.
+        program: Python source.
+        tests: assertions as Python source, or standard inputs.
+        kind: which of the two the tests are.
+        seconds: limit on the CPU time of a test, rounded up to whole seconds. The limit on its wall time is 2.5 times
+            `seconds` plus 1 s; that of all tests together is `seconds` each plus 5 s.
+        layers: the isolation layers to use if the kernel has them; system calls are always filtered.
 
     Raises:
-        UserError: this machine cannot shut a program in.
+        UserError: this machine cannot isolate a program.
     """
     if platform.system() != "Linux":
-        raise UserError(f"reward: programs are only run on Linux, which can shut them in, not on {platform.system()}")
+        raise UserError(f"reward: programs run on Linux only, which can isolate them, not on {platform.system()}")
     bodies = [test.encode("utf-8", "surrogatepass" if kind == "assert" else "replace") for test in tests]
     places, offset = [], 0
     for body in bodies:
@@ -68,8 +70,8 @@ def run(
     first = lines[0] if lines else {"refused": "it did not start"}
     if "layers" not in first:
         raise UserError(
-            f"reward: programs cannot be shut in on this machine, so none is run: {_short(first.get('refused'))}; it "
-            "takes seccomp and either user namespaces or Landlock (Linux 5.13)"
+            f"reward: programs cannot be isolated on this machine, so none is run: {_short(first.get('refused'))}; "
+            "seccomp and either user namespaces or Landlock (Linux 5.13) are required"
         )
     key = "passed" if kind == "assert" else "output"
     verdicts = [line.get(key) for line in lines[1:]][: len(tests)]
@@ -78,7 +80,7 @@ def run(
 
 
 def _lines(told: int, given: int, deadline: float) -> list[dict[str, Any]]:
-    """What the jail says, until it ends or has to be ended."""
+    """The output lines of the jail, until it ends or is killed at the deadline."""
     keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_JAIL), str(told), str(given)], stdin=subprocess.DEVNULL,
@@ -109,7 +111,7 @@ def _lines(told: int, given: int, deadline: float) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _memory(content: bytes) -> Iterator[int]:
-    """A file in memory with this content, at its beginning."""
+    """An in-memory file with this content, positioned at its start."""
     file = os.memfd_create("easylm")
     try:
         left = memoryview(content)

@@ -1,4 +1,4 @@
-"""Verifiable instructions: IFBench's 58, IFTrain's 29 and IFEval's 25, each with its arguments, text and check."""
+"""Verifiable instructions: IFBench's 58, IFTrain's 29 and IFEval's 25, each with arguments, a text and a verifier."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def check_instruction(
 ) -> bool:
     """Whether `response` follows the instruction `constraint_id` with arguments `kwargs` (spec IFBench §2, §4).
 
-    Nulls in `kwargs` are dropped and whole floats are ints. A response that is blank, or no text, follows nothing.
-    `version` is "r26" (the published scores), "r25" (the paper's numbers) or "fixed" (for rewards).
+    Nulls in `kwargs` are dropped, and floats that are whole numbers become ints. A response that is blank or not a text
+    follows no instruction. `version` is "r26" (the published scores), "r25" (the paper's numbers) or "fixed" (for
+    rewards).
 
     Raises:
-        UserError: an unknown id or version, an argument that is missing, unknown or malformed, or data that NLTK
-            lacks. Never for what the response is.
+        UserError: the id or version is unknown, an argument is missing, unknown or malformed, or NLTK lacks data. No
+            response is an error.
     """
     return find(constraint_id).holds(response, kwargs, version)

@@ -1,10 +1,10 @@
-"""What an instruction is: its id, its arguments, its text and its check, made once and found by id.
+"""The registry of instructions: id, arguments, text and check of each.
 
 A check is a pure function `check(text, version, **arguments) -> bool` of a text that is not blank. Versions:
 
-- "r26": IFBench's package 0.2.0, the scores that are published; the default.
-- "r25": the code of July 2025, that of the paper's numbers.
-- "fixed": the quirks of both repaired, so that a reward is not paid for a misreading of the instruction.
+- "r26": IFBench's package 0.2.0, used for the published scores; the default.
+- "r25": the code of July 2025, used for the paper's numbers.
+- "fixed": without the errors of both, so that a reward does not reinforce a misreading of the instruction.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Draw = Callable[[random.Random, str, Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of an instruction: what it may be and how one is drawn for a prompt.
+    """One argument of an instruction: its validation, and how it is sampled for a prompt.
 
-    `draw(rng, prompt, drawn)` sees what was drawn for the arguments before it. An argument that is not `required`
-    is read from data that has it, and never drawn.
+    `draw(rng, prompt, drawn)` receives the arguments sampled before. An argument that is not `required` is read from
+    data that has it and is never sampled.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Instruction:
     arguments: tuple[Argument, ...] = ()
 
     def clean(self, kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-        """`kwargs` without its nulls, each of its type; a new dict.
+        """A new dict of validated arguments, without nulls.
 
         Raises:
             UserError: an argument is missing, unknown or malformed.
         """
         if kwargs is not None and not isinstance(kwargs, Mapping):
-            raise UserError(f"instruction {self.id}: arguments are a dict, not {kwargs!r}")
+            raise UserError(f"instruction {self.id}: arguments must be a dict, not {kwargs!r}")
         given = {name: value for name, value in (kwargs or {}).items() if value is not None}
         known = {argument.name for argument in self.arguments}
         for name in given:
@@ -76,7 +76,7 @@ class Instruction:
         return cleaned
 
     def sample_arguments(self, rng: random.Random, prompt: str = "") -> dict[str, Any]:
-        """Arguments drawn for `prompt` as the published data's were (spec §2, §4)."""
+        """Arguments sampled for `prompt` in the same way as the published data (spec §2, §4)."""
         drawn: dict[str, Any] = {}
         for argument in self.arguments:
             if argument.draw is not None:
@@ -84,12 +84,12 @@ class Instruction:
         return drawn
 
     def describe(self, **kwargs: Any) -> str:
-        """The instruction as a prompt says it, for these arguments."""
+        """The text of the instruction in a prompt, for these arguments."""
         cleaned = self.clean(kwargs)
         return self.template(**cleaned) if callable(self.template) else self.template.format(**cleaned)
 
     def holds(self, response: Any, kwargs: Mapping[str, Any] | None = None, version: str = "r26") -> bool:
-        """Whether `response` follows the instruction. A blank one, or one that is no text, does not."""
+        """Whether `response` follows the instruction. A blank response, or one that is not a text, does not."""
         if version not in VERSIONS:
             raise UserError(f"no version {version!r} of the instructions; there are {', '.join(VERSIONS)}")
         cleaned = self.clean(kwargs)
@@ -108,7 +108,7 @@ def instruction(
 
     def register(check: Callable[..., bool]) -> Callable[..., bool]:
         if id in REGISTRY or suite not in SUITES:
-            raise ValueError(f"instruction {id!r} of {suite!r} is there twice or of no suite")
+            raise ValueError(f"instruction {id!r} of {suite!r} is registered twice or of an unknown suite")
         REGISTRY[id] = Instruction(id, suite, check, template, arguments)
         return check
 
@@ -116,7 +116,7 @@ def instruction(
 
 
 def integer(name: str, low: int, high: int, *, minimum: int = 0, draw: Draw | None = None) -> Argument:
-    """A whole number (5.0 is one) of at least `minimum`, drawn from low..high, both included."""
+    """A whole number (also 5.0) of at least `minimum`, sampled from low to high inclusive."""
 
     def convert(value: Any) -> int:
         what = f"a whole number of at least {minimum}"
@@ -133,7 +133,7 @@ _INFINITE = (float("inf"), float("-inf"))
 
 
 def text(name: str, draw: Draw | None = None, *, required: bool = True, strip: bool = False) -> Argument:
-    """A text that is not empty; with `strip`, without the blanks around it."""
+    """A non-empty text; with `strip`, without surrounding whitespace."""
     return Argument(name, _convert_stripped if strip else _convert_text, draw, required)
 
 
@@ -148,7 +148,7 @@ def _convert_stripped(value: Any) -> str:
 
 
 def noun(name: str, *, strip: bool = True) -> Argument:
-    """A keyword, drawn from the nouns; one that neither holds nor is held by another keyword drawn before."""
+    """A keyword, sampled from the nouns that neither contain nor are contained in keywords sampled before."""
 
     def draw(rng: random.Random, prompt: str, drawn: Mapping[str, Any]) -> str:
         others = [other for other in drawn.values() if isinstance(other, str)]
@@ -158,7 +158,7 @@ def noun(name: str, *, strip: bool = True) -> Argument:
 
 
 def first_of(name: str) -> Argument:
-    """A word; of a list, its first item (as some published rows have it)."""
+    """A word; of a list, its first item (the form of some published rows)."""
 
     def convert(value: Any) -> str:
         return _convert_stripped(value[0] if isinstance(value, list | tuple) and value else value)
@@ -167,7 +167,7 @@ def first_of(name: str) -> Argument:
 
 
 def nouns(name: str, count: int) -> Argument:
-    """A list of keywords, `count` of them drawn."""
+    """A list of keywords, of which `count` are sampled."""
 
     def convert(value: Any) -> tuple[str, ...]:
         if not isinstance(value, list | tuple) or not value or not all(isinstance(v, str) and v for v in value):
@@ -194,7 +194,7 @@ def relation(name: str = "relation") -> Argument:
 
 
 def compare(count: int, relation: str, bound: int) -> bool:
-    """Whether `count` stands in `relation` to `bound`."""
+    """Whether `count` is less than, or at least, `bound`."""
     return count < bound if relation == "less than" else count >= bound
 
 

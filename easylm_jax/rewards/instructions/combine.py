@@ -1,4 +1,4 @@
-"""Which instructions may stand together, and prompts made with several of them (spec IFBench §4.1, §6.1)."""
+"""Compatibility of instructions, and prompts with several instructions (spec IFBench §4.1, §6.1)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ _PAIRS = {
 
 
 def conflict(one: str, other: str) -> bool:
-    """Whether no prompt should ask for both; symmetric, and true of an instruction with itself."""
+    """Whether two instructions must not be in one prompt; symmetric, and true for an instruction with itself."""
     if one == other or one in _ALONE or other in _ALONE:
         return True
     if any(a in _ONLY_WITH and b not in _ONLY_WITH[a] for a, b in ((one, other), (other, one))):
@@ -97,19 +97,19 @@ def conflict(one: str, other: str) -> bool:
 
 
 def compatible(ids: Iterable[str]) -> bool:
-    """Whether these instructions may stand together."""
+    """Whether these instructions may be in one prompt."""
     return not any(conflict(one, other) for one, other in combinations(ids, 2))
 
 
 def sample(
     rng: random.Random, prompt: str, count: int, suites: Sequence[str] = ("iftrain", "ifeval")
 ) -> tuple[str, list[str], list[dict[str, Any]]]:
-    """`prompt` with `count` instructions of the suites that may stand together, their ids and their arguments.
+    """`prompt` with `count` sampled compatible instructions of the suites; with their ids and arguments.
 
-    Fewer where those drawn leave room for no more. The texts follow the prompt, each after a blank.
+    There are fewer if no further instruction is compatible. The texts follow the prompt, separated by spaces.
 
     Raises:
-        UserError: a count below 1, or an unknown suite.
+        UserError: `count` is below 1, or a suite is unknown.
     """
     unknown = [suite for suite in suites if suite not in SUITES]
     if count < 1 or unknown:

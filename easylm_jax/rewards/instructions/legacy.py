@@ -1,8 +1,8 @@
 """The 25 constraints of Tülu 3's IF data, `ifeval_old` (spec tulu3 §6.3): also of Tülu 3.1 and OLMo 2.
 
-A label is an object {"func_name": ..., arguments ...}, or JSON text of one; arguments that are null are left out. The
-verdict is 0 or 1. Version "tulu3" judges as the rewards of those models did, faults included; "fixed", the default,
-judges what the prompt asks for. A blank answer follows nothing in "fixed".
+A label is an object {"func_name": ..., arguments ...}, or its JSON text; null arguments are ignored. The score is 0 or
+1. Version "tulu3" reproduces the rewards of those models, including their errors; "fixed", the default, verifies what
+the prompt asks for. In "fixed", a blank answer follows no constraint.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Check = Callable[..., bool]
 
 
 def ifeval_old(response: str, record: Mapping[str, Any], version: str = "fixed") -> float:
-    """1 where the answer (what follows the last `</think>`) follows the constraint of the label.
+    """1 if the answer (the text after the last `</think>`) follows the constraint of the label.
 
     Raises:
-        UserError: the label is no constraint that there is, its arguments are not what it takes, or no such version.
+        UserError: the label names an unknown constraint or has invalid arguments, or the version is unknown.
     """
     if version not in ("tulu3", "fixed"):
         raise UserError(f"reward: ifeval_old has the versions tulu3 and fixed, not {version!r}")
@@ -57,7 +57,7 @@ def _constraint(label: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _argument(name: str, key: str, value: Any, kind: str) -> Any:
-    """An argument as its function takes it; UserError where it is none."""
+    """A validated argument of a function; raises `UserError` if it is invalid."""
     if kind == "count":
         number = int(value) if isinstance(value, str) and value.isdecimal() else value
         if isinstance(number, (int, float)) and not isinstance(number, bool) and number >= 0 and number % 1 == 0:

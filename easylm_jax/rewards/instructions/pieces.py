@@ -1,4 +1,4 @@
-"""Parts of a text that several checks of IFEval and IFTrain count: pieces between dividers, lines, brackets."""
+"""Helpers shared by verifiers of IFEval and IFTrain: pieces between dividers, text in brackets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LOOSE_DIVIDER = re.compile(r"\s?\*\s?\*\s?\*\s?")  # "* * *", as some texts of 
 
 
 def starred_pieces(text: str, version: str) -> list[str]:
-    """What *** divides; in "fixed" * * * does as well."""
+    """The pieces of a text between "***" dividers; in "fixed" also between "* * *"."""
     return (_LOOSE_DIVIDER if version == "fixed" else _DIVIDER).split(text)
 
 
 def filled(pieces: list[str]) -> list[str] | None:
-    """The pieces that are not blank; None where a blank one stands between others."""
+    """The pieces that are not blank; None if a blank piece is between others."""
     if any(not piece.strip() for piece in pieces[1:-1]):
         return None
     return [piece for piece in pieces if piece.strip()]

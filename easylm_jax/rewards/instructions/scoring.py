@@ -1,4 +1,4 @@
-"""Scores of responses: strict and loose, by prompt and by instruction, as IFBench and IFEval report them (spec §3)."""
+"""Strict and loose accuracy, by prompt and by instruction, as reported by IFBench and IFEval (spec §3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from easylm_jax.rewards.instructions.base import REGISTRY, Instruction
 from easylm_jax.rewards.text import answer_of
 from models.errors import UserError
 
-_DRAWS = 1000
+_RESAMPLES = 1000  # of the bootstrap
 
 
 def find(constraint_id: Any) -> Instruction:
@@ -33,9 +33,10 @@ def find(constraint_id: Any) -> Instruction:
 
 
 def loose_variants(response: str) -> list[str]:
-    """The texts of which one has to follow an instruction: without first line, last line, both; and each without *.
+    """The variants of a response for loose accuracy: without first line, last line, or both; each also without "*".
 
-    Each once, the response itself first; blank ones are left out, since they follow nothing.
+    One of them has to follow the instruction. The response itself comes first; duplicates and blank variants are left
+    out.
     """
     lines = response.split("\n")
     cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
@@ -46,7 +47,7 @@ def loose_variants(response: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one response follows, in the order of its instructions (an id may stand there twice)."""
+    """Which instructions a response follows, strictly and loosely, in their order (an id may occur twice)."""
 
     ids: tuple[str, ...]
     strict: tuple[bool, ...]
@@ -62,9 +63,9 @@ def judge(
         UserError: an unknown id, a malformed argument, or not one set of arguments for each id.
     """
     if isinstance(ids, str) or not isinstance(ids, Sequence) or not isinstance(arguments, Sequence):
-        raise UserError("instruction_id_list and kwargs are lists")
+        raise UserError("instruction_id_list and kwargs must be lists")
     if len(ids) != len(arguments):
-        raise UserError(f"{len(ids)} instructions with {len(arguments)} sets of arguments; there is one for each")
+        raise UserError(f"{len(ids)} instructions with {len(arguments)} sets of arguments; give one for each")
     response = response if isinstance(response, str) else ""
     strict, loose = [], []
     for constraint_id, given in zip(ids, arguments, strict=True):
@@ -77,9 +78,9 @@ def judge(
 
 
 def report(verdicts: Iterable[Verdict], mode: str) -> dict[str, Any]:
-    """Accuracies in `mode` "strict" or "loose": of prompts with a 95 % interval, of instructions, by group and id.
+    """Accuracies in `mode` "strict" or "loose": by prompt with a 95 % interval, by instruction, by group and by id.
 
-    The interval is a bootstrap over prompts of a fixed seed. A prompt without instructions is an error of the input.
+    The interval is a bootstrap over prompts with a fixed seed.
     """
     prompts: list[bool] = []
     by_group: dict[str, list[bool]] = defaultdict(list)
@@ -102,27 +103,28 @@ def report(verdicts: Iterable[Verdict], mode: str) -> dict[str, Any]:
 
 
 def share(values: Sequence[bool]) -> float:
-    """The share of True; 0 of nothing."""
+    """The share of True; 0 if there are no values."""
     return sum(values) / len(values) if values else 0.0
 
 
 def interval(values: Sequence[bool]) -> tuple[float, float]:
-    """The middle 95 % of the shares of resamples of `values`."""
+    """The 95 % bootstrap interval of the share of True."""
     if not values:
         return 0.0, 0.0
     rng = random.Random(0)
-    shares = sorted(share(rng.choices(values, k=len(values))) for _ in range(_DRAWS))
-    return shares[int(0.025 * _DRAWS)], shares[int(0.975 * _DRAWS) - 1]
+    shares = sorted(share(rng.choices(values, k=len(values))) for _ in range(_RESAMPLES))
+    return shares[int(0.025 * _RESAMPLES)], shares[int(0.975 * _RESAMPLES) - 1]
 
 
 def constraints(record: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str, Any] | None]]:
     """The instructions of a prompt's record and their arguments.
 
-    They are the columns `instruction_id_list` and `kwargs` (IFBench, IFEval), or `ground_truth`: a list of one
-    dict with `instruction_id` and `kwargs`, as it is or written as a Python literal or JSON (IF-RLVR).
+    They are in the columns `instruction_id_list` and `kwargs` (IFBench, IFEval), or in `ground_truth`: a list of one
+    dict with `instruction_id` and `kwargs`, or its text as a Python literal or JSON (IF-RLVR).
 
     Raises:
-        UserError: `ground_truth` is none of these. KeyError: the record has none of the columns.
+        UserError: `ground_truth` has another form.
+        KeyError: the record has none of the columns.
     """
     if "instruction_id_list" in record:
         return list(record["instruction_id_list"]), list(record["kwargs"])
@@ -133,7 +135,7 @@ def constraints(record: Mapping[str, Any]) -> tuple[list[str], list[Mapping[str,
         ids, arguments = list(found["instruction_id"]), list(found["kwargs"])
     except (ValueError, SyntaxError, KeyError, IndexError, TypeError, RecursionError, MemoryError):
         raise UserError(
-            f"reward: ground_truth {str(given)[:80]!r} is no list of a dict with instruction_id and kwargs"
+            f"reward: ground_truth {str(given)[:80]!r} is not a list of a dict with instruction_id and kwargs"
         ) from None
     return ids, arguments
 
@@ -154,18 +156,20 @@ def instructions(
     group: str = "",
     answer: bool = True,
 ) -> float:
-    """What a response follows of its record's instructions (see `constraints`), as evaluations and rewards count it.
+    """The score of a response on the instructions of its record (see `constraints`), for evaluations and rewards.
 
     Args:
+        response: the response.
+        record: the record of its prompt.
         version: "fixed" for rewards, "r26" for published scores, "r25" for the paper's.
         mode: "strict" or "loose".
-        level: "share" followed, "prompt" (1 where all are), or "count" of those followed.
-        group: names that an id begins with, parted by blanks ("keywords length_constraints"); others are left out, and
-            a prompt without one scores 0.
-        answer: what follows the last </think> is judged, without <answer> tags; False judges the response as it is.
+        level: "share" of instructions followed, "prompt" (1 if all are), or "count" of those followed.
+        group: prefixes of ids, separated by spaces ("keywords length_constraints"); other instructions are ignored, and
+            a prompt without any of these scores 0.
+        answer: whether to score the text after the last </think>, without <answer> tags, instead of the whole response.
 
     Raises:
-        UserError: the record's instructions cannot be judged, or an option is none of these.
+        UserError: the instructions of the record or an option are invalid.
     """
     if mode not in ("strict", "loose") or level not in ("share", "prompt", "count"):
         raise UserError(
@@ -191,10 +195,10 @@ def instructions(
 
 
 def ifeval(response: str, record: Mapping[str, Any]) -> float:
-    """The reward of a prompt with instructions: the share followed, 0 to 1, with the quirks repaired ("fixed")."""
+    """The share of instructions followed, 0 to 1, with the "fixed" verifiers; for rewards."""
     return instructions(response, record)
 
 
 def ifbench(response: str, record: Mapping[str, Any]) -> float:
-    """The share of instructions followed as IFBench's published scores count it ("r26"); for evaluation."""
+    """The share of instructions followed with the verifiers of IFBench's published scores ("r26"); for evaluation."""
     return instructions(response, record, "r26")

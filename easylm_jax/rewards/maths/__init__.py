@@ -1,4 +1,4 @@
-r"""Is the final answer of a response the right one?
+r"""Mathematical verifiers: whether the final answer of a response is correct.
 
 response → candidates (a box, "the answer is", the last number, ...) → equal to the gold answer? → bool
 
@@ -7,8 +7,8 @@ response → candidates (a box, "the answer is", the last number, ...) → equal
     check_math(response, gold, style="strict")                        Minerva's sentence alone
     check_math(response, gold, style="spurious")                      extraction and grader of Spurious Rewards
 
-Strings decide first, then values (exact, or to many digits), in bounded time on any input; computer algebra, in a
-worker process with a time cap, is only asked about sums, integrals, limits and the like.
+Answers are compared as strings first, then by value (exactly, or to many digits), in bounded time on any input.
+Computer algebra, in a worker process with a time limit, is used for sums, integrals, limits and the like only.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def check_math(response: str, gold: str, style: str = "math") -> bool:
     r"""Whether the final answer of `response` is `gold`. Never raises for any response, and never hangs.
 
     Args:
-        response: a whole response, or an answer alone.
-        gold: the answer, LaTeX or plain; a whole solution counts by its last box.
-        style: "math" takes the last box or Minerva's sentence, else what follows "####" or "the answer is", else
-            what stands between the last dollar signs, else the whole text or its last number; mathematically equal
-            answers are equal (spec tulu3 §6.2). "strict" takes Minerva's sentence or the whole text. "gsm8k" compares
-            the last number as text (spec tulu3 §6.1). "spurious" and "spurious_r1" (behind the last <answer>) are
+        response: a whole response, or an answer only.
+        gold: the correct answer, LaTeX or plain text; of a whole solution, its last box is used.
+        style: "math" extracts the last box or Minerva's sentence, else the text after "####" or "the answer is", else
+            the text between the last dollar signs, else the whole text or its last number; mathematically equal
+            answers are equal (spec tulu3 §6.2). "strict" uses Minerva's sentence or the whole text. "gsm8k" compares
+            the last number as text (spec tulu3 §6.1). "spurious" and "spurious_r1" (after the last <answer>) follow
             the rules of Spurious Rewards (spec spurious_rewards §3).
 
     Raises:
@@ -52,7 +52,7 @@ def check_math(response: str, gold: str, style: str = "math") -> bool:
     if style == "math":
         found_here = candidates(response)
         if len(found_here) == 2 and found_here[0] == response.strip() and readable(found_here[0]):
-            del found_here[1]  # the text is an answer itself, so that a number in it is none
+            del found_here[1]  # the whole text is an answer, so a number in it is not a second candidate
     elif style == "strict":
         said = minerva(response)
         found_here = [response.strip()[: LONGEST + 1] if said is None else said]
@@ -71,13 +71,13 @@ def _text(value: Any) -> str:
 
 
 def _gold(gold: str) -> str:
-    """The answer of a gold text, which may be a solution with a box."""
+    """The answer of a gold text, which may be a whole solution with a box."""
     boxed = last_boxed(gold) if "boxed" in gold or "\\fbox" in gold else None
     return gold.strip() if boxed is None else boxed.strip()
 
 
 def extract_spurious(response: str, style: str = "spurious") -> str:
-    """The answer as Spurious Rewards extracts and normalises it; "" where there is none."""
+    """The answer as extracted and normalised by Spurious Rewards; "" if there is none."""
     return spurious.extract(response, r1=style == "spurious_r1")
 
 
@@ -85,17 +85,17 @@ def extract_spurious(response: str, style: str = "spurious") -> str:
 
 
 def math(response: str, record: Mapping[str, Any], style: str = "math") -> float:
-    """1 where `check_math` says so. The label is `ground_truth`, `answer`, or the last box of `solution`."""
+    """1 if `check_math` accepts the response. The label is `ground_truth`, `answer`, or the last box of `solution`."""
     return float(check_math(response, _label(record), style))
 
 
 def strict_math(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the answer in Minerva's sentence, else the whole response, is right."""
+    """1 if the answer in Minerva's sentence, or else the whole response, is correct."""
     return float(check_math(response, _label(record), "strict"))
 
 
 def gsm8k(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the last number is the record's: `ground_truth`, or what follows #### in `answer` (the published set)."""
+    """1 if the last number equals `ground_truth`, or the text after #### in `answer` (the published data set)."""
     gold = record.get("ground_truth")
     if gold is None:
         gold = record["answer"].rpartition("####")[2]
@@ -108,7 +108,7 @@ def _label(record: Mapping[str, Any]) -> str:
             return _text(record[column]).rpartition("####")[2].strip()
     where = f"record {record.get('_record')} of {record.get('_source')}"
     if record.get("solution") is None:
-        raise UserError(f"math: {where} has no column ground_truth, answer or solution (DataSpec.keep)")
+        raise UserError(f"math: {where} has no column ground_truth, answer or solution; name one in DataSpec.keep")
     boxed = last_boxed(_text(record["solution"]))
     if boxed is None:
         raise UserError(f"math: the solution of {where} has no \\boxed answer")

@@ -1,8 +1,8 @@
-"""Whether an answer is the right one: as strings, then as trees whose parts are compared by value.
+"""Whether two answers are equal: compared as strings, then as trees whose parts are compared by value.
 
-Order counts inside round and square brackets, and not in sets, unions and bare lists ("1, -2", "x = 1 or x = 2",
-"1 ± √2"). What is only a way of writing does not count: units and percent signs on one side, "x =" in front,
-unsimplified fractions, inequalities for intervals.
+Order matters inside round and square brackets, but not in sets, unions and bare lists ("1, -2", "x = 1 or x = 2",
+"1 ± √2"). Differences of notation are ignored: units and percent signs on one side, a leading "x =", unsimplified
+fractions, inequalities instead of intervals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LESS, _MORE = {"<", "<="}, {">", ">="}
 
 @functools.lru_cache(maxsize=20_000)
 def equal(candidate: str, gold: str) -> bool | None:
-    """Whether the answers are the same; None where one cannot be read, so that this cannot be known here."""
+    """Whether the answers are equal; None if one of them cannot be parsed."""
     if len(candidate) > LONGEST or len(gold) > LONGEST:
         return candidate.strip() == gold.strip()
     ours, theirs = tidy(candidate), tidy(gold)
@@ -44,7 +44,7 @@ def equal(candidate: str, gold: str) -> bool | None:
     if squeezed(ours) == squeezed(theirs):
         return True
     if re.fullmatch(r"[A-Za-z]{2,}", ours) and re.fullmatch(r"[A-Za-z]{2,}", theirs):
-        return False  # a word is no product: "no" is not "on"
+        return False  # a word is not a product of variables: "no" is not "on"
     unread = False
     for a, b in _readings(ours, theirs):
         try:
@@ -56,7 +56,7 @@ def equal(candidate: str, gold: str) -> bool | None:
 
 
 def readable(text: str) -> bool:
-    """Whether a text as a whole is an answer that can be read, and no sentence."""
+    """Whether a whole text can be parsed as an answer and is not a sentence."""
     text = counted(without_unit(tidy(text))[0])
     try:
         parse(text)
@@ -66,12 +66,12 @@ def readable(text: str) -> bool:
 
 
 def _readings(a: str, b: str) -> list[tuple[str, str]]:
-    """1,000 is a number, or 1 and 0 in a list: both sides are read in the same way."""
+    """The possible readings of both sides: "1,000" is a number, or the list of 1 and 0."""
     return list(dict.fromkeys([(numbers_joined(a), numbers_joined(b)), (a, b)]))
 
 
 def _same_words(a: str, b: str) -> bool:
-    """Words are the same in capitals too; symbols are not: X is not x."""
+    """Whether two words are equal, case-insensitively; symbols are case-sensitive (X is not x)."""
     words = re.sub(r"[^a-z]", "", re.sub(r"\\[A-Za-z]+", "", a).lower())
     if len(words) < 2 or re.search(r"[\d\\^_=]", a):
         return False
@@ -80,7 +80,7 @@ def _same_words(a: str, b: str) -> bool:
 
 
 def _same_choice(candidate: str, gold: str) -> bool:
-    """A letter of a multiple-choice question, with or without brackets and with what it stands for behind it."""
+    """Whether the same multiple-choice letter is given, with or without brackets and the text of the choice."""
     right = _LONE_CHOICE.fullmatch(gold)
     given = _CHOICE.fullmatch(_PREFIX.sub("", candidate, count=1).strip("* "))
     if right is None or given is None:
@@ -93,7 +93,7 @@ def _same_choice(candidate: str, gold: str) -> bool:
 
 
 def same(a: Node, b: Node) -> bool:
-    """Whether two trees are the same answer.
+    """Whether two trees are equal answers.
 
     Raises:
         Unreadable: a part has no value.
@@ -134,7 +134,7 @@ def _matched(a: Sequence[Node], b: Sequence[Node]) -> bool:
 
 
 def _collection(node: Node) -> tuple[Node, ...] | None:
-    """The members of a set, of a list without brackets, or of what ± stands for; None for everything else."""
+    """The members of a set, of a list without brackets, or of an expression with ±; None for everything else."""
     if node[0] in ("list", "set"):
         return tuple(member for item in node[1] for member in _both_signs(item))
     spread = _both_signs(node)
@@ -189,8 +189,8 @@ def _same_equation(a: Node, b: Node) -> bool:
 
 
 def _stated(node: Node) -> tuple[str, Node] | None:
-    """(what is named, what is said of it) of a relation: x = 5, f(x) = 2x, x in [0, 1], 0 < x ≤ 1; "" for a name
-    that is no single one, as in 2 + 3 = 5. None for relations that give no value."""
+    """(name, value) of a relation: x = 5, f(x) = 2x, x in [0, 1], 0 < x ≤ 1. The name is "" if the left side is not a
+    single name, as in 2 + 3 = 5. None for relations that give no value."""
     if node[0] != "rel":
         return "", node
     nodes, operators = node[1], node[2]
@@ -208,7 +208,7 @@ def _stated(node: Node) -> tuple[str, Node] | None:
 
 
 def _name(node: Node) -> str:
-    """x, f(x), (x, y), or words: what can be named in front of an equals sign."""
+    """The name on the left of an equals sign: x, f(x), (x, y), or words; "" for anything else."""
     if node[0] == "var":
         return str(node[1])
     if node[0] == "mul" and len(node[1]) == 2 and all(part[0] == "var" for part in node[1]):
@@ -219,7 +219,7 @@ def _name(node: Node) -> str:
 
 
 def _interval(nodes: Sequence[Node], operators: Sequence[str]) -> tuple[str, Node] | None:
-    """An inequality about one name as the interval that it is: −2 ≤ x < 7 as [−2, 7)."""
+    """An inequality about one name as an interval: −2 ≤ x < 7 as [−2, 7)."""
     if set(operators) <= _MORE:
         nodes = nodes[::-1]
         operators = [operator.replace(">", "<") for operator in operators][::-1]
@@ -237,7 +237,7 @@ def _interval(nodes: Sequence[Node], operators: Sequence[str]) -> tuple[str, Nod
 
 
 def _same_scalar(a: Node, b: Node) -> bool:
-    """Equal values. A percent sign on one side may stand for "of a hundred" or be only a unit: 50 % is 50 and 1/2."""
+    """Whether two values are equal. A percent sign on one side may be a factor or a unit: 50 % equals 1/2 and 50."""
     if _INFINITY in (a, b, *a[1:], *b[1:]):
         return a == b
     percent, other = a[0] == "percent", b[0] == "percent"

@@ -1,6 +1,6 @@
-"""The final answer of a response: where it may stand, in the order in which places are tried.
+"""Extraction of the final answer of a response, by patterns in order of preference.
 
-All searches go from the end, or along the text once, so that megabytes cost milliseconds.
+All searches run from the end, or once over the text, so that megabytes take milliseconds.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ NUMBER = re.compile(r"[-+]?(?:\d*\.\d+|\d+)")  # Tülu 3's; spec tulu3 §6.1
 _COMMA = re.compile(r"(?<=\d),(?=\d)")
 _MINERVA = "Final Answer: The final answer is"
 _MINERVA_END = ". I hope it is correct"
-_REACH = 8 * LONGEST  # characters of a box that are looked at for its end
+_REACH = 8 * LONGEST  # maximum number of characters searched for the end of a box
 _SAID = re.compile(r"(?:final answer|answer|result)\s*(?:is|:|=)+\s*:?\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?=\s|$)|\n|,\s(?=[a-z]{3})| because | since | which ")
-# A number that stands by itself: no part of a word, of a command or of a larger formula.
+# A number on its own: not part of a word, a command or a larger formula.
 _ALONE = re.compile(
     r"(?<![\w\\{}^_./*+-])(?<![\d)\]}+*/-]\s)(?:-\s?)?\$?"
     r"(?:\d{1,3}\s\d{1,3}/\d{1,3}|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,40})(?:\.\d{1,40})?(?:[eE][+-]?\d{1,3}|\s?/\s?\d{1,40})?)"
     r"(?![\w^_\\{/])(?!\.\d)(?!\s*[-+*/^=<>\\×·])%?"
 )
-_TAIL = 20_000  # characters at the end in which the last number is looked for
+_TAIL = 20_000  # characters at the end of a response that are searched
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text as it is written, commas between digits taken out; None where there is none."""
+    """The last number of a text, as text, without commas between digits; None if there is none."""
     numbers = NUMBER.findall(_COMMA.sub("", text))
     return numbers[-1] if numbers else None
 
@@ -36,7 +36,7 @@ def without_commas(text: str) -> str:
 
 
 def braced(text: str, start: int) -> str | None:
-    """What stands between the brace at `start` and its match; None where it has none nearby."""
+    """The text between the brace at `start` and its matching brace; None if that is missing or too far away."""
     depth, end, at = 0, min(len(text), start + _REACH), start
     while at < end:
         character = text[at]
@@ -54,7 +54,7 @@ def braced(text: str, start: int) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{…} or \fbox{…} holds, by matching braces; `\boxed x$` ends at the dollar sign."""
+    r"""The content of the last \boxed{…} or \fbox{…}, with matching braces; `\boxed x$` ends at the dollar sign."""
     at = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if at < 0:
         return None
@@ -68,7 +68,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def minerva(text: str) -> str | None:
-    """What the last sentence of Minerva's form gives as the answer."""
+    """The answer of the last sentence in Minerva's form ("Final Answer: The final answer is …")."""
     at = text.rfind(_MINERVA)
     if at < 0:
         return None
@@ -78,8 +78,8 @@ def minerva(text: str) -> str | None:
 
 
 def candidates(text: str) -> list[str]:
-    """The answers that a response may give; the first place that has one decides, but for a box and Minerva's
-    sentence, which both count (spec tulu3 §6.2). At most four."""
+    """The candidate answers of a response, at most four: those of the first pattern that matches, where a box and
+    Minerva's sentence count as one pattern (spec tulu3 §6.2)."""
     found = [answer for answer in (last_boxed(text), minerva(text)) if answer is not None]
     if not found:
         found = [answer for answer in (_hashes(text), _said(text)) if answer is not None]
@@ -101,7 +101,7 @@ def _hashes(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    """What follows the last "the answer is", to the end of its sentence; inside dollar signs, to the second one."""
+    """The text after the last "the answer is", to the end of its sentence; or of the formula if it starts with one."""
     tail = text[-_TAIL:].replace("\\$", "")
     last = _last(_SAID, tail)
     if last is None:
@@ -116,7 +116,7 @@ def _said(text: str) -> str | None:
 
 
 def _dollars(text: str) -> str | None:
-    """What stands between the last two dollar signs (or in the last \\(…\\))."""
+    """The text between the last two dollar signs (or in the last \\(…\\))."""
     tail = text[-_TAIL:].replace("\\$", "")
     end = tail.rfind("\\)")
     start = tail.rfind("\\(", 0, end) if end >= 0 else -1

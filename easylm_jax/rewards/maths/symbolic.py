@@ -1,7 +1,7 @@
-"""Sums, integrals, limits and the like: equality by computer algebra, in a worker process with a time cap.
+"""Equality of formulas with sums, integrals, limits and the like, by computer algebra in a worker process.
 
-What strings and values decide never comes here. SymPy may take any time and memory for an innocent-looking line, so
-that it is only ever asked in a process that can be killed; in a pool's worker it is asked directly.
+It is used only if comparisons as strings and by value are not conclusive. SymPy may need unbounded time and memory even
+for short formulas, so it runs only in processes that can be killed; in a worker of the pool it is called directly.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from easylm_jax.rewards.maths.tidy import tidy, without_unit
 from easylm_jax.rewards.pool import Pool
 from models.errors import UserError
 
-SECONDS = 2.0  # for one comparison outside of a pool
+SECONDS = 2.0  # time limit of one comparison outside of a pool
 _LONGEST = 200
-# Without one of these, what `parse` cannot read is no formula.
+# A text that `parse` cannot parse is a formula only if it contains one of these.
 _NEEDS = re.compile(
     r"\\(?:sum|prod|int|iint|oint|lim|frac\s*\{\s*\\?(?:d|partial)|gcd|lcm|bmod|mod|max|min|det|binom)(?![a-z])"
 )
-# What costs too much even where it is short: long numbers, large powers and factorials, towers of them.
+# Short formulas that are too expensive: long numbers, large powers and factorials, towers of powers.
 _RISKY = re.compile(
     r"\d{13}|\^\s*\{?\s*-?\s*\d{3}|\^\s*\{?\s*-?\s*\d+\s*\^|[\d)}!]{4}\s*!|[)}]\s*!|(?:\^.{0,12}){3}\^|(?:exp|cosh|sinh).{0,4}\d{3}"
     r"|\)\s*\^\s*\{?\d\d"
@@ -36,7 +36,7 @@ _starting = threading.Lock()
 
 @functools.lru_cache(maxsize=10_000)
 def same_formula(candidate: str, gold: str) -> bool:
-    """Whether two formulas are equal by computer algebra; false where it cannot tell in time. Never raises."""
+    """Whether two formulas are equal by computer algebra; false if that is not decided in time. Never raises."""
     a, b = _formula(candidate), _formula(gold)
     if a is None or b is None or not (_NEEDS.search(a) or _NEEDS.search(b)) or not _available():
         return False
@@ -50,7 +50,7 @@ def same_formula(candidate: str, gold: str) -> bool:
 
 
 def _formula(text: str) -> str | None:
-    """The text for the parser; None where it may be costly: too long, too deep, or with large powers."""
+    """The text for the parser; None if it may be too expensive: too long, too deep, or with large powers."""
     text = without_unit(tidy(text))[0]
     depth = deepest = 0
     for character in text:
@@ -60,7 +60,7 @@ def _formula(text: str) -> str | None:
 
 
 def same(response: str, record: Mapping[str, Any]) -> float:
-    """1 where the formulas `response` and `ground_truth` are equal, as a verifier for the pool."""
+    """1 if the formulas `response` and `ground_truth` are equal; a verifier for the pool."""
     import sympy
     from latex2sympy2_extended import latex2sympy
 
@@ -73,12 +73,12 @@ def same(response: str, record: Mapping[str, Any]) -> float:
         return float(sympy.simplify(a - b) == 0)
     except MemoryError:
         raise
-    except Exception:  # SymPy and its parser raise whatever they like for what they cannot read
+    except Exception:  # SymPy and its parser raise many kinds of errors for texts that they cannot parse
         return 0.0
 
 
 def warm_up() -> None:
-    """Loads the computer algebra: a second, outside of the time that a call has."""
+    """Imports the computer algebra, which takes about a second, before the time limit of a call applies."""
     if _available():
         same("\\sum_{k=1}^{3} k", {"ground_truth": "6"})
 

@@ -1,4 +1,4 @@
-r"""Final answers as they are written → the plain form that is compared and read.
+r"""Normalises final answers to the plain form that is compared and parsed.
 
 tidy(r"$\left( 3,\ \dfrac{\pi}{2} \right)$.") == r"( 3, \frac{\pi}{2} )"
 """
@@ -66,7 +66,7 @@ _POWERS = {"hundred": "2", "thousand": "3", "million": "6", "billion": "9", "tri
 
 
 def tidy(text: str) -> str:
-    """An answer without the marks that say nothing: sizes of brackets, spaces, styles, signs of currency."""
+    """An answer without markup that has no meaning: sizes of brackets, spaces, styles, currency signs."""
     text = text.translate(_CHARACTERS).strip()
     for _ in range(3):
         box = _BOX.match(text)
@@ -74,7 +74,7 @@ def tidy(text: str) -> str:
             break
         text = next(group for group in box.groups() if group is not None).strip()
     if "\\begin" not in text:
-        text = text.replace("\\\\", "\\")  # a command that was escaped once too often
+        text = text.replace("\\\\", "\\")  # a command whose backslash was escaped once too often
     for pattern, by in _SUBSTITUTIONS:
         text = pattern.sub(by, text)
     text = _REPEATING.sub(_repeating, text)
@@ -101,7 +101,7 @@ def _words_of(found: re.Match[str]) -> str:
 
 
 def numbers_joined(text: str) -> str:
-    """1,000 and 1 000 and 1,\\!000 as 1000, where it is not inside brackets: (1,000) may be a pair."""
+    """1,000 and 1 000 and 1,\\!000 as 1000, except inside brackets: (1,000) may be a pair."""
     pieces, depth, last = [], 0, 0
     for at, character in enumerate(text):
         if character in "([":
@@ -125,7 +125,7 @@ def _joined(text: str) -> str:
 
 
 def without_unit(text: str) -> tuple[str, str | None]:
-    """A tidy answer without the words behind its number, and the unit that they are where it is a known one."""
+    """A tidy answer without the words after its number, and the unit that they name, if it is a known one."""
     found = _TRAILING.match(text)
     if found is None:
         return text.replace("DEGREES", " ").strip() if text != "DEGREES" else text, "degree" if "DEG" in text else None
@@ -147,7 +147,7 @@ def without_unit(text: str) -> tuple[str, str | None]:
 
 
 def counted(text: str) -> str:
-    """Number words as digits, where the answer is nothing else: three → 3, 5 million → 5 * 10^6."""
+    """Number words as digits, if the answer is nothing else: three → 3, 5 million → 5 * 10^6."""
     word = text.strip().lower()
     if word in COUNTS:
         return COUNTS[word]
