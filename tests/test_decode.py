@@ -161,6 +161,19 @@ def test_a_prompt_is_prefilled_once_and_forked_for_its_samples(tiny, monkeypatch
     assert single.tokens.tolist() == out.tokens[6:12].tolist()
 
 
+def test_prompts_of_equal_tokens_and_other_context_are_different_prompts(tiny, monkeypatch):
+    """Such as one question about two images."""
+    model, params, engine = tiny
+    prefilled = []
+    prefill = engine._prefill
+    monkeypatch.setattr(engine, "_prefill", lambda w, t, n: (prefilled.append(int((n > 0).sum())), prefill(w, t, n))[1])
+    (prompt,) = prompts_of(9)
+    same = engine.generate(params, [prompt] * 3, max_new_tokens=6)
+    assert sum(prefilled) == 1
+    apart = engine.generate(params, [prompt] * 3, max_new_tokens=6, contexts=["one image", "another", "one image"])
+    assert sum(prefilled) == 1 + 2 and apart.tokens.tolist() == same.tokens.tolist()
+
+
 def test_parameters_are_swapped_without_compiling_again(tiny):
     model, params, engine = tiny
     prompts = prompts_of(6, 9)

@@ -12,7 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 
 from easylm_jax.decode import cache as kv
 from easylm_jax.decode import forward, loop
-from easylm_jax.decode.request import Completions, Detokenize, Request, ScoredCompletions, cut_at_stop
+from easylm_jax.decode.request import Completions, Detokenize, Prompt, Request, ScoredCompletions, cut_at_stop
 from easylm_jax.decode.sampling import Mode, Settings
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from easylm_jax.runtime.sharding import check_heads
@@ -78,6 +78,7 @@ class Engine:
         top_k: int | None = None, top_p: float | None = None, eos_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, detokenize: Detokenize | None = None,
         numbers: Sequence[int] | None = None, scores: bool = False, cancelled: Callable[[], bool] | None = None,
+        contexts: Sequence[Hashable] | None = None,
     ) -> Completions | ScoredCompletions:  # fmt: skip
         """Generates responses to `prompts` with `params`.
 
@@ -97,12 +98,15 @@ class Engine:
             numbers: the prompt numbers; by default 0, 1, 2, …
             scores: whether to return `ScoredCompletions`.
             cancelled: called before every block of tokens; `Cancelled` is raised once it returns True.
+            contexts: what the model sees of each prompt besides its tokens, as a hashable value such as a digest of
+                its images. Prompts with equal tokens and contexts share one prefill.
 
         Raises:
             UserError: an argument is invalid (`Request.check`).
         """
+        tokens = [tuple(int(token) for token in prompt) for prompt in prompts]
         request = Request(
-            prompts=tuple(tuple(int(token) for token in prompt) for prompt in prompts),
+            prompts=tuple(map(Prompt, tokens, [None] * len(tokens) if contexts is None else contexts)),
             numbers=tuple(range(len(prompts))) if numbers is None else tuple(int(n) for n in numbers),
             max_new_tokens=int(max_new_tokens), temperature=float(temperature), top_k=top_k, top_p=top_p,
             eos_ids=tuple(int(i) for i in eos_ids), stop_strings=tuple(stop_strings), detokenize=detokenize,
@@ -164,11 +168,11 @@ class _Call:
         self.lengths = np.zeros(count, np.int32)
         self.ended = np.zeros(count, bool)
 
-        duplicates: dict[tuple[int, ...], list[int]] = {}
+        duplicates: dict[Prompt, list[int]] = {}
         for i, prompt in enumerate(request.prompts):
             duplicates.setdefault(prompt, []).append(i)
         # Longest prompts first, so that there are always enough columns before the clock for the next prompt.
-        longest_first = sorted(duplicates.items(), key=lambda item: -engine.bucket(len(item[0]) - 1))
+        longest_first = sorted(duplicates.items(), key=lambda item: -engine.bucket(len(item[0].tokens) - 1))
         self.queue = collections.deque(longest_first)
         self.ready: _Prefilled | None = None
 
@@ -177,7 +181,7 @@ class _Call:
             self.rows = engine.smaller_batch(self.rows)
         self.response = np.full(self.rows, -1)  # the response that each row decodes; −1 for an idle row
         self.state = {name: np.zeros(self.rows, np.int32) for name in ("token", "count", "prompt", "sample")}
-        longest = max((len(prompt) - 1 for prompt in request.prompts), default=0)
+        longest = max((len(prompt.tokens) - 1 for prompt in request.prompts), default=0)
         slack = engine.block if count > self.rows else 0
         # The attention kernel of a TPU needs multiples of 128 columns.
         tile = 128 if engine.model.platform == "tpu" else 32
@@ -193,7 +197,7 @@ class _Call:
     def run(self, cancelled: Callable[[], bool] | None = None) -> Completions | ScoredCompletions:
         """Generates all responses of the request."""
         if self.queue:
-            self.clock = self.engine.bucket(len(self.queue[0][0]) - 1)
+            self.clock = self.engine.bucket(len(self.queue[0][0].tokens) - 1)
             self.columns = self._columns_for(self.clock + min(self.engine.block, self.request.max_new_tokens))
             self.cache = self.engine.new_cache(self.rows, self.columns)
         while self.pending or (self.response >= 0).any():
@@ -215,7 +219,7 @@ class _Call:
     def _next_bucket(self) -> int:
         if self.ready:
             return self.ready.bucket
-        return self.engine.bucket(len(self.queue[0][0]) - 1) if self.queue else 0
+        return self.engine.bucket(len(self.queue[0][0].tokens) - 1) if self.queue else 0
 
     def _refill(self) -> None:
         """Starts waiting responses in the idle rows."""
@@ -228,7 +232,7 @@ class _Call:
             while len(idle) and self.ready.waiting:
                 row, idle = idle[0], idle[1:]
                 source[row], prompt, sample = self.ready.waiting.popleft()
-                tokens = self.request.prompts[prompt]
+                tokens = self.request.prompts[prompt].tokens
                 self.response[row] = prompt * samples + sample
                 values = (tokens[-1], len(tokens) - 1, self.request.numbers[prompt], sample)
                 for name, value in zip(("token", "count", "prompt", "sample"), values, strict=True):
@@ -246,7 +250,7 @@ class _Call:
         while self.queue and len(waiting) < wanted and len(batch) < largest and self._next_bucket() == bucket:
             prompt, indices = self.queue.popleft()
             waiting.extend((len(batch), index, s) for index in indices for s in range(self.request.samples))
-            batch.append(prompt)
+            batch.append(prompt.tokens)
         small = max(1, largest // 8)  # two batch sizes for each bucket, so that few programs are compiled
         rows = _round_up(small if len(batch) <= small else largest, engine.split)
         tokens = np.zeros((rows, bucket), np.int32)

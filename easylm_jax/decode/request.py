@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,11 +48,19 @@ class ScoredCompletions(NamedTuple):
     ended: np.ndarray
 
 
+class Prompt(NamedTuple):
+    """All that the model sees of a prompt: token ids, and a `context` (any hashable value, such as the digest of the
+    images at its image tokens). Equal prompts share one prefill."""
+
+    tokens: tuple[int, ...]
+    context: Hashable = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """The arguments of one call, described in `Engine.generate` and validated by `check`."""
 
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: tuple[Prompt, ...]
     numbers: tuple[int, ...]
     max_new_tokens: int
     temperature: float
@@ -82,7 +90,7 @@ class Request:
             raise UserError("generate: stop_strings holds an empty string, which would end every response; remove it")
         if len(self.numbers) != len(self.prompts):
             raise UserError(f"generate: {len(self.numbers)} numbers for {len(self.prompts)} prompts; give one for each")
-        for i, prompt in enumerate(self.prompts):
+        for i, (prompt, _) in enumerate(self.prompts):
             if not prompt:
                 raise UserError(f"generate: prompt {i} is empty; begin it with a token such as the model's BOS or EOS")
             if not (min(prompt) >= 0 and max(prompt) < config.vocab):
