@@ -256,7 +256,10 @@ def test_sixteen_bit_weights_are_used_in_the_activation_type(tiny):
     [
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[1, VOCAB]]}, "prompt 0 holds a token id outside 0…66"),
-        ({"prompts": [[1] * 120]}, "prompt 0 has 120 tokens, which with max_new_tokens=9 exceeds the maximum length of 128"),
+        (
+            {"prompts": [[1] * 120]},
+            "prompt 0 has 120 tokens, which with max_new_tokens=9 exceeds the maximum",
+        ),
         ({"temperature": -1.0}, "temperature must be 0 (greedy) or positive, not -1.0"),
         ({"temperature": float("nan")}, "temperature must be 0 (greedy) or positive, not nan"),
         ({"top_k": 0}, "top_k must be at least 1, not 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from easylm_jax.config.data import DataSpec
 from easylm_jax.config.expression import Expression
 from easylm_jax.config.judge_templates import TEMPLATES
 from models.errors import UserError
@@ -19,6 +20,28 @@ class Sampling:
     top_p: float | None = None
     stop_strings: tuple[str, ...] = ()
     slots: int = 64
+
+
+class SampledResponses:
+    """What stages share that sample `samples` responses to each of `batch` prompts in a step."""
+
+    batch: int
+    samples: int
+    data: DataSpec
+    sampling: Sampling
+
+    @property
+    def responses_per_step(self) -> int:
+        return self.batch * self.samples
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.responses_per_step * (self.data.sequence_length + self.sampling.max_new_tokens)
+
+    @property
+    def work(self) -> str:
+        lengths = f"{self.data.sequence_length:,} + {self.sampling.max_new_tokens:,} tokens"
+        return f"{self.batch} × {self.samples} responses of {lengths}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

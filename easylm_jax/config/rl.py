@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from easylm_jax.config import fields
 from easylm_jax.config.base import models_of
 from easylm_jax.config.optimizer import OptimizerConfig
-from easylm_jax.config.reward import Reward, Sampling
+from easylm_jax.config.reward import Reward, SampledResponses, Sampling
 from easylm_jax.config.train import Train
 from models.errors import UserError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RL(Train):
+class RL(SampledResponses, Train):
     """Training on responses that the policy generates: what PPO, GRPO and online DPO have in common.
 
     One step is one rollout: `batch` prompts of `data` (kind "prompts"), `samples` responses to each. The responses are
@@ -133,19 +133,6 @@ class RL(Train):
     @property
     def rows_per_update(self) -> int:
         return self.update_rows
-
-    @property
-    def responses_per_step(self) -> int:
-        return self.batch * self.samples
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.responses_per_step * (self.data.sequence_length + self.sampling.max_new_tokens)
-
-    @property
-    def work(self) -> str:
-        lengths = f"{self.data.sequence_length:,} + {self.sampling.max_new_tokens:,} tokens"
-        return f"{self.batch} × {self.samples} responses of {lengths}"
 
     @property
     def update_rows(self) -> int:

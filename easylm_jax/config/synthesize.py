@@ -10,13 +10,13 @@ from easylm_jax.config import fields
 from easylm_jax.config.base import Stage, models_of, stages_of_data
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.expression import Expression
-from easylm_jax.config.reward import Reward, Sampling
+from easylm_jax.config.reward import Reward, SampledResponses, Sampling
 from models.config import Compute
 from models.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generate(Stage):
+class Generate(SampledResponses, Stage):
     """Generates responses to prompts, for later stages to train on: the base of `BestOfN` and `MajorityVote`.
 
     `init` is the model, `samples` the responses to each prompt, `batch` the prompts at a time, `limit` the number of
@@ -51,19 +51,6 @@ class Generate(Stage):
     @property
     def models(self) -> dict[str, str | None]:
         return {"model": self.init}
-
-    @property
-    def responses_per_step(self) -> int:
-        return self.batch * self.samples
-
-    @property
-    def tokens_per_step(self) -> int:
-        return self.responses_per_step * (self.data.sequence_length + self.sampling.max_new_tokens)
-
-    @property
-    def work(self) -> str:
-        lengths = f"{self.data.sequence_length:,} + {self.sampling.max_new_tokens:,} tokens"
-        return f"{self.batch} × {self.samples} responses of {lengths}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

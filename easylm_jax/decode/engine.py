@@ -255,9 +255,9 @@ class _Call:
         rows = _round_up(small if len(batch) <= small else largest, engine.split)
         tokens = np.zeros((rows, bucket), np.int32)
         lengths = np.zeros(rows, np.int32)
-        for i, prompt in enumerate(batch):
-            lengths[i] = len(prompt) - 1
-            tokens[i, bucket - lengths[i] :] = prompt[:-1]
+        for i, ids in enumerate(batch):
+            lengths[i] = len(ids) - 1
+            tokens[i, bucket - lengths[i] :] = ids[:-1]
         return _Prefilled(engine._prefill(self.weights, tokens, lengths), bucket, waiting)
 
     def _compact(self) -> None:
