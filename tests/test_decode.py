@@ -243,7 +243,10 @@ def test_sixteen_bit_weights_are_used_in_the_activation_type(tiny):
     [
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[1, VOCAB]]}, "prompt 0 holds a token id outside 0…66"),
-        ({"prompts": [[1] * 120]}, "prompt 0 has 120 tokens and 9 are asked for, but the longest sequence is 128"),
+        (
+            {"prompts": [[1] * 120]},
+            "prompt 0 has 120 tokens, which with max_new_tokens=9 exceeds the maximum length of 128",
+        ),
         ({"temperature": -1.0}, "temperature must be 0 (greedy) or positive, not -1.0"),
         ({"temperature": float("nan")}, "temperature must be 0 (greedy) or positive, not nan"),
         ({"top_k": 0}, "top_k must be at least 1, not 0"),
@@ -251,7 +254,7 @@ def test_sixteen_bit_weights_are_used_in_the_activation_type(tiny):
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"samples": 0}, "samples must be at least 1, not 0"),
         ({"stop_strings": ["x"]}, "stop_strings need `detokenize`"),
-        ({"stop_strings": [""], "detokenize": str}, "an empty stop string"),
+        ({"stop_strings": [""], "detokenize": str}, "stop_strings holds an empty string"),
         ({"numbers": [1, 2]}, "2 numbers for 1 prompts"),
     ],
 )
