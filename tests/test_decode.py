@@ -258,7 +258,7 @@ def test_sixteen_bit_weights_are_used_in_the_activation_type(tiny):
         ({"prompts": [[1, VOCAB]]}, "prompt 0 holds a token id outside 0…66"),
         (
             {"prompts": [[1] * 120]},
-            "prompt 0 has 120 tokens, which with max_new_tokens=9 exceeds the maximum",
+            "prompt 0 has 120 tokens, which with max_new_tokens=9 exceeds the maximum length of 128",
         ),
         ({"temperature": -1.0}, "temperature must be 0 (greedy) or positive, not -1.0"),
         ({"temperature": float("nan")}, "temperature must be 0 (greedy) or positive, not nan"),

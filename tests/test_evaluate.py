@@ -271,7 +271,7 @@ def test_what_cannot_be_judged_is_told_in_one_line(ready, tmp_path):
     liked = table(GREEDY, Entry("reward", ("reward",)))
     assert "is a reward model (scalar head), which cannot generate" in refusing(liked, ready, tmp_path / "c")
     long = changed(GREEDY, sampling=Sampling(60))
-    assert "new ones are more than the model's context of 64" in refusing(table(long), ready, tmp_path / "d")
+    assert "new tokens exceed the model's context of 64" in refusing(table(long), ready, tmp_path / "d")
     other = rl_kit.other_tokenizer(tmp_path)
     words = table(changed(GREEDY, data=rl_kit.prompts(rl_kit.home(), tokenizer=other)))
     assert "the model sft was trained with another tokenizer" in refusing(words, ready, tmp_path / "e")

@@ -21,12 +21,12 @@ def few_programs():
 def test_a_judge_stands_beside_verifiers_and_a_reward_model(tmp_path, monkeypatch):
     asked = []
 
-    def load(judge, experiment, mesh, seed):
-        def opinion(conversations, responses, records, number):
+    def load(judge, mesh, seed):
+        def scores(conversations, responses, records, step):
             asked.extend(zip(conversations, responses, strict=True))
             return np.arange(len(responses), dtype=np.float32) / 10, {"judge_unread": 1}
 
-        return opinion
+        return scores
 
     monkeypatch.setattr(lm_judge, "load", load)
     judge = JudgeModel(model="sft", sampling=Sampling(4, temperature=0.0))
