@@ -1,6 +1,7 @@
 """Many recipes at once, sweeps and nearest settings, with no compiler: who is alike, what is tried, what pages say."""
 
 import dataclasses
+from importlib.metadata import PackageNotFoundError
 from xml.etree import ElementTree
 
 import jax
@@ -130,6 +131,12 @@ def test_the_page_of_all_recipes_is_of_the_recipes_as_they_are():
     recipes = [(name_of(path), load_recipe(str(path))) for path in recipe_files()]
     found = pods.groups(recipes)
     text = (FOLDER.parent / "docs" / "pods.md").read_text()
+    try:
+        installed = report.versions()
+    except PackageNotFoundError:
+        pytest.skip("no TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
+    if f"with {installed};" not in text:
+        pytest.skip(f"docs/pods.md was planned with other versions than {installed}")
     missing = [group.members[0] for group in found if f"<!-- {group.key[:12]} -->" not in text]
     assert not missing and text.count("<!-- ") == len(found)
 
