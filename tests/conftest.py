@@ -25,6 +25,14 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def record_property(record_property):
+    """pytest's `record_property`, with NumPy's numbers as Python's: tests in parallel send them between processes."""
+    import numpy as np
+
+    return lambda name, value: record_property(name, np.asarray(value).tolist())
+
+
+@pytest.fixture
 def tiny_model_config():
     """A decoder small enough to compile in a second: 2 layers, width 32, grouped heads, 64 tokens."""
     from models.config import DecoderConfig

@@ -104,7 +104,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_run_goes_on_from_the_o
     ended = launcher().run(*run)
     assert ended.status == 0, ended.err
     assert f"checkpoint {newest} " in ended.err and "is damaged" in ended.err
-    assert f"falling back to checkpoint {newest - 1}" in ended.err
+    assert f"using checkpoint {newest - 1} instead" in ended.err
     assert (checkpoints / f"{newest}{store.SET_ASIDE}").is_dir()
     assert_same_end(out, ("pretrain",))
 
