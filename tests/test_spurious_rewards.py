@@ -120,7 +120,7 @@ def test_ttrl_pays_the_answer_that_most_of_the_group_gave():
     assert spurious.ttrl("", {"_group": ["", ""]}, extract=HERE) == 0
     with pytest.raises(UserError, match="no _group here"):
         spurious.ttrl("4", {}, extract=HERE)
-    with pytest.raises(UserError, match="no extractor 'nowhere:f'"):
+    with pytest.raises(UserError, match="no extractor: no function 'nowhere:f'"):
         spurious.ttrl("4", {"_group": []}, extract="nowhere:f")
 
 
