@@ -55,9 +55,13 @@ BAD = {
     "no answer": ("ppo", ["samples=0"], "samples must be at least 1, not 0"),
     "an unknown advantage": ("grpo", ["advantages=best"], "'best' is not one of 'grpo', 'standard', 'mean'"),
     "an unknown loss": ("online", ["loss=dpoo"], "'dpoo' is not one of 'dpo', 'dpo_norm', 'ipo', 'simpo'"),
-    "no room for an answer": ("ppo", ["sampling.max_new_tokens=60"], "more than the model's context of 64"),
+    "no room for an answer": ("ppo", ["sampling.max_new_tokens=60"], "exceed the model's context of 64"),
     "a batch larger than the prompts": ("ppo", ["batch=64", "mini_batch=64"], "a batch of 64 rows is more than the"),
-    "a reference of another shape": ("grpo", ["reference=reward"], "the reference is a model of another shape"),
+    "a reference of another shape": (
+        "grpo",
+        ["reference=reward"],
+        "the reference reward has another architecture than the policy sft",
+    ),
     "greedy exploration": ("grpo", ["sampling.temperature=0"], "sampling.temperature must be above 0"),
     "data that are no prompts": (
         "ppo",
