@@ -100,7 +100,7 @@ PRODUCT = """
 from easylm_jax.plan import topology
 topology.configure_compiler_env()
 import jax
-from easylm_jax import compiler
+from easylm_jax.runtime import compiler
 from easylm_jax.runtime.mesh import make_mesh
 from models.config import Compute
 
@@ -123,7 +123,7 @@ ROWS = """
 from easylm_jax.plan import topology
 topology.configure_compiler_env()
 import numpy as np
-from easylm_jax import sharding
+from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh, reshaped
 
 for pod, text, writes in (("v5p:4x4x4", "fsdp=32,tp=2", "fsdp=-1,tp=4"), ("v5e:4x8", "fsdp=-1", "fsdp=-1,tp=8")):
