@@ -262,4 +262,4 @@ def test_a_compiler_of_another_version_is_named(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(other.parent)!r}); import easylm_jax.__main__"
     running = start(tmp_path, RECIPE, "--topology", "v5e:2x2", code=code)
     _, err = running.communicate(timeout=600)
-    assert running.returncode == 2 and "installs the version that belongs to this jax" in err.splitlines()[-1], err
+    assert running.returncode == 2 and "installs the libtpu version for this jax" in err.splitlines()[-1], err
