@@ -148,7 +148,7 @@ recipe = Recipe("order", stages=(
     needs = experiment.settings(experiment.recipe.stage("last"))["needs"]
     assert set(needs) == {"middle", "words", "made"}
     line = only_line(launcher().run("run", path, "--only", "made", "--out", tmp_path / "runs"))
-    assert "stage made: no function 'easylm_jax.data:nothing' (module:name)" in line
+    assert "stage made: no function 'easylm_jax.data:nothing' (module:function)" in line
 
 
 @pytest.mark.parametrize("text", ("lora=None", "compute.remat=full"))
