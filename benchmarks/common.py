@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -152,6 +153,27 @@ def take_stdout() -> Any:
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return channel
+
+
+def random_rows(vocab: int, rows: int, length: int) -> list[list[int]]:
+    """Random tokens [rows, length], always the same."""
+    draw = random.Random(0)
+    return [[draw.randrange(vocab) for _ in range(length)] for _ in range(rows)]
+
+
+def document_batch(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Rows of `length + 1` tokens as a batch of NumPy arrays [rows, length] with one document in each row."""
+    import numpy as np  # here, because workers of peers import this module too
+
+    tokens = np.asarray(rows, np.int32)
+    shape = (tokens.shape[0], tokens.shape[1] - 1)
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.ones(shape, np.int32),
+        "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
+        "loss_weights": np.ones(shape, np.float32),
+    }
 
 
 def burst(step: Callable[[], float], steps: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from common import (
     kept,
     machine,
     median_load,
+    random_rows,
     run_main,
     spread,
     take_turns,
@@ -78,8 +78,8 @@ def arguments() -> argparse.Namespace:
 
 def write_spec(options: argparse.Namespace, folder: str) -> str:
     """Writes the specification for the workers."""
-    shape, draw = SIZES[options.size], random.Random(0)
-    prompts = [[draw.randrange(shape["vocab"]) for _ in range(options.length)] for _ in range(options.prompts)]
+    shape = SIZES[options.size]
+    prompts = random_rows(shape["vocab"], options.prompts, options.length)
     spec = {
         "shape": shape, "context": options.length + options.new, "prompts": prompts, "new": options.new,
         "weights": str(Path(folder) / "weights") if options.peer == "hf" else None,

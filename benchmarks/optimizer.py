@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from common import (
     json_line,
     machine,
     median_load,
+    random_rows,
     run_main,
     spread,
     take_turns,
@@ -80,8 +80,8 @@ def arguments() -> argparse.Namespace:
 
 
 def spec_of(options: argparse.Namespace) -> dict[str, Any]:
-    shape, draw = SIZES[options.size], random.Random(0)
-    tokens = [[draw.randrange(shape["vocab"]) for _ in range(options.length + 1)] for _ in range(options.rows)]
+    shape = SIZES[options.size]
+    tokens = random_rows(shape["vocab"], options.rows, options.length + 1)
     checkouts = {"ours": str(ROOT), **({"other": str(options.against.resolve())} if options.against else {})}
     return {
         "shape": shape, "length": options.length, "tokens": tokens, "settings": options.set, "checkouts": checkouts,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import burst, serve, take_stdout
+from common import burst, document_batch, serve, take_stdout
 
 CHANNEL = take_stdout()
 SPEC = json.loads(Path(sys.argv[1]).read_text())
@@ -17,7 +17,6 @@ sys.path.insert(0, SPEC["checkouts"][sys.argv[2]])  # before this script's own c
 
 import jax  # noqa: E402 - what these print must not reach the channel
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 
 import easylm_jax  # noqa: E402
 import models  # noqa: E402
@@ -44,7 +43,7 @@ class Side:
         params = jax.jit(model.init)(jax.random.key(0))
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
         self.state = new_state(params, self.optimizer.init(params), 0)
-        self.batch = _batch(np.asarray(SPEC["tokens"], np.int32))
+        self.batch = jax.device_put(document_batch(SPEC["tokens"]))
         step = make_train_step(language_modelling(model), self.optimizer)
         self.step = step.lower(self.state, self.batch, {}).compile()
         # Gradients of the size of a model's after some training; the update's work does not depend on them.
@@ -65,18 +64,6 @@ class Side:
         """One update; the norm of the parameters after it."""
         self.state, info = self.update(self.state, self.grads)
         return float(info["param_norm"])
-
-
-def _batch(rows: np.ndarray) -> dict[str, jax.Array]:
-    """Rows of `length + 1` tokens as a batch with one document in each row."""
-    count, length = rows.shape[0], rows.shape[1] - 1
-    return {
-        "tokens": jnp.asarray(rows[:, :-1]),
-        "targets": jnp.asarray(rows[:, 1:]),
-        "segment_ids": jnp.ones((count, length), jnp.int32),
-        "positions": jnp.tile(jnp.arange(length, dtype=jnp.int32), (count, 1)),
-        "loss_weights": jnp.ones((count, length), jnp.float32),
-    }
 
 
 def _memory(program: Any) -> dict[str, int]:

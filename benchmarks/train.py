@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from common import (
     kept,
     machine,
     median_load,
+    random_rows,
     run_main,
     spread,
     take_turns,
@@ -200,8 +200,8 @@ def arguments() -> argparse.Namespace:
 
 def write_spec(options: argparse.Namespace, folder: str) -> str:
     """Writes the specification for the workers."""
-    shape, draw = SIZES[options.size], random.Random(0)
-    tokens = [[draw.randrange(shape["vocab"]) for _ in range(options.length + 1)] for _ in range(options.rows)]
+    shape = SIZES[options.size]
+    tokens = random_rows(shape["vocab"], options.rows, options.length + 1)
     spec = {
         "shape": shape, "length": options.length, "tokens": tokens, "compute": options.compute, **ADAMW,
         "weights": str(Path(folder) / "weights") if options.peer == "hf" else None,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import burst, serve, take_stdout, timed
+from common import burst, document_batch, serve, take_stdout, timed
 
 from easylm_jax.runtime.host_memory import keep_freed_memory
 
@@ -18,13 +18,11 @@ keep_freed_memory()  # as `easylm run` does
 
 import jax  # noqa: E402 - after standard output is redirected
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 
 import models  # noqa: E402
 from easylm_jax.config import fields  # noqa: E402
 from easylm_jax.config.optimizer import OptimizerConfig  # noqa: E402
 from easylm_jax.objectives import language_modelling  # noqa: E402
-from easylm_jax.runtime.host_memory import keep_freed_memory  # noqa: E402
 from easylm_jax.train.optimizer import make_optimizer  # noqa: E402
 from easylm_jax.train.step import State, gradients, make_train_step, new_state  # noqa: E402
 from models.attention import attention  # noqa: E402
@@ -53,7 +51,7 @@ class Side:
         self.params = jax.jit(self.model.init)(jax.random.key(0))
         if spec["weights"]:  # a peer starts from the same weights
             models.save_hf(self.model, self.params, spec["weights"])
-        self.batch = _batch(np.asarray(spec["tokens"], np.int32))
+        self.batch = jax.device_put(document_batch(spec["tokens"]))
         self.state = self._fresh_state()
         self.compiled = make_train_step(self.objective, self.optimizer).lower(self.state, self.batch, {}).compile()
 
@@ -124,18 +122,6 @@ class Side:
             jax.block_until_ready((kept[0], info))
 
         return run
-
-
-def _batch(rows: np.ndarray) -> dict[str, jax.Array]:
-    """Rows of `length + 1` tokens as a batch with one document in each row."""
-    count, length = rows.shape[0], rows.shape[1] - 1
-    return {
-        "tokens": jnp.asarray(rows[:, :-1]),
-        "targets": jnp.asarray(rows[:, 1:]),
-        "segment_ids": jnp.ones((count, length), jnp.int32),
-        "positions": jnp.tile(jnp.arange(length, dtype=jnp.int32), (count, 1)),
-        "loss_weights": jnp.ones((count, length), jnp.float32),
-    }
 
 
 class Products:
