@@ -51,7 +51,7 @@ def test_what_cannot_be_asked_is_one_line(problems, tmp_path, capsys):
             (rl_kit.made().out / "rl" / "reward", "--task", f"gsm8k={problems}", "--max-new-tokens", 4),
             "cannot generate",
         ),
-        ((model, "--task", f"gsm8k={problems}"), "more than the model's context of 64"),
+        ((model, "--task", f"gsm8k={problems}"), "exceed the model's context of 64"),
         ((tmp_path, "--task", "gsm8k"), str(tmp_path)),
     ):
         assert run(*arguments, "--out", tmp_path / "runs") == 2
