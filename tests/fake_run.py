@@ -26,14 +26,21 @@ def write_lines(path: Path, lines) -> None:
 def stage(run: Path, name: str, kind: str, *, needs=(), done=None, metrics=(), **fields) -> Path:
     """The folder of one stage; `done` is what `done.json` adds (None: the stage is not done)."""
     folder = run / name
-    config = {"recipe": run.name, "mesh": "fsdp=-1", "stage": {"class": kind, "name": name, "seed": 0, **fields},
-              "settings": {"name": name, "needs": {need: {} for need in needs}}}  # fmt: skip
+    own = {"class": kind, "name": name, "seed": 0, **fields}
+    config = {"recipe": run.name, "mesh": "fsdp=-1", "stage": own,
+              "settings": {**own, "needs": {need: settings_of(run / need) for need in needs}}}  # fmt: skip
     write_json(folder / "config.json", config)
     if metrics:
         write_lines(folder / "metrics.jsonl", metrics)
     if done is not None:
         write_json(folder / "done.json", {"stage": name, "kind": kind, "hash": "0", "seconds": 100.0, **done})
     return folder
+
+
+def settings_of(folder: Path) -> dict:
+    """The settings of a stage that has a folder; of another one, none."""
+    path = folder / "config.json"
+    return json.loads(path.read_text())["settings"] if path.is_file() else {}
 
 
 def supervised(run: Path, name: str, kind: str, steps: int, *, loss: float, needs=("data",), **fields) -> Path:
@@ -69,14 +76,17 @@ def rl_line(step: int, steps: int, kind: str, noise: random.Random) -> dict:
     return line
 
 
-def reinforced(run: Path, name: str, kind: str, steps: int, *, reached: int | None = None) -> Path:
-    """An RL stage at step `reached` of `steps`; done where it is left out."""
+def reinforced(
+    run: Path, name: str, kind: str, steps: int, *, reached: int | None = None, reward: str = "reward", **fields
+) -> Path:
+    """An RL stage at step `reached` of `steps`; done where it is left out. `reward` is the reward model of PPO."""
     noise = random.Random(name)
     lines = [rl_line(step, steps, kind, noise) for step in range(1, (reached or steps) + 1)]
     done = {"step": steps, "checkpoint": f"checkpoints/{steps}", "metrics": lines[-1]} if reached is None else None
-    needs = ("sft", "reward") if kind == "PPO" else ("sft",)
+    needs = ("sft", reward) if kind == "PPO" else ("sft",)
+    judge = {**REWARDS[kind], "model": reward} if kind == "PPO" else REWARDS[kind]
     folder = stage(
-        run, name, kind, needs=needs, metrics=lines, steps=steps, init="sft", reward=REWARDS[kind], done=done
+        run, name, kind, needs=needs, metrics=lines, steps=steps, init="sft", reward=judge, done=done, **fields
     )
     for step in (1, len(lines)):
         sample = {
@@ -138,8 +148,9 @@ def quickstart(root: Path, *, seeds: int = 2, steps: int = 8) -> Path:
     stage(run, "answers", "BestOfN", needs=("sft",), done={"files": ["best.jsonl"], "metrics": answers}, init="sft")
     supervised(run, "reward", "RewardModel", 2 * steps, loss=0.3, needs=("sft", "answers"), init="sft")
     for seed in range(seeds):
-        supervised(run, f"dpo-{seed}", "DPO", 2 * steps, loss=0.4, needs=("sft", "answers"), init="sft", beta=0.1)
-        reinforced(run, f"ppo-{seed}", "PPO", steps)
-        reinforced(run, f"grpo-{seed}", "GRPO", steps)
+        supervised(run, f"dpo-{seed}", "DPO", 2 * steps, loss=0.4, needs=("sft", "answers"), init="sft", beta=0.1,
+                   seed=seed)  # fmt: skip
+        reinforced(run, f"ppo-{seed}", "PPO", steps, seed=seed)
+        reinforced(run, f"grpo-{seed}", "GRPO", steps, seed=seed)
     evaluated(run, table_of(seeds))
     return run

@@ -10,7 +10,7 @@ import pytest
 
 from easylm_jax import report
 from easylm_jax.cli import main
-from easylm_jax.report import tables
+from easylm_jax.report import settings, tables
 from models.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -205,6 +205,95 @@ def test_numbers_that_are_not_finite_are_shown_as_they_are():
     assert tables.duration(5.04) == "5.0 s" and tables.duration(3 * 3600 + 120) == "3 h 02 min"
 
 
+# Seeds of one method
+
+
+def grouped(run: Path, family: str) -> dict[str, list[str]]:
+    """The names of the stages of each method."""
+    data = report.collect(run)
+    return {method: [stage.name for stage in stages] for method, stages in data.methods(data.of_family(family)).items()}
+
+
+def supervised_with(run: Path, name: str, kind: str = "SFT", needs=(), **fields) -> None:
+    fake_run.supervised(run, name, kind, 4, loss=1.0, needs=needs, **fields)
+
+
+def test_two_learning_rates_are_two_methods(tmp_path):
+    for rate in ("1e-3", "1e-5"):
+        fake_run.reinforced(tmp_path, f"grpo-lr-{rate}", "GRPO", 4, optimizer={"lr": float(rate)})
+    assert grouped(tmp_path, "rl") == {name: [name] for name in ("grpo-lr-1e-3", "grpo-lr-1e-5")}
+    page = report.html.page(report.collect(tmp_path))
+    assert "(mean of" not in page and "seeds" not in page
+
+
+def test_two_sizes_are_two_methods(tmp_path):
+    for size in (7, 13):
+        supervised_with(tmp_path, f"rm-{size}", "RewardModel", init=f"hf:allenai/tulu-2-{size}b")
+    assert grouped(tmp_path, "train") == {"rm-7": ["rm-7"], "rm-13": ["rm-13"]}
+
+
+def test_three_seeds_of_one_setting_are_one_method_for_each_setting(tmp_path):
+    names = {rate: [f"grpo-lr-{rate}-seed-{seed}" for seed in (0, 1, 10)] for rate in ("1e-3", "1e-5")}
+    for rate, stages in names.items():
+        for seed, name in enumerate(stages):
+            fake_run.reinforced(tmp_path, name, "GRPO", 4, optimizer={"lr": float(rate)}, seed=seed)
+    assert grouped(tmp_path, "rl") == {f"grpo-lr-{rate}": stages for rate, stages in names.items()}
+
+
+def test_inputs_that_differ_only_in_their_seed_are_of_one_method(tmp_path):
+    """A chain of reward model and PPO, once for each seed; one more reward model is trained on other pairs."""
+    for name, seed, limit in (("rm-0", 0, None), ("rm-1", 1, None), ("rm-2", 0, 100)):
+        supervised_with(tmp_path, name, "RewardModel", seed=seed, data={"seed": seed, "limit": limit})
+        fake_run.reinforced(tmp_path, f"ppo-{name[-1]}", "PPO", 4, reward=name, seed=seed)
+    assert grouped(tmp_path, "rl") == {"ppo": ["ppo-0", "ppo-1"], "ppo-2": ["ppo-2"]}
+    assert grouped(tmp_path, "train") == {"rm": ["rm-0", "rm-1"], "rm-2": ["rm-2"]}
+
+
+def test_files_of_stages_that_differ_only_in_their_seed_are_the_same_input(tmp_path):
+    for seed in (0, 1):
+        fake_run.stage(tmp_path, f"data-{seed}", "MakeData", done={}, seed=seed, function="recipes.arithmetic:write")
+        source = {"path": f"stage:data-{seed}/sft.jsonl"}
+        supervised_with(tmp_path, f"sft-{seed}", needs=(f"data-{seed}",), data={"sources": [source]})
+    supervised_with(tmp_path, "sft-2", needs=("data-0",), data={"sources": [{"path": "stage:data-0/other.jsonl"}]})
+    assert grouped(tmp_path, "train") == {"sft": ["sft-0", "sft-1"], "sft-2": ["sft-2"]}
+
+
+def test_two_needed_stages_are_not_one_used_twice(tmp_path):
+    for seed in (0, 1):
+        supervised_with(tmp_path, f"sft-{seed}", seed=seed)
+    for name, reference in (("dpo-0", "sft-0"), ("dpo-1", "sft-1")):
+        supervised_with(tmp_path, name, "DPO", needs=dict.fromkeys(("sft-0", reference)), init="sft-0",
+                        reference=reference)  # fmt: skip
+    assert grouped(tmp_path, "train") == {"sft": ["sft-0", "sft-1"], "dpo-0": ["dpo-0"], "dpo-1": ["dpo-1"]}
+
+
+def test_methods_of_different_settings_never_share_a_name(tmp_path):
+    for rate, names in ((1e-3, ("a-0", "a-1")), (1e-4, ("a-2", "a-3")), (1e-5, ("a",))):
+        for seed, name in enumerate(names):
+            supervised_with(tmp_path, name, optimizer={"lr": rate}, seed=seed)
+    assert sorted(grouped(tmp_path, "train").values()) == [["a"], ["a-0", "a-1"], ["a-2", "a-3"]]
+
+
+def test_a_row_of_stages_with_different_settings_says_so_and_has_no_common_curve(run):
+    fake_run.reinforced(run, "grpo-1", "GRPO", 8, optimizer={"lr": 1e-5}, seed=1)
+    fake_run.evaluated(run, fake_run.table_of())
+    text = tables.markdown(report.collect(run))
+    assert cells(text, "GRPO")[-1] == "2 settings" and cells(text, "PPO")[-1] == "2"
+    assert "GRPO is the mean of grpo-0 and grpo-1, which differ in optimizer.lr." in text
+    assert grouped(run, "rl") == {"PPO": ["ppo-0", "ppo-1"], "grpo-0": ["grpo-0"], "grpo-1": ["grpo-1"]}
+
+
+def test_differences_of_settings_name_the_stage_that_they_belong_to(tmp_path):
+    for name, rate in (("rm-a", 1e-4), ("rm-b", 1e-5)):
+        supervised_with(tmp_path, name, "RewardModel", optimizer={"lr": rate})
+        fake_run.reinforced(tmp_path, f"ppo-{name[-1]}", "PPO", 4, reward=name, kl=0.1 if name == "rm-a" else None)
+    chosen = report.collect(tmp_path).of_family("rl")
+    assert settings.differences([stage.settings for stage in chosen]) == {
+        "kl": [0.1, None],
+        "rm-a.optimizer.lr": [1e-4, 1e-5],
+    }
+
+
 # Order and state
 
 
@@ -275,6 +364,7 @@ def test_command_prints_the_tables_and_writes_page_and_json(run, capsys, tmp_pat
     written = json.loads((tmp_path / "run.json").read_text())
     assert written["tables"] == [json.loads((run / "table.json").read_text())]
     stages = {stage["name"]: stage for stage in written["stages"]}
+    assert {name for name, stage in stages.items() if stage["method"] == "PPO"} == {"ppo-0", "ppo-1"}
     assert stages["ppo-1"]["done"] and stages["ppo-1"]["metrics"]["validation_stderr"] == 0.026
     status, out, _ = easylm(capsys, run, "--markdown")
     assert out.startswith("# quickstart\n\n## Quickstart: one SFT model, three ways on\n\n| method | score (%) |")

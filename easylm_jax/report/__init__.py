@@ -28,9 +28,11 @@ def write(run_folder: str | Path) -> Path:
 
 def as_json(run: RunData) -> dict[str, Any]:
     """The data of the tables: `{"recipe", "folder", "mesh", "seconds", "tables", "stages": [...], "missing"}`."""
+    method_of = {stage.name: method for method, seeds in run.methods(run.stages).items() for stage in seeds}
     stages = [
-        {"name": stage.name, "kind": stage.kind, "done": stage.finished, "step": stage.step, "steps": stage.steps,
-         "seconds": stage.seconds, "needs": list(stage.needs), "metrics": stage.values, "folder": str(stage.folder)}
+        {"name": stage.name, "kind": stage.kind, "method": method_of[stage.name], "done": stage.finished,
+         "step": stage.step, "steps": stage.steps, "seconds": stage.seconds, "needs": list(stage.needs),
+         "metrics": stage.values, "folder": str(stage.folder)}
         for stage in run.stages
     ]  # fmt: skip
     return {"recipe": run.recipe, "folder": str(run.folder), "mesh": run.mesh, "seconds": run.seconds,

@@ -10,6 +10,7 @@ from typing import Any
 from easylm_jax.report import figures, tables
 from easylm_jax.report.figures import Figure
 from easylm_jax.report.read import Line, RunData, StageData, number
+from easylm_jax.report.settings import flat
 from easylm_jax.report.style import STYLE
 from easylm_jax.report.tables import Table, count, duration
 
@@ -212,22 +213,6 @@ def _fields(stage: StageData) -> str:
     rows = "".join(f"<tr><th class=words>{safe(name)}</th><td class=words>{safe(value)}</td></tr>"
                    for name, value in flat(stage.config))  # fmt: skip
     return f'<div class="scroll"><table class="fields"><tbody>{rows}</tbody></table></div>'
-
-
-def flat(value: Any, at: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted name, value) of every field that is set; lists of plain values in one line."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if name != "class" or not at:
-                yield from flat(item, f"{at}.{name}" if at else str(name))
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for i, item in enumerate(value):
-            yield from flat(item, f"{at}[{i}]")
-    elif isinstance(value, list):
-        if value:
-            yield at, ", ".join(map(str, value))
-    elif value is not None:
-        yield at, value
 
 
 def _files(run: RunData) -> str:

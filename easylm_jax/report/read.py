@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from easylm_jax.report import settings
 from easylm_jax.runtime.monitor import read_metrics
 from models.errors import UserError
 
@@ -29,7 +30,6 @@ FAMILIES = {
 }  # fmt: skip
 # The metrics with the seconds of each part of an RL step. A step of other stages has only the update.
 RL_CLOCKS = {"rollout": "rollout_seconds", "score": "score_seconds", "update": "update_seconds"}
-_SEED = re.compile(r"[-_](?:seed[-_]?)?\d+$")
 _EXAMPLE = "give a run's folder, such as runs/quickstart"
 
 Line = dict[str, Any]
@@ -43,6 +43,7 @@ class StageData:
         kind: name of its class, such as "PPO".
         family: "data", "train", "rl", "synthesize" or "evaluate"; "" for an unknown kind of an older run.
         config: its fields.
+        settings: what decides its result: its fields and, under `needs`, the settings of the stages it depends on.
         needs: names of the stages it depends on.
         done: content of `done.json`; None if it is not finished.
         samples: sampled responses by step.
@@ -55,6 +56,7 @@ class StageData:
     family: str
     folder: Path
     config: dict[str, Any]
+    settings: dict[str, Any]
     needs: tuple[str, ...]
     done: dict[str, Any] | None
     metrics: tuple[Line, ...]
@@ -62,6 +64,11 @@ class StageData:
     table: dict[str, Any] | None
     answers: tuple[Line, ...]
     begun: float
+
+    @cached_property
+    def signature(self) -> str:
+        """A text that is equal for the seeds of one method (`settings.py`)."""
+        return settings.signature(self.settings)
 
     @property
     def finished(self) -> bool:
@@ -151,17 +158,34 @@ class RunData:
         return [stage for stage in self.stages if stage.family == family]
 
     def methods(self, stages: Sequence[StageData]) -> dict[str, list[StageData]]:
-        """Groups the stages of one method, which differ in their seed: as in the tables, otherwise by the stage's name
-        without a number at its end."""
-        named = {name: row["method"] for table, _ in reversed(self.tables) for row in table["rows"]
-                 for name in row.get("stages", ())}  # fmt: skip
-        bases = [_SEED.sub("", stage.name) for stage in self.stages]
+        """Groups the stages of one method, which differ only in seeds and names. A method is called as in the tables,
+        otherwise by what its stages' names have in common."""
         grouped: dict[str, list[StageData]] = {}
         for stage in stages:
-            base = _SEED.sub("", stage.name)
-            label = named.get(stage.name) or (base if bases.count(base) > 1 else stage.name)
-            grouped.setdefault(label, []).append(stage)
+            grouped.setdefault(self._labels[stage.name], []).append(stage)
         return grouped
+
+    @cached_property
+    def _labels(self) -> dict[str, str]:
+        """The method of each stage."""
+        rows = [row for table, _ in reversed(self.tables) for row in table["rows"]]
+        row_of = {name: str(row["method"]) for row in rows for name in row.get("stages") or ()}
+        groups: dict[tuple[str | None, str], list[str]] = {}
+        for stage in self.stages:
+            groups.setdefault((row_of.get(stage.name), stage.signature), []).append(stage.name)
+        by_row = [row for row, _ in groups]  # a row may name stages of different settings; those are not one method
+        names_of_others = {*row_of.values(), *(stage.name for stage in self.stages)}
+        labels: dict[str, str] = {}
+        for (row, _), names in groups.items():
+            label = row if row is not None and by_row.count(row) == 1 else settings.common_name(names)
+            taken = label != row and label in (names_of_others - set(names)) | set(labels.values())
+            labels |= dict.fromkeys(names, f"{label} ({', '.join(names)})" if taken else label)
+        return labels
+
+    def mixed(self, row: dict[str, Any]) -> dict[str, list[Any]]:
+        """The settings other than seeds in which the stages of a table's row differ, as of `settings.differences`."""
+        stages = [stage for stage in self.stages if stage.name in (row.get("stages") or ())]
+        return settings.differences([stage.settings for stage in stages]) if stages else {}
 
 
 def number(value: Any) -> float | None:
@@ -204,6 +228,8 @@ def _stage(folder: Path) -> StageData:
     fields = config.get("stage")
     if not isinstance(fields, dict):
         raise UserError(f"{path} is damaged: it has no stage; run the stage again")
+    decisive = config.get("settings")
+    decisive = decisive if isinstance(decisive, dict) else fields
     done = _read_json(folder / "done.json") if (folder / "done.json").is_file() else None
     kind = str((done or {}).get("kind") or fields.get("class") or fields.get("kind") or "?")
     begun = path.stat().st_mtime
@@ -216,7 +242,8 @@ def _stage(folder: Path) -> StageData:
         family=str((done or {}).get("family") or config.get("family") or FAMILIES.get(kind, "")),
         folder=folder,
         config=fields,
-        needs=tuple((config.get("settings") or {}).get("needs") or ()),
+        settings=decisive,
+        needs=tuple(decisive.get("needs") or ()),
         done=done,
         metrics=tuple(read_metrics(folder)) if (folder / "metrics.jsonl").is_file() else (),
         samples=_samples(folder / "samples"),

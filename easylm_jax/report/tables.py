@@ -58,11 +58,13 @@ def markdown(run: RunData) -> str:
 
 def ablations(run: RunData) -> list[Table]:
     """One table for each evaluation: methods in rows; ours, then the paper's columns where it has any."""
-    return [ablation(table, stage) for table, stage in run.tables]
+    return [ablation(table, stage, run) for table, stage in run.tables]
 
 
-def ablation(table: dict[str, Any], stage: StageData | None = None) -> Table:
-    """A `table.json` in the shape of a paper's table; `stage` is asked where its published numbers come from."""
+def ablation(table: dict[str, Any], stage: StageData | None = None, run: RunData | None = None) -> Table:
+    """A `table.json` in the shape of a paper's table; `stage` is asked where its published numbers come from, `run`
+    whether the stages of a row are seeds of one method."""
+    mixed = {str(row["method"]): found for row in table["rows"] if run and (found := run.mixed(row))}
     rows = table["rows"]
     tasks = _tasks(rows)
     alone = _published_alone(rows, stage)
@@ -78,7 +80,12 @@ def ablation(table: dict[str, Any], stage: StageData | None = None) -> Table:
         named = {**dict.fromkeys(ours, "ours"), **dict.fromkeys(more, "also ours")}
         columns = [dataclasses.replace(column, group=named.get(column, column.group)) for column in columns]
     cells = tuple(
-        (str(row["method"]), *_ours(row, tasks, ours[-1].name), *(_published(row, name) for name in paper), *_more(row))
+        (
+            str(row["method"]),
+            *_ours(row, tasks, ours[-1].name),
+            *(_published(row, name) for name in paper),
+            *_more(row, str(row["method"]) in mixed),
+        )
         for row in rows
     )
     cells += tuple(
@@ -86,7 +93,7 @@ def ablation(table: dict[str, Any], stage: StageData | None = None) -> Table:
         for row in alone
     )
     return Table(str(table.get("title") or "Results"), (Column("method", words=True), *columns), cells,
-                 tuple(_notes(table, stage, bool(paper))), finding(table))  # fmt: skip
+                 (*_notes(table, stage, bool(paper)), *_mixed_notes(table, mixed)), finding(table))  # fmt: skip
 
 
 def finding(table: dict[str, Any]) -> str:
@@ -158,9 +165,20 @@ def _ours(row: dict[str, Any], tasks: Sequence[str], last: str) -> list[str]:
     return cells
 
 
-def _more(row: dict[str, Any]) -> list[str]:
+def _more(row: dict[str, Any], mixed: bool) -> list[str]:
     divergence = with_error(row.get("kl"), row.get("kl_stderr"), 1, 2)
-    return [divergence, decimal(row.get("length"), 1, 1), decimal(row.get("ended"), 100, 1), count(row.get("seeds"))]
+    seeds = f"{count(row.get('seeds'))} settings" if mixed else count(row.get("seeds"))
+    return [divergence, decimal(row.get("length"), 1, 1), decimal(row.get("ended"), 100, 1), seeds]
+
+
+def _mixed_notes(table: dict[str, Any], mixed: dict[str, dict[str, list[Any]]]) -> list[str]:
+    """What to know of rows whose stages are no seeds of one method."""
+    stages = {str(row["method"]): row.get("stages") or () for row in table["rows"]}
+    return [
+        f"{method} is the mean of {_listed(stages[method])}, which differ in {_listed(list(differing)[:3])}"
+        + (f" and {len(differing) - 3} more settings." if len(differing) > 3 else ".")
+        for method, differing in mixed.items()
+    ]
 
 
 def _published(row: dict[str, Any], column: str) -> str:
