@@ -4,11 +4,13 @@
     runs/cache/              packed data caches, shared by every run
 
 `done.json` records what a stage produced and with which settings. A stage whose settings, or those of its inputs, have
-changed since is not overwritten: the run ends with an error that names the differences.
+changed since is not overwritten: the run ends with an error that names the differences. Of two runs that come to the
+same stage of one folder at once, the second ends with an error that names the first (`runtime.locks`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -16,7 +18,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ from easylm_jax.plan.programs import (
 from easylm_jax.runtime import files, processes
 from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import keep_freed_memory
+from easylm_jax.runtime.locks import Locked, locked
 from easylm_jax.runtime.monitor import duration
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
 from easylm_jax.synthesize.best_of_n import best_of_n
@@ -68,6 +71,7 @@ from easylm_jax.train.stage import train_on_data
 from models.errors import UserError
 
 STOPPED = 130
+LOCK = ".lock"  # in a stage's folder: names the process that runs the stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,19 +192,20 @@ class Experiment(Workspace):
         return f"at step {steps[-1]}" if steps else "not started"
 
     def run(self, stage: Stage, overwrite: bool = False) -> None:
-        """Runs or resumes one stage, whose inputs must be done."""
-        for need in stage.needs:
-            if self.done(self.recipe.stage(need)) is None:
-                raise UserError(
-                    f"stage {stage.name} needs {need}, which is not done; run it first (easylm run --only {need})"
-                )
-        folder, settings = self.folder(stage.name), self.settings(stage)
-        done = None if overwrite else self.done(stage)
-        if not overwrite:
-            self._refuse_other_settings(stage, folder, settings)
-        if done is not None:
-            log_once(f"{stage.name}: done ({folder})")
+        """Runs or resumes one stage, whose inputs must be done; only one run at a time works in a stage's folder.
+
+        Raises:
+            UserError: an input is not done, another run works in the folder, or its work is of other settings.
+        """
+        if self._is_done(stage, overwrite):
             return
+        with self._only_run(stage):
+            processes.barrier(f"{stage.name} locked")  # the first process holds the lock before anything is changed
+            if not self._is_done(stage, overwrite):  # another run may have finished it since
+                self._run(stage, overwrite)
+
+    def _run(self, stage: Stage, overwrite: bool) -> None:
+        folder, settings = self.folder(stage.name), self.settings(stage)
         processes.barrier(f"{stage.name} looked at")  # all processes have checked before the first changes anything
         if overwrite and processes.is_first_process():
             guard_fresh_start(folder / "checkpoints", overwrite=True)
@@ -220,6 +225,50 @@ class Experiment(Workspace):
                                            **result})  # fmt: skip
         processes.barrier(f"{stage.name} done")  # later stages look for done.json on every process
 
+    def _is_done(self, stage: Stage, overwrite: bool) -> bool:
+        """Whether there is nothing to do, which is printed; `UserError` when its folder or its inputs do not fit."""
+        folder = self.folder(stage.name)
+        if not overwrite:
+            self._refuse_other_settings(stage, folder, self.settings(stage))
+        for need in stage.needs:
+            self._check_input(stage, self.recipe.stage(need))
+        if overwrite or not processes.agree_any(self.done(stage) is not None):
+            return False
+        log_once(f"{stage.name}: done ({folder})")
+        return True
+
+    def _check_input(self, stage: Stage, need: Stage) -> None:
+        done = self.done(need)
+        if done is None:
+            raise UserError(
+                f"stage {stage.name} needs {need.name}, which is not done; run it first (easylm run --only {need.name})"
+            )
+        if done["hash"] != fields.digest(self.settings(need)):
+            raise UserError(
+                f"stage {stage.name} needs {need.name}, but {self.folder(need.name)} was made with other settings; "
+                f"use another --out, or run it again (easylm run --only {need.name} --overwrite)"
+            )
+
+    @contextlib.contextmanager
+    def _only_run(self, stage: Stage) -> Iterator[None]:
+        """Holds the lock of a stage's folder, in the first process; `UserError` when another run holds it."""
+        if not processes.is_first_process():
+            yield
+            return
+        folder = self.folder(stage.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            try:
+                has_locks = held.enter_context(locked(folder / LOCK))
+            except Locked as other:
+                raise UserError(
+                    f"stage {stage.name} in {folder} is being run by {other.owner}; wait for it, stop it, or use "
+                    "another --out"
+                ) from None
+            if not has_locks:
+                log_once(f"{stage.name}: {folder} is on a file system without locks; do not start a second run in it")
+            yield
+
     def print_estimate(self) -> None:
         """Prints how long the recipe will take, where it states its length and none of its stages has begun."""
         if self.recipe.length is None or any(self.progress(stage) != "not started" for stage in self.recipe.stages):
@@ -234,11 +283,13 @@ class Experiment(Workspace):
         print(report.tables.text(report.collect(self.root)), end="")  # the results and what they show come last
 
     def _refuse_other_settings(self, stage: Stage, folder: Path, settings: dict[str, Any]) -> None:
-        path = folder / "config.json"
-        started = store.committed_steps(folder / "checkpoints") or (folder / "done.json").is_file()
-        if not (started and path.is_file()):
-            return
-        changes = config_difference(json.loads(path.read_text())["settings"], settings)
+        """Raises `UserError` when the work in a stage's folder is of other settings; names those of `config.json`."""
+        path, done = folder / "config.json", self.done(stage)
+        changes: list[str] = []
+        if path.is_file() and (done is not None or store.committed_steps(folder / "checkpoints")):
+            changes = config_difference(json.loads(path.read_text())["settings"], settings)
+        if not changes and done is not None and done["hash"] != fields.digest(settings):
+            changes = ["done.json does not belong to config.json"] if path.is_file() else ["config.json is missing"]
         if changes:
             raise UserError(
                 f"stage {stage.name} in {folder} was run with other settings ({'; '.join(changes[:3])}"

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from easylm_jax.data import cache as cache_files
 from easylm_jax.data.cache import Cache, open_cache
 from easylm_jax.data.sources import file_fingerprint, source_files
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from easylm_jax.runtime.locks import Locked, locked
 from easylm_jax.runtime.processes import log_once
 from models.errors import UserError
 
@@ -62,12 +62,18 @@ def build_cache(
     if not build:
         return _wait_for(final, key, timeout)
     _make_root(root)
-    with _locked(root / f".lock-{key[:16]}", timeout):
+    with contextlib.ExitStack() as held:
+        try:
+            has_lock = held.enter_context(locked(root / f".lock-{key[:16]}", timeout))
+        except Locked as other:
+            raise UserError(f"cache: {other.owner} has been building for over {timeout:.0f} s; stop it first") from None
         if _finished(final, key):  # another process built it while this one waited
             return open_cache(final)
         mine = f".building-{key[:16]}-{socket.gethostname()}-"
-        for stale in root.glob(f"{mine}*"):  # left by a killed build on this host, whose lock this process holds
-            shutil.rmtree(stale, ignore_errors=True)
+        # Left by killed builds on this host: whoever holds the lock is the only one that builds here.
+        for stale in root.glob(f"{mine}*") if has_lock else ():
+            if stale.name.removeprefix(mine).isdecimal():  # not those of a host whose name begins as this one's
+                shutil.rmtree(stale, ignore_errors=True)
         work = root / f"{mine}{os.getpid()}"
         try:
             _build(spec, tokenizer, files, key, work, progress or (lambda done, total, phase: None))
@@ -146,30 +152,6 @@ def _wait_for(final: Path, key: str, timeout: float) -> Cache:
             raise UserError(f"cache: {final} did not appear within {timeout:.0f} s; is its builder running?")
         time.sleep(0.5)
     return open_cache(final)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, timeout: float) -> Iterator[None]:
-    """Holds an exclusive lock on `path`, which names its owner; the system releases it when the owner dies."""
-    deadline = time.monotonic() + timeout
-    with open(path, "a+", encoding="utf-8") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    owner = file.read().strip() or "another process"
-                    message = f"cache: {owner} has been building for over {timeout:.0f} s; stop it first"
-                    raise UserError(message) from None
-                time.sleep(0.2)
-            except OSError:  # a file system without locks: hosts may build twice, and the first rename wins
-                break
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
 
 
 def _build(spec: DataSpec, tokenizer: Tokenizer, files: list, key: str, work: Path, progress: Progress) -> None:
