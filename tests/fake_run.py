@@ -130,6 +130,8 @@ def evaluated(run: Path, table: dict, published: list | None = None, prompts: in
     write_json(run / "table.json", table)
     answers = [
         {"method": row["method"], "stage": row["stages"][0], "task": "problems", "prompt": prompt, "score": score,
+         "label": f"{prompt[:5]} → 42", "ended": prompt != PROMPTS[-1],
+         **({"reason": "no <b>42</b> in the answer"} if score == 0.0 else {}),
          "response": f"{row['method']} says 42 <script>alert('{row['method']}')</script>"}
         for row in table["rows"] for prompt, score in zip(PROMPTS[:prompts], (1.0, 0.0, 1.0, 0.5, 0.0), strict=False)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 
 from easylm_jax import report
 from easylm_jax.cli import main
-from easylm_jax.report import settings, tables
+from easylm_jax.report import numbers, settings, tables
 from models.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -157,8 +157,8 @@ def test_stage_tables_tell_kind_state_and_last_values(run):
     last = stage.metrics[-1]
     assert row["held-out score"] == f"{100 * last['validation_score']:.1f} ± 2.6"
     assert row["KL"] == f"{last['kl']:.2f}"
-    assert row["sampler gap"].endswith("e−07")
-    assert row["rollouts"] == "104.5"  # (101 + … + 108) / 8, all of equal length
+    assert row["sampler gap"].endswith("e−7")
+    assert row["sampling"] == "104.5"  # (101 + … + 108) / 8, all of equal length
 
 
 def test_a_majority_vote_says_how_many_labels_there_are_and_how_good(run):
@@ -199,10 +199,10 @@ def test_markdown_of_a_method_with_marks_stays_one_cell(run):
 
 
 def test_numbers_that_are_not_finite_are_shown_as_they_are():
-    assert tables.decimal(float("nan"), 1, 2) == "nan"
-    assert tables.decimal(None, 1, 2) == "–"
-    assert tables.decimal(-0.5, 100, 1) == "−50.0"
-    assert tables.duration(5.04) == "5.0 s" and tables.duration(3 * 3600 + 120) == "3 h 02 min"
+    assert numbers.decimal(float("nan"), 1, 2) == "nan"
+    assert numbers.decimal(None, 1, 2) == "–"
+    assert numbers.decimal(-0.5, 100, 1) == "−50.0"
+    assert numbers.duration(5.04) == "5.0 s" and numbers.duration(3 * 3600 + 120) == "3 h 02 min"
 
 
 # Seeds of one method

@@ -1,4 +1,5 @@
 import json
+import random
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -7,7 +8,7 @@ import fake_run
 import pytest
 
 from easylm_jax import report
-from easylm_jax.report import figures, plots
+from easylm_jax.report import curves, figures, plots
 from easylm_jax.report.plots import Series
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -95,15 +96,15 @@ def test_every_figure_is_xml_with_all_points_inside_its_axes(run):
         assert 0 < left < right <= width and bottom < height
 
 
-def test_the_page_has_every_section_and_the_answers_side_by_side(run):
+def test_the_page_has_every_section_and_the_responses_side_by_side(run):
     text = report.html.page(report.collect(run))
     headings = re.findall(r"<h2>(.*?)</h2>", text)
     assert headings == [
         "Results", "Held-out score while training", "Reward against divergence", "Health of reinforcement learning",
-        "Supervised stages: loss", "Answers side by side", "Stages", "Time", "Answers while training", "Settings",
+        "Supervised stages: loss", "Responses side by side", "Stages", "Time", "Responses while training", "Settings",
         "Files",
     ]  # fmt: skip
-    first = text[text.index('<div class="prompt"><pre>What is 12 + 30?') :]
+    first = text[text.index('<div class="prompt"><div class="asked"><pre>What is 12 + 30?') :]
     first = first[: first.index('<div class="prompt">', 1)]
     assert re.findall(r'<div class="card"><b>(\w+)</b>', first) == ["SFT", "DPO", "PPO", "GRPO"]
     assert first.count('<span class="mark right">right</span>') == 4
@@ -138,7 +139,7 @@ def test_a_method_keeps_its_colour_in_all_figures(run):
     data = report.collect(run)
     paint = figures.colours(data)
     assert paint == {"SFT": 0, "DPO": 1, "PPO": 2, "GRPO": 3}
-    svg = ElementTree.fromstring(figures.held_out(data)[0].svg)
+    svg = ElementTree.fromstring(figures.held_out(figures.rl_groups(data))[0].svg)
     full = [line.get("class") for line in svg.iter(f"{SVG}polyline") if line.get("class").startswith("line")]
     assert full == ["line s2", "line s3"]
 
@@ -153,13 +154,179 @@ def test_panels_share_one_legend_of_the_methods_in_their_colours(run):
 
 def test_scores_of_different_judges_never_share_an_axis(run):
     data = report.collect(run)
-    titles = [ElementTree.fromstring(figure.svg).find(f"{SVG}text").text for figure in figures.along_kl(data)]
+    titles = [
+        ElementTree.fromstring(figure.svg).find(f"{SVG}text").text
+        for figure in figures.along_kl(figures.rl_groups(data))
+    ]
     assert titles == ["Score by reward model reward", "Score by verifier recipes.arithmetic:check", "Held-out score"]
 
 
+# Figures that are easy to read
+
+
+def panel(run, title: str) -> tuple[ElementTree.Element, str]:
+    """The figure of RL health with this title, and its caption."""
+    shown, _ = figures.health(figures.rl_groups(report.collect(run)))
+    return next((svg, figure.caption) for figure in shown
+                if (svg := ElementTree.fromstring(figure.svg)).find(f"{SVG}text").text == title)  # fmt: skip
+
+
+def change(run, stage: str, change_line) -> None:
+    """Changes every metrics line of a stage: `change_line(step)` is what is new in it."""
+    path = run / stage / "metrics.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    fake_run.write_lines(path, [line | change_line(line["step"]) for line in lines])
+
+
+def y_ticks(svg) -> list[float]:
+    labels = [text.text for text in svg.iter(f"{SVG}text") if text.get("text-anchor") == "end"]
+    return [float(label.replace(",", "").replace("−", "-")) for label in labels]
+
+
+def triangles(svg) -> list[str]:
+    return [mark.find(f"{SVG}title").text for mark in svg.iter(f"{SVG}polygon") if mark.get("class").startswith("mark")]
+
+
+@pytest.mark.parametrize("steps", [8, 100])
+def test_an_outlier_is_marked_at_the_edge_and_does_not_stretch_the_axis(tmp_path, steps):
+    run = fake_run.quickstart(tmp_path, steps=steps)
+    change(run, "ppo-0", lambda step: {"kl": 5000.0} if step == 5 else {})
+    svg, caption = panel(run, "KL to the reference")
+    assert max(y_ticks(svg)) <= 6
+    assert triangles(svg) == ["PPO (mean of 2): 5, 5000, beyond the axis"]
+    assert caption == "A triangle marks a value beyond the axis: 5,000."
+    corners = next(p.get("points") for p in svg.iter(f"{SVG}polygon") if p.get("class").startswith("mark"))
+    grid = [line for line in svg.iter(f"{SVG}line") if line.get("class") == "grid"]
+    top = min(float(line.get("y1")) for line in grid)
+    assert min(float(corner.split(",")[1]) for corner in corners.split()) == pytest.approx(top, abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("curve", "shown"),
+    [
+        ([1.0, 2.0, 3.0] * 10, (1.0, 3.0)),
+        ([*[1.0, 2.0, 3.0] * 10, -400.0], (1.0, 3.0)),
+        ([*[1.0, 2.0, 3.0] * 10, 3.9], (1.0, 3.9)),  # a little beyond the others crushes nothing
+        ([*[1.0, 2.0, 3.0] * 40, 20.0, 50.0, 90.0], (1.0, 90.0)),  # the end of a run that diverges
+        ([0.0] * 29 + [5.0], (0.0, 5.0)),  # a count that is mostly 0: here the exception is what matters
+        ([1.0, 2.0, 90.0], (1.0, 90.0)),  # too few to tell
+        ([], (0.0, 0.0)),
+    ],
+)
+def test_the_range_of_an_axis_leaves_out_only_isolated_values_that_crush_the_rest(curve, shown):
+    assert curves.robust_range([curve]) == shown
+
+
+def test_a_method_far_from_the_others_is_named_at_the_edge(run):
+    table = fake_run.table_of()
+    table["rows"].append(fake_run.row("pretrained", ["pretrain"], 0.0, kl=37.7))
+    fake_run.evaluated(run, table)
+    figure = figures.results(report.collect(run))[0]
+    svg = ElementTree.fromstring(figure.svg)
+    names = [text.text for text in svg.iter(f"{SVG}text") if text.get("class").startswith("name")]
+    assert names == ["SFT", "DPO", "PPO", "GRPO", "pretrained, at 37.7"]
+    assert max(y_ticks(svg)) < 100 and min(y_ticks(svg)) == 0
+    assert "Triangles mark methods beyond the axis." in figure.caption
+
+
+def test_a_panel_of_a_metric_that_is_always_zero_is_left_out_in_one_line(run):
+    for name in ("ppo-0", "ppo-1", "grpo-0", "grpo-1"):
+        change(run, name, lambda step: {"clip_fraction": 0.0, "verifier_timeouts": 0, "staleness": float(step == 3)})
+    text = report.html.page(report.collect(run))
+    assert '<p class="note">Always 0 and not shown: clipped tokens, verifier timeouts.</p>' in text
+    assert ">Clipped tokens</text>" not in text and ">Verifier timeouts</text>" not in text
+    assert ">Staleness of rollouts</text>" in text
+
+
+def test_a_long_noisy_curve_is_a_moving_average_in_a_pale_band(tmp_path):
+    run = fake_run.quickstart(tmp_path, steps=400)
+    noise = random.Random(0)
+    for name in ("ppo-0", "ppo-1"):
+        change(run, name, lambda step: {"length": 10 + step / 100 + noise.gauss(0, 1.0)})
+    svg, _ = panel(run, "Response length")
+    line = next(line for line in svg.iter(f"{SVG}polyline") if line.get("class") == "line s2")
+    points = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+    assert len(points) <= 240
+    up = [abs(b[1] - a[1]) for a, b in zip(points, points[1:], strict=False)]
+    assert sum(up) < 3 * abs(points[-1][1] - points[0][1])  # the way along the line, against the way that it makes
+    bands = [polygon.get("class") for polygon in svg.iter(f"{SVG}polygon")]
+    assert bands == ["band s2", "band s3"]
+
+
+def test_a_long_smooth_curve_is_drawn_as_it_is():
+    smooth = [(float(i), 10 * 0.95**i) for i in range(200)]
+    rough = [(float(i), float(i % 2)) for i in range(200)]
+    assert not curves.is_noisy(smooth) and curves.is_noisy(rough) and not curves.is_noisy(rough[:50])
+
+
+def test_a_moving_average_keeps_a_straight_line_and_its_ends():
+    line = [(float(i), 3.0 * i) for i in range(100)]
+    average = curves.smoothed(line)
+    assert [x for x, _ in average] == [x for x, _ in line]
+    assert average[10:-10] == line[10:-10]
+    assert max(abs(a[1] - b[1]) for a, b in zip(average, line, strict=True)) <= 1.5
+
+
+def test_a_band_holds_most_values_of_all_curves():
+    noise = random.Random(1)
+    drawn = [[(float(i), noise.gauss(0, 1)) for i in range(400)] for _ in range(3)]
+    found = curves.band(drawn)
+    assert (found[0][0], found[-1][0]) == (0.0, 399.0)
+    means = [sum(edges) / len(found) for edges in list(zip(*found, strict=True))[1:]]
+    assert means == pytest.approx([-1.28, 1.28], abs=0.1)  # the 10 % and 90 % quantiles of a normal distribution
+
+
+def test_a_path_along_kl_is_one_line_of_a_method_from_pale_to_full(run):
+    figure = figures.along_kl(figures.rl_groups(report.collect(run)))[0]
+    svg = ElementTree.fromstring(figure.svg)
+    lines = [line for line in svg.iter(f"{SVG}polyline")]
+    opacity = [float(line.get("stroke-opacity", 1)) for line in lines]
+    assert len(lines) == 7 and opacity == sorted(opacity) and opacity[0] < 0.4 and opacity[-1] == 1
+    ends = [(line.get("points").split()[0], line.get("points").split()[-1]) for line in lines]
+    assert all(end == start for (_, end), (start, _) in zip(ends, ends[1:], strict=False))
+    assert len(list(svg.iter(f"{SVG}circle"))) == 1
+
+
+# Samples and phones
+
+
+def test_expected_answers_and_reasons_stand_beside_the_verdicts(run):
+    text = report.html.page(report.collect(run))
+    asked = text[text.index('<div class="asked"><pre>Say &lt;b&gt;') :]
+    asked = asked[: asked.index('<div class="prompt">')]
+    assert '<p class="expected"><span>expected</span> Say &lt; → 42</p>' in asked
+    assert asked.count('<span class="mark wrong">wrong</span>') == 4
+    assert asked.count('<p class="reason">no &lt;b&gt;42&lt;/b&gt; in the answer</p>') == 4
+    right = text[text.index('<div class="asked"><pre>What is 12') : text.index('<div class="asked"><pre>Say')]
+    assert 'class="reason"' not in right
+    assert text.count("no &lt;b&gt;42&lt;/b&gt; in the answer; cut at the length limit</p>") == 4
+
+
+def test_labels_may_be_lists_or_missing(run):
+    for label, shown in ((["a", "b"], "[&quot;a&quot;, &quot;b&quot;]</p>"), ("x" * 5000, "x…</p>")):
+        sample = {"method": "SFT", "task": "t", "prompt": "p", "response": "r", "score": 1.0, "label": label}
+        fake_run.write_lines(run / "table" / "samples.jsonl", [sample])
+        text = report.html.page(report.collect(run))
+        assert shown in text and "x" * 1000 not in text
+    fake_run.write_lines(run / "table" / "samples.jsonl", [sample | {"label": None}])
+    assert 'class="expected"' not in report.html.page(report.collect(run))
+
+
+def test_nothing_on_the_page_is_wider_than_a_phone(run):
+    text = report.html.page(report.collect(run))
+    boxes = text.count('<div class="scroll"><table')
+    assert boxes == text.count("<table") > 4
+    assert re.findall(r"minmax\((?!min\()", text) == []  # columns of grids are never wider than the screen
+    wide = re.findall(r'<div class="wide">.*?</div><div class="narrow">(.*?)</div>', text, flags=re.S)
+    assert len(wide) == 4
+    drawn = svgs(re.sub(r'<div class="wide">.*?</svg></div>', "", text, flags=re.S))
+    widths = [float(svg.get("viewBox").split()[2]) for svg in drawn]
+    assert max(widths) == 400
+
+
 def test_mean_of_seeds_is_taken_where_all_have_a_value():
-    assert figures.mean_curve([[(1, 2.0), (2, 4.0)], [(2, 6.0), (3, 9.0)]]) == [(2, 5.0)]
-    assert figures.mean_curve([[(1, 2.0)], []]) == []
+    assert curves.mean_curve([[(1, 2.0), (2, 4.0)], [(2, 6.0), (3, 9.0)]]) == [(2, 5.0)]
+    assert curves.mean_curve([[(1, 2.0)], []]) == []
 
 
 def test_a_point_is_drawn_where_its_numbers_are():
@@ -190,7 +357,7 @@ def test_ticks_are_round_and_tell_values_apart(low, high, ticks):
 
 def test_long_curves_are_means_of_neighbours():
     points = [(float(i), float(i % 2)) for i in range(1000)]
-    short = plots.thinned(points, 100)
+    short = curves.thinned(points, 100)
     assert len(short) == 100
     assert {y for _, y in short} == {0.5} and short[0][0] == 4.5
 

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import datetime
 import html
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from easylm_jax.report import figures, tables
 from easylm_jax.report.figures import Figure
+from easylm_jax.report.numbers import NONE, count, decimal, duration
 from easylm_jax.report.read import Line, RunData, StageData, number
 from easylm_jax.report.settings import flat
 from easylm_jax.report.style import STYLE
-from easylm_jax.report.tables import Table, count, duration
+from easylm_jax.report.tables import Table
 
 SHOWN_PROMPTS = 4  # unfolded for each task; the others are behind a click
+SHORT = 20  # characters of a cell that is never broken into lines
+LONGEST_LABEL = 600  # characters of an expected answer or a reason
 
 
 def page(run: RunData) -> str:
     """The whole page."""
+    groups = figures.rl_groups(run)
+    panels, zero = figures.health(groups)
     sections = [
         ("Results", _results(run)),
-        ("Held-out score while training", _figures(figures.held_out(run))),
-        ("Reward against divergence", _grid(figures.along_kl(run), figures.key(run))),
-        ("Health of reinforcement learning", _grid(figures.health(run), figures.key(run))),
-        ("Supervised stages: loss", _grid(figures.losses(run))),
-        ("Answers side by side", _answers(run)),
+        ("Held-out score while training", _figures(figures.held_out(groups))),
+        ("Reward against divergence", _grid(figures.along_kl(groups), figures.key(groups))),
+        ("Health of reinforcement learning", _grid(panels, figures.key(groups), zero)),
+        ("Supervised stages: loss", _grid(figures.losses(figures.loss_groups(run)))),
+        ("Responses side by side", _responses(run)),
         ("Stages", "".join(table(it, it.title != "Stages") for it in tables.stage_tables(run))),
-        ("Time", _figures(figures.time(run))),
-        ("Answers while training", _training_samples(run)),
+        ("Time", _figures(figures.time([(stage.name, stage) for stage in run.stages]))),
+        ("Responses while training", _training_samples(run)),
         ("Settings", _settings(run)),
         ("Files", _files(run)),
     ]
@@ -111,7 +117,10 @@ def table(it: Table, heading: bool = True) -> str:
     )
     body = "".join(
         "<tr>"
-        + "".join(f'<td class="{kind}">{safe(cell)}</td>' for kind, cell in zip(kinds, row, strict=True))
+        + "".join(
+            f'<td class="{kind}{" short" if len(cell) <= SHORT else ""}">{safe(cell)}</td>'
+            for kind, cell in zip(kinds, row, strict=True)
+        )
         + "</tr>"
         for row in it.rows
     )
@@ -132,22 +141,26 @@ def _figures(shown: Sequence[Figure]) -> str:
     return "".join(_figure(figure) for figure in shown)
 
 
-def _grid(shown: Sequence[Figure], key: Sequence[tuple[str, str]] = ()) -> str:
+def _grid(shown: Sequence[Figure], key: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+    below = f'<p class="note">{safe(note)}</p>' if note else ""
     names = "".join(f"<span>{line}{safe(name)}</span>" for line, name in key)
     legend = f'<div class="key">{names}</div>' if names else ""
-    return f'{legend}<div class="grid">{_figures(shown)}</div>' if shown else ""
+    return f'{legend}<div class="grid">{_figures(shown)}</div>{below}' if shown else ""
 
 
 def _figure(figure: Figure) -> str:
     caption = f"<figcaption>{safe(figure.caption)}</figcaption>" if figure.caption else ""
-    return f"<figure>{figure.svg}{caption}</figure>"
+    drawn = figure.svg
+    if figure.narrow:
+        drawn = f'<div class="wide">{figure.svg}</div><div class="narrow">{figure.narrow}</div>'
+    return f"<figure>{drawn}{caption}</figure>"
 
 
 # Samples
 
 
-def _answers(run: RunData) -> str:
-    """Each prompt once, below it every method's answer."""
+def _responses(run: RunData) -> str:
+    """Each prompt once, with what is expected, and below it every method's response."""
     prompts: dict[tuple[str, str, str], list[Line]] = {}
     for stage in run.stages:
         for line in stage.answers:
@@ -156,7 +169,7 @@ def _answers(run: RunData) -> str:
     by_task: dict[tuple[str, str], list[str]] = {}
     for (stage_name, task, prompt), lines in prompts.items():
         cards = "".join(_card(str(line.get("method", "")), line) for line in lines)
-        block = f'<div class="prompt"><pre>{safe(prompt)}</pre><div class="cards">{cards}</div></div>'
+        block = f'<div class="prompt">{_prompt(prompt, lines[0])}<div class="cards">{cards}</div></div>'
         by_task.setdefault((stage_name, task), []).append(block)
     return "".join(
         f"<h3>{safe(task)}</h3>" + "".join(blocks[:SHOWN_PROMPTS])
@@ -165,13 +178,37 @@ def _answers(run: RunData) -> str:
     )  # fmt: skip
 
 
+def _prompt(prompt: str, line: Line) -> str:
+    """A prompt, and the label that responses are compared with where there is one."""
+    label = line.get("label")
+    expected = ""
+    if label is not None:
+        text = label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
+        expected = f'<p class="expected"><span>expected</span> {safe(_cut(text))}</p>'
+    return f'<div class="asked"><pre>{safe(prompt)}</pre>{expected}</div>'
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_LABEL else f"{text[:LONGEST_LABEL]}…"
+
+
 def _card(name: str, line: Line) -> str:
     score = number(line.get("score"))
     verdict = {1.0: "right", 0.0: "wrong"}.get(score) if score is not None else ""
     mark = f'<span class="mark {verdict or ""}">{verdict or f"score {score:.3g}"}</span>' if score is not None else ""
+    return f'<div class="card"><b>{safe(name)}</b>{mark}<pre>{_text(line)}</pre>{_reason(line)}</div>'
+
+
+def _text(line: Line) -> str:
     response = str(line.get("response", ""))
-    shown = safe(response) if response.strip() else "<em>(empty)</em>"
-    return f'<div class="card"><b>{safe(name)}</b>{mark}<pre>{shown}</pre></div>'
+    return safe(response) if response.strip() else "<em>(empty)</em>"
+
+
+def _reason(line: Line) -> str:
+    """Why a response has its score, where the verifier says so, and whether it was cut off."""
+    reasons = [str(line["reason"])] if line.get("reason") else []
+    reasons += ["cut at the length limit"] if line.get("ended") is False else []
+    return f'<p class="reason">{safe(_cut("; ".join(reasons)))}</p>' if reasons else ""
 
 
 def _training_samples(run: RunData) -> str:
@@ -186,14 +223,9 @@ def _step_samples(stage: StageData) -> Iterable[str]:
     for step, lines in stage.samples.items():
         yield f"<h4>Step {step}</h4>"
         for line in lines:
-            facts = [
-                f"score {tables.decimal(line.get('score'), 1, 3)}",
-                f"KL {tables.decimal(line.get('kl'), 1, 2)} nats",
-            ]
-            facts += [] if line.get("ended", True) else ["not ended"]
-            prompt, response = safe(line.get("prompt", "")), safe(line.get("response", ""))
-            yield f'<div class="prompt"><pre>{prompt}</pre><div class="card">'
-            yield f'<span class="mark">{safe(", ".join(facts))}</span><pre>{response}</pre></div></div>'
+            facts = f"score {decimal(line.get('score'), 1, 3)}, KL {decimal(line.get('kl'), 1, 2)} nats"
+            yield f'<div class="prompt">{_prompt(str(line.get("prompt", "")), line)}<div class="card">'
+            yield f'<span class="mark">{safe(facts)}</span><pre>{_text(line)}</pre>{_reason(line)}</div></div>'
 
 
 # Settings and files
@@ -222,10 +254,10 @@ def _files(run: RunData) -> str:
         made = [(stage.done or {}).get("checkpoint"), *((stage.done or {}).get("files") or ())]
         names = ("metrics.jsonl", "samples", "table.json", "samples.jsonl", "tokenizer.model")
         made += [name for name in names if (stage.folder / name).exists()]
-        rows.append((stage.name, ", ".join(stage.needs) or tables.NONE, ", ".join(filter(None, made)) or tables.NONE))
+        rows.append((stage.name, ", ".join(stage.needs) or NONE, ", ".join(filter(None, made)) or NONE))
     columns = tuple(tables.Column(name, words=True) for name in ("stage", "made from", "in its folder"))
     listed = table(Table("", columns, tuple(rows)), heading=False)
-    averaged = figures.averaged(run)
+    averaged = figures.averaged(run.stages)
     return (
         f"<p>Everything lies in <code>{safe(run.folder)}</code>, a folder for each stage, with its <code>config.json"
         "</code> (settings), <code>metrics.jsonl</code> (one line a step) and <code>done.json</code> (what came out)."

@@ -1,4 +1,4 @@
-"""Draws figures as inline SVG: lines, points with intervals, stacked bars.
+"""Draws figures as inline SVG: lines with bands, paths, points with intervals, stacked bars.
 
 Colours are CSS classes of the page (s0 … s7), so that figures follow its light or dark scheme. Every series has a
 tooltip with its name and points.
@@ -11,22 +11,21 @@ import html
 import math
 from collections.abc import Callable, Sequence
 
+from easylm_jax.report.curves import Interval, Point, fading
+
 COLOURS = 8
 CHARACTER = 6.6  # approximate width of a character of labels, in pixels
-MOST_POINTS = 240  # of a line
-
-Point = tuple[float, float]
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
     """Points (x, y) in one colour.
 
-    `look` is "line", "thin" (a pale line), "marks" (only points) or "both". `y_intervals` and `x_intervals` are the
-    absolute (low, high) of each point. `colour` counts from 0; colours beyond the palette are dashed lines. With
-    `in_legend` False the name is shown only in tooltips. `end` marks the last point; `labels` draws the name next to
-    each point.
+    `look` is "line", "thin" (a pale line), "path" (a line that is pale where it begins), "marks" (only points) or
+    "both". `y_intervals` and `x_intervals` are the absolute (low, high) of each point, and `band` the (x, low, high)
+    of a pale area. `outside` are outliers, which do not count for the axes and are marked at the edge. `colour` counts
+    from 0; colours beyond the palette are dashed lines. With `in_legend` False the name is shown only in tooltips.
+    `end` marks the last point; `labels` draws the name next to each point.
     """
 
     name: str
@@ -35,6 +34,8 @@ class Series:
     look: str = "line"
     y_intervals: Sequence[Interval] | None = None
     x_intervals: Sequence[Interval] | None = None
+    band: Sequence[tuple[float, float, float]] = ()
+    outside: Sequence[Point] = ()
     in_legend: bool = True
     end: bool = False
     labels: bool = False
@@ -66,16 +67,25 @@ class Frame:
     def up(self, value: float) -> float:
         return self.bottom - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - self.top)
 
+    def clamped(self, point: Point) -> Point:
+        """The pixel position of a point, or of the nearest point of the plotting area."""
+        x, y = self.at(point)
+        return min(max(x, self.left), self.right), min(max(y, self.top), self.bottom)
+
 
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, title: str = "", width: int = 640, height: int = 330,
-    legend: bool = True, x_names: Callable[[float], str] | None = None,
+    legend: bool = True, x_names: Callable[[float], str] | None = None, least: float = 0.0,
 ) -> str:  # fmt: skip
-    """A line chart of the series as SVG; "" if no series has a point. `x_names` formats the ticks of the x axis."""
-    series = [dataclasses.replace(one, points=list(one.points)) for one in series if one.points]
-    if not series:
+    """A line chart of the series as SVG; "" if no series has a point. `x_names` formats the ticks of the x axis;
+    `least` is the shortest y axis, which keeps chance differences small."""
+    series = [dataclasses.replace(one, points=list(one.points)) for one in series if one.points or one.outside]
+    if not any(one.points for one in series):
         return ""
-    y_ticks = nice_ticks(*_extent(series, 1), 5 if height > 240 else 4)
+    y_low, y_high = _extent(series, 1)
+    if (missing := least - (y_high - y_low)) > 0:
+        y_low, y_high = y_low - missing / 2, y_high + missing / 2
+    y_ticks = nice_ticks(y_low, y_high, 5 if height > 240 else 4)
     x_low, x_high = _extent(series, 0)
     exact = all(one.look in ("line", "thin", "both") and not one.x_intervals for one in series)
     x_ticks = nice_ticks(x_low, x_high, max(4, width // 90), inside=exact)
@@ -87,7 +97,9 @@ def line_chart(
         x=(x_low, x_high) if exact else (x_ticks[0], x_ticks[-1]), y=(y_ticks[0], y_ticks[-1]),
     )  # fmt: skip
     parts = [_legend(rows, 26 if title else 10), _axes(frame, x_ticks, y_ticks, x_label, y_label, x_names)]
+    parts += [_draw_band(one, frame) for one in series if one.band]
     parts += [_draw_series(one, frame) for one in series]
+    parts += [_draw_outside(one, frame) for one in series]
     parts.append(_point_labels([one for one in series if one.labels], frame))
     return _svg(width, height, title, "".join(parts), f"{title or y_label} against {x_label}")
 
@@ -105,13 +117,15 @@ def bar_chart(
     rows = _legend_rows(named, width)
     top = (26 if title else 8) + 20 * len(rows)
     height = int(top + 22 * len(bars) + 44)
-    left = min(width * 0.4, max(len(name) for name, _ in bars) * CHARACTER + 16)
+    most = int(width * 0.4 / CHARACTER)
+    shown = [name if len(name) <= most else f"{name[: most - 1]}…" for name, _ in bars]
+    left = max(map(len, shown)) * CHARACTER + 16
     room = max(len(value) for value in values) * CHARACTER + 12
     frame = Frame(left, width - room, top, height - 44, (ticks[0], ticks[-1]), (0.0, 1.0))
     drawn = [_legend(rows, 26 if title else 8), _axes(frame, ticks, [], x_label, "")]
     for i, ((name, lengths), value) in enumerate(zip(bars, values, strict=True)):
         y, start = top + 22 * i + 4, 0.0
-        drawn.append(_text(frame.left - 8, y + 11, name, "end"))
+        drawn.append(_text(frame.left - 8, y + 11, shown[i], "end"))
         for j, length in enumerate(lengths):
             x, end = frame.across(start), frame.across(start + length)
             tip = f"<title>{_safe(name)}, {_safe(parts[j])}</title>"
@@ -163,20 +177,14 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return [text.replace("-", "−") for text in texts]
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points: means of consecutive points."""
-    size = math.ceil(len(points) / most)
-    if size <= 1:
-        return list(points)
-    chunks = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(sum(x for x, _ in chunk) / len(chunk), sum(y for _, y in chunk) / len(chunk)) for chunk in chunks]
-
-
 def _extent(series: Sequence[Series], axis: int) -> Interval:
     values = [point[axis] for one in series for point in one.points]
     for one in series:
         for interval in (one.y_intervals if axis else one.x_intervals) or ():
             values += interval
+        values += [edge for x, low, high in one.band for edge in ((low, high) if axis else (x,))]
+        if (axis == 1) == (one.look == "marks"):  # outliers of marks lie beyond the x axis, those of lines the y axis
+            values += [point[axis] for point in one.outside]
     low, high = min(values), max(values)
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
         pad = abs(low) * 0.1 or 1.0
@@ -210,7 +218,8 @@ def _axes(
         kind = "tick" if y_ticks else "grid"
         start = frame.bottom if y_ticks else frame.top
         parts.append(f'<line class="{kind}" x1="{x:.1f}" y1="{start:.1f}" x2="{x:.1f}" y2="{frame.bottom + 4:.1f}"/>')
-        parts.append(_text(x, frame.bottom + 17, text, "middle"))
+        over = x + len(text) * CHARACTER / 2 > frame.right + 12
+        parts.append(_text(frame.right + 12 if over else x, frame.bottom + 17, text, "end" if over else "middle"))
     parts.append(f'<line class="axis" x1="{frame.left:.1f}" y1="{frame.bottom:.1f}" x2="{frame.right:.1f}" '
                  f'y2="{frame.bottom:.1f}"/>')  # fmt: skip
     middle = (frame.left + frame.right) / 2
@@ -220,6 +229,12 @@ def _axes(
         parts.append(f'<text class="label" transform="translate(12 {y:.1f}) rotate(-90)" text-anchor="middle">'
                      f"{_safe(y_label)}</text>")  # fmt: skip
     return "".join(parts)
+
+
+def _draw_band(one: Series, frame: Frame) -> str:
+    edges = [(x, low) for x, low, _ in one.band] + [(x, high) for x, _, high in reversed(one.band)]
+    corners = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(frame.clamped, edges))
+    return f'<polygon class="band {one.classes}" points="{corners}"/>'
 
 
 def _draw_series(one: Series, frame: Frame) -> str:
@@ -234,11 +249,14 @@ def _draw_series(one: Series, frame: Frame) -> str:
         parts.append(f'<line class="error {one.classes}" x1="{frame.across(low):.1f}" y1="{y:.1f}" '
                      f'x2="{frame.across(high):.1f}" y2="{y:.1f}"/>')  # fmt: skip
     if one.look != "marks" and len(at) > 1:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+        pieces = fading(at) if one.look == "path" else [(at, 1.0)]
         look = "thin" if one.look == "thin" else "line"
-        parts.append(f'<polyline class="{look} {one.classes}" points="{path}">{tip}</polyline>')
+        for piece, opacity in pieces:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in piece)
+            pale = f' stroke-opacity="{opacity:.2f}"' if opacity < 1 else ""
+            parts.append(f'<polyline class="{look} {one.classes}" points="{path}"{pale}>{tip}</polyline>')
     marked = list(zip(one.points, at, strict=True))
-    if one.look in ("line", "thin") and len(at) > 1:
+    if one.look in ("line", "thin", "path") and len(at) > 1:
         marked = marked[-1:] if one.end else []
     for (x, y), (across, up) in marked:
         tip = f"<title>{_safe(one.name)}: {x:.4g}, {y:.4g}</title>"
@@ -247,19 +265,38 @@ def _draw_series(one: Series, frame: Frame) -> str:
     return "".join(parts)
 
 
+def _draw_outside(one: Series, frame: Frame) -> str:
+    """A triangle at the edge for each outlier, pointing outwards."""
+    parts = []
+    for x, y in one.outside:
+        across, up = frame.clamped((x, y))
+        out_x = (x > frame.x[1]) - (x < frame.x[0])  # to the right or to the left
+        out_y = 0 if out_x else (-1 if y > frame.y[1] else 1)  # up or down
+        corners = [(out_x * 5, out_y * 5), (-out_y * 4 - out_x * 2, out_x * 4 - out_y * 2),
+                   (out_y * 4 - out_x * 2, -out_x * 4 - out_y * 2)]  # fmt: skip
+        points = " ".join(f"{across + dx - 5 * out_x:.1f},{up + dy - 5 * out_y:.1f}" for dx, dy in corners)
+        tip = f"<title>{_safe(one.name)}: {x:.4g}, {y:.4g}, beyond the axis</title>"
+        parts.append(f'<polygon class="mark {one.classes}" points="{points}">{tip}</polygon>')
+    return "".join(parts)
+
+
 def _point_labels(series: Sequence[Series], frame: Frame) -> str:
     """Names next to points, each placed where it overlaps no other name or point."""
-    spots = [(one, frame.at(point)) for one in series for point in one.points]
-    taken = [(x - 5, y - 5, x + 5, y + 5) for _, (x, y) in spots]
+    spots = [(one, one.name, frame.at(point)) for one in series for point in one.points]
+    for one in series:
+        for x, y in one.outside:
+            beyond = y if frame.x[0] <= x <= frame.x[1] else x
+            spots.append((one, f"{one.name}, at {beyond:.3g}", frame.clamped((x, y))))
+    taken = [(x - 5, y - 5, x + 5, y + 5) for _, _, (x, y) in spots]
     parts = []
-    for one, (x, y) in spots:
-        size = len(one.name) * CHARACTER
+    for one, name, (x, y) in spots:
+        size = len(name) * CHARACTER
         places = [(side, y + down) for down in (-7, 12, -21, 26, -35, 40) for side in (x + 9, x - 9 - size)]
         boxes = [(left, top - 6, left + size, top + 6) for left, top in places]
         inside = [box for box in boxes if box[0] >= frame.left and box[2] <= frame.right + 12 and box[1] >= 2]
         box = next((box for box in inside if not any(_overlap(box, other) for other in taken)), (inside or boxes)[0])
         taken.append(box)
-        parts.append(f'<text class="name {one.classes}" x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{_safe(one.name)}</text>')
+        parts.append(f'<text class="name {one.classes}" x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{_safe(name)}</text>')
     return "".join(parts)
 
 

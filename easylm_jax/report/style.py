@@ -25,14 +25,15 @@ th{font-weight:600;vertical-align:bottom;white-space:normal}
 th small{display:block;color:var(--soft);font-weight:400;font-size:.78rem}
 thead tr:last-child th{border-bottom:1px solid var(--ink)}tbody tr+tr td{border-top:1px solid var(--rule)}
 thead tr:first-child th{border-top:1px solid var(--ink)}tbody tr:last-child td{border-bottom:1px solid var(--ink)}
-.words{text-align:left}td.words{white-space:normal}td.words:first-child{white-space:nowrap;font-weight:560}
+.words{text-align:left}td.words{white-space:normal}td.short{white-space:nowrap}td.words:first-child{white-space:nowrap;font-weight:560}
 .first{border-left:1px solid var(--rule)}
 .group{text-align:center;color:var(--soft);font-weight:500}.group.named{border-bottom:1px solid var(--rule)}
 table.fields{font-size:.82rem}table.fields th{font-weight:400;color:var(--soft);border:0!important;padding:.1rem .75rem}
 table.fields td{border:0!important;padding:.1rem .75rem;font:400 .95em ui-monospace,Menlo,Consolas,monospace}
 .note,figcaption{color:var(--soft);font-size:.83rem;line-height:1.45;margin:.5rem 0 1.2rem;max-width:56rem}
-figure{margin:1.2rem 0;max-width:46rem}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(21rem,1fr));
-gap:.6rem 1.6rem}.grid figure{margin:.4rem 0}figcaption{margin:.2rem 0 0}
+figure{margin:1.2rem 0;max-width:46rem}.narrow{display:none}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:.9rem 1.6rem}
+.grid figure{margin:.4rem 0}figcaption{margin:.2rem 0 0}
 svg{width:100%;height:auto;display:block;font-family:inherit}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.82rem;color:var(--soft);margin:.2rem 0 .8rem}
 .key svg{width:24px;display:inline-block;margin-right:.4rem;vertical-align:middle}
@@ -40,23 +41,32 @@ svg text{fill:var(--ink);font-size:12px}svg .note{fill:var(--soft);font-size:11.
 svg .title{font-weight:600;font-size:13px}svg .name{font-weight:560}
 svg .grid{stroke:var(--rule);stroke-width:1}svg .axis{stroke:var(--soft)}svg .tick{stroke:var(--soft)}
 svg .line{fill:none;stroke-width:1.9;stroke-linejoin:round}svg .thin{fill:none;stroke-width:1;opacity:.38}
+svg .band{opacity:.16}
 svg .error{stroke-width:1.3;opacity:.65}svg .d1{stroke-dasharray:6 3}svg .d2{stroke-dasharray:2 3}
 @@COLOURS@@
 pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:.82rem/1.5 ui-monospace,Menlo,Consolas,monospace}
-code{font:.88em ui-monospace,Menlo,Consolas,monospace}
-.prompt{margin:1rem 0 1.6rem}.prompt>pre{background:var(--tint);padding:.6rem .8rem;border-radius:4px}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:.6rem;margin-top:.5rem}
+code{overflow-wrap:anywhere;font:.88em ui-monospace,Menlo,Consolas,monospace}
+.prompt{margin:1rem 0 1.6rem}.asked{background:var(--tint);padding:.6rem .8rem;border-radius:4px}
+.expected,.reason{margin:.45rem 0 0;font-size:.82rem;max-width:none;overflow-wrap:anywhere;white-space:pre-wrap}
+.expected span,.reason{color:var(--soft)}.reason{border-top:1px solid var(--rule);padding-top:.35rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(13rem,100%),1fr));gap:.6rem;margin-top:.5rem}
 .card{border:1px solid var(--rule);border-radius:4px;padding:.5rem .7rem}.prompt>.card{margin-top:.4rem}
 .card b{font-size:.85rem;font-weight:620}.card .mark{float:right;color:var(--soft);font-size:.78rem}
 .card .right{color:var(--good)}.card .wrong{color:var(--bad)}.card pre{margin-top:.3rem}
 details{border-bottom:1px solid var(--rule);padding:.35rem 0}summary{cursor:pointer;font-size:.92rem}
 details>.scroll{margin:.5rem 0 .8rem}
+@media screen and (max-width:40rem){body{padding:1.2rem 1rem 3rem}h1{font-size:1.4rem}
+.wide{display:none}.narrow{display:block}.facts{gap:.6rem 1.6rem}th,td{padding:.3rem .45rem}
+.scroll{margin:0 -1rem;padding:0 1rem}.scroll table:not(.fields) tr>:first-child{position:sticky;left:-1rem;
+background:var(--paper);padding-left:1rem;max-width:11rem;overflow-wrap:break-word}
+.scroll td:first-child:not(.short){white-space:normal}
+td.words:not(:first-child){min-width:9rem}}
 @media print{body{max-width:none;padding:0}nav{display:none}section{break-inside:auto}figure{break-inside:avoid}}
 """.replace(
     "@@COLOURS@@",
     "\n".join(
         f"svg .s{i}.line,svg .s{i}.thin,svg .s{i}.error{{stroke:var(--c{i})}}"
-        f"svg .s{i}.mark,svg .s{i}.bar,svg .s{i}.name{{fill:var(--c{i})}}"
+        f"svg .s{i}.mark,svg .s{i}.bar,svg .s{i}.name,svg .s{i}.band{{fill:var(--c{i})}}"
         for i in range(8)
     ),
 )

@@ -9,9 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from easylm_jax.report.numbers import NONE, count, decimal, duration, scientific, with_error
 from easylm_jax.report.read import RunData, StageData, number
-
-NONE = "–"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +187,7 @@ def _published(row: dict[str, Any], column: str) -> str:
 def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[str]:
     tasks = [
         f"{task['name']}, {count(task.get('prompts'))} held-out prompts"
-        + (f", {task['samples']} answers each" if (task.get("samples") or 1) > 1 else "")
+        + (f", {task['samples']} responses each" if (task.get("samples") or 1) > 1 else "")
         + (f" ({task['metric']})" if task.get("metric") else "")
         for task in table.get("tasks", ())
     ]
@@ -199,7 +198,7 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
     if any(row.get("over") for row in table["rows"]):
         notes.append("Differences are taken prompt by prompt, in percentage points.")
     if any(number(row.get("kl")) is not None for row in table["rows"]):
-        notes.append("KL is the sum over an answer sampled at temperature 1, from the reference, in nats.")
+        notes.append("KL is to the reference, summed over a response sampled at temperature 1, in nats.")
     if paper:
         published = stage.config.get("published", ()) if stage else ()
         sources = dict.fromkeys(str(p["source"]) for p in published)
@@ -298,7 +297,7 @@ def _reinforced(stages: Sequence[StageData]) -> Table:
         Column("stage", words=True), Column("kind", words=True), Column("held-out score", "%"), Column("score"),
         Column("reward"), Column("KL", "nats"), Column("entropy", "nats/token"), Column("length", "tokens"),
         Column("ended", "%"), Column("clipped", "% of tokens"), Column("sampler gap", "nats/token"),
-        Column("rollouts", "answers/s"),
+        Column("sampling", "responses/s"),
     )  # fmt: skip
     rows = []
     for stage in stages:
@@ -311,60 +310,18 @@ def _reinforced(stages: Sequence[StageData]) -> Table:
             decimal(rollout_speed(stage), 1, 1),
         ))  # fmt: skip
     notes = (
-        "At the last rollout; rollouts a second over the whole run. Score: as the reward gives it; reward: as the "
+        "At the last rollout; sampling speed over the whole run. Score: as the reward gives it; reward: as the "
         "algorithm sees it. Sampler gap: mean distance of the sampler's log-probabilities from the trainer's.",
     )
     return Table("Reinforcement learning", columns, tuple(rows), notes)
 
 
 def rollout_speed(stage: StageData) -> float | None:
-    """Answers a second while sampling, over all its steps."""
+    """Responses a second while sampling, over all its steps."""
     pairs = [(number(line.get("rollouts_per_second")), number(line.get("rollout_seconds"))) for line in stage.metrics]
     known = [(speed, seconds) for speed, seconds in pairs if speed is not None and seconds is not None]
     spent = sum(seconds for _, seconds in known)
     return sum(speed * seconds for speed, seconds in known) / spent if spent else None
-
-
-# Numbers as text
-
-
-def decimal(value: Any, scale: float, digits: int, sign: bool = False) -> str:
-    """`value` · `scale` with so many decimals; what is no finite number stays visible as such."""
-    if isinstance(value, float) and number(value) is None:
-        return str(value)
-    if number(value) is None:
-        return NONE
-    return f"{value * scale:{'+' if sign else ''},.{digits}f}".replace("-", "−")
-
-
-def with_error(value: Any, error: Any, scale: float, digits: int, sign: bool = False) -> str:
-    """A value ± its standard error."""
-    if number(value) is None or number(error) is None:
-        return decimal(value, scale, digits, sign)
-    return f"{decimal(value, scale, digits, sign)} ± {decimal(error, scale, digits)}"
-
-
-def count(value: Any) -> str:
-    return decimal(value, 1, 0)
-
-
-def scientific(value: Any) -> str:
-    """Two digits; as a power of ten where it is small."""
-    if number(value) is None or value == 0 or abs(value) >= 0.001:
-        return decimal(value, 1, 4)
-    return f"{value:.1e}".replace("-", "−")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds in the units that a person would use."""
-    if seconds is None:
-        return NONE
-    if seconds < 300:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 # Printing
