@@ -15,6 +15,12 @@ def obey(response, record):
     """1, or what the response says: to hang, to die, to print, ..."""
     if response == "hang in C":
         re.match(r"(a+)+$", "a" * 60 + "b")  # holds the interpreter's lock for years
+    elif response == "wait":
+        time.sleep(record["seconds"])
+    elif response == "work":
+        end = time.process_time() + record["seconds"]
+        while time.process_time() < end:
+            pass
     elif response == "sleep":
         time.sleep(1000)
     elif response == "exit":
@@ -53,7 +59,7 @@ def needs_warmth(response, record):
 
 def _warm_up():
     global _warm
-    time.sleep(0.5)  # longer than the cap of the test that uses it
+    obey("work", {"seconds": 0.5})  # longer than the limit of the test that uses it
     _warm = True
 
 

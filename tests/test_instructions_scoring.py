@@ -189,6 +189,18 @@ def test_responses_are_joined_by_the_prompt_and_all_is_accounted_for(capsys, tmp
     assert [row["follow_all_instructions"] for row in strict] == [True, False, False]
 
 
+def test_a_keyword_that_would_take_for_ever_loses_its_own_check_only(capsys, tmp_path, monkeypatch):
+    """Keywords are regular expressions in the published versions, so a file of prompts can hold a hostile one."""
+    monkeypatch.setattr("easylm_jax.cli.check.SECONDS", 1.0)
+    ids = ["keywords:existence", "punctuation:no_comma", "keywords:existence"]
+    kwargs = [{"keywords": ["(a+)+$"]}, {}, {"keywords": ["a{99999999999}"]}]
+    row = {"prompt": "A", "instruction_id_list": ids, "kwargs": kwargs, "response": "a" * 60 + "b"}
+    status, out, _ = check(capsys, write(tmp_path / "all.jsonl", [row]), "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert status == 0 and report["stopped"] == 1 and "1 checks took too long and were stopped" in out
+    assert report["lines"][0]["strict"] == report["lines"][0]["loose"] == [False, True, False]
+
+
 def test_lines_that_hold_prompt_and_response_need_no_second_file(capsys, tmp_path):
     rows = [{**PROMPTS[0], "response": "<think>a, b</think>c"}, {**PROMPTS[2], "response": ["no text"]}]
     path, out = write(tmp_path / "rows.jsonl", rows), tmp_path / "out.json"
@@ -257,7 +269,8 @@ def test_the_whole_test_set_of_ifbench_is_scored(capsys, tmp_path, shared_data, 
     )
     for version in ("r26", "r25", "fixed"):
         out = tmp_path / f"{version}.json"
-        assert check(capsys, responses, "--prompts", prompts, "--json", out, "--version", version)[0] == 0
+        options = ("--prompts", prompts, "--json", out, "--version", version, "--nltk-data", shared_data / "nltk_data")
+        assert check(capsys, responses, *options)[0] == 0
         result = json.loads(out.read_text())
         assert (result["prompts"], result["instructions"], result["missing"], result["unused"]) == (300, 344, 0, 0)
         assert [line["key"] for line in result["lines"]] == [str(number) for number in range(300)]

@@ -18,6 +18,7 @@ from easylm_jax.rewards.verify import LOOKUP
 from models.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
+WALL = 8.0  # what sleeps costs this long; nothing else needs more than milliseconds of CPU time
 OBEY, LENGTH = "pool_verifiers:obey", "pool_verifiers:length"
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="processes are looked for in /proc")
@@ -27,7 +28,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="process
 def pool():
     sys.path.insert(0, str(TESTS))  # workers look for verifiers where this process does
     try:
-        with Pool(workers=2, seconds=0.7, lookup=LOOKUP) as made:
+        with Pool(workers=2, seconds=0.7, lookup=LOOKUP, wall_seconds=WALL) as made:
             yield made
     finally:
         sys.path.remove(str(TESTS))
@@ -80,6 +81,15 @@ def test_a_call_that_hangs_loses_its_own_verdict_only(pool):
     assert got.busy_seconds > 1.0  # the hanging ones were busy too
 
 
+def test_a_verdict_counts_cpu_time_so_it_does_not_depend_on_the_load(pool):
+    """A process that waits, as on a busy machine, keeps its verdict; one that works for the same time loses it."""
+    got = pool.verdicts([OBEY], ["wait", "work", "wait"], [{"seconds": 2.0}] * 3)
+    assert got.values[:, 0].tolist() == [1, 0, 1]
+    assert got.timed_out[:, 0].tolist() == [False, True, False]
+    after = pool.verdicts([OBEY], ["work"] * 5, [{"seconds": 0.3}] * 5)  # the limit is that of one call
+    assert after.values.all() and not after.timed_out.any()
+
+
 def test_a_call_that_takes_its_process_along_loses_its_own_verdict_only(pool):
     responses = ["fine", "exit", "fine", "memory", "sys.exit", "fine"]
     got = pool.verdicts([OBEY], responses, [{}] * 6)
@@ -117,9 +127,9 @@ def test_mistakes_of_the_user_are_raised_here_and_the_pool_goes_on(pool):
         pool.verdicts([LENGTH], ["1"], [{"f": lambda: 1}])
     with pytest.raises(UserError, match="ended with status 7 while it started or looked up"):
         pool.verdicts(["pool_verifiers:cannot_start"], ["1"], [{}])
-    for workers, seconds in ((0, 1.0), (1, 0.0)):
+    for workers, seconds, wall in ((0, 1.0, None), (1, 0.0, None), (1, float("inf"), None), (1, 1.0, -1.0)):
         with pytest.raises(UserError):
-            Pool(workers, seconds)
+            Pool(workers, seconds, wall_seconds=wall)
     with pytest.raises(ValueError, match="1 responses and 0 records"):
         pool.verdicts([LENGTH], ["1"], [])
     assert pool.verdicts([OBEY], ["fine"], [{}]).values.all()
@@ -152,7 +162,7 @@ def test_threads_share_a_pool(pool):
 
 @needs_proc
 def test_nothing_stays_after_close_not_even_what_a_verifier_started(tmp_path, pool):
-    with Pool(2, seconds=0.7) as own:
+    with Pool(2, seconds=0.7, wall_seconds=WALL) as own:
         own.verdicts([OBEY], ["fine"] * 8, [{}] * 8)
         marker = tmp_path / "child"
         own.verdicts([OBEY], ["start another"], [{"marker": str(marker)}])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from easylm_jax.rewards.instructions.scoring import Verdict
 
 MODES = ("strict", "loose")
 _SPAN = "repeat:repeat_span"  # published versions check a different span than the prompts ask for
+SECONDS = 10.0  # of CPU time for one instruction of one response
+_CALL = "'easylm_jax.rewards.instructions.scoring:strict_and_loose'"
 _REQUIRED = ("prompt", "instruction_id_list", "kwargs")
 
 
@@ -63,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not lines:
         raise _error(f"{arguments.prompts or arguments.responses} holds no line to score")
     scored = [rewards_text.answer_of(line.response) if arguments.answers else line.response for line in lines]
-    verdicts = [_score(line, text, arguments.version) for line, text in zip(lines, scored, strict=True)]
+    verdicts, stopped = _score(lines, scored, arguments.version, arguments.nltk_data)
     missing = sum(1 for line in lines if line.response is None)
     result = {
         "version": arguments.version,
@@ -71,10 +77,11 @@ def main(arguments: argparse.Namespace) -> int:
         "instructions": sum(len(line.ids) for line in lines),
         "missing": missing,
         "unused": unused,
+        "stopped": stopped,
         **{mode: scoring.report(verdicts, mode) for mode in MODES},
     }
     if arguments.version != "fixed" and _SPAN in result["strict"]["counts"]:
-        result["span_as_asked"] = _span_as_asked(lines, scored)
+        result["span_as_asked"] = _span_as_asked(lines, scored, arguments.nltk_data)
     print(table(result))
     if arguments.json:
         rows = [_verdict_row(line, verdict) for line, verdict in zip(lines, verdicts, strict=True)]
@@ -156,28 +163,50 @@ def _join(
     return lines, given - len(used - {None})
 
 
-def _score(line: Line, response: str | None, version: str) -> Any:
+def _score(
+    lines: Sequence[Line], responses: Sequence[str | None], version: str, nltk_data: str | None
+) -> tuple[list[Verdict], int]:
+    """The verdicts on each response, and the number of checks that were stopped, which count as not followed.
+
+    The checks run in worker processes with a limit on CPU time, because keywords of prompts are regular expressions in
+    most versions, and one from a file may take for ever.
+    """
     from easylm_jax.rewards.instructions import scoring
+    from easylm_jax.rewards.verify import shared_pool
     from models.errors import UserError
 
-    try:
-        return scoring.judge(line.ids, line.kwargs, response, version)
-    except UserError as error:
-        raise UserError(f"prompt {line.key}: {error}") from None
+    texts, records = [], []
+    for line, response in zip(lines, responses, strict=True):
+        try:
+            scoring.check_arguments(line.ids, line.kwargs)
+        except UserError as error:
+            raise UserError(f"prompt {line.key}: {error}") from None
+        for name, kwargs in zip(line.ids, line.kwargs, strict=True):
+            texts.append(response or "")
+            records.append({"id": name, "kwargs": kwargs, "version": version, "nltk_data": nltk_data})
+    found = shared_pool(None, SECONDS).verdicts([_CALL], texts, records)
+    values = iter(found.values[:, 0].astype(int).tolist())
+    verdicts = []
+    for line in lines:
+        own = [next(values) for _ in line.ids]
+        verdicts.append(
+            scoring.Verdict(tuple(line.ids), tuple(bool(v & 1) for v in own), tuple(bool(v & 2) for v in own))
+        )
+    return verdicts, int(found.timed_out.sum())
 
 
-def _span_as_asked(lines: Iterable[Line], responses: Iterable[str | None]) -> dict[str, float]:
+def _span_as_asked(lines: Iterable[Line], responses: Iterable[str | None], nltk_data: str | None) -> dict[str, float]:
     """The accuracy on `repeat:repeat_span` with the span that the prompt asks for, including its last word."""
     from easylm_jax.rewards.instructions import scoring
 
-    followed: dict[str, list[bool]] = {mode: [] for mode in MODES}
-    for line, response in zip(lines, responses, strict=True):
-        for name, kwargs in zip(line.ids, line.kwargs, strict=True):
-            if name == _SPAN:
-                verdict = scoring.judge([name], [kwargs], response, "fixed")
-                for mode in MODES:
-                    followed[mode] += getattr(verdict, mode)
-    return {mode: scoring.share(followed[mode]) for mode in MODES}
+    asked = [
+        (dataclasses.replace(line, ids=[name], kwargs=[kwargs]), response)
+        for line, response in zip(lines, responses, strict=True)
+        for name, kwargs in zip(line.ids, line.kwargs, strict=True)
+        if name == _SPAN
+    ]
+    verdicts, _ = _score([line for line, _ in asked], [response for _, response in asked], "fixed", nltk_data)
+    return {mode: scoring.share([getattr(verdict, mode)[0] for verdict in verdicts]) for mode in MODES}
 
 
 def _verdict_row(line: Line, verdict: Any) -> dict[str, Any]:
@@ -211,9 +240,11 @@ def _write(path: Path, text: str) -> None:
 
 def table(result: Mapping[str, Any]) -> str:
     """The report as text: one line for prompts, instructions, each group and each instruction id, in percent."""
+    stopped = result.get("stopped", 0)
     lines = [
         f"{result['prompts']} prompts, {result['instructions']} instructions, version {result['version']}; "
-        f"{result['missing']} prompts without a response (they fail), {result['unused']} responses not used",
+        f"{result['missing']} prompts without a response (they fail), {result['unused']} responses not used"
+        + (f"; {stopped} checks took too long and were stopped (they fail)" if stopped else ""),
         "",
         f"{'':<48}{'n':>5}{'strict':>9}{'loose':>9}",
     ]

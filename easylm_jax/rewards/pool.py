@@ -3,8 +3,9 @@
 names, responses, records → workers → float64 [B, names]
 
 A verifier may hang inside C code (a regular expression, a power of huge integers), where no thread and no signal
-handler of the same process can stop it. So calls are made in worker processes with a time limit per call; a call that
-hangs loses its own verdict only. This process uses no signals, so any thread may request verdicts.
+handler of the same process can stop it. So calls are made in worker processes with a limit per call; a call that hangs
+loses its own verdict only. The limit is CPU time, so a verdict does not depend on how busy the machine is; a wider
+limit of wall time ends calls that sleep. This process uses no signals, so any thread may request verdicts.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from typing import Any
 
 import numpy as np
 
-from easylm_jax.rewards.pool_worker import ENDED, HEAD, LENGTH, READY, RESOLVED, START_SECONDS, VALUE
+from easylm_jax.rewards.pool_worker import ENDED, HEAD, LENGTH, READY, RESOLVED, VALUE
 from models.errors import UserError
 
 _MOST_WORKERS = 16
 _LARGEST_CHUNK = 64  # responses sent to a worker at once
 _READ = 1 << 16
+_START_WALL = 900.0  # seconds until a worker is ready, or has looked up verifiers: imports are slow on a busy machine
+WALL_FACTOR, LEAST_WALL = 10.0, 60.0  # the limit of wall time: so many times that of CPU time, and at least so much
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from easylm_jax.rewards import pool_worker; "
     "pool_worker.serve(sys.argv[2])"
@@ -52,7 +55,7 @@ class Verdicts:
 
     Attributes:
         values: float64 [B, names]; 0 for calls that were stopped.
-        timed_out: bool [B, names], calls that were stopped by the time limit, the memory limit or a crash.
+        timed_out: bool [B, names], calls that were stopped by a limit of time, the memory limit or a crash.
         busy_seconds: time of the calls, summed over the workers.
     """
 
@@ -69,22 +72,28 @@ class Pool:
 
     Args:
         workers: number of processes; by default one less than the cores, 1 to 16.
-        seconds: time limit of one call. A verifier's attribute `warm_up`, a function without arguments, is called once
-            in each worker beforehand, and its time does not count.
+        seconds: limit on the CPU time of one call. A verifier's attribute `warm_up`, a function without arguments, is
+            called once in each worker beforehand, and its time does not count.
+        wall_seconds: limit on the wall time of one call; by default 10 times `seconds`, and at least 60.
         lookup: the function, as `module:function`, that returns a verifier for its call; by default calls are
             `module:function` themselves.
 
     Raises:
-        UserError: `workers` is below 1, or `seconds` is not positive.
+        UserError: `workers` is below 1, or `seconds` or `wall_seconds` is not positive.
     """
 
-    def __init__(self, workers: int | None = None, seconds: float = 10.0, lookup: str = _BY_MODULE):
+    def __init__(
+        self, workers: int | None = None, seconds: float = 10.0, lookup: str = _BY_MODULE,
+        wall_seconds: float | None = None,
+    ):  # fmt: skip
         if workers is not None and workers < 1:
             raise UserError(f"reward: workers is {workers}; use at least 1")
-        if not seconds > 0:
-            raise UserError(f"reward: seconds is {seconds}; give the time limit of a verifier call as a number above 0")
+        wall_seconds = max(WALL_FACTOR * seconds, LEAST_WALL) if wall_seconds is None else wall_seconds
+        for name, value in (("seconds", seconds), ("wall_seconds", wall_seconds)):
+            if not 0 < value < math.inf:
+                raise UserError(f"reward: {name} is {value}; give the limit of a verifier call as a number above 0")
         self.workers = workers or min(_MOST_WORKERS, max(1, cores() - 1))
-        self.seconds, self.lookup = float(seconds), lookup
+        self.seconds, self.wall_seconds, self.lookup = float(seconds), float(wall_seconds), lookup
         self._reset()
 
     def _reset(self) -> None:
@@ -105,7 +114,7 @@ class Pool:
         """
         if len(responses) != len(records):
             raise ValueError(f"{len(responses)} responses and {len(records)} records")
-        batch = _Batch(tuple(names), self.seconds, responses, records)
+        batch = _Batch(tuple(names), self.seconds, self.wall_seconds, responses, records)
         if batch.left:
             with self._borrowed(len(responses)) as workers:
                 _Loop(batch, workers, lambda: self._shut.alive).run()
@@ -151,8 +160,12 @@ class Pool:
 class _Batch:
     """The calls of a batch and their results. A task (row, column) is the calls of a row from that column on."""
 
-    def __init__(self, names: tuple[str, ...], seconds: float, responses: Sequence[str], records: Sequence[Mapping]):
-        self.names, self.seconds, self.responses, self.records = names, seconds, responses, records
+    def __init__(
+        self, names: tuple[str, ...], seconds: float, wall_seconds: float, responses: Sequence[str],
+        records: Sequence[Mapping],
+    ):  # fmt: skip
+        self.names, self.seconds, self.wall_seconds = names, seconds, wall_seconds
+        self.responses, self.records = responses, records
         self.values = np.zeros((len(responses), len(names)))
         self.timed_out = np.zeros((len(responses), len(names)), bool)
         self.busy_seconds = 0.0
@@ -184,7 +197,7 @@ class _Worker:
     Attributes:
         phase: "gone", "starting", "idle", "sending" (and looking up verifiers) or "calling".
         calls: the pending calls, in order.
-        deadline: when the worker is considered to hang.
+        deadline: when the worker is considered to hang, in seconds of wall time.
     """
 
     def __init__(self, lookup: str) -> None:
@@ -205,7 +218,7 @@ class _Worker:
         for stream in (self.process.stdin, self.process.stdout):
             assert stream is not None
             os.set_blocking(stream.fileno(), False)
-        self.phase, self.deadline = "starting", time.monotonic() + START_SECONDS
+        self.phase, self.deadline = "starting", time.monotonic() + _START_WALL
         self.incoming.clear()
 
     @property
@@ -221,7 +234,7 @@ class _Worker:
     def send(self, request: bytes, calls: Sequence[tuple[int, int]]) -> None:
         self.outgoing = memoryview(LENGTH.pack(len(request)) + request)
         self.calls.extend(calls)
-        self.phase, self.deadline = "sending", time.monotonic() + START_SECONDS
+        self.phase, self.deadline = "sending", time.monotonic() + _START_WALL
 
     def write(self) -> None:
         """Sends as much as the pipe accepts. A dead process is detected when reading."""
@@ -300,7 +313,7 @@ class _Loop:
             while self.batch.left:
                 self._feed(selector)
                 soonest = min(worker.deadline for worker in self.workers)
-                ready = selector.select(max(0.0, min(soonest - time.monotonic(), START_SECONDS)))
+                ready = selector.select(max(0.0, min(soonest - time.monotonic(), _START_WALL)))
                 if not self.is_open():
                     raise RuntimeError("the pool of verifiers was closed")
                 for key, _ in ready:
@@ -351,7 +364,7 @@ class _Loop:
             elif kind != RESOLVED:
                 raise UserError(text)
             worker.phase = "calling" if worker.calls else "idle"
-            worker.deadline = time.monotonic() + self.batch.seconds if worker.calls else math.inf
+            worker.deadline = time.monotonic() + self.batch.wall_seconds if worker.calls else math.inf
 
     def _lost(self, worker: _Worker, selector: selectors.BaseSelector, timed_out: bool) -> None:
         """Handles a worker that hangs or died. Its current call is given up, or tried once more if the process died
@@ -361,12 +374,13 @@ class _Loop:
                 selector.unregister(stream)
         phase, calls = worker.phase, list(worker.calls)
         status = worker.kill()
+        timed_out = timed_out or status == -signal.SIGPROF  # the limit on CPU time
         if phase in ("starting", "sending"):
             self.batch.failed_starts += 1
             if self.batch.failed_starts > 2 * len(self.workers):
                 raise UserError(
                     "reward: a verifier's process "
-                    + (f"was not ready after {START_SECONDS:g} s" if timed_out else f"ended with status {status}")
+                    + ("was not ready in time" if timed_out else f"ended with status {status}")
                     + f" while it started or looked up {', '.join(self.batch.names)}; its standard error says why"
                 )
         elif calls:

@@ -4,14 +4,14 @@ A request is a length (8 bytes) and a pickle of (calls, seconds, items), where a
 record). A result is a frame with a fixed head and a text. One is sent after each call, so the pool always knows which
 call is running. Output of verifiers goes to standard error.
 
-The process ends when its standard input is closed, that is when the pool's process ends for any reason. A call that
-hangs without releasing the GIL is then stopped by the limit on CPU time.
+A timer of CPU time ends the process when a call takes too much (SIGPROF, whose default action no code of Python has to
+run for), so verdicts do not depend on how busy the machine is. The process also ends when its standard input is closed,
+that is when the pool's process ends for any reason.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import pickle
 import queue
@@ -31,7 +31,7 @@ LENGTH = struct.Struct("<Q")
 READY, RESOLVED, VALUE, WRONG, ENDED = range(5)
 
 MEMORY = 4 << 30  # limit on the address space of a worker, in bytes
-START_SECONDS = 120.0  # time limit of its start and of looking up verifiers: imports are slow on a busy machine
+START_SECONDS = 120.0  # CPU time of looking up verifiers, whose imports may be large
 _RECURSION = 2000
 
 inside = False  # whether this process is a worker; verifiers may then rely on the pool's time limit
@@ -62,13 +62,13 @@ def serve(lookup: str) -> None:
                 if call not in verifiers:
                     verifiers[call] = _load_verifier(find, call)
         except Exception as error:
+            _limit_cpu(0)
             _send(results, WRONG, text=_message(error))
             continue
         _send(results, RESOLVED)
         for row, first, response, record in items:
             for column in range(first, len(calls)):
-                _limit_cpu(seconds)
-                _call(verifiers[calls[column]], response, record, row, column, results)
+                _call(verifiers[calls[column]], response, record, seconds, row, column, results)
 
 
 def _load_verifier(find: Callable[[str], Verifier], call: str) -> Verifier:
@@ -78,16 +78,20 @@ def _load_verifier(find: Callable[[str], Verifier], call: str) -> Verifier:
     return verifier
 
 
-def _call(verifier: Verifier, response: str, record: Any, row: int, column: int, results: int) -> None:
-    """Calls a verifier and sends its result."""
+def _call(
+    verifier: Verifier, response: str, record: Any, seconds: float, row: int, column: int, results: int
+) -> None:  # fmt: skip
+    """Calls a verifier with `seconds` of CPU time and sends its result."""
     began = time.perf_counter()
     kind, value, text = VALUE, 0.0, ""
     try:
+        _limit_cpu(seconds)
         value = call_verifier(verifier, response, record)
     except (MemoryError, SystemExit, KeyboardInterrupt):
         kind = ENDED
     except BaseException as error:
         kind, text = (ENDED, "") if isinstance(error.__cause__, MemoryError) else (WRONG, _message(error))
+    _limit_cpu(0)
     _send(results, kind, row, column, value, time.perf_counter() - began, text)
 
 
@@ -141,11 +145,5 @@ def _limit_memory() -> None:
 
 
 def _limit_cpu(seconds: float) -> None:
-    """Limits the CPU time from now on, well above the pool's time limit: it only matters if the pool is gone."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        limit = math.ceil(time.process_time() + 2 * seconds + 2)
-        if hard == resource.RLIM_INFINITY or limit < hard:
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, hard))
+    """Ends this process once it has used `seconds` of CPU time from now on; 0 takes the limit back."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)

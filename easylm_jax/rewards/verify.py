@@ -20,7 +20,7 @@ from easylm_jax.rewards.registry import verifier
 from models.errors import UserError
 
 LOOKUP = "easylm_jax.rewards.registry:verifier"  # how worker processes look verifiers up
-SECONDS = 10.0  # default time limit of one verifier call
+SECONDS = 10.0  # default limit on the CPU time of one verifier call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ExpressionScorer:
     Args:
         text: see `config.expression`. Its verifiers are looked up at once, so an unknown one is an error before any
             work. A verifier with the attribute `reads_group` receives all responses to the same prompt (`_group`).
-        seconds: time limit of one verifier call.
+        seconds: limit on the CPU time of one verifier call.
         workers: worker processes; by default one less than the cores, at most 16.
         model_scores: whether the caller passes scores of models; otherwise `model` and `judge` are errors in the text.
 

@@ -46,8 +46,9 @@ def run(
         program: Python source.
         tests: assertions as Python source, or standard inputs.
         kind: which of the two the tests are.
-        seconds: limit on the CPU time of a test, rounded up to whole seconds. The limit on its wall time is 2.5 times
-            `seconds` plus 1 s; that of all tests together is `seconds` each plus 5 s.
+        seconds: limit on the CPU time of a test, rounded up to whole seconds. The limit on its wall time, which ends
+            programs that sleep, is 10 times `seconds` plus 5 s; that of all tests together is 3 times `seconds` each
+            plus 20 s.
         layers: the isolation layers to use if the kernel has them; system calls are always filtered.
 
     Raises:
@@ -60,10 +61,10 @@ def run(
     for body in bodies:
         places.append([offset, len(body)])
         offset += len(body)
-    total = seconds * len(tests) + 5
+    total = 3 * seconds * len(tests) + 20
     order = {
         "program": program, "kind": kind, "tests": places, "layers": list(layers), "memory": MEMORY, "threads": THREADS,
-        "seconds": math.ceil(seconds), "wall": 2.5 * seconds + 1, "total": total, "output": OUTPUT,
+        "seconds": math.ceil(seconds), "wall": 10 * seconds + 5, "total": total, "output": OUTPUT,
     }  # fmt: skip
     with _memory(json.dumps(order).encode()) as told, _memory(b"".join(bodies)) as given:
         lines = _lines(told, given, time.monotonic() + total + _START)

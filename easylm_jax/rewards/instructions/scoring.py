@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from easylm_jax.rewards.instructions.base import REGISTRY, Instruction
+from easylm_jax.rewards.instructions.tokens import use_nltk_data
 from easylm_jax.rewards.text import answer_of
 from models.errors import UserError
 
@@ -62,19 +63,41 @@ def judge(
     Raises:
         UserError: an unknown id, a malformed argument, or not one set of arguments for each id.
     """
+    check_arguments(ids, arguments)
+    both = [_follows(one, given, response, version) for one, given in zip(ids, arguments, strict=True)]
+    return Verdict(tuple(ids), tuple(strict for strict, _ in both), tuple(loose for _, loose in both))
+
+
+def _follows(constraint_id: str, given: Mapping[str, Any] | None, response: Any, version: str) -> tuple[bool, bool]:
+    """Whether a response follows an instruction, strictly and loosely."""
+    instruction, response = find(constraint_id), response if isinstance(response, str) else ""
+    strict = instruction.holds(response, given, version)
+    return strict, strict or any(instruction.holds(text, given, version) for text in loose_variants(response)[1:])
+
+
+def check_arguments(ids: Any, arguments: Any) -> None:
+    """Checks the instructions of a prompt and their arguments, without any response.
+
+    Raises:
+        UserError: an unknown id, a malformed argument, or not one set of arguments for each id.
+    """
     if isinstance(ids, str) or not isinstance(ids, Sequence) or not isinstance(arguments, Sequence):
         raise UserError("instruction_id_list and kwargs must be lists")
     if len(ids) != len(arguments):
         raise UserError(f"{len(ids)} instructions with {len(arguments)} sets of arguments; give one for each")
-    response = response if isinstance(response, str) else ""
-    strict, loose = [], []
     for constraint_id, given in zip(ids, arguments, strict=True):
-        instruction = find(constraint_id)
-        strict.append(instruction.holds(response, given, version))
-        loose.append(
-            strict[-1] or any(instruction.holds(text, given, version) for text in loose_variants(response)[1:])
-        )
-    return Verdict(tuple(ids), tuple(strict), tuple(loose))
+        find(constraint_id).clean(given)
+
+
+def strict_and_loose(response: str, record: Mapping[str, Any]) -> float:
+    """A verifier for the pool: 0 if the response does not follow the instruction, 2 if loosely only, 3 if strictly.
+
+    The record has `id`, `kwargs` and `version`, and `nltk_data`, the folder of NLTK's data or None.
+    """
+    if record["nltk_data"] is not None:
+        use_nltk_data(record["nltk_data"])
+    strict, loose = _follows(record["id"], record["kwargs"], response, record["version"])
+    return float(strict + 2 * loose)
 
 
 def report(verdicts: Iterable[Verdict], mode: str) -> dict[str, Any]:

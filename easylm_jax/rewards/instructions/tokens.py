@@ -183,7 +183,7 @@ def pattern(keyword: str, version: str, *, whole_word: bool = False) -> re.Patte
     if version != "fixed":
         try:
             return re.compile(f"{edge}{keyword}{edge}", re.IGNORECASE)
-        except re.error:
+        except (re.error, OverflowError, RecursionError):  # such as "a{99999999999}"
             pass
     return re.compile(f"{edge}{re.escape(keyword)}{edge}", re.IGNORECASE)
 

@@ -18,7 +18,7 @@ from easylm_jax.rewards.maths.tidy import tidy, without_unit
 from easylm_jax.rewards.pool import Pool
 from models.errors import UserError
 
-SECONDS = 2.0  # time limit of one comparison outside of a pool
+SECONDS = 2.0  # limit on the CPU time of one comparison outside of a pool
 _LONGEST = 200
 # A text that `parse` cannot parse is a formula only if it contains one of these.
 _NEEDS = re.compile(
