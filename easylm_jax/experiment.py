@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from easylm_jax import report
-from easylm_jax.checkpoint import needs, store
+from easylm_jax.checkpoint import needs, preflight, store
 from easylm_jax.checkpoint.resume import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
@@ -138,7 +138,8 @@ def run(
         print(json.dumps(fields.encode(recipe), indent=2))
         return 0
     experiment = Experiment(recipe, Path(out))
-    chosen = experiment.in_order() if only is None else [recipe.stage(only)]
+    in_order = experiment.in_order()
+    chosen = in_order if only is None else [recipe.stage(only)]
     if list_stages:
         for stage in chosen:
             print(f"{stage.name:<24} {experiment.progress(stage)}")
@@ -149,6 +150,7 @@ def run(
     try:
         unfinished = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
         needs.check(unfinished, log_once)
+        preflight.check_models(unfinished, experiment)
         if only is None and _only_seeds_changed(overrides):
             experiment.print_estimate()
         for stage in chosen:
@@ -199,6 +201,7 @@ class Experiment(Workspace):
         """
         if self._is_done(stage, overwrite):
             return
+        preflight.check_models([stage], self, download=True)
         with self._only_run(stage):
             processes.barrier(f"{stage.name} locked")  # the first process holds the lock before anything is changed
             if not self._is_done(stage, overwrite):  # another run may have finished it since

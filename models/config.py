@@ -31,6 +31,9 @@ class RopeScaling:
     beta_slow: float = 1.0
     attention_factor: float | None = None
 
+    def __post_init__(self):
+        _check_above_zero(self, "rope_scaling.", ("factor", "original_context", "low_freq_factor", "high_freq_factor"))
+
     @property
     def magnitude(self) -> float:
         """The factor on cosine and sine: `attention_factor` where given, else 0.1 ln(factor) + 1 for YaRN, else 1."""
@@ -95,6 +98,9 @@ class DecoderConfig:
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
                 raise UserError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
+        _check_above_zero(self, "", ("norm_eps", "rope_theta", "full_attention_every"))
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout {self.dropout} must be at least 0 and below 1")
         if self.heads % self.kv_heads:
             raise UserError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if self.head_dim % 2:
@@ -149,6 +155,18 @@ class Compute:
     unroll: int = 1
     logits_chunk: int = 1024
     tile_kib: int | None = None
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"compute.dtype {self.dtype!r} must be float32, bfloat16 or float16")
+        _check_above_zero(self, "compute.", ("unroll", "logits_chunk", "tile_kib"))
+
+
+def _check_above_zero(config: object, where: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise UserError(f"{where}{name} {value!r} must be a number above 0")
 
 
 @dataclasses.dataclass(frozen=True)

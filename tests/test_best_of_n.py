@@ -157,7 +157,7 @@ def test_an_answer_may_hold_any_character(tmp_path):
     ("name", "says"),
     [
         ("greedy", "stage greedy: 4 greedy samples are all the same; set a temperature above 0"),
-        ("of-reward", "stage of-reward: its policy is a reward model (scalar head), which cannot generate"),
+        ("of-reward", "stage of-reward: init reward is a reward model (scalar head)"),
     ],
 )
 def test_what_cannot_be_sampled_is_told_in_one_line(name, says, ready):

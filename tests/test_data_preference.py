@@ -238,13 +238,13 @@ def test_a_text_that_is_no_transcript_is_one_line(tmp_path, tokenizer):
         ({"template": None}, "kind 'preference' needs a template"),
         ({"document_mask": False}, "document_mask=False is for kinds 'text' and 'chat'"),
         ({"max_side_length": 511}, "max_side_length 511 must lie between 2 and sequence_length - 2"),
-        ({"max_pairs_per_row": 0}, "max_pairs_per_row 0 must be at least 1"),
+        ({"max_pairs_per_row": 0}, "max_pairs_per_row: 0 is not a whole number of at least 1"),
         ({"sequence_length": 3}, "sequence_length 3 has no room for the two sides of a pair"),
         ({"keep": ("a",)}, "keep is for kind 'prompts', this is kind 'preference'"),
         ({"kind": "chat", "max_side_length": 9}, "max_side_length is for kind 'preference', this is kind 'chat'"),
         ({"source": {"fields": {"user": "q"}}}, "name 'user', but kind 'preference' uses system, prompt, chosen"),
         ({"kind": "chat", "source": {"format": "hh"}}, "format 'hh' of source .* is for kinds 'preference'"),
-        ({"source": {"format": "pm"}}, "format of source .* is 'pm'; use one of"),
+        ({"source": {"format": "pm"}}, "data.sources.format: 'pm' is not one of 'hh'"),
     ],
 )
 def test_a_wrong_preference_specification_is_one_line(changes, message, tmp_path):

@@ -101,7 +101,13 @@ def test_an_override_leaves_the_original_and_its_other_fields_alone():
         ("batch.size", "3", "batch is 4 and has no fields"),
         ("data.sources.7.path", "x", "write an index below 2"),
         ("optimizer.lr", "fast", "fast"),
-        ("batch", "0", "batch must be above 0"),
+        ("batch", "0", "pretrain.batch: 0 is not a whole number of at least 1"),
+        ("batch", "1e30", "pretrain.batch: a number of 100 bits is not a whole number of 64 bits"),
+        ("seed", "-1", "pretrain.seed: -1 is not a whole number of at least 0"),
+        ("epochs", "nan", "pretrain.epochs: nan is not a number that is finite"),
+        ("dropout", "1", "pretrain.dropout: 1.0 is not a number below 1"),
+        ("checkpoints.every", "0", "pretrain.checkpoints.every: 0 is not a whole number of at least 1"),
+        ("optimizer.clip", "inf", "optimizer.clip: inf is not a number that is finite"),
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(path, text, message):

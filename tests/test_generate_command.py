@@ -216,11 +216,11 @@ def test_a_run_that_was_moved_still_finds_its_vocabulary(run, capsys, tmp_path):
     assert source.template == "tulu" and source.tokenizer.hash == run.tokenizer.hash
 
 
-def test_another_vocabulary_than_the_trained_one_is_told(run, capsys, tmp_path):
+def test_another_vocabulary_than_the_trained_one_is_refused(run, capsys, tmp_path):
     other = data_kit.sentencepiece(tmp_path, vocab=400)
     status, _, err = easylm(capsys, run.folder / "sft", QUESTION, "--tokenizer", other, "--max-new-tokens", 2)
-    assert status == 0
-    assert err.splitlines()[0] == f"easylm: warning: {run.folder / 'sft'} was not trained with the tokenizer {other}"
+    assert status == 2 and len(err.splitlines()) == 1
+    assert f"{run.folder / 'sft'} was trained with another tokenizer than {other}: token " in err
 
 
 def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):

@@ -189,10 +189,10 @@ def test_rank_larger_than_the_kernel_is_refused(base):
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"rank": 0}, "rank 0 must be a positive whole number"),
-        ({"alpha": 0}, "alpha 0 must be positive"),
+        ({"rank": 0}, "lora.rank: 0 is not a whole number of at least 1"),
+        ({"alpha": 0}, "lora.alpha: 0 is not a number above 0"),
         ({"targets": "attn.q"}, "must be a tuple of patterns"),
-        ({"dropout": 1.0}, "at least 0 and below 1"),
+        ({"dropout": 1.0}, "lora.dropout: 1.0 is not a number below 1"),
     ],
 )
 def test_configuration_that_cannot_work_is_refused_when_written(fields, why):

@@ -506,11 +506,11 @@ def test_sharded_update_equals_the_one_on_a_single_device():
     ("fields", "why"),
     [
         ({"lr": "soon"}, "'soon' is not a number"),
-        ({"b1": 1.0}, "b1 1.0 must be at least 0 and below 1"),
-        ({"eps": 0.0}, "eps 0.0 must be positive"),
-        ({"weight_decay": -0.1}, "must not be negative"),
-        ({"clip": 0.0}, "or None for no clipping"),
-        ({"abort_after": 0}, "must be at least 1"),
+        ({"b1": 1.0}, "optimizer.b1: 1.0 is not a number below 1"),
+        ({"eps": 0.0}, "optimizer.eps: 0.0 is not a number above 0"),
+        ({"weight_decay": -0.1}, "optimizer.weight_decay: -0.1 is not a number of at least 0"),
+        ({"clip": 0.0}, "optimizer.clip: 0.0 is not a number above 0"),
+        ({"abort_after": 0}, "abort_after: 0 is not a whole number of at least 1"),
         ({"moment_dtype": "float16"}, "must be one of float32, bfloat16"),
         ({"second_moment_dtype": "bfloat16", "b2": 0.999}, "cannot follow b2 0.999"),
         ({"trainable": "head"}, "must be a tuple of patterns"),
@@ -526,7 +526,7 @@ def test_configuration_that_cannot_work_is_refused_when_written(fields, why):
     [
         ({"min_values": 2}, "between 3 and"),
         ({"window": 10}, "between 3 and"),
-        ({"sigma": 0.0}, "must be positive"),
+        ({"sigma": 0.0}, "skip_step.sigma: 0.0 is not a number above 0"),
         ({"window": 9.5}, "whole"),
     ],
 )

@@ -49,18 +49,32 @@ BAD = {
         "not_a_number gave nan for record",
     ),
     "a mini-batch that does not divide": ("ppo", ["mini_batch=3"], "mini_batch 3 does not divide the 8 responses"),
-    "a policy that is a reward model": ("ppo", ["init=reward"], "its policy is a reward model (scalar head)"),
-    "a reward model without a head": ("ppo", ["reward.model=sft"], "stage ppo: sft has no scalar head, so it is no"),
+    "a policy that is a reward model": (
+        "ppo",
+        ["init=reward"],
+        "stage ppo: init reward is a reward model (scalar head)",
+    ),
+    "a reward model without a head": (
+        "ppo",
+        ["reward.model=sft"],
+        "stage ppo: reward.model sft has no scalar head, so it is no",
+    ),
     "one answer without a group": ("grpo", ["samples=1"], "samples must be at least 2; an advantage compares"),
-    "no answer": ("ppo", ["samples=0"], "samples must be at least 1, not 0"),
+    "no answer": ("ppo", ["samples=0"], "ppo.samples: 0 is not a whole number of at least 1"),
     "an unknown advantage": ("grpo", ["advantages=best"], "'best' is not one of 'grpo', 'standard', 'mean'"),
     "an unknown loss": ("online", ["loss=dpoo"], "'dpoo' is not one of 'dpo', 'dpo_norm', 'ipo', 'simpo'"),
+    "no room for a prompt": (
+        "ppo",
+        ["sampling.max_new_tokens=64"],
+        "stage ppo: sampling.max_new_tokens needs a context of 65 tokens, but init sft has one of 64",
+    ),
+    "no share of the tokens": ("grpo", ["sampling.top_p=1.5"], "sampling.top_p: 1.5 is not a number of at most 1"),
     "no room for an answer": ("ppo", ["sampling.max_new_tokens=60"], "exceed the model's context of 64"),
     "a batch larger than the prompts": ("ppo", ["batch=64", "mini_batch=64"], "a batch of 64 rows is more than the"),
     "a reference of another shape": (
         "grpo",
         ["reference=reward"],
-        "the reference reward has another architecture than the policy sft",
+        "stage grpo: reference reward is a reward model (scalar head)",
     ),
     "greedy exploration": ("grpo", ["sampling.temperature=0"], "sampling.temperature must be above 0"),
     "data that are no prompts": (
@@ -90,10 +104,11 @@ def test_rows_that_do_not_divide_over_the_devices(finished):
 def test_models_of_another_vocabulary_are_refused(finished, tmp_path):
     """The prompts' tokens are not those that the policy and the reward model know by these numbers."""
     other = rl_kit.other_tokenizer(tmp_path)
-    line = refused(finished, f"ppo.data.tokenizer={other}", "--only", "ppo")
-    assert line.startswith("stage ppo: the policy sft was trained with another tokenizer than the prompts'")
-    line = refused(finished, f"best.data.tokenizer={other}", "--only", "best")
-    assert line.startswith("stage best: the model sft was trained with another tokenizer than the prompts'")
+    for stage in ("ppo", "best"):
+        line = refused(finished, f"{stage}.data.tokenizer={other}", "--only", stage)
+        assert line.startswith(
+            f"stage {stage}: init sft was trained with another tokenizer than the one of the stage's"
+        )
 
 
 @pytest.fixture
@@ -110,9 +125,9 @@ def test_a_reward_model_of_another_vocabulary_is_refused(in_process, tmp_path):
         params = rl_kit.nested_params(rl_kit.experiment(tmp_path / "runs"), "reward")
         checkpointer.save(1, {"params": params}, meta)
     other = f"run:{tmp_path}/other"
-    for stage, what in ((rl_kit.grpo(reward=Reward(model=other)), "reward"), (rl_kit.ppo(value=other), "value")):
+    for stage, what in ((rl_kit.grpo(reward=Reward(model=other)), "reward.model"), (rl_kit.ppo(value=other), "value")):
         it = rl_kit.experiment(tmp_path / "runs", stage)
-        with pytest.raises(UserError, match=f": the {what} model run:.*/other was trained with another tokenizer than"):
+        with pytest.raises(UserError, match=f": {what} run:.*/other was trained with another tokenizer than"):
             it.run(stage)
 
 
@@ -175,7 +190,7 @@ def test_recipes_that_make_no_sense_are_refused_where_they_are_written():
         rl_kit.ppo(init=None, model=rl_kit.MODEL)
     with pytest.raises(UserError, match="validation prompts need check"):
         rl_kit.ppo(validation=Validation(rl_kit.prompts("x")))
-    with pytest.raises(UserError, match="samples, pairs and batch must be at least 1"):
+    with pytest.raises(UserError, match="b.samples: 0 is not a whole number of at least 1"):
         BestOfN(
             "b",
             init="sft",

@@ -17,7 +17,7 @@ from easylm_jax.checkpoint import hub, store
 from easylm_jax.checkpoint.checkpointer import restore_params
 from easylm_jax.config import Compute
 from easylm_jax.data import load_tokenizer
-from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
+from easylm_jax.data.tokenizer import Tokenizer, differing_token, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
 from models.config import DecoderConfig, RopeScaling
@@ -113,6 +113,7 @@ def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | 
             "the model's own with --tokenizer"
         )
     if meta.get("tokenizer_hash") not in (None, loaded.hash):
+        _refuse_other_tokens(model, loaded, known_tokenizer)
         print(f"easylm: warning: {model} was not trained with the tokenizer {loaded.spec}", file=sys.stderr)
     with jax.set_mesh(mesh):
         params = source.frozen(mesh)
@@ -121,15 +122,26 @@ def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | 
     return LoadedModel(decoder, params, mesh, loaded, data.get("template"), bool(data.get("add_bos")))
 
 
+def _refuse_other_tokens(model: str, tokenizer: Tokenizer, own: str | None) -> None:
+    """Raises `UserError` if a tokenizer's tokens are not those of the model's own, where that one can be read."""
+    try:
+        why = None if own is None else differing_token(load_tokenizer(own), tokenizer)
+    except UserError:  # it has been moved or deleted
+        return
+    if why is not None:
+        raise UserError(
+            f"{model} was trained with another tokenizer than {tokenizer.spec}: {why}; leave --tokenizer out"
+        )
+
+
 def resolve_model(model: str) -> tuple[str, dict[str, Any], str | None]:
     """(name for `model_from`, metadata of its checkpoint, tokenizer or None if that is not known) of a model."""
     path = Path(model)
     if model.startswith("hf:") or (not is_checkpoint(model) and any(path.glob("*.safetensors"))):
         folder = hub.resolve(model.removeprefix("hf:"))
         return f"hf:{folder}", {"config": {"data": {"add_bos": _adds_bos(folder)}}}, f"hf:{folder}"
-    folder = _step_folder(path)
-    meta = _meta(folder)
-    return f"run:{folder}", meta, _tokenizer_of(folder, meta)
+    folder, meta = checked_meta(path)
+    return f"run:{folder}", meta, tokenizer_of(folder, meta)
 
 
 def _adds_bos(folder: Path) -> bool:
@@ -157,21 +169,22 @@ def _step_folder(path: Path) -> Path:
     return store.resolve(path)
 
 
-def _meta(folder: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint.
+def checked_meta(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The step folder of a stage's or checkpoint's folder, and its metadata.
 
     Raises:
-        UserError: it holds only a LoRA adapter.
+        UserError: there is no checkpoint, or it holds only a LoRA adapter.
     """
+    folder = _step_folder(path)
     meta = store.read_meta(folder)
     if (meta.get("config") or {}).get("lora") and "merged" not in folder.parts:
         raise UserError(
             f"{folder} holds only a LoRA adapter; give the folder of its finished stage, which has merged/checkpoints"
         )
-    return meta
+    return folder, meta
 
 
-def _tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
+def tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
     """The tokenizer that a checkpoint was trained with: a stage's of its run, at its recorded path, or its source's."""
     name = str(((meta.get("config") or {}).get("data") or {}).get("tokenizer") or "")
     if name.startswith("stage:"):  # look in the run's folder first, since the run may have been moved
@@ -264,39 +277,3 @@ def _with_scalar_head(
 def _load_hf(folder: Path, compute: Compute, abstract: Any) -> Any:
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return models.load_hf(folder, compute=compute, shardings=layout)[1]
-
-
-def check_vocabulary(name: str, config: DecoderConfig, tokenizer: str) -> None:
-    """Raises a UserError if the tokenizer has more tokens than the model's embedding has rows."""
-    size = load_tokenizer(tokenizer).vocab_size
-    if size > config.vocab:
-        raise UserError(f"stage {name}: the tokenizer has {size} tokens, the model only {config.vocab} (vocab)")
-
-
-def check_same_tokenizer(name: str, what: str, init: str, source: ModelSource, tokenizer: Tokenizer) -> None:
-    """Raises a UserError unless a model that scores the policy's tokens uses the same tokenizer.
-
-    `what` names the role of the model `init` in messages, such as "reward model".
-    """
-    own_hash = _tokenizer_hash(init, source.folder)
-    if own_hash is not None and own_hash != tokenizer.hash:
-        raise UserError(
-            f"stage {name}: the {what} {init} was trained with another tokenizer than the prompts' "
-            f"({tokenizer.spec}); train it with the same one"
-        )
-    if tokenizer.vocab_size > source.config.vocab:
-        raise UserError(
-            f"stage {name}: the tokenizer has {tokenizer.vocab_size} tokens, the {what} {init} only "
-            f"{source.config.vocab}"
-        )
-
-
-def _tokenizer_hash(init: str, folder: Path | None) -> str | None:
-    """The content hash of the tokenizer that a model was trained with; None if it is not known."""
-    assert folder is not None
-    if not init.startswith("hf:"):
-        return store.read_meta(store.resolve(folder)).get("tokenizer_hash")
-    try:
-        return load_tokenizer(f"hf:{folder}").hash
-    except UserError:  # the folder has only weights
-        return None

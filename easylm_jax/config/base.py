@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 from easylm_jax.config import fields
+from easylm_jax.config.bounds import Count, Positive, Seed
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.runtime.functions import load_function
 from models.errors import UserError
@@ -23,12 +24,12 @@ class Checkpoints:
     the next one. A save that takes more than `deadline_seconds` is an error.
     """
 
-    every: int = 1
-    latest: int = 2
-    keep_every: int | None = None
-    history: int | None = None
+    every: Count = 1
+    latest: Count = 2
+    keep_every: Count | None = None
+    history: Count | None = None
     when_busy: Literal["wait", "skip"] = "wait"
-    deadline_seconds: float = 600.0
+    deadline_seconds: Positive = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Monitoring:
 
     tensorboard: bool = False
     wandb: str | None = None
-    heartbeat_seconds: float = 30.0
+    heartbeat_seconds: Positive = 30.0
     watchdog: bool = True
 
 
@@ -46,7 +47,24 @@ class Validation:
     """Held-out data, evaluated with the stage's objective every `every` steps and at the end."""
 
     data: DataSpec
-    every: int | None = None
+    every: Count | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelUse:
+    """A model that a stage reads, and what it asks of it (`checkpoint.preflight` checks it).
+
+    `field` is the field that names the model, and `name` the model (None: fresh parameters). `kind` says which models
+    fit: "language", "reward" (with a scalar head), or "any". `data` are the data sets whose tokens the model reads, and
+    `tokens` the context that it needs at least because of `tokens_field`.
+    """
+
+    field: str
+    name: str | None
+    kind: Literal["language", "reward", "any"]
+    data: tuple[DataSpec, ...] = ()
+    tokens: int = 0
+    tokens_field: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +81,10 @@ class Stage:
     generates: ClassVar[bool] = False
 
     name: str = dataclasses.field(kw_only=False)
-    seed: int = 0
+    seed: Seed = 0
+
+    def __post_init__(self):
+        fields.check_types(self, self.name if isinstance(self.name, str) else "")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -84,6 +105,11 @@ class Stage:
     def models(self) -> dict[str, str | None]:
         """The models that the stage runs besides the one that it trains, by role; None where a role is not used."""
         return {}
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        """All models that the stage reads, with what it asks of them."""
+        return ()
 
     @property
     def rows_per_update(self) -> int:
@@ -123,7 +149,7 @@ class MakeData(Stage):
     def __post_init__(self):
         pairs = self.arguments.items() if isinstance(self.arguments, Mapping) else self.arguments
         object.__setattr__(self, "arguments", tuple((name, value) for name, value in pairs))
-        fields.check_types(self, self.name)
+        super().__post_init__()
 
     @property
     def function_arguments(self) -> tuple[object, ...]:
@@ -145,7 +171,7 @@ class Tokenizer(Stage):
     """
 
     sources: tuple[Source, ...]
-    vocab_size: int
+    vocab_size: Count
     symbols: tuple[str, ...] = ()
 
     @property

@@ -6,15 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from easylm_jax.config import fields
+from easylm_jax.config.bounds import Count, Positive, Seed
 from models.errors import UserError
 
-KINDS = ("text", "chat", "preference", "prompts")
-PACKINGS = ("concat", "best_fit", "none")
-OVERLONG = ("truncate", "drop", "error")
-TRAIN_ON = ("assistant", "last_assistant", "all")
 NAMED_PREFIXES = ("hf:", "tfds:", "seqio:")
 ROLES = ("system", "user", "assistant")
-FORMATS = (None, "hh")
 # What `Source.fields` may name, by kind of data.
 FIELDS = {
     "text": ROLES,
@@ -28,12 +25,6 @@ ADDED_LATER = {
     "source": ("format", "data_files", "data_dir"),
     "spec": ("max_side_length", "max_pairs_per_row", "keep"),
 }
-
-
-def _choice(what: str, value: Any, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
-        named = ", ".join(name for name in allowed if name is not None)
-        raise UserError(f"data: {what} is {value!r}; use one of {named}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +69,12 @@ class Source:
     streaming: bool = False
 
     def __post_init__(self):
+        if isinstance(self.data_files, list):
+            object.__setattr__(self, "data_files", tuple(self.data_files))
+        if isinstance(self.fields, list):  # pairs, as JSON has them
+            pairs = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in self.fields)
+            object.__setattr__(self, "fields", pairs)
+        fields.check_types(self, "data.sources")
         if not self.path:
             raise UserError("data: a source needs a path")
         if self.weight is not None and not self.weight > 0:
@@ -88,13 +85,9 @@ class Source:
             value = getattr(self, name)
             if value is not None and (value < 0 or (value == 0 and name != "skip")):
                 raise UserError(f"data: {name} {value} of source {self.path} must be above 0")
-        _choice(f"text_unit of source {self.path}", self.text_unit, ("file", "line", "paragraph"))
-        _choice(f"format of source {self.path}", self.format, FORMATS)
         for name in ("data_files", "data_dir", "streaming"):
             if getattr(self, name) and not self.path.startswith("hf:"):
                 raise UserError(f"data: {name} of source {self.path} is for hf: sets only")
-        if isinstance(self.data_files, list):
-            object.__setattr__(self, "data_files", tuple(self.data_files))
         for name in ("weight", "fraction"):  # 3 and 3.0 are one weight and must give one key
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, float(getattr(self, name)))
@@ -145,7 +138,7 @@ class DataSpec:
 
     sources: tuple[Source, ...]
     tokenizer: str
-    sequence_length: int
+    sequence_length: Count
     kind: Literal["text", "chat", "preference", "prompts"] = "text"
     template: str | None = None
     packing: Literal["concat", "best_fit", "none"] | None = None
@@ -154,36 +147,30 @@ class DataSpec:
     train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     add_bos: bool = False
     repetition_filter: bool = False
-    temperature: float | None = None
+    temperature: Positive | None = None
     compat: Literal["tulu25"] | None = None
     on_bad: Literal["error", "skip"] = "error"
-    seed: int = 42
-    max_side_length: int | None = None
-    max_pairs_per_row: int | None = None
+    seed: Seed = 42
+    max_side_length: Count | None = None
+    max_pairs_per_row: Count | None = None
     keep: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        sources = (self.sources,) if isinstance(self.sources, Source) else tuple(self.sources)
-        object.__setattr__(self, "sources", sources)
+        for name in ("sources", "keep"):  # one alone, or a list of JSON
+            value = getattr(self, name)
+            value = (value,) if isinstance(value, (Source, str)) else value
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        fields.check_types(self, "data")
+        sources = self.sources
         if not sources:
             raise UserError("data: sources is empty; give at least one Source")
-        _choice("kind", self.kind, KINDS)
         usual = {"packing": {"preference": "best_fit", "prompts": "none"}.get(self.kind, "concat")}
         usual["overlong"] = "drop" if self.kind == "prompts" else "truncate"
         for name, value in usual.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        if self.keep is not None:
-            object.__setattr__(self, "keep", (self.keep,) if isinstance(self.keep, str) else tuple(self.keep))
-        _choice("packing", self.packing, PACKINGS)
-        _choice("overlong", self.overlong, OVERLONG)
-        _choice("train_on", self.train_on, TRAIN_ON)
-        _choice("on_bad", self.on_bad, ("error", "skip"))
-        _choice("compat", self.compat, (None, "tulu25"))
         if self.sequence_length < 2:
             raise UserError(f"data: sequence_length {self.sequence_length} must be at least 2")
-        if self.temperature is not None and not self.temperature > 0:
-            raise UserError(f"data: temperature {self.temperature} must be above 0")
         if self.temperature is not None:
             object.__setattr__(self, "temperature", float(self.temperature))
         if len({source.weight is None for source in sources}) == 2:
@@ -243,13 +230,16 @@ class DataSpec:
             raise UserError(f"data: max_side_length {limit} must lie between 2 and sequence_length - 2")
         if self.sequence_length < 4:
             raise UserError(f"data: sequence_length {self.sequence_length} has no room for the two sides of a pair")
-        if self.max_pairs_per_row is not None and self.max_pairs_per_row < 1:
-            raise UserError(f"data: max_pairs_per_row {self.max_pairs_per_row} must be at least 1")
 
     @property
     def side_limit(self) -> int:
         """The most tokens of one side of a pair."""
         return self.max_side_length or self.sequence_length // 2
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of one document, or of one side of a pair with its prompt."""
+        return self.side_limit if self.kind == "preference" else self.sequence_length
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of `from_dict`."""
@@ -258,6 +248,8 @@ class DataSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
         """A spec from JSON values; `UserError` for an unknown or missing field."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("sources", []), (list, tuple)):
+            raise UserError("data: a specification is an object whose sources are a list")
         sources = values.get("sources", ())
         sources = tuple(source if isinstance(source, Source) else _construct(Source, source) for source in sources)
         return _construct(cls, {**values, "sources": sources})
@@ -266,11 +258,13 @@ class DataSpec:
 def _construct(cls: type, values: Mapping[str, Any]) -> Any:
     if isinstance(values, str) and cls is Source:
         return Source(values)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
+    if not isinstance(values, Mapping):
+        raise UserError(f"data: {values!r} is not the fields of a {cls.__name__}")
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
     if unknown:
-        raise UserError(f"data: {cls.__name__} has no field {unknown[0]!r}; its fields are {', '.join(fields)}")
-    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        raise UserError(f"data: {cls.__name__} has no field {unknown[0]!r}; its fields are {', '.join(known)}")
+    required = [name for name, field in known.items() if field.default is dataclasses.MISSING]
     missing = [name for name in required if name not in values]
     if missing:
         raise UserError(f"data: {cls.__name__} needs the field {missing[0]!r}")

@@ -6,7 +6,8 @@ import dataclasses
 from typing import ClassVar
 
 from easylm_jax.config import fields
-from easylm_jax.config.base import Stage, models_of, stages_of_data
+from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of_data
+from easylm_jax.config.bounds import Count
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.reward import Sampling
 from models.config import Compute
@@ -26,8 +27,8 @@ class Task:
     data: DataSpec
     verifier: str
     sampling: Sampling
-    samples: int = 1
-    limit: int | None = None
+    samples: Count = 1
+    limit: Count | None = None
     best_of: str | None = None
     also: tuple[tuple[str, str], ...] = ()
 
@@ -70,13 +71,15 @@ class Evaluate(Stage):
     tasks: tuple[Task, ...]
     entries: tuple[Entry, ...]
     reference: str | None = None
-    kl_prompts: int = 256
+    kl_prompts: Count = 256
     published: tuple[Published, ...] = ()
     compute: Compute = Compute()
     average: tuple[str, ...] = fields.added_later(())
 
     def __post_init__(self):
-        fields.check_types(self, self.name)
+        super().__post_init__()
+        if not (self.tasks and self.entries):
+            raise UserError(f"stage {self.name}: give at least one task and one entry")
         methods = [entry.method for entry in self.entries]
         for entry in self.entries:
             if entry.over is not None and entry.over not in methods:
@@ -95,6 +98,22 @@ class Evaluate(Stage):
     @property
     def models(self) -> dict[str, str | None]:
         return {"model": self.entries[0].stages[0]}
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        data = tuple(task.data for task in self.tasks)
+        longest = max(self.tasks, key=lambda task: task.sampling.max_new_tokens)
+        asked = (data, longest.sampling.least_context, f"max_new_tokens of task {longest.name}")
+        names = dict.fromkeys(name for entry in self.entries for name in entry.stages)
+        uses = [ModelUse("entries", name, "language", *asked) for name in names]
+        if self.reference is not None:
+            uses.append(ModelUse("reference", self.reference, "language", *asked))
+        for task in self.tasks:
+            if task.best_of is not None:
+                field = f"best_of of task {task.name}"
+                own = (task.sampling.least_context, f"max_new_tokens of task {task.name}")
+                uses.append(ModelUse(field, task.best_of, "reward", (task.data,), *own))
+        return tuple(uses)
 
     @property
     def work(self) -> str:

@@ -8,6 +8,7 @@ that names what would be accepted.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -16,6 +17,7 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
+from easylm_jax.config.bounds import FINITE, Bounds
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 _FIELD_TYPES: dict[type, dict[str, Any]] = {}  # reading annotations is slow, so it is done once for each class
+_FIELD_BOUNDS: dict[type, dict[str, Bounds]] = {}
 
 
 def field_types(cls: type[Any]) -> dict[str, Any]:
@@ -31,6 +34,20 @@ def field_types(cls: type[Any]) -> dict[str, Any]:
         hints = typing.get_type_hints(cls)
         _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
     return _FIELD_TYPES[cls]
+
+
+def field_bounds(cls: type[Any]) -> dict[str, Bounds]:
+    """The bounds of the numbers in each field of a dataclass (`config.bounds`); fields without any are left out."""
+    if cls not in _FIELD_BOUNDS:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        found = {field.name: _bounds_in(hints[field.name]) for field in dataclasses.fields(cls)}
+        _FIELD_BOUNDS[cls] = {name: bounds for name, bounds in found.items() if bounds is not None}
+    return _FIELD_BOUNDS[cls]
+
+
+def _bounds_in(hint: Any) -> Bounds | None:
+    own = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bounds)), None)
+    return own or next(filter(None, map(_bounds_in, typing.get_args(hint))), None)
 
 
 def added_later(default: Any) -> Any:
@@ -144,17 +161,32 @@ def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
 
 
 def check_types(value: Any, where: str = "") -> None:
-    """Raises `UserError` for the first field of a dataclass, at any depth, whose value does not fit its type."""
-    hints = field_types(type(value))
+    """Raises `UserError` for the first field of a dataclass, at any depth, whose value does not fit its type or lies
+    outside of its bounds."""
+    hints, all_bounds = field_types(type(value)), field_bounds(type(value))
     for name, hint in hints.items():
         item, path = getattr(value, name), f"{where}.{name}".lstrip(".")
         if not _fits_any(hint, item):
             raise UserError(f"{path}: {item!r} is not {_describe_type(hint)}")
+        _check_bounds(item, hint, all_bounds.get(name, FINITE), path)
         inner = item if isinstance(item, tuple) else (item,)
         for at, element in enumerate(inner):
             if dataclasses.is_dataclass(element):
                 own = getattr(element, "name", None) if where == "" else None  # a stage is identified by its name
                 check_types(element, own or (path if inner is not item else f"{path}.{at}"))
+
+
+def _check_bounds(item: Any, hint: Any, bounds: Bounds, path: str) -> None:
+    """Raises `UserError` if a number, or one in a tuple, lies outside of its bounds."""
+    for number in item if isinstance(item, tuple) else (item,):
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and (wanted := bounds.broken(number)):
+            shown = (
+                repr(number)
+                if abs(number) < 2**63 or isinstance(number, float)
+                else f"a number of {number.bit_length()} bits"
+            )
+            kind = next((option for option in (int, float) if option in _options(hint)), type(number))
+            raise UserError(f"{path}: {shown} is not {_describe_type(kind)} {wanted}")
 
 
 def _fits(option: Any, item: Any) -> bool:
@@ -207,6 +239,8 @@ def _parse_one(option: Any, text: str) -> Any:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
     elif option is int:
+        with contextlib.suppress(ValueError):
+            return int(text)  # exact, unlike the number that it is as a float
         number = float(text.replace("_", ""))
         if number == int(number):
             return int(number)

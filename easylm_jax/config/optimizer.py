@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from easylm_jax.config import fields
+from easylm_jax.config.bounds import BelowOne, Count, NonNegative, Positive
 from easylm_jax.config.schedule import read_schedule
 from models.errors import UserError
 
@@ -19,20 +20,15 @@ class LoraConfig:
     the whole batch (the adapter is merged into the weights, where single tokens cannot be told apart).
     """
 
-    rank: int
-    alpha: float
+    rank: Count
+    alpha: Positive
     targets: tuple[str, ...] = ("attn.q", "attn.v")
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
 
     def __post_init__(self):
-        if not (isinstance(self.rank, int) and self.rank > 0):
-            raise UserError(f"lora: rank {self.rank!r} must be a positive whole number")
-        if not self.alpha > 0:
-            raise UserError(f"lora: alpha {self.alpha!r} must be positive")
         if isinstance(self.targets, str) or not self.targets:
             raise UserError(f"lora: targets {self.targets!r} must be a tuple of patterns, such as ('attn.q', 'attn.v')")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora: dropout {self.dropout!r} must be at least 0 and below 1")
+        fields.check_types(self, "lora")
 
 
 _DTYPES = ("float32", "bfloat16")
@@ -50,18 +46,15 @@ class SkipStep:
 
     window: int = 128
     min_values: int = 64
-    sigma: float = 6.0
+    sigma: Positive = 6.0
 
     def __post_init__(self):
-        if not (isinstance(self.window, int) and isinstance(self.min_values, int)):
-            raise UserError("skip_step: window and min_values are whole numbers of updates")
+        fields.check_types(self, "skip_step")
         # Two earlier values are the fewest that have a sample deviation.
         if not 3 <= self.min_values <= self.window + 1:
             raise UserError(
                 f"skip_step: min_values {self.min_values} must lie between 3 and window + 1 ({self.window + 1})"
             )
-        if not self.sigma > 0:
-            raise UserError(f"skip_step: sigma {self.sigma} must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +71,8 @@ class ParameterGroup:
     name: str
     patterns: tuple[str, ...]
     lr: str | float | None = None
-    weight_decay: float | None = None
-    clip: float | Literal["shared"] | None = "shared"
+    weight_decay: NonNegative | None = None
+    clip: Positive | Literal["shared"] | None = "shared"
 
     def __post_init__(self):
         what = f"optimizer group {self.name!r}"
@@ -88,12 +81,9 @@ class ParameterGroup:
         _check_patterns(f"{what}: patterns", self.patterns)
         if self.lr is not None:
             read_schedule(self.lr)
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise UserError(f"{what}: weight_decay {self.weight_decay} must not be negative")
         if isinstance(self.clip, str) and self.clip != "shared":
             raise UserError(f"{what}: clip {self.clip!r} must be a number, None for no clipping, or 'shared'")
-        if not isinstance(self.clip, str | None) and not self.clip > 0:
-            raise UserError(f"{what}: clip {self.clip} must be positive, None for no clipping, or 'shared'")
+        fields.check_types(self, what)
         if (self.lr, self.weight_decay, self.clip) == (None, None, "shared"):
             raise UserError(f"{what}: it changes nothing; give it an lr, a weight_decay or a clip")
 
@@ -122,15 +112,15 @@ class OptimizerConfig:
     """
 
     lr: str | float
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
     decay_embeddings: bool = False
     decay_norms_and_biases: bool = True
-    clip: float | None = 1.0
+    clip: Positive | None = 1.0
     skip_step: SkipStep | bool | None = None
-    abort_after: int | None = 20
+    abort_after: Count | None = 20
     moment_dtype: str = "float32"
     second_moment_dtype: str = "float32"
     trainable: tuple[str, ...] = ("*",)
@@ -150,17 +140,6 @@ class OptimizerConfig:
                 raise UserError(f"optimizer: two groups are called {name!r}")
         if isinstance(self.skip_step, bool):
             object.__setattr__(self, "skip_step", SkipStep() if self.skip_step else None)
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer: {name} {getattr(self, name)} must be at least 0 and below 1")
-        if not self.eps > 0:
-            raise UserError(f"optimizer: eps {self.eps} must be positive")
-        if not self.weight_decay >= 0:
-            raise UserError(f"optimizer: weight_decay {self.weight_decay} must not be negative")
-        if self.clip is not None and not self.clip > 0:
-            raise UserError(f"optimizer: clip {self.clip} must be positive, or None for no clipping")
-        if self.abort_after is not None and self.abort_after < 1:
-            raise UserError(f"optimizer: abort_after {self.abort_after} must be at least 1, or None to go on for ever")
         for name in ("moment_dtype", "second_moment_dtype"):
             if getattr(self, name) not in _DTYPES:
                 raise UserError(f"optimizer: {name} {getattr(self, name)!r} must be one of {', '.join(_DTYPES)}")
@@ -168,6 +147,7 @@ class OptimizerConfig:
         if self.second_moment_dtype == "bfloat16" and self.b2 > 0.99:
             raise UserError(f"optimizer: a second moment in bfloat16 cannot follow b2 {self.b2}; use b2 up to 0.99")
         _check_patterns("optimizer: trainable", self.trainable)
+        fields.check_types(self, "optimizer")
 
 
 def _check_patterns(what: str, patterns: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from easylm_jax.config.base import Stage
+from easylm_jax.config.bounds import Positive
 from models.errors import UserError
 
 
@@ -24,7 +25,7 @@ class Recipe:
     mesh: str = "fsdp=-1"
     decode_mesh: str | None = None
     pod: str | None = None
-    length: float | None = None
+    length: Positive | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))

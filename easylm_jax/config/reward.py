@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
+from easylm_jax.config.base import ModelUse
+from easylm_jax.config.bounds import Bounds, Count, NonNegative, Positive
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.expression import Expression
 from easylm_jax.config.judge_templates import TEMPLATES
@@ -14,12 +17,17 @@ from models.errors import UserError
 class Sampling:
     """How responses are sampled; see `easylm_jax.decode.Engine.generate`. `slots`: responses decoded concurrently."""
 
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    max_new_tokens: Count
+    temperature: NonNegative = 1.0
+    top_k: Count | None = None
+    top_p: Annotated[float, Bounds(above=0, high=1)] | None = None
     stop_strings: tuple[str, ...] = ()
-    slots: int = 64
+    slots: Count = 64
+
+    @property
+    def least_context(self) -> int:
+        """The context that a model needs at least: a response and one token of a prompt."""
+        return self.max_new_tokens + 1
 
 
 class SampledResponses:
@@ -73,7 +81,7 @@ class Reward:
     0"`, in which `model` is the reward model's score and `judge` the score of the language model `judge`. A verifier is
     a name of `easylm_jax.rewards.VERIFIERS` or `"module:function"`, called as `function(response, record)` with the
     columns of the prompt's record. Verifiers run in `workers` processes (default: as many as there are free cores); a
-    call that takes more than `seconds` is stopped and scores 0.
+    call that takes more than `seconds` of CPU time is stopped and scores 0.
     `missing_end` replaces the score of a response without an end token (−10 for PPO, 0 for GRPO; None keeps the score).
     """
 
@@ -83,14 +91,12 @@ class Reward:
     missing_end: float | None = -10.0
     gain: float = 1.0
     bias: float = 0.0
-    seconds: float = 10.0
-    workers: int | None = None
+    seconds: Positive = 10.0
+    workers: Count | None = None
 
     def __post_init__(self):
         if self.model is None and self.verifier is None:
             raise UserError("reward: give a model, a verifier, or both")
-        if not self.seconds > 0 or (self.workers is not None and self.workers < 1):
-            raise UserError("reward: seconds must be above 0 and workers at least 1")
         uses_judge = self.verifier is not None and Expression(self.verifier).uses_judge
         if uses_judge != (self.judge is not None):
             raise UserError(
@@ -108,6 +114,15 @@ class Reward:
                 f"reward: the score of the reward model {self.model} is not used by {self.verifier!r}; write `model` "
                 "into it, or leave reward.model out (to initialise the value model from it, set value)"
             )
+
+    def model_uses(self, data: tuple[DataSpec, ...], tokens: int, tokens_field: str) -> tuple[ModelUse, ...]:
+        """The reward model, which reads responses to prompts of `data`, and the judge, which has its own tokenizer."""
+        uses = (
+            [] if self.model is None else [ModelUse("reward.model", self.model, "reward", data, tokens, tokens_field)]
+        )
+        if self.judge is not None:
+            uses.append(ModelUse("reward.judge.model", self.judge.model, "language"))
+        return tuple(uses)
 
     @property
     def models(self) -> tuple[str | None, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from easylm_jax.config import fields
-from easylm_jax.config.base import models_of
+from easylm_jax.config.base import ModelUse, models_of
+from easylm_jax.config.bounds import Bounds, Count, Fraction, Natural, NonNegative, Positive
 from easylm_jax.config.optimizer import OptimizerConfig
 from easylm_jax.config.reward import Reward, SampledResponses, Sampling
 from easylm_jax.config.train import Train
 from models.errors import UserError
+
+Clip = Annotated[float, Bounds(above=0, infinite=True)]  # a clipping range; infinity clips nothing
 
 if TYPE_CHECKING:
     from easylm_jax.objectives.base import Objective
@@ -45,24 +48,20 @@ class RL(SampledResponses, Train):
 
     reward: Reward
     sampling: Sampling
-    samples: int = 1
-    mini_batch: int | None = None
-    rollout_epochs: int = 1
+    samples: Count = 1
+    mini_batch: Count | None = None
+    rollout_epochs: Count = 1
     reference: str | None = None
-    logprob_temperature: float | None = None
-    sampler_correction: float | Literal["off"] | None = None
+    logprob_temperature: Positive | None = None
+    sampler_correction: Positive | Literal["off"] | None = None
     check: str | None = None
-    keep_samples: int = 4
-    asynchronous: int = 0
-    rollout_devices: int | None = None
+    keep_samples: Natural = 4
+    asynchronous: Natural = 0
+    rollout_devices: Count | None = None
 
     def __post_init__(self):
         super().__post_init__()
         rows = self.batch * self.samples
-        for name in ("samples", "rollout_epochs", "mini_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"stage {self.name}: {name} must be at least 1, not {value}")
         if self.init is None:
             raise UserError(f"stage {self.name}: give init, the policy to start from")
         if self.keep_moments or self.dropout:
@@ -82,12 +81,6 @@ class RL(SampledResponses, Train):
             raise UserError(
                 f"stage {self.name}: sampling.temperature must be above 0; greedy sampling does not explore"
             )
-        if self.asynchronous < 0 or (self.rollout_devices is not None and self.rollout_devices < 1):
-            raise UserError(f"stage {self.name}: asynchronous must be at least 0 and rollout_devices at least 1")
-        if isinstance(self.sampler_correction, (int, float)) and not self.sampler_correction > 0:
-            raise UserError(
-                f"stage {self.name}: sampler_correction must be above 0 or 'off', not {self.sampler_correction}"
-            )
         if self.rollout_devices is not None and not self.asynchronous:
             raise UserError(f"stage {self.name}: rollout_devices are for asynchronous rollouts; set asynchronous")
 
@@ -95,6 +88,16 @@ class RL(SampledResponses, Train):
     def models(self) -> dict[str, str | None]:
         value = {} if self.value_init is None else {"value": self.value_init}
         return {**value, **dict(zip(("reward", "judge"), self.reward.models, strict=True))}
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        asked = (self.all_data, self.sampling.least_context, "sampling.max_new_tokens")
+        uses = [ModelUse("init", self.init, "language", *asked)]
+        if self.reference is not None:
+            uses.append(ModelUse("reference", self.reference, "language", *asked))
+        if self.value_init is not None:
+            uses.append(ModelUse("value", self.value_init, "any", *asked))
+        return (*uses, *self.reward.model_uses(*asked))
 
     @property
     def value_init(self) -> str | None:
@@ -182,25 +185,23 @@ class PPO(RL):
 
     value: str | None = None
     value_optimizer: OptimizerConfig | None = None
-    kl: float = 0.05
+    kl: NonNegative = 0.05
     kl_kind: Literal["k1", "k2", "k3"] = "k1"
-    kl_target: float | None = None
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip: float = 0.2
-    dual_clip: float | None = None
-    value_clip: float | None = 0.2
-    value_coefficient: float = 0.1
+    kl_target: Positive | None = None
+    gamma: Fraction = 1.0
+    lam: Fraction = 0.95
+    clip: Clip = 0.2
+    dual_clip: Clip | None = None
+    value_clip: Clip | None = 0.2
+    value_coefficient: NonNegative = 0.1
     whiten: Literal["rollout", "mini_batch", "none"] = "rollout"
-    value_only: int = 0
+    value_only: Natural = 0
     compat: Literal["tulu25"] | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        if self.kl_target is not None and not self.kl_target > 0:
-            raise UserError(f"stage {self.name}: kl_target must be above 0 nats, not {self.kl_target}")
-        if self.value_only < 0 or (self.steps is not None and self.value_only >= self.steps):
-            raise UserError(f"stage {self.name}: value_only must be at least 0 and less than steps ({self.steps})")
+        if self.steps is not None and self.value_only >= self.steps:
+            raise UserError(f"stage {self.name}: value_only must be less than steps ({self.steps})")
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -259,19 +260,19 @@ class GRPO(RL):
 
     algorithm: ClassVar[str] = "grpo"
 
-    kl: float = 0.0
+    kl: NonNegative = 0.0
     kl_kind: Literal["k1", "k2", "k3", "k4"] = "k3"
     advantages: Literal["grpo", "standard", "mean", "dr_grpo", "rloo"] = "grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
+    clip_low: Clip = 0.2
+    clip_high: Clip = 0.2
+    dual_clip: Clip | None = None
     whiten: Literal["none", "rollout"] = "none"
     aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
-    bnpo_rows: int | None = fields.added_later(None)
+    bnpo_rows: Count | None = fields.added_later(None)
     ratio: Literal["token", "sequence"] = "token"
     surrogate: Literal["clip", "cispo"] = "clip"
     drop_equal: bool = False
-    refill: int = 0
+    refill: Natural = 0
     mask_truncated: bool = False
 
     def __post_init__(self):
@@ -283,13 +284,11 @@ class GRPO(RL):
         if self.bnpo_rows is not None:
             if self.aggregation != "bnpo":
                 raise UserError(f"stage {self.name}: bnpo_rows is for aggregation 'bnpo', not {self.aggregation!r}")
-            if self.bnpo_rows < 1 or self.score_rows % self.bnpo_rows:
+            if self.score_rows % self.bnpo_rows:
                 raise UserError(
                     f"stage {self.name}: bnpo_rows {self.bnpo_rows} does not divide the {self.score_rows} responses "
                     "that are trained on at once (mini_batch over accumulate)"
                 )
-        if self.refill < 0:
-            raise UserError(f"stage {self.name}: refill must be at least 0, not {self.refill}")
 
     @property
     def rollout_attempts(self) -> int:
@@ -318,9 +317,9 @@ class OnlineDPO(RL):
 
     samples: int = 2
     loss: Literal["dpo", "dpo_norm", "ipo", "simpo"] = "dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    gamma: float | None = None
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Bounds(low=0, below=0.5)] = 0.0
+    gamma: NonNegative | None = None
 
     def __post_init__(self):
         super().__post_init__()

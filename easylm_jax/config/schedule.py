@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
+import math
 from decimal import Decimal
 from typing import Literal
 
@@ -90,7 +91,7 @@ class _Reader:
             value = Decimal(word)
         except decimal.InvalidOperation:
             raise self.fail(f"{what} {word!r} is not a number") from None
-        if not value.is_finite() or value < 0:
+        if not math.isfinite(float(value)) or value < 0:
             raise self.fail(f"{what} {word!r} must be finite and not negative")
         return value
 

@@ -6,8 +6,8 @@ import dataclasses
 import re
 from typing import ClassVar
 
-from easylm_jax.config import fields
-from easylm_jax.config.base import Stage, models_of, stages_of_data
+from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of_data
+from easylm_jax.config.bounds import Count
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.expression import Expression
 from easylm_jax.config.reward import Reward, SampledResponses, Sampling
@@ -29,24 +29,28 @@ class Generate(SampledResponses, Stage):
     init: str
     data: DataSpec
     sampling: Sampling
-    samples: int
-    batch: int = 64
-    limit: int | None = None
+    samples: Count
+    batch: Count = 64
+    limit: Count | None = None
     compute: Compute = Compute()
 
-    COUNTS: ClassVar[tuple[str, ...]] = ("samples", "batch")  # fields that are at least 1
-
     def __post_init__(self):
-        fields.check_types(self, self.name)
+        super().__post_init__()
         if self.data.kind != "prompts":
             raise UserError(f"stage {self.name}: data must be prompts (kind 'prompts'), not {self.data.kind!r}")
-        if min(getattr(self, name) for name in self.COUNTS) < 1:
-            *first, last = self.COUNTS
-            raise UserError(f"stage {self.name}: {', '.join(first)} and {last} must be at least 1")
 
     @property
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*stages_of_data([self.data]), *models_of(self.init)]))
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        return (ModelUse("init", self.init, "language", *self._asked),)
+
+    @property
+    def _asked(self) -> tuple[tuple[DataSpec, ...], int, str]:
+        """What every model that reads the responses is asked for: `ModelUse.data`, `tokens` and `tokens_field`."""
+        return (self.data,), self.sampling.least_context, "sampling.max_new_tokens"
 
     @property
     def models(self) -> dict[str, str | None]:
@@ -64,14 +68,16 @@ class BestOfN(Generate):
     """
 
     reward: Reward
-    samples: int = 4
-    pairs: int = 1
-
-    COUNTS: ClassVar[tuple[str, ...]] = ("samples", "pairs", "batch")
+    samples: Count = 4
+    pairs: Count = 1
 
     @property
     def needs(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*super().needs, *models_of(*self.reward.models)]))
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        return (*super().model_uses, *self.reward.model_uses(*self._asked))
 
 
 _VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-at-most-\d{1,3}")
@@ -88,7 +94,7 @@ class MajorityVote(Generate):
     that decides by the label of the record whether a response is correct.
     """
 
-    samples: int = 64
+    samples: Count = 64
     check: str
     extract: str = "easylm_jax.rewards.spurious:answer_of"
     label: str = "answer"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from easylm_jax.config import fields
-from easylm_jax.config.base import Checkpoints, Monitoring, Stage, Validation, models_of, stages_of_data
+from easylm_jax.config.base import Checkpoints, ModelUse, Monitoring, Stage, Validation, models_of, stages_of_data
+from easylm_jax.config.bounds import BelowOne, Bounds, Count, NonNegative, Positive
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.expression import parse_call
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig
@@ -18,6 +19,9 @@ from models.errors import UserError
 if TYPE_CHECKING:
     from easylm_jax.objectives.base import Objective
     from models.model import Model
+
+
+_LENGTH_FIELDS = ("data.sequence_length", "validation.data.sequence_length")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,35 +48,41 @@ class Train(Stage):
     keep_moments: bool = False
     data: DataSpec
     validation: Validation | None = None
-    batch: int
-    accumulate: int = 1
-    steps: int | None = None
-    epochs: float | None = None
-    examples: int | None = None
+    batch: Count
+    accumulate: Count = 1
+    steps: Count | None = None
+    epochs: Positive | None = None
+    examples: Count | None = None
     optimizer: OptimizerConfig
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     lora: LoraConfig | None = None
     compute: Compute = Compute()
     checkpoints: Checkpoints = Checkpoints()
     monitoring: Monitoring = Monitoring()
 
     def __post_init__(self):
-        fields.check_types(self, self.name)
+        super().__post_init__()
         if (self.model is None) == (self.init is None):
             raise UserError(f"stage {self.name}: give either model (fresh parameters) or init (a checkpoint)")
         if self.steps is None and self.epochs is None:
             raise UserError(f"stage {self.name}: give steps or epochs (or both: the first to be reached ends it)")
         if self.keep_moments and self.lora:
             raise UserError(f"stage {self.name}: keep_moments needs the same trained parameters, which lora changes")
-        for name in ("batch", "accumulate", "steps", "epochs", "examples"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"stage {self.name}: {name} must be above 0, not {value}")
 
     @property
     def needs(self) -> tuple[str, ...]:
-        data = [self.data] + ([self.validation.data] if self.validation else [])
-        return tuple(dict.fromkeys([*stages_of_data(data), *models_of(self.init)]))
+        return tuple(dict.fromkeys([*stages_of_data(self.all_data), *models_of(self.init)]))
+
+    @property
+    def all_data(self) -> tuple[DataSpec, ...]:
+        """The data of training, and of validation if there is any."""
+        return (self.data,) if self.validation is None else (self.data, self.validation.data)
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        tokens, field = max((data.longest, at) for at, data in zip(_LENGTH_FIELDS, self.all_data, strict=False))
+        kind: Literal["language", "any"] = "any" if self.scalar_head else "language"
+        return (ModelUse("model" if self.init is None else "init", self.init, kind, self.all_data, tokens, field),)
 
     @property
     def rows_per_update(self) -> int:
@@ -128,7 +138,7 @@ class Pretrain(Train):
     `loss` names the objective, with options where it has some: a name of `easylm_jax.objectives.OBJECTIVES`.
     """
 
-    z_loss: float = 0.0
+    z_loss: NonNegative = 0.0
     loss: str = fields.added_later("language_modelling")
 
     def objective(self, model: Model, *, training: bool) -> Objective:
@@ -189,9 +199,9 @@ class DPO(Train):
     """
 
     loss: Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto"] = "dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    gamma: float | None = None
+    beta: Positive = 0.1
+    label_smoothing: Annotated[float, Bounds(low=0, below=0.5)] = 0.0
+    gamma: NonNegative | None = None
     reference: Literal["cached", "model"] = "cached"
 
     @property

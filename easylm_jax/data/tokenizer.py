@@ -296,3 +296,17 @@ def restrict_vocab(model: Model, tokenizer: Tokenizer) -> Model:
     never sampled."""
     used = min(model.config.vocab_used, tokenizer.vocab_size)
     return dataclasses.replace(model, config=model.config.replace(vocab_used=used))  # type: ignore[type-var]
+
+
+def differing_token(own: Tokenizer, other: Tokenizer) -> str | None:
+    """The first token that means another text in two tokenizers; None if all are the same.
+
+    Control tokens are not compared, and `other` may have more tokens: a chat model renames reserved control tokens of
+    its base model, or adds some, and keeps the meaning of all others.
+    """
+    control = own.special_ids | other.special_ids
+    for token in range(min(own.vocab_size, other.vocab_size)):
+        if token not in control and own.token_text(token) != other.token_text(token):
+            first, second = own.token_text(token), other.token_text(token)
+            return f"token {token} is {first!r} in one and {second!r} in the other"
+    return None

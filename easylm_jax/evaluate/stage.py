@@ -15,7 +15,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint.load import ModelSource, check_same_tokenizer, model_from
+from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import Entry, Evaluate, Reward, Task, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
@@ -109,7 +109,6 @@ def _evaluate_model(
     for prompts in tasks:
         task = prompts.task
         check_samples(f"stage {stage.name}: task {task.name}", task.sampling, task.samples)
-        check_same_tokenizer(stage.name, "model", name, source, prompts.tokenizer)
     params = source.frozen(mesh)
     results: dict[str, Any] = {"tasks": {}}
     for prompts in tasks:
@@ -172,7 +171,7 @@ def _best_of(
     """[prompts]: the index of the response with the highest reward (best-of-N; spec tulu25 §11.3)."""
     scorer = make_scorer(
         stage.name, Reward(model=task.best_of), workspace, mesh, prompts.cache, prompts.tokenizer, stage.compute,
-        _rows(mesh), stage.seed,
+        _rows(mesh), stage.seed, task.sampling.max_new_tokens,
     )  # fmt: skip
     scorer(sampled)
     return sampled.scores.reshape(-1, task.samples).argmax(axis=1)

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint.load import check_same_tokenizer, model_from
+from easylm_jax.checkpoint.load import model_from
 from easylm_jax.config import Reward
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import rollout
+from easylm_jax.decode.generator import check_context_length
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import score_responses
 from easylm_jax.rewards import lm_judge
@@ -165,10 +166,11 @@ def _broadcast(scorer: ExpressionScorer, result: Scores | None, rows: int) -> Sc
 
 def make_scorer(
     name: str, reward: Reward, workspace: Workspace, mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer,
-    compute: Compute, rows: int, seed: int, decode_mesh: jax.sharding.Mesh | None = None,
+    compute: Compute, rows: int, seed: int, new_tokens: int, decode_mesh: jax.sharding.Mesh | None = None,
 ) -> RewardScorer:  # fmt: skip
     """The scorer of stage `name`, with its frozen reward model in the compute dtype.
 
+    `new_tokens` is the most tokens of a response, for which the reward model needs room behind the longest prompt.
     An LM judge generates its replies, so it is loaded onto `decode_mesh`, or onto `mesh` if that is None.
     """
     judge = None
@@ -178,12 +180,7 @@ def make_scorer(
     if reward.model is None:
         return RewardScorer(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, judge=judge)
     source = model_from(workspace.model(reward.model), mesh, compute=compute)
-    if not source.config.scalar_head:
-        raise UserError(
-            f"stage {name}: {reward.model} has no scalar head, so it is not a reward model; name a model that a "
-            "RewardModel stage trained"
-        )
-    check_same_tokenizer(name, "reward model", reward.model, source, tokenizer)
+    check_context_length(name, source.config, cache, new_tokens)
     with jax.set_mesh(mesh):
         return RewardScorer(
             reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint.load import check_same_tokenizer, model_from
+from easylm_jax.checkpoint.load import model_from
 from easylm_jax.config import Generate, Stage, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache, load_tokenizer
@@ -67,7 +67,6 @@ def generate_in_batches(
     cache = stage_cache(workspace, stage.data)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     source = model_from(workspace.model(stage.init), mesh, compute=stage.compute)
-    check_same_tokenizer(stage.name, "model", stage.init, source, tokenizer)
     generator = prepare_generator(stage.name, source.decoder, tokenizer, stage.sampling, mesh, [cache])
     score, make_records = prepare(mesh, cache, tokenizer)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)

@@ -33,7 +33,16 @@ def best_of_n(stage: BestOfN, workspace: Workspace) -> dict[str, Any]:
     def prepare(mesh: jax.sharding.Mesh, cache: Cache, tokenizer: Tokenizer) -> tuple[ScoreBatch, MakeRecords]:
         rows = -(-stage.batch // batch_split(mesh)) * batch_split(mesh)
         scorer = make_scorer(
-            stage.name, stage.reward, workspace, mesh, cache, tokenizer, stage.compute, rows, stage.seed
+            stage.name,
+            stage.reward,
+            workspace,
+            mesh,
+            cache,
+            tokenizer,
+            stage.compute,
+            rows,
+            stage.seed,
+            stage.sampling.max_new_tokens,
         )
         return scorer, lambda sampled: _records(stage, sampled, cache, tokenizer)
 

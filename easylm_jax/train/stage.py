@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from easylm_jax.checkpoint.load import check_vocabulary
 from easylm_jax.config import Train, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache, Loader, load_tokenizer
@@ -48,7 +47,6 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     model = source.decoder
     objective = stage.objective(model, training=True)
     tokenizer = workspace.data(stage.data).tokenizer
-    check_vocabulary(stage.name, source.config, tokenizer)
     cache = stage_cache(workspace, stage.data)
     held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)

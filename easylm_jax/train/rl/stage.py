@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax.checkpoint.load import ModelSource, check_same_tokenizer, model_from
+from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import RL, Recipe
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Loader, load_tokenizer
 from easylm_jax.data.build import stage_cache
-from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import rollout
-from easylm_jax.decode.generator import prepare_generator
+from easylm_jax.decode.generator import check_context_length, prepare_generator
 from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import sharding
@@ -53,7 +52,6 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
     cache = stage_cache(workspace, stage.data)
     held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
-    check_same_tokenizer(stage.name, "policy", str(stage.init), source, tokenizer)
     generator = prepare_generator(
         stage.name, source.decoder, tokenizer, stage.sampling, meshes.decode,
         [prompts for prompts in (cache, held_out) if prompts],
@@ -64,10 +62,12 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
     loader = Loader(cache, stage.batch, stage.seed)
     rollouts = steps - stage.value_warmup
     policy = TrainStateInit(stage, source, make_optimizer(stage.optimizer, max(1, rollouts) * stage.updates), mesh)
-    value = _value_init(stage, workspace, mesh, tokenizer, steps)
+    value = _value_init(stage, workspace, mesh, steps)
+    if value is not None:
+        check_context_length(stage.name, value.source.config, cache, stage.sampling.max_new_tokens)
     scorer = make_scorer(
         stage.name, stage.reward, workspace, meshes.rollout, cache, tokenizer, stage.compute, stage.score_rows,
-        stage.seed, meshes.decode,
+        stage.seed, stage.sampling.max_new_tokens, meshes.decode,
     )  # fmt: skip
     with jax.set_mesh(mesh):
         frozen = {} if stage.lora is None else {"base": policy.base()}
@@ -170,16 +170,13 @@ def _check_rows(stage: RL, mesh: jax.sharding.Mesh) -> None:
         sharding.check_rows(stage.update_rows // stage.group_rows, stage.accumulate, mesh)
 
 
-def _value_init(
-    stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, steps: int
-) -> TrainStateInit | None:
+def _value_init(stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, steps: int) -> TrainStateInit | None:
     """The initial train state of the value model, which has its own trunk and optimizer and no adapter."""
     if stage.value_init is None:
         return None
     source = model_from(
         workspace.model(stage.value_init), mesh, compute=stage.compute, scalar_head=True, seed=stage.seed
     )
-    check_same_tokenizer(stage.name, "value model", stage.value_init, source, tokenizer)
     optimizer = make_optimizer(stage.optimizers.get("value_optimizer", stage.optimizer), steps * stage.updates)
     return TrainStateInit(dataclasses.replace(stage, lora=None), source, optimizer, mesh)
 
