@@ -100,6 +100,15 @@ def reinforced(
     return folder
 
 
+def rename(run: Path, name: str, new: str) -> None:
+    """Calls a stage by another name."""
+    folder = (run / name).rename(run / new)
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("stage", "settings"):
+        config[part]["name"] = new
+    write_json(folder / "config.json", config)
+
+
 def row(method: str, stages: list[str], score: float, **more) -> dict:
     return {
         "method": method, "stages": stages, "score": score, "stderr": 0.018,

@@ -10,7 +10,7 @@ import pytest
 
 from easylm_jax import report
 from easylm_jax.cli import main
-from easylm_jax.report import numbers, settings, tables
+from easylm_jax.report import numbers, settings, stage_tables, tables
 from models.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -152,7 +152,7 @@ def test_stage_tables_tell_kind_state_and_last_values(run):
     assert cells(text, "ppo-0")[1:4] == ["PPO", "sft", "done, 8 steps"]
     assert cells(text, "answers")[-1] == "3,000 prompts, 1,846 pairs; score 0.520, best 0.810 ± 0.010"
     assert cells(text, "tokenizer")[-1] == "vocabulary of 512"
-    rl = next(table for table in tables.stage_tables(data) if table.title == "Reinforcement learning")
+    rl = next(table for table in stage_tables.stage_tables(data) if table.title == "Reinforcement learning")
     row = dict(zip([column.name for column in rl.columns], rl.rows[0], strict=True))
     last = stage.metrics[-1]
     assert row["held-out score"] == f"{100 * last['validation_score']:.1f} ± 2.6"

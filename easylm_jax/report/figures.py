@@ -15,7 +15,7 @@ from easylm_jax.report.numbers import decimal, duration, with_error
 from easylm_jax.report.plots import Series, bar_chart, line_chart, swatch
 from easylm_jax.report.read import Line, RunData, StageData, number
 from easylm_jax.report.settings import common_name
-from easylm_jax.report.tables import rollout_speed
+from easylm_jax.report.stage_tables import rollout_speed
 
 Z95 = 1.959964
 # Sizes in pixels. A wide figure has a narrow version for phones, since text would become too small to read.
@@ -160,7 +160,7 @@ def held_out(groups: Sequence[Group]) -> list[Figure]:
         widths = [Z95 * 100 * sum(own[x] for own in errors) / len(errors) for x, _ in mean]
         intervals = [(y - width, y + width) for (_, y), width in zip(mean, widths, strict=True)]
         series.append(Series(group.label, mean, group.colour, "both", intervals))
-    seeds = " Pale lines are single seeds, solid lines their mean." if any(one.look == "thin" for one in series) else ""
+    seeds = " Pale lines are single seeds, full lines their mean." if any(one.look == "thin" for one in series) else ""
     caption = f"Greedy responses to held-out prompts. Bars: 95 % intervals over prompts only.{seeds}"
     return _wide_chart(series, caption, x_label="rollout step", y_label="held-out score, %")
 

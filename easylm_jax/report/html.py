@@ -10,11 +10,12 @@ from typing import Any
 
 from easylm_jax.report import figures, tables
 from easylm_jax.report.figures import Figure
+from easylm_jax.report.layout import Column, Table
 from easylm_jax.report.numbers import NONE, count, decimal, duration
 from easylm_jax.report.read import Line, RunData, StageData, number
 from easylm_jax.report.settings import flat
+from easylm_jax.report.stage_tables import stage_tables, state
 from easylm_jax.report.style import STYLE
-from easylm_jax.report.tables import Table
 
 SHOWN_PROMPTS = 4  # unfolded for each task; the others are behind a click
 SHORT = 20  # characters of a cell that is never broken into lines
@@ -27,27 +28,37 @@ def page(run: RunData) -> str:
     panels, zero = figures.health(groups)
     sections = [
         ("Results", _results(run)),
-        ("Held-out score while training", _figures(figures.held_out(groups))),
-        ("Reward against divergence", _grid(figures.along_kl(groups), figures.key(groups))),
-        ("Health of reinforcement learning", _grid(panels, figures.key(groups), zero)),
-        ("Supervised stages: loss", _grid(figures.losses(figures.loss_groups(run)))),
-        ("Responses side by side", _responses(run)),
-        ("Stages", "".join(table(it, it.title != "Stages") for it in tables.stage_tables(run))),
-        ("Time", _figures(figures.time([(stage.name, stage) for stage in run.stages]))),
+        ("Held-out score while training", drawn(figures.held_out(groups))),
+        ("Reward against divergence", grid(figures.along_kl(groups), figures.key(groups))),
+        ("Health of reinforcement learning", grid(panels, figures.key(groups), zero)),
+        ("Supervised stages: loss", grid(figures.losses(figures.loss_groups(run)))),
+        ("Responses side by side", responses([[("", stage)] for stage in run.stages])),
+        ("Stages", "".join(table(it, it.title != "Stages") for it in stage_tables(run))),
+        ("Time", drawn(figures.time([(stage.name, stage) for stage in run.stages]))),
         ("Responses while training", _training_samples(run)),
         ("Settings", _settings(run)),
         ("Files", _files(run)),
     ]
-    shown = [(title, _anchor(title), body) for title, body in sections if body]
-    links = "".join(f'<a href="#{anchor}">{safe(title)}</a>' for title, anchor, _ in shown)
-    body = "".join(f'<section id="{anchor}"><h2>{safe(title)}</h2>{body}</section>' for title, anchor, body in shown)
+    return document(_title(run), run.recipe, _facts(run), _warning(run), sections)
+
+
+def document(
+    title: str, above: str, facts: Sequence[tuple[str, str]], warning: str, sections: Sequence[tuple[str, str]]
+) -> str:
+    """A page with a title, what stands above it, facts below it, and the sections that have a body."""
+    shown = [(name, _anchor(name), body) for name, body in sections if body]
+    links = "".join(f'<a href="#{anchor}">{safe(name)}</a>' for name, anchor, _ in shown)
+    body = "".join(f'<section id="{anchor}"><h2>{safe(name)}</h2>{body}</section>' for name, anchor, body in shown)
+    items = "".join(f"<div><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name, value in facts)
+    warning = f'<p class="warning">{safe(warning)}</p>' if warning else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         # The page may load nothing at all, whatever its samples hold.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(_title(run))}</title><style>{STYLE}</style></head>"
-        f"<body><header>{_header(run)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head>"
+        f"<body><header><p class=over>{safe(above)}</p><h1>{safe(title)}</h1><dl class=facts>{items}</dl>{warning}"
+        f"<nav>{links}</nav></header><main>{body}</main></body></html>\n"
     )
 
 
@@ -64,7 +75,7 @@ def _title(run: RunData) -> str:
     return next((str(t["title"]) for t, _ in run.tables if t.get("title")), run.recipe)
 
 
-def _header(run: RunData) -> str:
+def _facts(run: RunData) -> list[tuple[str, str]]:
     done = sum(stage.finished for stage in run.stages)
     facts = [("stages done", f"{done} of {len(run.stages) + len(run.missing)}"), ("time", duration(run.seconds))]
     trained = sum(number(stage.values.get("tokens")) or 0.0 for stage in run.stages)
@@ -72,12 +83,13 @@ def _header(run: RunData) -> str:
         facts.append(("tokens trained on", count(trained)))
     if run.tables:
         facts.append(("methods compared", str(sum(len(t["rows"]) for t, _ in run.tables))))
-    facts += [(word, moment) for word, moment in _span(run)]
-    items = "".join(f"<div><dt>{safe(name)}</dt><dd>{safe(value)}</dd></div>" for name, value in facts)
-    waiting = [f"{stage.name} ({tables.state(stage)})" for stage in run.unfinished]
+    return [*facts, *_span(run)]
+
+
+def _warning(run: RunData) -> str:
+    waiting = [f"{stage.name} ({state(stage)})" for stage in run.unfinished]
     waiting += [f"{name} (not begun)" for name in run.missing]
-    warning = f'<p class="warning">This run is not finished: {safe(", ".join(waiting))}.</p>' if waiting else ""
-    return f"<p class=over>{safe(run.recipe)}</p><h1>{safe(_title(run))}</h1><dl class=facts>{items}</dl>{warning}"
+    return f"This run is not finished: {', '.join(waiting)}." if waiting else ""
 
 
 def _span(run: RunData) -> list[tuple[str, str]]:
@@ -134,18 +146,20 @@ def table(it: Table, heading: bool = True) -> str:
 def _results(run: RunData) -> str:
     made = tables.ablations(run)
     several = len(made) > 1
-    return "".join(table(it, several) for it in made) + _figures(figures.results(run))
+    return "".join(table(it, several) for it in made) + drawn(figures.results(run))
 
 
-def _figures(shown: Sequence[Figure]) -> str:
+def drawn(shown: Sequence[Figure]) -> str:
+    """Figures below each other."""
     return "".join(_figure(figure) for figure in shown)
 
 
-def _grid(shown: Sequence[Figure], key: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+def grid(shown: Sequence[Figure], key: Sequence[tuple[str, str]] = (), note: str = "") -> str:
+    """Panels side by side, with a common legend above and a note below them."""
     below = f'<p class="note">{safe(note)}</p>' if note else ""
     names = "".join(f"<span>{line}{safe(name)}</span>" for line, name in key)
     legend = f'<div class="key">{names}</div>' if names else ""
-    return f'{legend}<div class="grid">{_figures(shown)}</div>{below}' if shown else ""
+    return f'{legend}<div class="grid">{drawn(shown)}</div>{below}' if shown else ""
 
 
 def _figure(figure: Figure) -> str:
@@ -159,22 +173,27 @@ def _figure(figure: Figure) -> str:
 # Samples
 
 
-def _responses(run: RunData) -> str:
-    """Each prompt once, with what is expected, and below it every method's response."""
-    prompts: dict[tuple[str, str, str], list[Line]] = {}
-    for stage in run.stages:
+def responses(evaluations: Sequence[Sequence[tuple[str, StageData]]]) -> str:
+    """Each prompt once, with what is expected, and below it every method's response. Stages of one evaluation are
+    given together, each with the name of its run ("" if there is only one)."""
+    return "".join(_responses_of(evaluation) for evaluation in evaluations)
+
+
+def _responses_of(evaluation: Sequence[tuple[str, StageData]]) -> str:
+    prompts: dict[tuple[str, str], list[tuple[str, Line]]] = {}
+    for run, stage in evaluation:
         for line in stage.answers:
-            key = (stage.name, str(line.get("task", "")), str(line.get("prompt", "")))
-            prompts.setdefault(key, []).append(line)
-    by_task: dict[tuple[str, str], list[str]] = {}
-    for (stage_name, task, prompt), lines in prompts.items():
-        cards = "".join(_card(str(line.get("method", "")), line) for line in lines)
-        block = f'<div class="prompt">{_prompt(prompt, lines[0])}<div class="cards">{cards}</div></div>'
-        by_task.setdefault((stage_name, task), []).append(block)
+            name = str(line.get("method", "")) + (f", {run}" if run else "")
+            prompts.setdefault((str(line.get("task", "")), str(line.get("prompt", ""))), []).append((name, line))
+    by_task: dict[str, list[str]] = {}
+    for (task, prompt), lines in prompts.items():
+        cards = "".join(_card(name, line) for name, line in lines)
+        block = f'<div class="prompt">{_prompt(prompt, lines[0][1])}<div class="cards">{cards}</div></div>'
+        by_task.setdefault(task, []).append(block)
     return "".join(
         f"<h3>{safe(task)}</h3>" + "".join(blocks[:SHOWN_PROMPTS])
         + _folded(f"More prompts ({len(blocks) - SHOWN_PROMPTS})", "".join(blocks[SHOWN_PROMPTS:]))
-        for (_, task), blocks in by_task.items()
+        for task, blocks in by_task.items()
     )  # fmt: skip
 
 
@@ -255,7 +274,7 @@ def _files(run: RunData) -> str:
         names = ("metrics.jsonl", "samples", "table.json", "samples.jsonl", "tokenizer.model")
         made += [name for name in names if (stage.folder / name).exists()]
         rows.append((stage.name, ", ".join(stage.needs) or NONE, ", ".join(filter(None, made)) or NONE))
-    columns = tuple(tables.Column(name, words=True) for name in ("stage", "made from", "in its folder"))
+    columns = tuple(Column(name, words=True) for name in ("stage", "made from", "in its folder"))
     listed = table(Table("", columns, tuple(rows)), heading=False)
     averaged = figures.averaged(run.stages)
     return (

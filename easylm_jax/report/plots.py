@@ -291,9 +291,11 @@ def _point_labels(series: Sequence[Series], frame: Frame) -> str:
     parts = []
     for one, name, (x, y) in spots:
         size = len(name) * CHARACTER
-        places = [(side, y + down) for down in (-7, 12, -21, 26, -35, 40) for side in (x + 9, x - 9 - size)]
+        downs = (-7, 12, -21, 26, -35, 40, -49)
+        places = [(side, y + down) for down in downs for side in (x + 9, x - 9 - size)]
         boxes = [(left, top - 6, left + size, top + 6) for left, top in places]
-        inside = [box for box in boxes if box[0] >= frame.left and box[2] <= frame.right + 12 and box[1] >= 2]
+        inside = [box for box in boxes if box[0] >= frame.left and box[2] <= frame.right + 12
+                  and box[1] >= 2 and box[3] <= frame.bottom + 6]  # fmt: skip
         box = next((box for box in inside if not any(_overlap(box, other) for other in taken)), (inside or boxes)[0])
         taken.append(box)
         parts.append(f'<text class="name {one.classes}" x="{box[0]:.1f}" y="{box[3] - 2:.1f}">{_safe(name)}</text>')

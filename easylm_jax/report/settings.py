@@ -49,10 +49,12 @@ def _anonymous(value: Any, numbers: Mapping[str, str]) -> Any:
     return numbers.get(value, value)
 
 
-def differences(settings: Sequence[Mapping[str, Any]], stage: str = "") -> dict[str, list[Any]]:
+def differences(
+    settings: Sequence[Mapping[str, Any]], stage: str = "", needs: bool = True
+) -> dict[str, list[Any]]:  # fmt: skip
     """The fields in which stages differ other than in names and seeds: dotted name → the value in each, None where it
     is not set. A field of a stage that they need follows that stage's name in the first of them:
-    `reward.optimizer.lr`. `stage` is such a name."""
+    `reward.optimizer.lr`. `stage` is such a name. Without `needs`, only their own fields are compared."""
     prefix = f"{stage}." if stage else ""
     kinds = [one.get("class") for one in settings]
     if len(set(kinds)) > 1:
@@ -62,16 +64,18 @@ def differences(settings: Sequence[Mapping[str, Any]], stage: str = "") -> dict[
     names = dict.fromkeys(name for one in compared for name in one)
     differ = [name for name in names if len({str(one.get(name)) for one in compared}) > 1]
     found = {f"{prefix}{name}": [one.get(name) for one in written] for name in differ}
-    needs = [one.get("needs") or {} for one in settings]
-    if len({len(one) for one in needs}) > 1:
-        return found | {f"{prefix}needs": [", ".join(one) for one in needs]}
-    for above in zip(*(one.items() for one in needs), strict=True):
-        found |= differences([needed for _, needed in above], above[0][0])
+    needed = [one.get("needs") or {} for one in settings] if needs else []
+    if len({len(one) for one in needed}) > 1:
+        return found | {f"{prefix}needs": [", ".join(one) for one in needed]}
+    for above in zip(*(one.items() for one in needed), strict=True):
+        found |= differences([stage for _, stage in above], above[0][0])
     return found
 
 
 def flat(value: Any, at: str = "") -> Iterable[tuple[str, Any]]:
-    """(dotted name, value) of every field that is set; lists of plain values in one line."""
+    """(dotted name, value) of every field that is set; lists of plain values in one line, pairs as fields."""
+    if isinstance(value, list) and value and all(map(_is_pair, value)):
+        value = {name: item for name, item in value}
     if isinstance(value, dict):
         for name, item in value.items():
             if name != "class" or not at:
@@ -84,6 +88,11 @@ def flat(value: Any, at: str = "") -> Iterable[tuple[str, Any]]:
             yield at, ", ".join(map(str, value))
     elif value is not None:
         yield at, value
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is (name, value), as in `MakeData.arguments`."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def common_name(names: Sequence[str]) -> str:

@@ -42,7 +42,8 @@ svg .title{font-weight:600;font-size:13px}svg .name{font-weight:560}
 svg .grid{stroke:var(--rule);stroke-width:1}svg .axis{stroke:var(--soft)}svg .tick{stroke:var(--soft)}
 svg .line{fill:none;stroke-width:1.9;stroke-linejoin:round}svg .thin{fill:none;stroke-width:1;opacity:.38}
 svg .band{opacity:.16}
-svg .error{stroke-width:1.3;opacity:.65}svg .d1{stroke-dasharray:6 3}svg .d2{stroke-dasharray:2 3}
+svg .error{stroke-width:1.3;opacity:.65}
+svg .d1:not(.error){stroke-dasharray:6 3}svg .d2:not(.error){stroke-dasharray:2 3}
 @@COLOURS@@
 pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:.82rem/1.5 ui-monospace,Menlo,Consolas,monospace}
 code{overflow-wrap:anywhere;font:.88em ui-monospace,Menlo,Consolas,monospace}
@@ -60,7 +61,7 @@ details>.scroll{margin:.5rem 0 .8rem}
 .scroll{margin:0 -1rem;padding:0 1rem}.scroll table:not(.fields) tr>:first-child{position:sticky;left:-1rem;
 background:var(--paper);padding-left:1rem;max-width:11rem;overflow-wrap:break-word}
 .scroll td:first-child:not(.short){white-space:normal}
-td.words:not(:first-child){min-width:9rem}}
+td.words:not(:first-child):not(.short){min-width:9rem}}
 @media print{body{max-width:none;padding:0}nav{display:none}section{break-inside:auto}figure{break-inside:avoid}}
 """.replace(
     "@@COLOURS@@",

@@ -1,4 +1,4 @@
-"""The tables of a report, as text, as Markdown and (in `html.py`) as HTML: made once, printed three ways.
+"""The tables of a run: results of its evaluations, then those of the stages; printed as text or Markdown.
 
 Scores are kept as shares and printed in percent, as papers do; ± is one standard error everywhere.
 """
@@ -6,32 +6,14 @@ Scores are kept as shares and printed in percent, as papers do; ± is one standa
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from easylm_jax.report.numbers import NONE, count, decimal, duration, scientific, with_error
+from easylm_jax.report.layout import Column, Table, as_markdown, as_text, escaped
+from easylm_jax.report.numbers import NONE, count, decimal, with_error
 from easylm_jax.report.read import RunData, StageData, number
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A heading, the unit below it, whether it holds words (left-aligned), and what stands above several of them."""
-
-    name: str
-    unit: str = ""
-    words: bool = False
-    group: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of finished cells with notes below it, and one sentence on what it shows."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
-    finding: str = ""
+from easylm_jax.report.stage_tables import stage_tables
 
 
 def all_tables(run: RunData) -> list[Table]:
@@ -42,13 +24,13 @@ def all_tables(run: RunData) -> list[Table]:
 def text(run: RunData) -> str:
     """All tables for a terminal, with what is not done; the results last, where a terminal is read first."""
     tables = [*stage_tables(run), *ablations(run)]
-    blocks = [f"{run.recipe}: {run.folder}", *_unfinished(run), *map(as_text, tables)]
+    blocks = [f"{run.recipe}: {run.folder}", *unfinished(run), *map(as_text, tables)]
     return "\n\n".join(blocks) + "\n"
 
 
 def markdown(run: RunData) -> str:
     """All tables as Markdown, with what is not done."""
-    blocks = [f"# {_escaped(run.recipe)}", *map(as_markdown, all_tables(run)), *_unfinished(run)]
+    blocks = [f"# {escaped(run.recipe)}", *map(as_markdown, all_tables(run)), *unfinished(run)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -63,36 +45,89 @@ def ablations(run: RunData) -> list[Table]:
 def ablation(table: dict[str, Any], stage: StageData | None = None, run: RunData | None = None) -> Table:
     """A `table.json` in the shape of a paper's table; `stage` is asked where its published numbers come from, `run`
     whether the stages of a row are seeds of one method."""
-    mixed = {str(row["method"]): found for row in table["rows"] if run and (found := run.mixed(row))}
-    rows = table["rows"]
-    tasks = _tasks(rows)
-    alone = _published_alone(rows, stage)
-    paper = list(dict.fromkeys(name for row in (*rows, *alone) for name in row.get("published") or {}))
+    return side_by_side([Result("", table, stage, run)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A `table.json` with the name of its run ("" if there is only one), its evaluation and its run."""
+
+    name: str
+    table: dict[str, Any]
+    stage: StageData | None = None
+    run: RunData | None = None
+
+    def mixed(self, row: dict[str, Any]) -> dict[str, list[Any]]:
+        """The settings in which the stages of a row differ; none if they are seeds of one method."""
+        return self.run.mixed(row) if self.run is not None else {}
+
+
+def side_by_side(results: Sequence[Result]) -> Table:
+    """Tables of one evaluation in several runs as one, with a row for each method and run; or the table of a single
+    run."""
+    first, several = results[0], len(results) > 1
+    methods = dict.fromkeys(row["method"] for result in results for row in result.table["rows"])
+    rows = [(result, row) for method in methods for result in results for row in result.table["rows"]
+            if row["method"] == method]  # fmt: skip
+    tasks = _tasks([row for _, row in rows])
+    alone = _published_alone([row for _, row in rows], [result.stage for result in results])
+    paper = list(dict.fromkeys(name for row in (*(row for _, row in rows), *alone)
+                              for name in row.get("published") or {}))  # fmt: skip
     ours = [Column("score", "%"), Column("95 % interval", "%")]
     ours += [Column(task, "%") for task in tasks]
-    bases = {row["over"]["method"] for row in rows if row.get("over")}
-    if bases:
-        ours.append(Column(f"over {bases.pop()}" if len(bases) == 1 else "over", "points"))
+    bases = {row["over"]["method"] for _, row in rows if row.get("over")}
+    over = (f"over {bases.pop()}" if len(bases) == 1 else "over") if bases else ""
+    ours += [Column(over, "points")] if over else []
+    ours += [Column(f"over {first.name}", "points")] if several else []
     more = [Column("KL", "nats"), Column("length", "tokens"), Column("ended", "%"), Column("seeds")]
     columns = [*ours, *(Column(name, group="paper") for name in paper), *more]
     if paper:
         named = {**dict.fromkeys(ours, "ours"), **dict.fromkeys(more, "also ours")}
         columns = [dataclasses.replace(column, group=named.get(column, column.group)) for column in columns]
-    cells = tuple(
-        (
-            str(row["method"]),
-            *_ours(row, tasks, ours[-1].name),
-            *(_published(row, name) for name in paper),
-            *_more(row, str(row["method"]) in mixed),
-        )
-        for row in rows
-    )
-    cells += tuple(
-        (row["method"], *[NONE] * len(ours), *(_published(row, name) for name in paper), *[NONE] * len(more))
+    heads = [Column("method", words=True), Column("run", words=True)][: 1 + several]
+    cells = [
+        (str(row["method"]), result.name, *_ours(row, tasks, over), *_gain(result, row, first)[:several],
+         *(_published(row, name) for name in paper), *_more(row, bool(result.mixed(row))))
+        for result, row in rows
+    ]  # fmt: skip
+    cells += [
+        (row["method"], NONE, *[NONE] * len(ours), *(_published(row, name) for name in paper), *[NONE] * len(more))
         for row in alone
-    )
-    return Table(str(table.get("title") or "Results"), (Column("method", words=True), *columns), cells,
-                 (*_notes(table, stage, bool(paper)), *_mixed_notes(table, mixed)), finding(table))  # fmt: skip
+    ]
+    if not several:
+        cells = [(row[0], *row[2:]) for row in cells]
+    return Table(str(first.table.get("title") or "Results"), (*heads, *columns), tuple(cells),
+                 tuple(_all_notes(results, bool(paper))), _findings(results))  # fmt: skip
+
+
+def _gain(result: Result, row: dict[str, Any], first: Result) -> list[str]:
+    """The difference of a row's score from the same method in the first run, where both were asked the same."""
+    own = next((other for other in first.table["rows"] if other["method"] == row["method"]), None)
+    if result is first or own is None or result.table.get("tasks") != first.table.get("tasks"):
+        return [NONE]
+    scores, errors = (number(row["score"]), number(own["score"])), [number(one.get("stderr")) for one in (row, own)]
+    if scores[0] is None or scores[1] is None:
+        return [NONE]
+    error = None if None in errors else math.hypot(*(e or 0.0 for e in errors))
+    return [with_error(scores[0] - scores[1], error, 100, 1, sign=True)]
+
+
+def _all_notes(results: Sequence[Result], paper: bool) -> list[str]:
+    """The notes of all tables; one that does not hold for all has the name of its run before it."""
+    each = [[*_notes(result.table, result.stage, paper), *_mixed_notes(result)] for result in results]
+    common = [note for note in each[0] if all(note in notes for notes in each)]
+    apart = [f"{result.name}: {note}" for result, notes in zip(results, each, strict=True)
+             for note in notes if note not in common]  # fmt: skip
+    if len(results) > 1:
+        apart.append(f"Differences from {results[0].name} treat the prompts of both runs as independent.")
+    return [*common, *apart]
+
+
+def _findings(results: Sequence[Result]) -> str:
+    if len(results) == 1:
+        return finding(results[0].table)
+    found = [(result.name, finding(result.table)) for result in results]
+    return " ".join(f"{name}: {sentence}" for name, sentence in found if sentence)
 
 
 def finding(table: dict[str, Any]) -> str:
@@ -115,29 +150,29 @@ def _found(base: str, methods: Sequence[tuple[str, float, bool]]) -> list[str]:
     for one, several, sign in (("beats", "beat", 1), ("falls behind", "fall behind", -1)):
         those = [(name, abs(points)) for name, points, known in methods if known and points * sign > 0]
         if those:
-            names, points = _listed([name for name, _ in those]), _listed([decimal(x, 1, 1) for _, x in those])
+            names, points = listed([name for name, _ in those]), listed([decimal(x, 1, 1) for _, x in those])
             verb, errors = (one, "") if len(those) == 1 else (several, "each ")
             parts.append(f"{names} {verb} {base} by {points} points ({errors}more than two standard errors)")
     unknown = [(name, points) for name, points, known in methods if not known]
     if unknown:
-        names = _listed([name for name, _ in unknown])
-        points = _listed([decimal(x, 1, 1, sign=True) for _, x in unknown])
+        names = listed([name for name, _ in unknown])
+        points = listed([decimal(x, 1, 1, sign=True) for _, x in unknown])
         what = "the difference" if len(unknown) == 1 else "the differences"
         verb = "is" if len(unknown) == 1 else "are"
         parts.append(f"{what} of {names} from {base}, {points} points, {verb} within two standard errors")
     return parts
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
     """a; a and b; a, b and c."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
-def _published_alone(rows: Sequence[dict[str, Any]], stage: StageData | None) -> list[dict[str, Any]]:
-    """Methods of the paper's table that this run has no model of, such as the base model."""
+def _published_alone(rows: Sequence[dict[str, Any]], stages: Sequence[StageData | None]) -> list[dict[str, Any]]:
+    """Methods of the paper's table that no run has a model of, such as the base model."""
     ours = {row["method"] for row in rows}
     alone: dict[str, dict[str, Any]] = {}
-    for cited in stage.config.get("published", ()) if stage else ():
+    for cited in (cited for stage in stages if stage for cited in stage.config.get("published", ())):
         if cited["method"] not in ours:
             row = alone.setdefault(cited["method"], {"method": str(cited["method"]), "published": {}})
             row["published"][cited["column"]] = cited["value"]
@@ -150,16 +185,16 @@ def _tasks(rows: Sequence[dict[str, Any]]) -> list[str]:
     return tasks if len(tasks) > 1 else []
 
 
-def _ours(row: dict[str, Any], tasks: Sequence[str], last: str) -> list[str]:
+def _ours(row: dict[str, Any], tasks: Sequence[str], heading: str) -> list[str]:
     low, high = row.get("interval") or (None, None)
     cells = [with_error(row["score"], row.get("stderr"), 100, 1)]
     cells.append(NONE if number(low) is None else f"{decimal(low, 100, 1)} to {decimal(high, 100, 1)}")
     each = row.get("scores") or {}
     cells += [with_error(each.get(task, {}).get("score"), each.get(task, {}).get("stderr"), 100, 1) for task in tasks]
-    if last.startswith("over"):
+    if heading:
         over = row.get("over")
         cells.append(with_error(over["difference"], over["stderr"], 100, 1, sign=True) if over else NONE)
-        if over and last == "over":
+        if over and heading == "over":
             cells[-1] += f" ({over['method']})"
     return cells
 
@@ -170,14 +205,15 @@ def _more(row: dict[str, Any], mixed: bool) -> list[str]:
     return [divergence, decimal(row.get("length"), 1, 1), decimal(row.get("ended"), 100, 1), seeds]
 
 
-def _mixed_notes(table: dict[str, Any], mixed: dict[str, dict[str, list[Any]]]) -> list[str]:
+def _mixed_notes(result: Result) -> list[str]:
     """What to know of rows whose stages are no seeds of one method."""
-    stages = {str(row["method"]): row.get("stages") or () for row in table["rows"]}
-    return [
-        f"{method} is the mean of {_listed(stages[method])}, which differ in {_listed(list(differing)[:3])}"
-        + (f" and {len(differing) - 3} more settings." if len(differing) > 3 else ".")
-        for method, differing in mixed.items()
-    ]
+    notes = []
+    for row in result.table["rows"]:
+        if differing := list(result.mixed(row)):
+            rest = f" and {len(differing) - 3} more settings" if len(differing) > 3 else ""
+            stages = listed(row["stages"])
+            notes.append(f"{row['method']} is the mean of {stages}, which differ in {listed(differing[:3])}{rest}.")
+    return notes
 
 
 def _published(row: dict[str, Any], column: str) -> str:
@@ -206,167 +242,7 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
     return notes
 
 
-# The tables of the stages
-
-
-def stage_tables(run: RunData) -> list[Table]:
-    """All stages in one table, then what matters of those that trained, by kind."""
-    tables = [_overview(run)]
-    supervised, reinforced = run.of_family("train"), run.of_family("rl")
-    if supervised:
-        tables.append(_supervised(supervised))
-    if reinforced:
-        tables.append(_reinforced(reinforced))
-    return tables
-
-
-def _overview(run: RunData) -> Table:
-    rows = [
-        (stage.name, stage.kind, _start(stage), state(stage), duration(stage.seconds), _outcome(stage))
-        for stage in run.stages
-    ]
-    rows += [(name, NONE, NONE, "not begun", NONE, NONE) for name in run.missing]
-    names = ("stage", "kind", "starts from", "state")
-    columns = [Column(name, words=True) for name in names] + [Column("time"), Column("result", words=True)]
-    return Table("Stages", tuple(columns), tuple(rows), (f"All stages together: {duration(run.seconds)}.",))
-
-
-def _start(stage: StageData) -> str:
-    start = stage.config.get("init")
-    if isinstance(start, str):
-        return start
-    return "fresh parameters" if stage.config.get("model") is not None else NONE
-
-
-def state(stage: StageData) -> str:
-    """How far a stage is, in words."""
-    if stage.finished:
-        return f"done, {stage.step:,} steps" if stage.step else "done"
-    if stage.step is None:
-        return "not done"
-    return f"not done, step {stage.step:,}" + (f" of {stage.steps:,}" if stage.steps else "")
-
-
-def _outcome(stage: StageData) -> str:
-    """The one number that says what came out."""
-    values = stage.values
-    if stage.family == "rl":
-        score = with_error(values.get("validation_score"), values.get("validation_stderr"), 100, 1)
-        return f"held-out score {score} %" if score != NONE else f"score {decimal(values.get('score'), 1, 3)}"
-    if stage.kind in ("RewardModel", "DPO") and number(values.get("validation_accuracy")) is not None:
-        return f"held-out accuracy {decimal(values['validation_accuracy'], 100, 1)} %"
-    if stage.family == "train":
-        which = "validation_loss" if number(values.get("validation_loss")) is not None else "loss"
-        return f"{'held-out ' if which != 'loss' else ''}loss {decimal(values.get(which), 1, 4)}"
-    if stage.kind == "BestOfN" and values.get("prompts") is not None:
-        best = with_error(values.get("best_score"), values.get("best_score_stderr"), 1, 3)
-        mean = decimal(values.get("score"), 1, 3)
-        return f"{count(values['prompts'])} prompts, {count(values.get('pairs'))} pairs; score {mean}, best {best}"
-    if stage.kind == "MajorityVote" and values.get("prompts") is not None:
-        right = with_error(values.get("correct"), values.get("correct_stderr"), 100, 1)
-        agree = decimal(values.get("agreement"), 100, 1)
-        return f"{count(values['labelled'])} of {count(values['prompts'])} prompts; {right} % right, {agree} % agree"
-    if stage.table is not None:
-        return f"{len(stage.table['rows'])} methods"
-    done = stage.done or {}
-    if "tokenizer" in done:
-        return f"vocabulary of {count(done['tokenizer'].get('vocab_size'))}"
-    return ", ".join(done.get("files") or ()) or NONE
-
-
-def _supervised(stages: Sequence[StageData]) -> Table:
-    columns = (
-        Column("stage", words=True), Column("kind", words=True), Column("loss"), Column("held-out loss"),
-        Column("accuracy", "%"), Column("held-out accuracy", "%"), Column("trained on", "tokens"),
-        Column("speed", "tokens/s"), Column("MFU", "%"), Column("skipped", "updates"),
-    )  # fmt: skip
-    rows = []
-    for stage in stages:
-        v = stage.values
-        rows.append((
-            stage.name, stage.kind, decimal(v.get("loss"), 1, 4), decimal(v.get("validation_loss"), 1, 4),
-            decimal(v.get("accuracy"), 100, 1), decimal(v.get("validation_accuracy"), 100, 1), count(v.get("tokens")),
-            count(v.get("tokens_per_second")), decimal(v.get("mfu"), 100, 1), count(v.get("skipped_total")),
-        ))  # fmt: skip
-    notes = ("At the last step. Accuracy: of language models, tokens guessed right; of reward models and DPO, pairs.",)
-    return Table("Supervised stages", columns, tuple(rows), notes)
-
-
-def _reinforced(stages: Sequence[StageData]) -> Table:
-    columns = (
-        Column("stage", words=True), Column("kind", words=True), Column("held-out score", "%"), Column("score"),
-        Column("reward"), Column("KL", "nats"), Column("entropy", "nats/token"), Column("length", "tokens"),
-        Column("ended", "%"), Column("clipped", "% of tokens"), Column("sampler gap", "nats/token"),
-        Column("sampling", "responses/s"),
-    )  # fmt: skip
-    rows = []
-    for stage in stages:
-        v = stage.values
-        rows.append((
-            stage.name, stage.kind, with_error(v.get("validation_score"), v.get("validation_stderr"), 100, 1),
-            decimal(v.get("score"), 1, 3), decimal(v.get("reward"), 1, 3), decimal(v.get("kl"), 1, 2),
-            decimal(v.get("entropy"), 1, 3), decimal(v.get("length"), 1, 1), decimal(v.get("ended"), 100, 1),
-            decimal(v.get("clip_fraction"), 100, 2), scientific(v.get("sampler_gap")),
-            decimal(rollout_speed(stage), 1, 1),
-        ))  # fmt: skip
-    notes = (
-        "At the last rollout; sampling speed over the whole run. Score: as the reward gives it; reward: as the "
-        "algorithm sees it. Sampler gap: mean distance of the sampler's log-probabilities from the trainer's.",
-    )
-    return Table("Reinforcement learning", columns, tuple(rows), notes)
-
-
-def rollout_speed(stage: StageData) -> float | None:
-    """Responses a second while sampling, over all its steps."""
-    pairs = [(number(line.get("rollouts_per_second")), number(line.get("rollout_seconds"))) for line in stage.metrics]
-    known = [(speed, seconds) for speed, seconds in pairs if speed is not None and seconds is not None]
-    spent = sum(seconds for _, seconds in known)
-    return sum(speed * seconds for speed, seconds in known) / spent if spent else None
-
-
-# Printing
-
-
-def _unfinished(run: RunData) -> list[str]:
+def unfinished(run: RunData) -> list[str]:
+    """A line on the stages that are not done, if there are any."""
     waiting = [stage.name for stage in run.unfinished] + [f"{name} (not begun)" for name in run.missing]
     return [f"Not done: {', '.join(waiting)}."] if waiting else []
-
-
-def as_text(table: Table) -> str:
-    """Columns padded to one width, groups above and units below the names; words to the left, numbers to the right."""
-    facts = ([getattr(column, what) for column in table.columns] for what in ("group", "name", "unit"))
-    head = [line for line in facts if any(line)]
-    lines = [*head, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
-    body = [
-        "  ".join(
-            cell.ljust(width) if column.words else cell.rjust(width)
-            for cell, width, column in zip(line, widths, table.columns, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
-    rule = "  ".join("─" * width for width in widths)
-    notes = ["", *table.notes] if table.notes else []
-    found = ["", table.finding] if table.finding else []
-    return "\n".join([table.title, "", *body[: len(head)], rule, *body[len(head) :], *notes, *found])
-
-
-def as_markdown(table: Table) -> str:
-    """A pipe table, with the title as a heading and the notes below."""
-    names = [
-        (f"{column.group}: " if column.group else "") + column.name + (f" ({column.unit})" if column.unit else "")
-        for column in table.columns
-    ]
-    lines = ["| " + " | ".join(map(_escaped, names)) + " |"]
-    lines.append("|" + "|".join("---" if column.words else "--:" for column in table.columns) + "|")
-    lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in table.rows]
-    found = ["", _escaped(table.finding)] if table.finding else []
-    notes = ["", *map(_escaped, table.notes)] if table.notes else []
-    return "\n".join([f"## {_escaped(table.title)}", "", *lines, *found, *notes])
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
-    for mark in "\\|<>*_`[]":
-        text = text.replace(mark, "\\" + mark)
-    return " ".join(text.split())
