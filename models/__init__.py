@@ -11,8 +11,9 @@
 |---|---|
 | `model.py` | `Model`, the protocol that every architecture implements |
 | `config.py` | `DecoderConfig` (shape), `Compute` (how it is computed), `Placement` (mesh axes) |
-| `decoder.py`, `layers.py`, `attention.py`, `heads.py` | the dense decoder-only transformer |
+| `decoder.py`, `layers.py`, `attention.py`, `heads.py` | the decoder-only transformer |
 | `decode_attention.py` | the TPU kernel for attention of one new token over the cache |
+| `moe.py`, `grouped_matmul.py` | mixtures of experts: routing, auxiliary losses; the products of the experts |
 | `families/` | one file for each family: released sizes, tensor names and `config.json` |
 | `registry.py` | names to configurations and models |
 | `hf/` | import from and export to Hugging Face folders |
@@ -23,7 +24,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from models.config import Compute, DecoderConfig, Placement, RopeScaling
+from models.config import Compute, DecoderConfig, Experts, Placement, RopeScaling
 from models.errors import UserError
 from models.registry import build, family_modules, preset, presets
 
@@ -46,6 +47,7 @@ __all__ = [
     "Compute",
     "Decoder",
     "DecoderConfig",
+    "Experts",
     "Output",
     "Params",
     "Placement",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from models.errors import UserError
 
@@ -42,9 +42,45 @@ class RopeScaling:
         return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" and self.factor > 1 else 1.0
 
 
+def added_later(default: Any) -> Any:
+    """A field that was added after runs had been saved: at its default it is left out of JSON and of digests.
+
+    Settings that do not use it therefore keep their digest, and earlier run folders stay valid.
+    """
+    return dataclasses.field(default=default, metadata={"added_later": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of each feed-forward layer (`models/moe.py`; spec olmo §13).
+
+    A token is computed by the `active` experts of `count` with the largest router probabilities. `load_balancing` and
+    `router_z` are the weights of the auxiliary losses, and `form` their normalisation (`models.moe.aux_losses`):
+    "olmoe" as OLMoE was trained, "hf" as `transformers` computes them.
+    """
+
+    count: int
+    active: int
+    load_balancing: float = 0.01
+    router_z: float = 0.001
+    form: Literal["olmoe", "hf"] = "olmoe"
+
+    def __post_init__(self):
+        for name in ("count", "active"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise UserError(f"experts: {name} must be a positive whole number, not {getattr(self, name)!r}")
+        if self.active > self.count:
+            raise UserError(f"experts: active {self.active} is larger than count {self.count}")
+        for name in ("load_balancing", "router_z"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"experts: {name} is a weight and must be at least 0, not {getattr(self, name)!r}")
+        if self.form not in ("olmoe", "hf"):
+            raise UserError(f"experts: unknown form {self.form!r} of the auxiliary losses; use olmoe or hf")
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a dense decoder-only transformer. Every model family is a set of values of these fields.
+    """The shape of a decoder-only transformer. Every model family is a set of values of these fields.
 
     Sizes: `width` is the size d of the residual stream, `ffn` the hidden size f of the SwiGLU feed-forward layer,
     `vocab` the number of rows of the embedding, padding rows included (the tokenizer uses `vocab_used` of them).
@@ -53,7 +89,8 @@ class DecoderConfig:
     `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
     the whole projected vector, all heads together, before the rotation. `window` is the number of keys that a
     sliding-window layer sees, the token's own key included; every `full_attention_every`-th layer (1-based) has full
-    attention. `scalar_head` replaces the vocabulary head by one scalar output, for reward and value models.
+    attention. `scalar_head` replaces the vocabulary head by one scalar output, for reward and value models. With
+    `experts` every feed-forward layer is a mixture of experts, and `ffn` is the hidden size of one expert.
     """
 
     family: str
@@ -84,6 +121,7 @@ class DecoderConfig:
     bos_id: int | None = None
     eos_id: int | None = None
     pad_id: int | None = None
+    experts: Experts | None = added_later(None)
 
     def __post_init__(self):
         set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
@@ -174,9 +212,11 @@ class Placement:
     """How the axes of a model's arrays are sharded over the axes of a mesh. Derived from the mesh, never configured.
 
     `batch` names the mesh axes that rows are sharded over (None: there is no mesh). `sequence` is the axis that
-    sequences are sharded over, or None. `tensor` is the axis for heads, feed-forward width and vocabulary.
+    sequences are sharded over, or None. `tensor` is the axis for heads, feed-forward width and vocabulary. `experts` is
+    the axis, one of `batch`, that the experts of a mixture are sharded over.
     """
 
     batch: tuple[str, ...] | None = None
     sequence: str | None = None
     tensor: str | None = None
+    experts: str | None = None

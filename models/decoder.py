@@ -1,5 +1,7 @@
 """A decoder-only transformer: embedding, layers, final norm. Every dense family is a `DecoderConfig` of it.
 
+`models/moe.py` replaces the feed-forward layer by a mixture of experts.
+
 Parameters are a plain dict of arrays. The arrays of the layers have a leading layer axis, and the layers run as one
 `lax.scan` over it. One layer is a Flax linen module, used only through `init` and `apply`.
 """
@@ -114,9 +116,15 @@ class Block(nn.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         if self.config.norm_placement == "pre":
             h = x + self._drop(self.attn(self.pre_attn_norm(x), rope, attend), keys[0])
-            return h + self._drop(self.mlp(self.pre_ffn_norm(h)), keys[1]), {}
+            y, report = self.feed_forward(self.pre_ffn_norm(h))
+            return h + self._drop(y, keys[1]), report
         h = x + self._drop(self.post_attn_norm(self.attn(x, rope, attend)), keys[0])
-        return h + self._drop(self.post_ffn_norm(self.mlp(h)), keys[1]), {}
+        y, report = self.feed_forward(h)
+        return h + self._drop(self.post_ffn_norm(y), keys[1]), report
+
+    def feed_forward(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The feed-forward layer F(x) [B, S, d], and what it reports for auxiliary losses."""
+        return self.mlp(x), {}
 
     def _drop(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         """Dropout of a sub-layer's output before it is added to the residual stream; off without a key."""
@@ -164,12 +172,13 @@ class Decoder:
         """Freshly initialised float32 parameters, with the initialisation of the family (spec olmo §4)."""
         c = self.config
         embed_key, layer_key, head_key = jax.random.split(key, 3)
+        block = dataclasses.replace(self, compute=Compute(platform="cpu"), placement=Placement()).block
 
         def one(key: jax.Array) -> Params:
             x = jnp.zeros((1, 1, c.width))
             rope = rope_table(jnp.zeros((1, 1), jnp.int32), c.head_dim, c.rope_theta, None)
             attend = lambda q, k, v: q  # noqa: E731 - only shapes matter
-            return self.block.init(key, x, rope, attend)["params"]
+            return block.init(key, x, rope, attend)["params"]
 
         layers = jax.vmap(one)(jax.random.split(layer_key, c.layers))
         if c.init == "mitchell":
@@ -343,7 +352,7 @@ class Decoder:
 
 
 def cast_kernels(params: Params, dtype: str) -> Params:
-    """Parameters with kernels and embedding tables in `dtype`; norms, biases and a scalar head stay in float32.
+    """Parameters with kernels and tables in `dtype`; norms, biases, routers and a scalar head stay in float32.
 
     A model casts kernels and tables to its activation type where it uses them, so with that type as `dtype` the results
     stay the same.
@@ -351,7 +360,8 @@ def cast_kernels(params: Params, dtype: str) -> Params:
 
     def cast(path, leaf):
         names = [key.key for key in path]
-        return leaf.astype(dtype) if names[-1] in ("kernel", "table") and names[0] != "score" else leaf
+        cast_at_use = names[-1] in ("kernel", "table") and names[0] != "score" and "router" not in names
+        return leaf.astype(dtype) if cast_at_use else leaf
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

@@ -9,9 +9,14 @@ if TYPE_CHECKING:
 
 
 def matmul_parameters(config: DecoderConfig) -> int:
-    """Parameters multiplied with each token: projections, feed-forward and head, without the embedding table."""
+    """Parameters multiplied with each token: projections, feed-forward and head, without the embedding table.
+
+    Of a mixture of experts, the router and the experts that are active for a token.
+    """
     attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
     feed_forward = 3 * config.width * config.ffn
+    if config.experts is not None:
+        feed_forward = config.experts.active * feed_forward + config.width * config.experts.count
     return config.layers * (attention + feed_forward) + config.width * config.vocab
 
 

@@ -24,7 +24,8 @@ class Auxiliary(NamedTuple):
     """An auxiliary loss of a model's layers, such as a router's load-balancing loss.
 
     The objective adds `weight` · Σ `total` / Σ `denominator`. Both sums are over the whole batch, however it is split
-    into micro-batches. `total` and `denominator` are float32 scalars; `denominator` depends on the batch alone.
+    into micro-batches. `total` and `denominator` are float32 scalars; `denominator` depends on the batch alone. With
+    weight 0 the quotient is only reported as a metric (the sum itself where the denominator is 0).
     """
 
     total: jax.Array

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 # A family is a module of `models/families/` that matches `Family`. To add one, write the file and add its name here. A
 # family whose layers compute something else also names its class, MODEL = "module:class"; the others use
-# `models.decoder:Decoder`.
+# `models.decoder:Decoder`, or `models.moe:MoEDecoder` where a configuration has experts.
 FAMILY_NAMES = (
     "olmo",
+    "olmoe",
     "llama",
     "qwen2",
 )
@@ -71,5 +72,6 @@ def build(
     """A model from a preset's name or a configuration. Allocates nothing; `model.init(key)` makes the parameters."""
     config = preset(name_or_config) if isinstance(name_or_config, str) else name_or_config
     family = next((family for family in family_modules() if config.family in family.MODEL_TYPES), None)
-    module, _, name = getattr(family, "MODEL", "models.decoder:Decoder").partition(":")
+    plain = "models.decoder:Decoder" if config.experts is None else "models.moe:MoEDecoder"
+    module, _, name = getattr(family, "MODEL", plain).partition(":")
     return getattr(importlib.import_module(module), name)(config, compute or Compute(), placement or Placement())

@@ -1,4 +1,4 @@
-"""Tiny models of every dense family, of odd shapes, with weights that are the same on every machine.
+"""Tiny models of every family, of odd shapes, with weights that are the same on every machine.
 
 Parity tests compare them with public implementations; the golden arrays hold what those computed.
 """
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from models import trees
-from models.config import DecoderConfig, RopeScaling
-from models.families import llama, olmo, qwen2
+from models.config import DecoderConfig, Experts, RopeScaling
+from models.families import llama, olmo, olmoe, qwen2
 
 VOCAB = 67
 # A large eps, so that a model with another one computes visibly different logits.
@@ -29,6 +29,9 @@ CASES: dict[str, DecoderConfig] = {
     "olmo3": DecoderConfig("olmo3", **{**_OLMO3, "layers": 5}, window=5),
     "olmo3-grouped-yarn": DecoderConfig(
         "olmo3", **{**_OLMO3, "layers": 4, "heads": 4}, kv_heads=2, window=7, rope_theta=1000.0, rope_scaling=_YARN
+    ),
+    "olmoe": DecoderConfig(
+        "olmoe", **{**_ODD, **olmoe.ARCHITECTURE, "ffn": 12}, rope_theta=10_000.0, experts=Experts(7, 3)
     ),
     "llama2": DecoderConfig("llama", **_LLAMA, rope_theta=10_000.0),
     # Rotations of head_dim 24 fall in all three ranges of the frequency rule.

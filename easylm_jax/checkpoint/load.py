@@ -20,7 +20,7 @@ from easylm_jax.data import load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer, differing_token, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
-from models.config import DecoderConfig, RopeScaling
+from models.config import DecoderConfig, Experts, RopeScaling
 from models.decoder import cast_kernels, score_kernel
 from models.errors import UserError
 from models.hf.convert import read_config
@@ -63,6 +63,8 @@ def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
     fields = dict(description)
     if fields.get("rope_scaling"):
         fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    if fields.get("experts"):
+        fields["experts"] = Experts(**fields["experts"])
     known = {field.name for field in dataclasses.fields(DecoderConfig)}
     unknown = sorted(set(fields) - known)
     if unknown:

@@ -18,6 +18,7 @@ import typing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 from easylm_jax.config.bounds import FINITE, Bounds
+from models.config import added_later as added_later  # `fields.added_later`, as configurations use it
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,14 +49,6 @@ def field_bounds(cls: type[Any]) -> dict[str, Bounds]:
 def _bounds_in(hint: Any) -> Bounds | None:
     own = next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bounds)), None)
     return own or next(filter(None, map(_bounds_in, typing.get_args(hint))), None)
-
-
-def added_later(default: Any) -> Any:
-    """A field that was added after runs had been saved: at its default it is left out of JSON and of digests.
-
-    Settings that do not use it therefore keep their digest, and earlier run folders stay valid.
-    """
-    return dataclasses.field(default=default, metadata={"added_later": True})
 
 
 def encoded_fields(value: Any) -> list[str]:

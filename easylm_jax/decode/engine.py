@@ -55,7 +55,7 @@ class Engine:
     ):  # fmt: skip
         if mesh is not None:
             check_heads(model.config, mesh)
-        placement = Placement() if mesh is None else Placement(batch=BATCH_AXES, tensor="tp")
+        placement = Placement() if mesh is None else Placement(batch=BATCH_AXES, tensor="tp", experts="ep")
         self.model = dataclasses.replace(model, placement=placement)  # type: ignore[type-var]
         self.max_length = model.config.context if max_length is None else max_length
         self.mesh, self.block = mesh, block

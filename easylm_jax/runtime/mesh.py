@@ -6,7 +6,7 @@
 | `dp` | the batch; parameters are replicated (data parallelism) |
 | `fsdp` | the batch, and every parameter along its width (fully sharded data parallelism) |
 | `cp` | the sequence, and every parameter along its width as `fsdp` does (context parallelism) |
-| `ep` | experts (expert parallelism) |
+| `ep` | the batch, experts, and every other parameter along its width (expert parallelism) |
 | `tp` | heads, feed-forward and vocabulary (tensor parallelism) |
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from models.errors import UserError
 
 AXES = ("slice", "dp", "fsdp", "cp", "ep", "tp")
-BATCH_AXES = ("slice", "dp", "fsdp")
+BATCH_AXES = ("slice", "dp", "fsdp", "ep")
 
 
 def parse_mesh(text: str, devices: int) -> dict[str, int]:

@@ -27,7 +27,8 @@ PyTree = Any
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 LOGICAL_AXES: Mapping[str, str | tuple[str, ...]] = {
-    "width": ("fsdp", "cp"), "heads": "tp", "ffn": "tp", "vocab": "tp", "experts": "ep"
+    "width": ("fsdp", "cp", "ep"), "heads": "tp", "ffn": "tp", "vocab": "tp",
+    "experts": "ep", "expert_width": ("fsdp", "cp"),
 }  # fmt: skip
 
 
@@ -173,7 +174,7 @@ def placement_of(mesh: jax.sharding.Mesh) -> Placement:
     """The mesh axes that the arrays of a model are sharded over."""
     if mesh.size == 1:
         return Placement()
-    return Placement(BATCH_AXES, "cp" if mesh.shape["cp"] > 1 else None, "tp")
+    return Placement(BATCH_AXES, "cp" if mesh.shape["cp"] > 1 else None, "tp", "ep")
 
 
 def with_supported_attention(compute: Compute, mesh: jax.sharding.Mesh) -> Compute:

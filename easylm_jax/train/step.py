@@ -74,7 +74,8 @@ def gradients(
         divided = divisors or _divisors(result)
         total = result.total / divided["loss"]
         for name, it in result.auxiliary.items():
-            total += it.weight * it.total / divided[name]
+            if it.weight:  # the others are metrics only
+                total += it.weight * it.total / divided[name]
         return total, (jnp.full((), 1.0 / accumulate), metrics)
 
     def one(micro, key):

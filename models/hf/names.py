@@ -120,6 +120,7 @@ LLAMA_ARCHITECTURE: dict[str, Any] = {
     "qkv_bias": False,
     "qkv_clip": None,
     "window": None,
+    "experts": None,
 }
 
 _REQUIRED = {
