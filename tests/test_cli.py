@@ -213,3 +213,10 @@ def test_reader_that_closes_the_pipe_ends_the_program_quietly():
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(60) == 141
+
+
+def test_an_argument_that_is_not_utf8_is_one_line(capsys):
+    for arguments in (["run", "\udcff.py"], ["generate", "runs", "\udcc3"], ["\udcff"], ["check", "--json=\udcff"]):
+        assert main.main(arguments) == 2
+        err = capsys.readouterr().err
+        assert "is not UTF-8 text" in err and err.isascii() and len(err.splitlines()) == 1

@@ -1,5 +1,6 @@
 """What a user gets wrong in data is one line that says what, where and how to mend it; and what is right is read."""
 
+import dataclasses
 import gzip
 import json
 
@@ -104,6 +105,97 @@ def test_wrong_fields_name_the_columns_there_are(tmp_path, tokenizer):
         build_cache(wrong, tmp_path / "cache")
 
 
+BAD_LINES = {
+    "a thousand levels": b'{"text": ' + b"[" * 1000 + b"]" * 1000 + b"}",
+    "a hundred thousand levels": b"[" * 100_000,
+    "a number that is infinite as a float": b'{"text": "x", "score": 1e999}',
+    "a number of too many digits": b'{"text": "x", "score": ' + b"9" * 5000 + b"}",
+    "bytes that are not UTF-8": b'{"text": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_hostile_line_stops_with_its_place_or_is_counted(name, tmp_path, tokenizer):
+    path = tmp_path / "l.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "the fox"}\n' + BAD_LINES[name] + b'\n{"text": "seven cats"}\n'))
+    spec = DataSpec((Source(str(path)),), tokenizer, 8)
+    with pytest.raises(UserError, match="l.jsonl.gz:2: ") as caught:
+        build_cache(spec, tmp_path / "cache")
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+    cache = build_cache(dataclasses.replace(spec, on_bad="skip"), tmp_path / "cache")
+    records = cache.manifest["sources"][0]["records"]
+    assert (records["read"], records["bad"], records["kept"]) == (3, 1, 2)
+
+
+def test_numbers_beyond_64_bits_are_kept_as_they_are(tmp_path, tokenizer):
+    number = 10**30 + 1
+    path = write_jsonl(tmp_path / "p.jsonl", [{"prompt": "the fox", "answer": number}])
+    spec = DataSpec((Source(str(path)),), tokenizer, 32, kind="prompts", template="tulu")
+    assert build_cache(spec, tmp_path / "cache").record(0)["answer"] == number
+
+
+@pytest.mark.parametrize("margin", [10**400, 1e300, float("nan"), True, "1"])
+def test_a_margin_that_is_no_number_of_32_bits_is_named(margin, tmp_path, tokenizer):
+    pair = {"chosen": [*GOOD["messages"]], "rejected": [GOOD["messages"][0], {"role": "assistant", "content": "no"}]}
+    path = write_jsonl(tmp_path / "m.jsonl", [{**pair, "margin": margin}])
+    spec = DataSpec((Source(str(path)),), tokenizer, 64, kind="preference", template="tulu")
+    with pytest.raises(UserError, match="m.jsonl:1: margin is .*, not a finite number of 32 bits"):
+        build_cache(spec, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage behind", "a broken member"])
+def test_a_damaged_gzip_file_stops_after_the_line_it_was_read_to(damage, tmp_path, tokenizer):
+    lines = b"".join(b'{"text": "the fox %d"}\n' % number for number in range(3000))
+    good = gzip.compress(lines)
+    middle = len(good) // 2
+    data = {
+        "cut": good[:-20],
+        "flipped": good[:middle] + bytes([good[middle] ^ 255]) + good[middle + 1 :],
+        "garbage behind": good + b"garbage",
+        "a broken member": good + good[:-8] + bytes(8),
+    }[damage]
+    path = tmp_path / "d.jsonl.gz"
+    path.write_bytes(data)
+    for on_bad in ("error", "skip"):  # lines of a damaged part may have changed, so none is skipped over
+        spec = DataSpec((Source(str(path)),), tokenizer, 8, on_bad=on_bad)
+        with pytest.raises(UserError, match=r"d.jsonl.gz( after line \d+: |:\d+: |.*:\d+: )") as caught:
+            build_cache(spec, tmp_path / "cache")
+        assert "\n" not in str(caught.value)
+
+
+def test_marks_of_byte_order_are_no_text_in_compressed_and_joined_files(tmp_path):
+    mark, line = b"\xef\xbb\xbf", b'{"text": "x"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(mark + line) + gzip.compress(mark + line))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(mark + b'[{"text": "x"}, {"text": "x"}]'))
+    (tmp_path / "c.csv").write_bytes(mark + b"text\nx\nx\n")
+    (tmp_path / "d.jsonl").write_bytes(mark + line + mark + line)
+    (tmp_path / "e.txt.gz").write_bytes(gzip.compress(mark + b"x\nx"))
+    for path in sorted(tmp_path.iterdir()):
+        read = [record for record, _ in read_records(Source(str(path), text_unit="line"))]
+        assert read == [{"text": "x"}] * 2, path
+
+
+def test_cells_of_a_megabyte_and_broken_rows_of_csv(tmp_path, tokenizer):
+    path = tmp_path / "t.csv"
+    long = "the fox " * 125_000
+    rows = ["text,id", f'"{long}",1', "a,b,c", "alone", '"x"y,2', "\udcff,3", '"two\r\nlines",4', "ends,5"]
+    path.write_bytes("\r\n".join(rows).encode("utf-8", "surrogateescape"))
+    read = list(read_records(Source(str(path))))
+    good = [record for record, _ in read if isinstance(record, dict)]
+    assert [record["id"] for record in good] == ["1", "4", "5"]
+    assert good[0]["text"] == long and good[1]["text"] == "two\r\nlines"
+    assert [where for _, where in read] == [f"{path}:{line}" for line in (2, 3, 4, 5, 6, 7, 9)]
+    bad = [str(record) for record, _ in read if not isinstance(record, dict)]
+    for says, message in zip(("3 cells, but the header has 2", "1 cells", "broken CSV", "not UTF-8"), bad, strict=True):
+        assert says in message
+    spec = DataSpec((Source(str(path), limit=3),), tokenizer, 8)
+    with pytest.raises(UserError, match="t.csv:3: 3 cells"):
+        build_cache(spec, tmp_path / "cache")
+    path.write_text("text,text\na,b\n")
+    with pytest.raises(UserError, match="t.csv:1: the header names column 'text' twice"):
+        list(read_records(Source(str(path))))
+
+
 def empty(folder):
     return folder.joinpath("e.jsonl").write_text("\n\n") and str(folder / "e.jsonl")
 
@@ -144,7 +236,7 @@ def bare_folder(folder):
         (empty, "e.jsonl gave nothing to train on .it holds no records"),
         (broken_gzip, "cannot read .*b.jsonl.gz"),
         (broken_parquet, "b.parquet is not a readable parquet file"),
-        (not_utf8, "l.txt is not UTF-8 text: .* at byte 2"),
+        (not_utf8, "l.txt:1: not UTF-8 text: invalid start byte at byte 3 of the line"),
         (broken_list, "l.json is not valid JSON"),
         (lambda folder: "hf:" + bare_folder(folder), "cannot load hf:.*bare"),
     ],

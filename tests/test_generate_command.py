@@ -223,6 +223,25 @@ def test_another_vocabulary_than_the_trained_one_is_refused(run, capsys, tmp_pat
     assert f"{run.folder / 'sft'} was trained with another tokenizer than {other}: token " in err
 
 
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (b"fine\n\xff\xfe\n", "standard input, line 2, is not UTF-8 text: invalid start byte at byte 1"),
+        ('{"text": "\\ud800"}', "prompt 1 holds half of a surrogate pair"),
+        ('{"text": ' + "[" * 100_000, "line 1, is not JSON"),
+    ],
+)
+def test_prompts_that_are_not_text_are_one_line(capsys, tmp_path, monkeypatch, lines, says):
+    options = []
+    if isinstance(lines, bytes):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    else:
+        (tmp_path / "prompts.jsonl").write_text(lines)
+        options = ["--file", tmp_path / "prompts.jsonl"]
+    status, _, err = easylm(capsys, tmp_path, *options)
+    assert status == 2 and says in err and len(err.splitlines()) == 1
+
+
 def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "tiny")
     done = tmp_path / "tiny" / "adapter"

@@ -100,7 +100,7 @@ def _conversations(arguments: argparse.Namespace) -> list[Messages]:
     else:
         if sys.stdin.isatty():
             print("enter one prompt per line; Ctrl-D ends", file=sys.stderr)
-        found = [_turn(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+        found = [_turn(line.rstrip("\n")) for line in _standard_input() if line.strip()]
     if not found:
         raise UserError(
             f"no prompt in {arguments.file or 'standard input'}; give one as an argument, a line or a record"
@@ -108,7 +108,26 @@ def _conversations(arguments: argparse.Namespace) -> list[Messages]:
     for number, messages in enumerate(found, start=1):
         if not messages[-1]["content"].strip():
             raise UserError(f"prompt {number} is empty; give it some text")
+        for message in messages:
+            try:
+                message["content"].encode("utf-8")
+            except UnicodeEncodeError:
+                raise UserError(f"prompt {number} holds half of a surrogate pair, which is not a character") from None
     return found
+
+
+def _standard_input() -> Iterator[str]:
+    """The lines of standard input; `UserError` where it is not UTF-8, whatever the locale of the shell."""
+    if not hasattr(sys.stdin, "buffer"):  # replaced, such as by a notebook
+        yield from sys.stdin
+        return
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"standard input, line {number}, is not UTF-8 text: {error.reason} at byte {error.start + 1}"
+            ) from None
 
 
 def _turn(text: str) -> Messages:
@@ -129,7 +148,7 @@ def _record(text: str, where: str) -> Messages:
     """The conversation of one line, without the response at its end."""
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}, is not JSON: {error}") from None
     column = next((name for name in COLUMNS if isinstance(record, dict) and record.get(name)), None)
     if column is None:

@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [text for text in arguments if text != "--debug"]
     try:
+        _check_utf8(arguments)
         status = _dispatch(arguments)
         sys.stdout.flush()
         return status
@@ -100,6 +101,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"easylm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
+
+
+def _check_utf8(arguments: Sequence[str]) -> None:
+    """Raises `UsageError` for an argument whose bytes are not UTF-8: no prompt, name or path can be shown or stored."""
+    for text in arguments:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise UsageError(f"the argument {shown!r} is not UTF-8 text") from None
 
 
 def _is_user_error(error: Exception) -> bool:

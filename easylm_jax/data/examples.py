@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from easylm_jax.config import chat_templates
 from easylm_jax.config.data import ROLES, DataSpec, Source
 from easylm_jax.data import filters, packing, templates
-from easylm_jax.data.records import BadRecord, Record
+from easylm_jax.data.records import BadRecord, Record, parse_json
 from easylm_jax.data.tokenizer import Tokenizer
 
 # (prompt, completion) columns, in the order in which they are tried; the last two pairs are those of seqio tasks.
@@ -89,7 +88,7 @@ def messages_in(turns: Any, column: str, where: str) -> list[dict[str, str]]:
 def json_value(text: str, column: str, where: str) -> Any:
     """The value of a column of JSON text; `BadRecord` when it is not JSON."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise BadRecord(f"{where}: {column} is text but not JSON: {error}") from None
 

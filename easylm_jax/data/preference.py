@@ -9,7 +9,6 @@ computed once for each pair (reference log-probabilities) are stored by this ind
 from __future__ import annotations
 
 import array
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
 
 Messages = list[dict[str, str]]
+_LARGEST_MARGIN = float(np.finfo(np.float32).max)
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
@@ -143,14 +143,21 @@ def _side(value: Any, column: str, prompt: Messages | None, where: str) -> Messa
     return [*prompt, *messages] if prompt is not None and messages[0]["role"] == "assistant" else messages
 
 
+def _shown(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 64:  # Python prints no number of thousands of digits
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)[:40]
+
+
 def margin_of(record: Record, source: Source, where: str) -> float:
     """The margin of a pair; 0 where the record has none, `BadRecord` where it is not a finite number."""
     columns = dict(source.columns)
     value = column_of(record, columns["margin"], where) if "margin" in columns else record.get("margin")
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise BadRecord(f"{where}: margin is {value!r}, not a finite number")
+    number = not isinstance(value, bool) and isinstance(value, (int, float))
+    if not (number and abs(value) <= _LARGEST_MARGIN):  # also false for NaN
+        raise BadRecord(f"{where}: margin is {_shown(value)}, not a finite number of 32 bits")
     return float(value)
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import gzip
 import hashlib
 import io
 import itertools
-import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from easylm_jax.config.data import Source
-from easylm_jax.data.records import BadRecord, Record, plain
+from easylm_jax.data.records import DECODER, DEEPEST, BadRecord, Record, is_deep, parse_json, plain
 from models.errors import UserError
 
+_LARGEST_CELL = 1 << 30  # characters of a cell of a CSV file; Python's own limit is 128 kB
 _TEXT_SUFFIXES = (".jsonl", ".json", ".txt")
 _COMPRESSED = (".gz", ".zst")
 SUFFIXES = (
@@ -99,103 +101,180 @@ def _split_name(source: Source) -> tuple[str, str]:
 
 def _read_file(path: Path, source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
     kind = _kind(path) or ""
-    try:
-        if kind == ".parquet":
-            yield from _read_parquet(path)
-        elif kind == ".csv":
-            yield from _read_csv(path)
-        elif kind.startswith(".txt"):
-            yield from _read_text(path, source)
-        else:
-            yield from _read_json(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"data: {path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except (OSError, EOFError) as error:
-        raise UserError(f"data: cannot read {path}: {error}") from None
+    if kind == ".parquet":
+        return _read_parquet(path)
+    if kind == ".csv":
+        return _read_csv(path)
+    return _read_text(path, source) if kind.startswith(".txt") else _read_json(path)
 
 
-def _open(path: Path) -> io.TextIOBase:
+def _open(path: Path) -> IO[bytes]:
     if path.name.lower().endswith(".gz"):
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8", newline="\n")
+        return cast(IO[bytes], gzip.open(path))
     if path.name.lower().endswith(".zst"):
         import pyarrow
 
-        return io.TextIOWrapper(pyarrow.input_stream(path, compression="zstd"), encoding="utf-8", newline="\n")
-    return open(path, encoding="utf-8-sig", newline="\n")
+        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"))
+    return open(path, "rb")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers from 1, decompressed and without a byte order mark.
+
+    A line that starts with the mark loses it too: files may have been joined. `UserError` where the file cannot be read
+    any further. A damaged part of a compressed file is never skipped, since its lines may have changed before the
+    damage shows.
+    """
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                yield number, line.removeprefix(codecs.BOM_UTF8)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"data: cannot read {path} after line {number}: {_first_line(error)}") from None
+
+
+def _decoded(line: bytes, where: str) -> str:
+    """A line as text; `BadRecord` where it is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"{where}: not UTF-8 text: {error.reason} at byte {error.start + 1} of the line") from None
 
 
 def _read_json(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
     """Reads JSON lines; a .json file may also be a single list of records."""
-    with _open(path) as file:
-        kind = _kind(path) or ""
-        lines: Iterable[str] = file
-        if kind.startswith(".json") and not kind.startswith(".jsonl"):
-            start = file.read(1)
-            while start.isspace():
-                start = file.read(1)
-            if start == "[":
-                yield from _records_of_list(path, start + file.read())
-                return
-            lines = itertools.chain([start + file.readline()], file)
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                message = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
-                yield BadRecord(f"{where}: broken JSON: {message}"), where
-                continue
+    kind = _kind(path) or ""
+    lines = _lines(path)
+    if kind.startswith(".json") and not kind.startswith(".jsonl"):
+        first = next((numbered for numbered in lines if not _is_blank(numbered[1])), None)
+        if first is not None and first[1].lstrip().startswith(b"["):
+            yield from _records_of_list(path, b"".join([first[1], *(line for _, line in lines)]))
+            return
+        lines = itertools.chain([] if first is None else [first], lines)
+    for number, line in lines:
+        if _is_blank(line):
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = parse_json(_decoded(line, where).rstrip("\r\n"))
             yield (record if isinstance(record, dict) else BadRecord(f"{where}: not a JSON object")), where
+        except BadRecord as error:
+            yield error, where
+        except ValueError as error:
+            yield BadRecord(f"{where}: {error}"), where
 
 
-def _records_of_list(path: Path, text: str) -> Iterator[tuple[Record | BadRecord, str]]:
+def _records_of_list(path: Path, content: bytes) -> Iterator[tuple[Record | BadRecord, str]]:
     try:
-        records = json.loads(text)
+        records = DECODER.decode(content.decode("utf-8"))
+    except RecursionError:
+        raise UserError(f"data: {path} is not valid JSON: it is nested too deep") from None
     except ValueError as error:
         raise UserError(f"data: {path} is not valid JSON: {error}") from None
     for index, record in enumerate(records):
         where = f"{path} record {index}"
-        yield (record if isinstance(record, dict) else BadRecord(f"{where}: not a JSON object")), where
+        if not isinstance(record, dict):
+            yield BadRecord(f"{where}: not a JSON object"), where
+        elif is_deep(record):
+            yield BadRecord(f"{where}: JSON nested more than {DEEPEST} levels deep"), where
+        else:
+            yield record, where
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[Record, str]]:
     import pyarrow
     import pyarrow.parquet
 
+    index = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            index = 0
             for batch in file.iter_batches(batch_size=1024):
                 for record in batch.to_pylist():
                     yield record, f"{path} row {index}"
                     index += 1
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"data: {path} is not a readable parquet file: {str(error).splitlines()[0]}") from None
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise UserError(f"data: cannot read {path} after row {index}: {_first_line(error)}") from None
 
 
-def _read_csv(path: Path) -> Iterator[tuple[Record, str]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for index, record in enumerate(csv.DictReader(file)):
-            yield record, f"{path} row {index}"
-
-
-def _read_text(path: Path, source: Source) -> Iterator[tuple[Record, str]]:
-    with _open(path) as file:
-        if source.text_unit == "file":
-            yield {source.text_field: file.read()}, str(path)
+def _read_csv(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
+    """Reads CSV with a header. A row that does not have one cell for each column is a bad record, not filled or cut."""
+    csv.field_size_limit(_LARGEST_CELL)
+    reader = csv.reader(_csv_lines(path), strict=True)
+    header: list[str] | None = None
+    while True:
+        began = reader.line_num + 1
+        where = f"{path}:{began}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if header is None:
+                raise UserError(f"data: {where}: the header is broken CSV: {error}") from None
+            yield BadRecord(f"{where}: broken CSV: {error}"), where
+            continue
+        if cells is None:
             return
-        if source.text_unit == "line":
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield {source.text_field: line.rstrip("\r\n")}, f"{path}:{number}"
-            return
-        numbered = enumerate(file, 1)
-        for blank, group in itertools.groupby(numbered, key=lambda item: not item[1].strip()):
-            if not blank:
-                lines = list(group)
-                yield {source.text_field: "".join(line for _, line in lines).rstrip("\r\n")}, f"{path}:{lines[0][0]}"
+        if header is None:
+            header = _header(cells, where)
+        elif cells:  # not an empty line
+            yield _csv_record(header, cells, where), where
+
+
+def _csv_lines(path: Path) -> Iterator[str]:
+    """The lines of a CSV file, which may also end with "\\r". Bytes that are not UTF-8 become surrogates, so that the
+    row is found that holds them."""
+    for _, line in _lines(path):
+        yield from io.StringIO(line.decode("utf-8", "surrogateescape"), newline="")
+
+
+def _header(cells: list[str], where: str) -> list[str]:
+    twice = next((name for name in cells if cells.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"data: {where}: the header names column {twice!r} twice")
+    return cells
+
+
+def _csv_record(header: list[str], cells: list[str], where: str) -> Record | BadRecord:
+    if len(cells) != len(header):
+        return BadRecord(f"{where}: {len(cells)} cells, but the header has {len(header)}")
+    try:
+        "".join(cells).encode("utf-8")
+    except UnicodeEncodeError:
+        return BadRecord(f"{where}: not UTF-8 text")
+    return dict(zip(header, cells, strict=True))
+
+
+def _read_text(path: Path, source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
+    """Reads the documents of a text file: the whole file, its lines, or its paragraphs."""
+    whole = source.text_unit == "file"
+    for first, lines in _documents(path, source.text_unit):
+        where = str(path) if whole else f"{path}:{first}"
+        try:
+            text = "".join(_decoded(line, f"{path}:{number}") for number, line in enumerate(lines, first))
+            yield {source.text_field: text if whole else text.rstrip("\r\n")}, where
+        except BadRecord as error:
+            yield error, where
+
+
+def _documents(path: Path, unit: str) -> Iterator[tuple[int, list[bytes]]]:
+    """The lines of each document of a text file, with the number of the first."""
+    if unit == "file":
+        yield 1, [line for _, line in _lines(path)]
+        return
+    for blank, group in itertools.groupby(_lines(path), key=lambda numbered: _is_blank(numbered[1])):
+        if blank:
+            continue
+        if unit == "line":
+            yield from ((number, [line]) for number, line in group)
+            continue
+        numbers, lines = zip(*group, strict=True)
+        yield numbers[0], list(lines)
+
+
+def _is_blank(line: bytes) -> bool:
+    return not line.decode("utf-8", "replace").strip()
 
 
 def _read_hf(source: Source) -> Iterator[tuple[Record, str]]:
@@ -229,7 +308,7 @@ def _read_hf(source: Source) -> Iterator[tuple[Record, str]]:
         yield record, f"{source.path} row {index}"
 
 
-def _read_tfds(source: Source) -> Iterator[tuple[Record, str]]:
+def _read_tfds(source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
     import tensorflow_datasets as tfds
 
     name, split = _split_name(source)
@@ -238,7 +317,11 @@ def _read_tfds(source: Source) -> Iterator[tuple[Record, str]]:
     except Exception as error:
         raise UserError(f"data: cannot load {source.path}: {_first_line(error)}") from None
     for index, record in enumerate(loaded):
-        yield plain(record), f"{source.path} row {index}"
+        where = f"{source.path} row {index}"
+        try:
+            yield plain(record), where
+        except UnicodeDecodeError as error:
+            yield BadRecord(f"{where}: not UTF-8 text: {error.reason}"), where
 
 
 def _first_line(error: Exception) -> str:

@@ -35,7 +35,12 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
     files = function(stage.seed, **arguments)
     if processes.is_first_process():
         for file, records in files.items():
-            write_lines(folder / file, records)
+            try:
+                write_lines(folder / file, records)
+            except (TypeError, ValueError, RecursionError) as error:  # such as half of a surrogate pair
+                raise UserError(
+                    f"stage {stage.name}: {stage.function} made records for {file} that cannot be written: {error}"
+                ) from None
         log_once(f"{stage.name}: wrote {', '.join(files)}")
     processes.barrier(f"data {stage.name}")
     return {"files": list(files)}
