@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from easylm_jax.config import Recipe
+from easylm_jax.config import Recipe, catalog
+from easylm_jax.config.catalog import summary
 from easylm_jax.config.load import load_recipe
 
 FOLDER = Path(__file__).parent
@@ -13,17 +14,12 @@ FOLDER = Path(__file__).parent
 
 def recipe_files() -> list[Path]:
     """Every file that defines `recipe`, sorted by path; modules that recipes share do not."""
-    return sorted(path for path in FOLDER.rglob("*.py") if "\nrecipe = " in path.read_text(encoding="utf-8"))
+    return sorted(catalog.installed_recipes().values())
 
 
 def name_of(path: Path) -> str:
-    """The name of a recipe in documentation: its path in this folder without the suffix."""
-    return path.relative_to(FOLDER).with_suffix("").as_posix()
-
-
-def summary(path: Path) -> str:
-    """The first line of a recipe's docstring: what it trains, and its paper."""
-    return path.read_text(encoding="utf-8").split('"""')[1].partition("\n")[0].strip().rstrip(".")
+    """The name of a recipe, by which `easylm run` finds it: its path in this folder without the suffix."""
+    return catalog.name_of(path, FOLDER)
 
 
 def stages(recipe: Recipe) -> str:

@@ -59,6 +59,9 @@ def experiment(monkeypatch, tmp_path):
         ["generate", "--help"],
         ["report", "--help"],
         ["check", "--help"],
+        ["new", "--help"],
+        ["fields", "GRPO.optimizer"],
+        ["recipes"],
         ["rum"],
     ],
 )
@@ -92,14 +95,22 @@ def test_help_of_each_command_ends_in_its_example(capsys, name):
 
 def test_run_passes_what_was_asked(capsys, experiment):
     status, _, err = easylm(
-        capsys, "run", "recipes/quickstart.py", "sft.lr=1e-5", "--only", "sft", "--out", "elsewhere", "sft.steps=-1"
+        capsys,
+        "run",
+        "recipes/quickstart.py",
+        "sft.optimizer.lr=1e-5",
+        "--only",
+        "sft",
+        "--out",
+        "elsewhere",
+        "sft.steps=-1",
     )
     assert (status, err) == (0, "")
     assert experiment == [
         (
             "recipes/quickstart.py",
             {
-                "overrides": ["sft.lr=1e-5", "sft.steps=-1"],
+                "overrides": ["sft.optimizer.lr=1e-5", "sft.steps=-1"],
                 "only": "sft",
                 "out": "elsewhere",
                 "overwrite": False,
@@ -116,8 +127,8 @@ def test_run_passes_what_was_asked(capsys, experiment):
         (["rum"], "no command 'rum'; did you mean 'run'? (see easylm --help)"),
         (
             ["zzz"],
-            "no command 'zzz'; known: run, data, checkpoints, convert, generate, eval, plan, report, check "
-            "(see easylm --help)",
+            "no command 'zzz'; known: run, new, recipes, fields, data, checkpoints, convert, generate, "
+            "eval, plan, report, check (see easylm --help)",
         ),
         (
             ["run", "recipes/quickstart.py", "--overwite"],
@@ -126,7 +137,7 @@ def test_run_passes_what_was_asked(capsys, experiment):
         (["run", "recipes/quickstart.py", "--zzz"], "unknown argument '--zzz' (see easylm run --help)"),
         (["run", "recipes/quikstart.py"], "no recipe at recipes/quikstart.py; did you mean 'recipes/quickstart.py'?"),
         (["run"], "the following arguments are required: RECIPE, FIELD=VALUE (see easylm run --help)"),
-        (["run", "recipes/quickstart.py", "sft"], "'sft' is not FIELD=VALUE; write for example sft.lr=1e-5"),
+        (["run", "recipes/quickstart.py", "sft"], "'sft' is not FIELD=VALUE; write for example sft.optimizer.lr=1e-5"),
         (["run", "recipes/quickstart.py", "--only"], "argument --only: expected one argument (see easylm run --help)"),
         (
             ["convert", "a", "b", "--dtype", "float23"],

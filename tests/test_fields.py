@@ -93,7 +93,7 @@ def test_an_override_leaves_the_original_and_its_other_fields_alone():
     ("path", "text", "message"),
     [
         ("stepz", "3", "Pretrain has no field 'stepz'; did you mean 'steps'"),
-        ("optimizer.lrr", "3", "OptimizerConfig has no field 'lrr'; did you mean 'lr'"),
+        ("optimizer.lrr", "3", "OptimizerConfig has no field 'lrr'; did you mean 'optimizer.lr'"),
         ("steps", "many", "steps: 'many' is not a whole number or none"),
         ("steps", "2.5", "'2.5' is not a whole number"),
         ("compute.remat", "some", "is not one of 'none', 'full', 'attention', 'outputs', 'dots'"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from easylm_jax.cli.main import main
-from easylm_jax.config.load import find_recipe, load_recipe
+from easylm_jax.config.catalog import find_recipe
+from easylm_jax.config.load import load_recipe
 from models.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

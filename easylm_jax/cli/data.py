@@ -199,7 +199,7 @@ def build(arguments: argparse.Namespace) -> None:
     from easylm_jax.data.inspection import summary
     from models.errors import UserError
 
-    if arguments.sources and arguments.sources[0].endswith(".py"):
+    if arguments.sources and _is_recipe(arguments.sources[0]):
         _build_recipe(arguments)
         return
     if arguments.out is None:
@@ -207,6 +207,13 @@ def build(arguments: argparse.Namespace) -> None:
     cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
     print(summary(cache))
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def _is_recipe(source: str) -> bool:
+    """Whether a source of `build` is a recipe: a Python file, or the name of an installed one where no file is."""
+    from easylm_jax.config.catalog import installed_recipes
+
+    return source.endswith(".py") or (not Path(source).exists() and source in installed_recipes())
 
 
 def _build_recipe(arguments: argparse.Namespace) -> None:

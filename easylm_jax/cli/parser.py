@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
+RECIPE = "a Python file that holds `recipe = Recipe(...)`, or a name that `easylm recipes` lists"
+
 
 class UsageError(Exception):
     """An invalid command line; reported like a `models.errors.UserError`, without importing `models`."""

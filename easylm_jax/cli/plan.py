@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from easylm_jax.cli.parser import RECIPE
 from models.errors import UserError
 
 EXIT_DOES_NOT_FIT = 1
@@ -16,7 +17,7 @@ EXIT_DOES_NOT_FIT = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm plan`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a Python file that holds `recipe = Recipe(...)`")
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
     parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.accumulate=2")
     parser.add_argument("--stage", metavar="STAGE", help="plan only this stage (default: all that run on devices)")
     parser.add_argument(

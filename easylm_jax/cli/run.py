@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from easylm_jax.cli.parser import Parser, UsageError
+from easylm_jax.cli.parser import RECIPE, Parser, UsageError
 
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `easylm run`."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a Python file that holds `recipe = Recipe(...)`")
-    parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.lr=1e-5")
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    parser.add_argument(
+        "overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.optimizer.lr=1e-5"
+    )
     parser.add_argument("--only", metavar="STAGE", help="run only this stage; the stages it needs must be done")
     parser.add_argument("--out", metavar="DIR", default="runs", help="folder for runs (default: runs)")
     parser.add_argument(
@@ -22,12 +24,12 @@ def add_arguments(parser: Parser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm run RECIPE`: runs or resumes its stages."""
-    from easylm_jax.config.load import find_recipe
+    from easylm_jax.config.catalog import find_recipe
 
     find_recipe(arguments.recipe)  # a misspelt one is told before anything heavy is imported
     for text in arguments.overrides:
         if "=" not in text:
-            raise UsageError(f"{text!r} is not FIELD=VALUE; write for example sft.lr=1e-5")
+            raise UsageError(f"{text!r} is not FIELD=VALUE; write for example sft.optimizer.lr=1e-5")
     from easylm_jax import experiment
 
     return experiment.run(

@@ -31,7 +31,7 @@ _COMPARISONS: dict[type, Callable[[float, float], bool]] = {
     ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Lt: operator.lt, ast.LtE: operator.le,
     ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
-_OWN = re.compile(r"\s*[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # module:function, with or without options
+_OWN = re.compile(r"\s*[A-Za-z_][\w.-]*:[A-Za-z_]\w*")  # module:function, with or without options
 _LONGEST = 2000
 
 

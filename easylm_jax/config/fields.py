@@ -15,7 +15,8 @@ import hashlib
 import json
 import types
 import typing
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast
 
 from easylm_jax.config.bounds import FINITE, Bounds
 from models.config import added_later as added_later  # `fields.added_later`, as configurations use it
@@ -96,19 +97,19 @@ def decode(cls: type[T], data: dict[str, Any]) -> T:
     return cls(**values)
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def type_options(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union; a single type stands alone."""
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _decode_value(hint: Any, item: Any, where: str) -> Any:
     if isinstance(item, dict) and "class" in item:
-        for option in _options(hint):
+        for option in type_options(hint):
             if dataclasses.is_dataclass(option) and (cls := _subclass_named(option, item["class"])):
                 return decode(cls, item)
         raise UserError(f"{where}: a {item['class']} does not belong here")
     if isinstance(item, list):
-        for option in _options(hint):
+        for option in type_options(hint):
             if typing.get_origin(option) is tuple:
                 inner = typing.get_args(option)[0]
                 return tuple(_decode_value(inner, element, where) for element in item)
@@ -129,28 +130,56 @@ def digest(value: Any) -> str:
 
 
 def override(value: T, path: str, text: str) -> T:
-    """A copy of a dataclass with the field at a dotted path set from text, which is parsed by the field's type.
+    """`override_all` for one field."""
+    return override_all(value, [(path, text)])
 
-    Numbers in the path index tuples: `data.sources.0.path`. Raises `UserError` for an unknown field or a wrong value.
+
+def override_all(value: T, changes: Iterable[tuple[str, str]], where: str = "") -> T:
+    """A copy of a dataclass with fields set from pairs (dotted path, text); a text is parsed by the field's type.
+
+    All fields are set before the copy is validated, so that changes which are only valid together are accepted. Of two
+    changes of one field the last counts. Numbers in a path index tuples: `data.sources.0.path`. `where` is the prefix
+    of the paths in messages, such as `sft.`.
+
+    Raises:
+        UserError: an unknown field, a text that does not fit its type, or a copy that is not valid.
     """
-    name, _, rest = path.partition(".")
-    _check_field(type(value), name)
-    if rest:
-        inner = getattr(value, name)
-        changed = _override_item(inner, rest, text, path) if isinstance(inner, tuple) else None
-        if changed is None and not dataclasses.is_dataclass(inner):
-            raise UserError(f"{path}: {name} is {inner!r} and has no fields of its own")
-        return dataclasses.replace(value, **{name: override(inner, rest, text) if changed is None else changed})
-    return dataclasses.replace(value, **{name: parse(field_types(type(value))[name], text, path)})
+    new = {}
+    for name, inner in _by_first_part(changes).items():
+        _check_field(type(value), name, where)
+        path = f"{where}{name}"
+        parts = {rest for rest, _ in inner}
+        if parts == {""}:
+            new[name] = parse(field_types(type(value))[name], inner[-1][1], path)
+        elif "" in parts:
+            raise UserError(f"{path} and {path}.{max(parts)} are both set; set the whole field or fields inside it")
+        else:
+            new[name] = _override_inside(getattr(value, name), inner, path)
+    return dataclasses.replace(value, **new)
 
 
-def _override_item(items: tuple, path: str, text: str, where: str) -> tuple:
-    """A copy of a tuple of dataclasses with one field of one item set: `sources.0.path=…`."""
-    index, _, rest = path.partition(".")
-    if not (index.isdigit() and int(index) < len(items) and rest and dataclasses.is_dataclass(items[int(index)])):
-        raise UserError(f"{where}: write an index below {len(items)} and a field, such as 0.path")
-    at = int(index)
-    return (*items[:at], override(items[at], rest, text), *items[at + 1 :])
+def _by_first_part(changes: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Changes by the first part of their path, with the rest of the path."""
+    grouped: dict[str, list[tuple[str, str]]] = {}
+    for path, text in changes:
+        name, _, rest = path.partition(".")
+        grouped.setdefault(name, []).append((rest, text))
+    return grouped
+
+
+def _override_inside(value: Any, changes: list[tuple[str, str]], path: str) -> Any:
+    """A copy of a field's value, a dataclass or a tuple of them, with fields of its own set."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return override_all(value, changes, f"{path}.")
+    if not isinstance(value, tuple):
+        raise UserError(f"{path} is {value!r} and has no fields of its own, such as {changes[0][0]!r}")
+    items = list(value)
+    for index, inner in _by_first_part(changes).items():
+        known = index.isdigit() and int(index) < len(items) and dataclasses.is_dataclass(items[int(index)])
+        if not known or any(not rest for rest, _ in inner):
+            raise UserError(f"{path}.{index}: write an index below {len(items)} and a field, such as {path}.0.path")
+        items[int(index)] = override_all(items[int(index)], inner, f"{path}.{index}.")
+    return tuple(items)
 
 
 def check_types(value: Any, where: str = "") -> None:
@@ -197,25 +226,85 @@ def _fits(option: Any, item: Any) -> bool:
 
 
 def _fits_any(hint: Any, item: Any) -> bool:
-    return any(_fits(option, item) for option in _options(hint))
+    return any(_fits(option, item) for option in type_options(hint))
 
 
-def unknown_field(cls: type, name: str) -> str:
-    """The error message for an unknown field: names a similar field, or all of them."""
-    known = field_types(cls)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+# What other libraries call a field of ours.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "batch_size": "batch",
+    "per_device_train_batch_size": "batch",
+    "gradient_accumulation_steps": "accumulate",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "max_length": "sequence_length",
+    "max_seq_length": "sequence_length",
+    "max_completion_length": "max_new_tokens",
+    "num_generations": "samples",
+    "max_grad_norm": "clip",
+    "bf16": "dtype",
+}
+
+
+def unknown_field(cls: type, name: str, where: str = "") -> str:
+    """The error message for an unknown field: names the field that was probably meant, or all of them.
+
+    `where` is the dotted path of the dataclass, such as `sft.`, which begins the path of that field.
+    """
+    meant = similar_field(cls, name)
+    hint = f"did you mean {where + meant!r}?" if meant else f"it has {', '.join(field_types(cls))}"
     return f"{cls.__name__} has no field {name!r}; {hint}"
 
 
-def _check_field(cls: type, name: str) -> None:
+def similar_field(cls: type, name: str) -> str | None:
+    """The dotted path of the field that an unknown name most probably means; None where no field is similar.
+
+    Looks for the name in nested dataclasses first (`lr` is `optimizer.lr`), then for a similar one in the class, then
+    for a similar one in nested dataclasses.
+    """
+    wanted = _OTHER_NAMES.get(name, name)
+    paths = list(_field_paths(cls))
+    by_name = {path.rpartition(".")[2]: path for path in reversed(paths)}  # of two paths the shorter one
+    if wanted in by_name:
+        return by_name[wanted]
+    for known in (field_types(cls), by_name):
+        near = difflib.get_close_matches(wanted, known, n=1)
+        if near:
+            return by_name[near[0]]
+    return None
+
+
+def _field_paths(cls: type) -> Iterator[str]:
+    """The dotted paths of all fields, those of the class before those of nested dataclasses (`data.sources.0.path`)."""
+    level: list[tuple[str, type]] = [("", cls)]
+    while level:
+        below = []
+        for where, owner in level:
+            for name, hint in field_types(owner).items():
+                yield f"{where}{name}"
+                below += [(f"{where}{name}.{index}", inner) for index, inner in nested_classes(hint)]
+        level = below
+
+
+def nested_classes(hint: Any) -> list[tuple[str, type]]:
+    """The dataclasses in a field's type, with the index that a path needs to enter a tuple of them: "" or "0."."""
+    found: list[tuple[str, type]] = []
+    for option in type_options(hint):
+        if dataclasses.is_dataclass(option):
+            found.append(("", cast(type, option)))
+        elif typing.get_origin(option) is tuple:
+            found += [(f"0.{index}", inner) for index, inner in nested_classes(typing.get_args(option)[0])]
+    return found
+
+
+def _check_field(cls: type, name: str, where: str = "") -> None:
     if name not in field_types(cls):
-        raise UserError(unknown_field(cls, name))
+        raise UserError(unknown_field(cls, name, where))
 
 
 def parse(hint: Any, text: str, path: str) -> Any:
     """Text parsed as the first alternative of `hint` that it fits."""
-    for option in sorted(_options(hint), key=lambda option: option is str):  # any text fits str, so str comes last
+    for option in sorted(type_options(hint), key=lambda option: option is str):  # any text fits str, so str comes last
         try:
             return _parse_one(option, text)
         except (ValueError, SyntaxError, OverflowError):
@@ -264,4 +353,4 @@ def _describe_type(hint: Any) -> str:
             return "a list such as a,b"
         return words.get(option, f"a {getattr(option, '__name__', option)}")
 
-    return " or ".join(one(option) for option in _options(hint))
+    return " or ".join(one(option) for option in type_options(hint))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
         raise UserError(
             f"stage {stage.name}: {stage.function} cannot be called with these arguments: {error}"
         ) from None
-    files = function(stage.seed, **arguments)
+    files = _files_of(function, stage, arguments)
     if processes.is_first_process():
         for file, records in files.items():
             try:
@@ -44,6 +44,23 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
         log_once(f"{stage.name}: wrote {', '.join(files)}")
     processes.barrier(f"data {stage.name}")
     return {"files": list(files)}
+
+
+def _files_of(function: Callable[..., Any], stage: MakeData, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the function of the recipe returns; a `UserError` where it fails, ends the program or returns no files."""
+    try:
+        files = function(stage.seed, **arguments)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # the function is the user's program
+        why = repr(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        raise UserError(f"stage {stage.name}: {stage.function} failed: {why}") from error
+    if not isinstance(files, dict):
+        raise UserError(
+            f"stage {stage.name}: {stage.function} returned a {type(files).__name__}; it must return a dictionary of "
+            "file names and their records"
+        )
+    return files
 
 
 def train_tokenizer(stage: Tokenizer, workspace: Workspace) -> dict[str, Any]:

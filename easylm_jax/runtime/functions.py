@@ -17,9 +17,17 @@ def load_function(name: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the module is the user's program
-        raise UserError(f"no function {name!r} (module:function): {error or type(error).__name__}") from error
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # the module is the user's program
+        why = repr(error) if isinstance(error, SystemExit) else str(error) or type(error).__name__
+        raise UserError(f"no function {name!r} (module:function): {why}") from error
+    try:
+        found = getattr(imported, attribute)
+    except Exception as error:
+        place = getattr(imported, "__file__", None)
+        raise UserError(
+            f"no function {name!r} (module:function): {error or type(error).__name__}{f' ({place})' if place else ''}"
+        ) from error
     if not callable(found):
         raise UserError(f"{name!r} is not a function; name one as module:function")
     return found
