@@ -40,6 +40,18 @@ COMMANDS: dict[str, Command] = {
         "easylm run recipes/quickstart.py",
         intermixed=True,
     ),
+    "new": Command(
+        "print a recipe that trains or evaluates a model on a JSONL file of your own",
+        "easylm new sft --model runs/quickstart/pretrain --data chats.jsonl --out my_sft.py",
+    ),
+    "recipes": Command(
+        "list the installed recipes, which `easylm run NAME` runs from any folder",
+        "easylm recipes tulu3",
+    ),
+    "fields": Command(
+        "print the fields of a stage or of another part of a recipe: type, default, meaning",
+        "easylm fields GRPO",
+    ),
     "data": Command(
         "build and inspect packed data caches, train tokenizers",
         "easylm data build runs/quickstart/data/pretrain.jsonl --tokenizer sp:runs/quickstart/tokenizer/tokenizer.model"

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template", metavar="NAME", help="chat template (default: the one that the model was trained with, or tulu)"
     )
     parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
-    parser.add_argument("--out", metavar="FILE", help="write the recipe to FILE, which must not exist, and not print it")
+    parser.add_argument(
+        "--out", metavar="FILE", help="write the recipe to FILE, which must not exist, and not print it"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -83,7 +85,9 @@ def _start(arguments: argparse.Namespace, out: Path | None) -> Any:
     model = _model(arguments)
     as_pairs = kind in ("dpo", "reward") or (kind == "ppo" and pairs)
     read_as = "chat" if kind == "sft" else "preference" if as_pairs else "prompts"
-    found = survey.survey(source, read_as, model["template"], model.pop("loaded"))
+    loaded = model.pop("loaded")
+    found = survey.survey(source, read_as, model["template"], loaded)
+    prompts = survey.survey(source, "prompts", model["template"], loaded) if kind == "ppo" and pairs else None
     return Start(
         kind=kind,
         name="my-" + kind if out is None else out.stem.replace("_", "-"),
@@ -94,6 +98,7 @@ def _start(arguments: argparse.Namespace, out: Path | None) -> Any:
         measured=found.measured,
         fields=source.columns or None,
         pairs=as_pairs,
+        longest_prompt=None if prompts is None else prompts.longest,
         label=survey.label_column(record, source),
         **model,
     )

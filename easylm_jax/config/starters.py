@@ -36,7 +36,7 @@ class Start:
         data: path of the rows; `fields` as for `Source`.
         rows, longest: number of rows, and tokens of the longest one (see `data.survey.Survey`).
         measured: whether tokens were counted and not estimated.
-        pairs: whether the rows are pairs of responses.
+        pairs: whether the rows are pairs of responses; `longest_prompt`: tokens of the longest prompt of a pair.
         label: the column that a response is compared with; None without one.
         context: the model's context in tokens; None where it is not known.
         small: whether the model has less than 100M parameters.
@@ -54,6 +54,7 @@ class Start:
     measured: bool = True
     fields: tuple[tuple[str, str], ...] | None = None
     pairs: bool = False
+    longest_prompt: int | None = None
     label: str | None = None
     context: int | None = None
     small: bool = False
@@ -75,17 +76,26 @@ class Start:
     @property
     def length(self) -> int:
         """Tokens of the longest row, rounded up to a multiple of 16, within the model's context."""
-        return min(-(-max(self.longest, 16) // 16) * 16, self.context or LONGEST)
+        return self._rounded(self.longest)
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the longest prompt, likewise."""
+        return self._rounded(self.longest_prompt or self.longest)
+
+    def _rounded(self, tokens: int) -> int:
+        return min(-(-max(tokens, 16) // 16) * 16, self.context or LONGEST)
 
     @property
     def response(self) -> int:
         """Tokens of a sampled response: what the context leaves beside the prompt."""
         most = RESPONSE[self.small]
-        left = most if self.context is None else min(most, self.context - self.length)
+        left = most if self.context is None else min(most, self.context - self.prompt_length)
         if left < 1:
+            longest = self.longest_prompt or self.longest
             raise UserError(
-                f"the prompts of {self.data} have up to {self.longest} tokens, which leaves no room for a response in "
-                f"the model's context of {self.context}; shorten them or take another model"
+                f"the prompts of {self.data} have up to {longest} tokens, which leaves no room for a response in the "
+                f"model's context of {self.context}; shorten them or take another model"
             )
         return left
 
@@ -102,7 +112,7 @@ recipe = Recipe(
     ),
 )
 '''
-    return f"{_docstring(start)}\n\n{_imports(body)}\n\n{_constants(start, body)}\n\n{body}"
+    return f"{_docstring(start)}\n\n{_imports(body)}\n\n{_constants(start, body)}\n\n\n{body}"
 
 
 def _docstring(start: Start) -> str:
@@ -123,7 +133,12 @@ def _docstring(start: Start) -> str:
     ]
     width = max(len(command) for command, _ in lines)
     commands = "\n".join(f"    {command:<{width}}  # {meaning}" for command, meaning in lines)
-    return f'"""{what} on the {start.rows:,} {rows} of {start.data}.\n\n{commands}\n"""'
+    return f'''"""{what} on the {start.rows:,} {rows} of {start.data}.
+
+Paths are relative to the folder in which these commands are run:
+
+{commands}
+"""'''
 
 
 def _imports(body: str) -> str:
@@ -156,22 +171,23 @@ def _constants(start: Start, body: str) -> str:
 def _functions(start: Start) -> str:
     """The functions of the recipe: its data sets, and the reward where there is no reward model."""
     if start.kind == "sft":
-        return _data(start, "data", "chat", start.length, "longer conversations are cut", "conversation")
-    if start.pairs and start.kind != "grpo" and start.kind != "eval":
+        return _data(start, "data", "chat", start.length, start.longest, "longer conversations are cut", "conversation")
+    if start.kind in ("dpo", "reward") or (start.kind == "ppo" and start.pairs):
         both = f"two sides of up to {start.length}, longer ones are cut"
-        pairs = _data(start, "data", "preference", 2 * start.length, both, "pair")
+        pairs = _data(start, "data", "preference", 2 * start.length, start.longest, both, "pair")
         return f"{pairs}\n\n\n{_prompts(start)}" if start.kind == "ppo" else pairs
     return f"{_reward_function(start)}\n\n\n{_prompts(start)}"
 
 
 def _prompts(start: Start) -> str:
-    return _data(start, "prompts", "prompts", start.length, "longer prompts are left out", None)
+    longest = start.longest_prompt or start.longest
+    return _data(start, "prompts", "prompts", start.prompt_length, longest, "longer prompts are left out", None)
 
 
-def _data(start: Start, name: str, kind: str, length: int, longer: str, unit: str | None) -> str:
+def _data(start: Start, name: str, kind: str, length: int, longest: int, longer: str, unit: str | None) -> str:
     """A function that makes a data set of a part of DATA."""
     fields = "" if start.fields is None else f", fields={_quoted(dict(start.fields))}"
-    found = f"the longest has {start.longest}" if start.measured else f"about {start.longest} are needed, estimated"
+    found = f"the longest has {longest}" if start.measured else f"the longest has about {longest}, estimated"
     packing = f'\n        packing="none",  # one {unit} in a row; "best_fit" puts several in a row, faster on much data'
     return f'''def {name}(**part):
     return DataSpec(
@@ -200,20 +216,20 @@ def _reward_function(start: Start) -> str:
 
 def _stages(start: Start) -> str:
     if start.kind == "sft":
-        return f'''        SFT(
+        return f"""        SFT(
             "sft",
             init=MODEL,
             # lora=LoraConfig(rank=16, alpha=32.0),  # trains an adapter (docs/lora.md)
 {_training(start, "sft", "conversations")}
-        ),'''
+        ),"""
     if start.kind == "dpo":
-        return f'''        DPO(
+        return f"""        DPO(
             "dpo",
             init=MODEL,
             beta=0.1,  # smaller values let the model move further from MODEL
             # loss="dpo_norm",  # or ipo, simpo, orpo, wpo, kto (docs/preferences.md)
 {_training(start, "dpo", "pairs")}
-        ),'''
+        ),"""
     if start.kind == "eval":
         return f'''        Evaluate(
             "table",
@@ -224,11 +240,11 @@ def _stages(start: Start) -> str:
                 # Entry("trained", ("run:runs/my-sft/sft",), over="model"),  # a second row, compared with the first
             ),
         ),'''
-    reward_model = f'''        RewardModel(
+    reward_model = f"""        RewardModel(
             "reward",
             init=MODEL,  # its vocabulary head is replaced by one that gives a score
 {_training(start, "reward", "pairs")}
-        ),'''
+        ),"""
     if start.kind == "reward":
         return reward_model
     if start.kind == "ppo" and start.pairs:
@@ -244,7 +260,7 @@ def _training(start: Start, kind: str, rows: str) -> str:
     lines = [
         f"data=data({part}),",
         f"validation=Validation(data(limit=HELD_OUT), every={every}),  # the loss on held-out rows" * bool(part),
-        f"batch={batch},  # {rows} of a step; on several devices a multiple of their number",
+        f"batch={batch},  # {rows} of a step; on several devices a multiple of them",
         "# accumulate=2,  # micro-batches of a step, where it does not fit into memory",
         f"epochs={start.epochs},",
     ]
@@ -264,7 +280,7 @@ def _rollouts(start: Start, own: bool) -> str:
         f"data=prompts({'skip=HELD_OUT' if split else ''}),",
         "validation=Validation(prompts(limit=HELD_OUT), every=5),  # greedy responses, scored by check" * split,
         "check=REWARD," * split,
-        f"batch={start.batch(BATCHES[start.kind])},  # prompts of a step; on several devices a multiple of their number",
+        f"batch={start.batch(BATCHES[start.kind])},  # prompts of a step; on several devices a multiple of them",
         f"epochs={start.epochs},  # or steps=100",
         f"sampling=Sampling(max_new_tokens={start.response}, temperature=1.0),",
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from easylm_jax.config.chat_templates import get_template
 from easylm_jax.config.data import Source
 from easylm_jax.data import examples, preference, prompts, templates
 from easylm_jax.data.records import BadRecord, Record
@@ -106,6 +107,10 @@ def _lengths(
         conversations = [prompts.prompt_of(record, source, where)]
     else:
         conversations = [examples.messages_of(record, source, where)]
+    known = get_template(template).turns
+    for role in dict.fromkeys(message["role"] for messages in conversations for message in messages):
+        if role not in known:
+            raise BadRecord(f"{where}: template {template} has no {role} turn")
     if tokenizer is None:
         for messages in conversations:
             characters = sum(len(message["content"]) for message in messages)
