@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm fields`."""
     parser.add_argument(
         "name", metavar="NAME", nargs="?",
-        help="a class such as GRPO, or a field with fields of its own such as GRPO.optimizer (default: list the classes)",
+        help="a class such as GRPO, or a field with fields of its own such as GRPO.optimizer (default: a list)",
     )  # fmt: skip
     parser.add_argument("--page", action="store_true", help="print all classes as the Markdown page docs/fields.md")
 
@@ -26,5 +26,9 @@ def main(arguments: argparse.Namespace) -> int:
         known = reference.classes()
         width = max(map(len, known))
         for name, cls in known.items():
-            print(f"{name:<{width}}  {' '.join(reference.summary(cls).partition('\n\n')[0].split())}")
+            print(f"{name:<{width}}  {_first_paragraph(reference.summary(cls))}")
     return 0
+
+
+def _first_paragraph(text: str) -> str:
+    return " ".join(text.partition("\n\n")[0].split())
