@@ -15,21 +15,25 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Context extension by changed rotary frequencies.
-
-    `linear` divides all frequencies by `factor`. `llama3` interpolates by wavelength (Llama 3.1 and later). `yarn`
-    ramps between interpolated and original frequencies and scales cosine and sine by `attention_factor` (OLMo 3's long
-    context, full-attention layers only).
-    """
+    """Context extension by changed rotary frequencies."""
 
     kind: Literal["llama3", "yarn", "linear"]
+    """"linear" divides all frequencies by `factor`, "llama3" interpolates by wavelength (Llama 3.1 and later), "yarn"
+    ramps between interpolated and original frequencies (OLMo 3's long context, layers with full attention only)."""
     factor: float
+    """How many times longer the context becomes."""
     original_context: int = 8192
+    """Tokens of the context before the extension."""
     low_freq_factor: float = 1.0
+    """llama3: wavelengths above original_context / this are interpolated."""
     high_freq_factor: float = 4.0
+    """llama3: wavelengths below original_context / this stay as they are."""
     beta_fast: float = 32.0
+    """yarn: dimensions that rotate more often than this within the original context stay as they are."""
     beta_slow: float = 1.0
+    """yarn: dimensions that rotate less often than this are interpolated."""
     attention_factor: float | None = None
+    """yarn: scales cosine and sine; None for 0.1 ln(factor) + 1."""
 
     def __post_init__(self):
         _check_above_zero(self, "rope_scaling.", ("factor", "original_context", "low_freq_factor", "high_freq_factor"))
@@ -52,18 +56,19 @@ def added_later(default: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
-    """A mixture of experts in place of each feed-forward layer (`models/moe.py`; spec olmo §13).
-
-    A token is computed by the `active` experts of `count` with the largest router probabilities. `load_balancing` and
-    `router_z` are the weights of the auxiliary losses, and `form` their normalisation (`models.moe.aux_losses`):
-    "olmoe" as OLMoE was trained, "hf" as `transformers` computes them.
-    """
+    """A mixture of experts in place of each feed-forward layer (`models/moe.py`; spec olmo §13)."""
 
     count: int
+    """Experts in each layer."""
     active: int
+    """Experts that compute a token: those with the largest router probabilities."""
     load_balancing: float = 0.01
+    """Weight of the load-balancing loss."""
     router_z: float = 0.001
+    """Weight of the router's z-loss."""
     form: Literal["olmoe", "hf"] = "olmoe"
+    """Normalisation of the auxiliary losses (`models.moe.aux_losses`): "olmoe" as OLMoE was trained, "hf" as
+    `transformers` computes them."""
 
     def __post_init__(self):
         for name in ("count", "active"):
@@ -80,48 +85,68 @@ class Experts:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder-only transformer. Every model family is a set of values of these fields.
-
-    Sizes: `width` is the size d of the residual stream, `ffn` the hidden size f of the SwiGLU feed-forward layer,
-    `vocab` the number of rows of the embedding, padding rows included (the tokenizer uses `vocab_used` of them).
-    `kv_heads`, `head_dim` and `vocab_used` left at 0 become `heads`, `width / heads` and `vocab`.
-
-    `norm_placement` is "pre" (h = x + A(N x)) or "post" (h = x + N(A(x)), OLMo 2 and 3). `qk_norm` is one RMSNorm over
-    the whole projected vector, all heads together, before the rotation. `window` is the number of keys that a
-    sliding-window layer sees, the token's own key included; every `full_attention_every`-th layer (1-based) has full
-    attention. `scalar_head` replaces the vocabulary head by one scalar output, for reward and value models. With
-    `experts` every feed-forward layer is a mixture of experts, and `ffn` is the hidden size of one expert.
-    """
+    """The shape of a decoder-only transformer. Every model family is a set of values of these fields."""
 
     family: str
+    """The family, which decides the names of tensors on the hub: a `model_type`, such as "olmo2"."""
     layers: int
+    """Number of layers."""
     width: int
+    """Size d of the residual stream."""
     heads: int
+    """Number of query heads."""
     ffn: int
+    """Hidden size f of the SwiGLU feed-forward layer."""
     vocab: int
+    """Rows of the embedding table, padding rows included."""
     context: int
+    """The most tokens of a sequence."""
     kv_heads: int = 0
+    """Number of key and value heads; 0 for `heads`."""
     head_dim: int = 0
+    """Size of a head; 0 for `width / heads`."""
     norm: Literal["rms", "layernorm"] = "rms"
+    """RMSNorm or LayerNorm."""
     norm_eps: float = 1e-6
+    """Added to the variance in a norm."""
     norm_placement: Literal["pre", "post"] = "post"
+    """"pre" is h = x + A(N x), "post" is h = x + N(A(x)) (OLMo 2 and 3)."""
     qk_norm: bool = False
+    """One RMSNorm over the whole projected query and key, all heads together, before the rotation."""
     qkv_bias: bool = False
+    """Whether queries, keys and values have a bias (Qwen 2)."""
     qkv_clip: float | None = None
+    """Bounds the absolute value of queries, keys and values (OLMo 1); None for no bound."""
     rope_theta: float = 500_000.0
+    """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
+    """Context extension by changed frequencies; None for none."""
     window: int | None = None
+    """Keys that a sliding-window layer sees, the token's own included; None for full attention everywhere."""
     full_attention_every: int = 4
+    """With a window, every so many-th layer (1-based) has full attention."""
     tie_embeddings: bool = False
+    """Whether the vocabulary head is the embedding table."""
     scalar_head: bool = False
+    """A scalar output in place of the vocabulary head, for reward and value models."""
     dropout: float = 0.0
+    """Probability that an activation is left out."""
     init: Literal["normal", "mitchell"] = "normal"
+    """How parameters are initialised: "normal" with `init_std`, or "mitchell" (OLMo 1), which depends on width and
+    depth."""
     init_std: float = 0.02
+    """Standard deviation of "normal"."""
     vocab_used: int = 0
+    """Tokens of the tokenizer, the used rows of `vocab`; 0 for all of them."""
     bos_id: int | None = None
+    """Id of the token that begins a text; None where it is not known."""
     eos_id: int | None = None
+    """Id of the token that ends a text; None where it is not known."""
     pad_id: int | None = None
+    """Id of the padding token; None where it is not known."""
     experts: Experts | None = added_later(None)
+    """A mixture of experts in place of each feed-forward layer, where `ffn` is the hidden size of one expert; None for
+    a dense model."""
 
     def __post_init__(self):
         set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
@@ -167,32 +192,30 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model is computed. Changes speed, memory use and rounding, but not the mathematics.
-
-    `dtype`: type of activations. Parameters keep their own type and are cast where they are used.
-    `platform`: where the program will run, which may differ from where it is traced (ahead-of-time compilation); None
-    is JAX's default backend.
-    `remat`: what a layer stores for its backward pass; the rest is recomputed. "none" stores everything, "full" only
-    the layer's input, "attention" also queries, keys, values and the output of attention, "outputs" also the results
-    of both residual branches, "dots" the results of all matrix products with weights.
-    `attention`: "auto" or a kernel of `models/attention.py`. With "blocked" or "dense" decoding uses no kernel either.
-    `unroll`: layers in one iteration of the scan over layers.
-    `logits_chunk`: the most tokens of a device whose vocabulary logits are in memory at once.
-    `tile_kib`: VMEM that one operation of a TPU may use, in KiB. A larger limit (65536) allows larger tiles and runs
-    matrix products nearer to peak FLOPs, but doubles compile time; None leaves it to the compiler.
-    """
+    """How a model is computed. Changes speed, memory use and rounding, but not the mathematics."""
 
     # Removed fields with the only values that they ever had. Digests of settings still include them, so that run
     # folders of earlier versions stay valid.
     FORMER_FIELDS: ClassVar[dict[str, None]] = {"batch_axes": None, "sequence_axis": None}
 
     dtype: str = "float32"
+    """Type of activations. Parameters keep their own type and are cast where they are used."""
     platform: Literal["cpu", "gpu", "tpu"] | None = None
+    """Where the program will run, which may differ from where it is traced (ahead-of-time compilation); None for JAX's
+    default backend."""
     remat: Literal["none", "full", "attention", "outputs", "dots"] = "none"
+    """What a layer stores for its backward pass; the rest is recomputed. "none" stores everything, "full" only the
+    layer's input, "attention" also queries, keys, values and the output of attention, "outputs" also the results of
+    both residual branches, "dots" the results of all matrix products with weights."""
     attention: str = "auto"
+    """"auto" or a kernel of `models/attention.py`. With "blocked" or "dense" decoding uses no kernel either."""
     unroll: int = 1
+    """Layers in one iteration of the scan over layers."""
     logits_chunk: int = 1024
+    """The most tokens of a device whose vocabulary logits are in memory at once."""
     tile_kib: int | None = None
+    """VMEM that one operation of a TPU may use, in KiB. A larger limit (65536) allows larger tiles and runs matrix
+    products nearer to peak FLOPs, but doubles compile time; None leaves it to the compiler."""
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16", "float16"):

@@ -54,6 +54,7 @@ def refused(capsys, *arguments):
         ("lr=1", "Recipe has no field 'lr'; did you mean 'pretrain.optimizer.lr'?"),
         ("stf.batch=1", "recipe quickstart has no stage 'stf' (did you mean 'sft.batch'?); it has data, tokenizer,"),
         ("sft.batch=many", "sft.batch: 'many' is not a whole number"),
+        ("tokenizer.vocab_size=0", "tokenizer.vocab_size: 0 is not a whole number of at least 1"),
         ("sft.zzzz=1", "SFT has no field 'zzzz'; it has name, seed, model, init"),
     ],
 )  # fmt: skip

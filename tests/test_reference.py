@@ -45,7 +45,7 @@ def test_a_subclass_may_give_a_field_another_meaning():
 def test_fields_prints_types_defaults_and_meanings(capsys):
     assert main(["fields", "GRPO"]) == 0
     shown = capsys.readouterr().out
-    assert "  clip_low = 0.2    [number]\n      The ratio counts down to" in shown
+    assert "  clip_low = 0.2    [number above 0]\n      The ratio counts down to" in shown
     assert "  optimizer (must be given)    [OptimizerConfig]" in shown
     assert '  aggregation = \'token\'    ["token", "sequence", "dr_grpo", "bnpo"]' in shown
     assert "GRPO.optimizer" in shown.splitlines()[-1]

@@ -16,20 +16,21 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """Which steps are saved and which checkpoints are kept.
-
-    Every `every`-th step is saved in the background. Kept are the newest `latest` checkpoints, those of steps divisible
-    by `keep_every`, and that of the last step. Every `history`-th step the parameters alone are kept too, in bfloat16.
-    If the previous save is still being written when the next is due, `when_busy` says whether to "wait" or to "skip"
-    the next one. A save that takes more than `deadline_seconds` is an error.
-    """
+    """Which steps are saved and which checkpoints are kept. The checkpoint of the last step always is."""
 
     every: Count = 1
+    """Every `every`-th step is saved, in the background."""
     latest: Count = 2
+    """How many of the newest checkpoints are kept."""
     keep_every: Count | None = None
+    """Checkpoints of steps divisible by this are kept too; None keeps only the newest and the last."""
     history: Count | None = None
+    """Every `history`-th step the parameters alone are kept for good, in bfloat16; None keeps no history."""
     when_busy: Literal["wait", "skip"] = "wait"
+    """What happens when a save is due while the one before is still being written: "wait" for it, or "skip" this one.
+    """
     deadline_seconds: Positive = 600.0
+    """A save that takes longer is an error."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +38,23 @@ class Monitoring:
     """Where metrics go besides `metrics.jsonl`, how often progress is printed, and a watchdog for hanging runs."""
 
     tensorboard: bool = False
+    """Whether metrics are written for TensorBoard too."""
     wandb: str | None = None
+    """The project of Weights & Biases that metrics are sent to too; None for none. Needs the extra `wandb`."""
     heartbeat_seconds: Positive = 30.0
+    """Seconds between two lines of progress, also while no step finishes."""
     watchdog: bool = True
+    """Whether a run that makes no progress is ended with exit status 75, so that a supervisor can restart it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Held-out data, evaluated with the stage's objective every `every` steps and at the end."""
+    """Held-out data, evaluated with the stage's objective during training and at the end."""
 
     data: DataSpec
+    """The held-out data, of the same kind as those of the stage."""
     every: Count | None = None
+    """Steps between two evaluations; None evaluates at the end only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,9 @@ class Stage:
     generates: ClassVar[bool] = False
 
     name: str = dataclasses.field(kw_only=False)
+    """The name of the stage, by which other stages and the command line refer to it; also that of its folder."""
     seed: Seed = 0
+    """Seed of everything random in the stage: order of the data, dropout, new parameters, sampling."""
 
     def __post_init__(self):
         fields.check_types(self, self.name if isinstance(self.name, str) else "")
@@ -137,14 +146,17 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MakeData(Stage):
-    """Writes JSONL files with a function of the recipe: `"module:name"`, called as `function(seed, **arguments)`.
+    """Writes JSONL files with a function of the recipe.
 
-    The function returns `{file name: records}`. Later stages read the files as `Source("stage:<name>/<file name>")`.
-    `arguments` are pairs of a name and a plain value, or a dict.
+    Later stages read the files as `Source("stage:<name>/<file name>")`. The function may be in a module beside the
+    recipe or in the recipe's own file.
     """
 
     function: str
+    """The function as `"module:name"`. It is called as `function(seed, **arguments)` and returns `{file name:
+    records}`."""
     arguments: Mapping[str, str | float | bool | None] | tuple[tuple[str, str | float | bool | None], ...] = ()
+    """Its arguments by name, with plain values, as pairs or a dict."""
 
     def __post_init__(self):
         pairs = self.arguments.items() if isinstance(self.arguments, Mapping) else self.arguments
@@ -167,12 +179,15 @@ class MakeData(Stage):
 class Tokenizer(Stage):
     """Trains a SentencePiece tokenizer on documents and conversations.
 
-    Later stages use it as `tokenizer="stage:<name>"`. `symbols` are control tokens, which text is never encoded to.
+    Later stages use it as `tokenizer="stage:<name>"`.
     """
 
     sources: tuple[Source, ...]
+    """The documents and conversations that the vocabulary is made from."""
     vocab_size: Count
+    """Number of tokens, control tokens included."""
     symbols: tuple[str, ...] = ()
+    """Control tokens of one's own; text is never encoded to them."""
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -29,44 +29,47 @@ ADDED_LATER = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One source of a mixture.
+    """One source of a mixture: files, or a named set.
 
-    `path` is a file, glob or folder (.jsonl, .json, .parquet, .csv, .txt, the text ones also with .gz or .zst), or a
-    named set: `hf:name[:split]` (`datasets`), `tfds:name[:split]`, `seqio:task_or_mixture[:split]`.
-
-    `weight`: its share of the rows drawn (relative to the other weights); None = natural size. Give it to all sources
-    of a mixture or to none. `skip` and `limit` count records in reading order, so `Source(p, limit=100)` and
-    `Source(p, skip=100)` share no record. After that `count` (records) or `fraction` (of the records; 2.5 = two full
-    passes and a random half) resamples, seeded by `DataSpec.seed`. Two names avoid the ambiguity of 1 and 1.0.
-
-    Columns: `text_field` for kind "text"; for kind "chat" `fields`, a mapping from role to column in the order of the
-    turns (`{"user": "question", "assistant": "answer"}`), else `messages_field`, else prompt and completion columns.
-    Kind "preference" reads the columns chosen, rejected, prompt and margin, or those that `fields` names for them;
-    kind "prompts" reads `fields` or the first of several usual columns (see `preference` and `prompts`).
-    `format="hh"`: chosen and rejected are transcripts, "\\n\\nHuman: …\\n\\nAssistant: …", as in hh-rlhf.
-    `text_unit`: one document of a .txt file: the whole file, a line, or a paragraph (separated by empty lines).
-
-    For `hf:` sets `subset` is the configuration, `data_dir` and `data_files` choose files of the repository or folder,
-    and `streaming` reads records as they arrive instead of downloading the whole set first. `module` is imported
-    first, where it registers a `seqio:` task.
+    `skip` and `limit` count records in reading order; after them `count` or `fraction` resamples.
     """
 
     path: str
+    """A file, glob or folder (.jsonl, .json, .parquet, .csv, .txt, the text ones also with .gz or .zst), files of a
+    stage (`stage:<name>/<file>`), or a named set: `hf:name[:split]`, `tfds:name[:split]`,
+    `seqio:task_or_mixture[:split]`."""
     weight: float | None = None
+    """Share of the rows drawn, relative to the other weights; None for the natural size. All sources of a mixture have
+    one or none."""
     skip: int = 0
+    """Records left out at the start, in reading order."""
     limit: int | None = None
+    """Records read after `skip`; None for all. `Source(p, limit=100)` and `Source(p, skip=100)` share no record."""
     count: int | None = None
+    """Resamples to so many records, seeded by `DataSpec.seed`."""
     fraction: float | None = None
+    """Resamples to this multiple of the records: 2.5 is two full passes and a random half."""
     text_field: str = "text"
+    """The column of a document (kind "text")."""
     messages_field: str = "messages"
+    """The column of a conversation, a list of `{"role", "content"}`."""
     fields: Mapping[str, str] | tuple[tuple[str, str], ...] | None = None
+    """Columns by role, in the order of the turns: `{"user": "question", "assistant": "answer"}`; of pairs prompt,
+    chosen, rejected, margin. Without it the usual columns are looked for (docs/data_formats.md)."""
     text_unit: Literal["file", "line", "paragraph"] = "file"
+    """One document of a .txt file: the whole file, a line, or a paragraph (separated by empty lines)."""
     subset: str | None = None
+    """The configuration of an `hf:` set."""
     module: str | None = None
+    """A module that is imported first, where it registers a `seqio:` task."""
     format: Literal["hh"] | None = None
+    """"hh": chosen and rejected are transcripts, "\n\nHuman: …\n\nAssistant: …", as in hh-rlhf."""
     data_files: str | tuple[str, ...] | None = None
+    """Files of the repository or folder of an `hf:` set."""
     data_dir: str | None = None
+    """A folder of the repository of an `hf:` set."""
     streaming: bool = False
+    """Whether records of an `hf:` set are read as they arrive and not downloaded first."""
 
     def __post_init__(self):
         if isinstance(self.data_files, list):
@@ -117,43 +120,53 @@ class Source:
 class DataSpec:
     """A data set as a packed cache of rows. Its fields decide every byte of the cache.
 
-    `tokenizer`: `sp:/path.model` or `hf:folder`, `hf:tokenizer.json`, `hf:hub/name`. `sequence_length` S is the number
-    of input tokens in a row. `packing`: "concat" joins documents with EOS and cuts windows of S (the last token of a
-    window is the first of the next, so that every token is a target once); "best_fit" packs whole documents by best-fit
-    decreasing; "none" puts one document in a row. `document_mask=False` lets tokens attend across the documents of a
-    row, as OLMo 2's pre-training does. `overlong` says what happens to a document above S tokens where documents are
-    not split. `train_on` selects the turns with loss weight 1 (kinds "chat" and "preference").
-
-    Kind "preference": the two sides of a pair share a row (see `preference`). A side has at most `max_side_length`
-    tokens (default S // 2), a row at most `max_pairs_per_row` pairs (None: chosen from the data). Kind "prompts": one
-    prompt of at most S tokens in a row (see `prompts`), longer ones are dropped; `keep` names the columns whose values
-    are kept with each prompt (None = all). Left at None, `packing` is "best_fit" for preference, "none" for prompts,
-    else "concat", and `overlong` is "drop" for prompts, else "truncate".
-
-    `repetition_filter`: the n-gram filter of OLMo 2 (see `filters`): drops whole documents, or zeroes the loss of a
-    window under "concat". `temperature` T samples sources at rates proportional to rows^(1/T), or to weight^(1/T)
-    where weights are given. `compat="tulu25"` also trains what the Tülu 2.5 code trained: the newline after the EOS of
-    a turn, and headers with no untrained turn before them. `on_bad="skip"` counts bad records instead of stopping.
+    "concat" joins documents with EOS and cuts windows of S tokens; the last token of a window is the first of the next,
+    so that every token is a target once. The two sides of a pair share a row (see `preference`); a prompt has a row of
+    its own (see `prompts`).
     """
 
     sources: tuple[Source, ...]
+    """The files or sets, one or a mixture."""
     tokenizer: str
+    """`sp:FILE` (SentencePiece), `hf:FOLDER`, `hf:tokenizer.json` or `hf:OWNER/NAME`, or `stage:<name>` of a
+    `Tokenizer` stage."""
     sequence_length: Count
+    """Input tokens of a row; of prompts, the most tokens of a prompt."""
     kind: Literal["text", "chat", "preference", "prompts"] = "text"
+    """What a record is: a document, a conversation, a pair of responses, or a prompt to respond to."""
     template: str | None = None
+    """The chat template (docs/data.md), which all kinds but "text" need."""
     packing: Literal["concat", "best_fit", "none"] | None = None
+    """"concat" joins documents and cuts windows, "best_fit" packs whole documents, "none" puts one in a row. None is
+    "best_fit" for pairs, "none" for prompts, else "concat"."""
     document_mask: bool = True
+    """Whether tokens see only their own document. OLMo 2's pre-training lets them see the others of the row."""
     overlong: Literal["truncate", "drop", "error"] | None = None
+    """What happens to a document above `sequence_length` where documents are not split. None is "drop" for prompts,
+    else "truncate"."""
     train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """The turns whose tokens are trained (conversations and pairs)."""
     add_bos: bool = False
+    """Whether a document begins with the BOS token (kind "text"; templates place their own)."""
     repetition_filter: bool = False
+    """OLMo 2's n-gram filter (`data/filters.py`): drops documents that repeat a unit, or zeroes the loss of a window
+    under "concat"."""
     temperature: Positive | None = None
+    """Samples sources at rates proportional to rows^(1/T), or weight^(1/T) where weights are given; None for their own
+    rates."""
     compat: Literal["tulu25"] | None = None
+    """"tulu25" also trains what the Tülu 2.5 code trained: the newline after the EOS of a turn, and headers with no
+    untrained turn before them."""
     on_bad: Literal["error", "skip"] = "error"
+    """Whether a record that cannot be read stops the build or is skipped and counted."""
     seed: Seed = 42
+    """Seed of resampling."""
     max_side_length: Count | None = None
+    """The most tokens of one side of a pair; None for half of `sequence_length`."""
     max_pairs_per_row: Count | None = None
+    """The most pairs of a row; None chooses from the data."""
     keep: tuple[str, ...] | None = None
+    """Columns whose values are kept with each prompt, for verifiers; None for all."""
 
     def __post_init__(self):
         for name in ("sources", "keep"):  # one alone, or a list of JSON

@@ -16,65 +16,76 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Held-out prompts and the verifier (a reward expression) that scores responses to them.
-
-    `limit` uses only the first prompts. `also` are further columns, as (name, expression over the same responses).
-    With `samples` > 1, the score of a prompt is the mean over its responses, and pass@samples (the best of them) is
-    another column; `best_of`, a reward model, selects one of them instead.
-    """
+    """Held-out prompts and the verifier (a reward expression) that scores responses to them."""
 
     name: str
+    """The name of the column."""
     data: DataSpec
+    """The prompts (kind "prompts")."""
     verifier: str
+    """The reward expression that scores a response (docs/rlvr.md)."""
     sampling: Sampling
+    """How responses are sampled; temperature 0 is greedy."""
     samples: Count = 1
+    """Responses to each prompt. With several, the score is their mean, and pass@samples (the best of them) is another
+    column."""
     limit: Count | None = None
+    """Uses only the first prompts; None all."""
     best_of: str | None = None
+    """A reward model that selects one of several responses; None takes their mean."""
     also: tuple[tuple[str, str], ...] = ()
+    """Further columns, as (name, expression over the same responses)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A row of a table: a method, its runs (stages, or `hf:` and `run:` models; one for each seed), and its baseline.
-
-    `over` is the method of another row, which this one is compared with.
-    """
+    """A row of a table: a method, its runs, and the method that it is compared with."""
 
     method: str
+    """The name of the row."""
     stages: tuple[str, ...]
+    """The models of the row, one for each seed: stages, `hf:<name>` or `run:<folder>`."""
     over: str | None = None
+    """The method of another row, which this one is compared with; None for none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published number in the paper's unit, which the report prints beside ours. `source` cites the paper."""
+    """A published number, which the report prints beside ours."""
 
     method: str
+    """The row that the number stands beside."""
     column: str
+    """The column that it stands in."""
     value: float
+    """The number, in the paper's unit."""
     source: str
+    """The paper and its table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Evaluates models on held-out prompts and writes `table.json` in its own folder and in the recipe's.
-
-    With `reference`, the KL divergence of every model from it is measured too, on responses sampled to `kl_prompts`
-    prompts of the first task. `average` names the tasks whose mean is the score of a row, such as the columns of the
-    paper's table; by default, all tasks.
-    """
+    """Evaluates models on held-out prompts and writes `table.json` in its own folder and in the recipe's."""
 
     family: ClassVar[str] = "evaluate"
     generates: ClassVar[bool] = True
 
     title: str
+    """The heading of the table."""
     tasks: tuple[Task, ...]
+    """The columns: prompts and what scores responses to them."""
     entries: tuple[Entry, ...]
+    """The rows: methods and their models."""
     reference: str | None = None
+    """The model that the KL divergence of every other is measured from; None measures none."""
     kl_prompts: Count = 256
+    """Prompts of the first task to which responses are sampled for the KL divergence."""
     published: tuple[Published, ...] = ()
+    """Published numbers, which the report prints beside ours."""
     compute: Compute = Compute()
+    """How the models are computed."""
     average: tuple[str, ...] = fields.added_later(())
+    """The tasks whose mean is the score of a row; empty for all."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -207,7 +207,7 @@ def _check_bounds(item: Any, hint: Any, bounds: Bounds, path: str) -> None:
                 if abs(number) < 2**63 or isinstance(number, float)
                 else f"a number of {number.bit_length()} bits"
             )
-            kind = next((option for option in (int, float) if option in _options(hint)), type(number))
+            kind = next((option for option in (int, float) if option in type_options(hint)), type(number))
             raise UserError(f"{path}: {shown} is not {_describe_type(kind)} {wanted}")
 
 

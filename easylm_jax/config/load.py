@@ -41,7 +41,9 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         fields.check_types(recipe)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return _override(recipe, overrides)
+    changed = _override(recipe, overrides)
+    fields.check_types(changed)
+    return changed
 
 
 def _import(file: Path, path: str) -> ModuleType:

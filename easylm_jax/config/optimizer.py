@@ -14,16 +14,17 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """`targets` name the kernels that get an adapter, by patterns (`models.trees.matches`): `attn.q`, `mlp.*`.
-
-    `dropout` is the chance that an input feature of a target is left out of its adapter for one step. It is drawn for
-    the whole batch (the adapter is merged into the weights, where single tokens cannot be told apart).
-    """
+    """A low-rank adapter (LoRA) on some kernels, merged into the weights for each step."""
 
     rank: Count
+    """The rank r of the adapter's two matrices."""
     alpha: Positive
+    """The adapter is multiplied by alpha / rank."""
     targets: tuple[str, ...] = ("attn.q", "attn.v")
+    """The kernels that get an adapter, by patterns (`models.trees.matches`), such as `attn.q` and `mlp.*`."""
     dropout: BelowOne = 0.0
+    """Probability that an input feature of a target is left out of its adapter for one step. It is drawn for the whole
+    batch: the adapter is merged into the weights, where single tokens cannot be told apart."""
 
     def __post_init__(self):
         if isinstance(self.targets, str) or not self.targets:
@@ -38,15 +39,18 @@ _DTYPES = ("float32", "bfloat16")
 class SkipStep:
     """Skip an update whose loss or gradient norm stands out (OLMo-core's SkipStepAdamW).
 
-    The last `window` values before this update are remembered. Once they and the current one make at least
-    `min_values`, the update is skipped when its loss or its gradient norm (before clipping) lies more than `sigma`
-    sample standard deviations above their mean. Values of skipped updates are remembered too, so that a lasting change
-    of level is accepted after a few updates; values that are not finite never are.
+    Once the last `window` values and the current one make at least `min_values`, the update is skipped when its loss or
+    its gradient norm (before clipping) lies more than `sigma` sample standard deviations above their mean. Values of
+    skipped updates are remembered too, so that a lasting change of level is accepted after a few updates; values that
+    are not finite never are.
     """
 
     window: int = 128
+    """Updates whose losses and gradient norms are remembered."""
     min_values: int = 64
+    """Values that must be remembered before an update can be skipped."""
     sigma: Positive = 6.0
+    """Sample standard deviations above the mean from which a loss or a gradient norm stands out."""
 
     def __post_init__(self):
         fields.check_types(self, "skip_step")
@@ -61,18 +65,22 @@ class SkipStep:
 class ParameterGroup:
     """Parameters with a learning rate, a weight decay or a clip of their own; the algorithm is the same for all.
 
-    `patterns` name the parameters (`models.trees.match`): `("embed", "head")`, `("norm*.scale",)`. A parameter belongs
-    to one group at most; those in none follow the optimiser's own settings. `lr` is a schedule, warm-up included, and
-    None the optimiser's. `weight_decay` holds for every parameter of the group, embedding tables and norms too; None
-    leaves the optimiser's with its exceptions. `clip` bounds the 2-norm of the group's own gradient, None leaves it as
-    it is; "shared" puts the group under the optimiser's clip, with all others that have none of their own.
+    Parameters in no group follow the optimiser's own settings.
     """
 
     name: str
+    """A word that names the group in metrics and checkpoints."""
     patterns: tuple[str, ...]
+    """The parameters of the group (`models.trees.match`), such as `("embed", "head")`. A parameter belongs to one group
+    at most."""
     lr: str | float | None = None
+    """A schedule, warm-up included; None for the optimiser's."""
     weight_decay: NonNegative | None = None
+    """The decay of every parameter of the group, embedding tables and norms too; None leaves the optimiser's with its
+    exceptions."""
     clip: Positive | Literal["shared"] | None = "shared"
+    """Bounds the 2-norm of the group's own gradient; None leaves it as it is, "shared" puts the group under the
+    optimiser's clip."""
 
     def __post_init__(self):
         what = f"optimizer group {self.name!r}"
@@ -95,40 +103,47 @@ Option = str | int | float | bool | None
 class OptimizerConfig:
     """An optimiser as a recipe describes it. The defaults are OLMo 2's AdamW (arXiv 2501.00656, section 3).
 
-    `name` is the algorithm, of those in `easylm_jax.train.algorithms.OPTIMIZERS`: adamw, lion, adafactor, muon, sgd.
-    `b1`, `b2`, `eps` and the moments' types are those of an algorithm that has them; the others refuse a value that is
-    not the default. `options` are what one algorithm alone has, such as `{"nesterov": True}` (on the command line
-    `nesterov=true`). `groups` give some parameters a rate, a decay or a clip of their own.
-
-    `lr` is a schedule (`easylm_jax.train.schedule`), or a number for a constant rate. `weight_decay` is decoupled and
-    multiplied by the rate; it spares embedding tables unless `decay_embeddings` (OLMo 1 and OLMoE decay them), and
-    norms and biases only if `decay_norms_and_biases` is off (Tülu 2.5). `clip` bounds the global 2-norm of the
-    gradient. `skip_step` is `True` for OLMo 3's guard, or a `SkipStep`; an update whose loss or gradient is not finite
-    is skipped either way. `abort_after` such updates in a row end the run. `moment_dtype` is the first moment's type
-    and `second_moment_dtype` the second's; arithmetic is float32 whatever they are. `trainable` names what is trained,
-    by patterns (`models.trees.match`); all other parameters are frozen, keep no moments, and are not decayed.
-    `update_norm` reports the norm of each change too, which costs about one more pass over the parameters. With
-    `offload` the moments lie in the host's memory, and come to the devices for the update alone.
+    An algorithm that has no `b1`, `b2`, `eps` or moments refuses a value that is not the default.
     """
 
     lr: str | float
+    """The learning rate: a number, or a schedule such as "2e-5 linear to 0 warmup 3%" (docs/optimizers.md)."""
     b1: BelowOne = 0.9
+    """Decay of the first moment, of algorithms that have one."""
     b2: BelowOne = 0.95
+    """Decay of the second moment, of algorithms that have one."""
     eps: Positive = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: NonNegative = 0.1
+    """Decoupled weight decay; it is multiplied by the rate."""
     decay_embeddings: bool = False
+    """Whether embedding tables are decayed too, as in OLMo 1 and OLMoE."""
     decay_norms_and_biases: bool = True
+    """Whether norms and biases are decayed; Tülu 2.5 does not."""
     clip: Positive | None = 1.0
+    """Upper bound of the 2-norm of the gradient; None for none."""
     skip_step: SkipStep | bool | None = None
+    """True for OLMo 3's guard, which skips updates that stand out, or a `SkipStep`. An update whose loss or gradient is
+    not finite is skipped either way."""
     abort_after: Count | None = 20
+    """So many skipped updates in a row that were not finite end the run; None goes on for ever."""
     moment_dtype: str = "float32"
+    """The type of the first moment, "float32" or "bfloat16"; arithmetic is float32."""
     second_moment_dtype: str = "float32"
+    """The type of the second moment, "float32" or "bfloat16"."""
     trainable: tuple[str, ...] = ("*",)
+    """What is trained, by patterns (`models.trees.match`). Other parameters are frozen, keep no moments and are not
+    decayed."""
     update_norm: bool = False
+    """Whether the norm of each change is reported too, at the cost of a pass over the parameters."""
     offload: bool = False
+    """Whether the moments lie in the host's memory and come to the devices for the update alone."""
     name: str = fields.added_later("adamw")
+    """The algorithm: adamw, lion, adafactor, muon or sgd (`easylm_jax.train.algorithms.OPTIMIZERS`)."""
     options: Mapping[str, Option] | tuple[tuple[str, Option], ...] = fields.added_later(())
+    """Options of one algorithm alone, such as `{"nesterov": True}`; on the command line `nesterov=true`."""
     groups: tuple[ParameterGroup, ...] = fields.added_later(())
+    """Parameters with a rate, a decay or a clip of their own."""
 
     def __post_init__(self):
         read_schedule(self.lr)

@@ -11,21 +11,22 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stages, which run in the order of their needs.
-
-    `mesh` is the layout of the devices (`runtime/mesh.py`), such as "fsdp=-1,tp=4"; `decode_mesh` that for generating
-    responses (default: `mesh`; docs/layouts.md). `pod` is the TPU slice that batch sizes and meshes are chosen for,
-    such as "v5p-64"; `easylm plan` compiles for it.
-    `length` is how long all stages take together, in runs of the probe of `runtime/monitor/duration.py`: a run prints
-    an estimate for this machine at its start.
-    """
+    """A name, the layout of the devices, and stages, which run in the order of their needs."""
 
     name: str
+    """The name of the recipe, and of its folder below `runs`."""
     stages: tuple[Stage, ...]
+    """What is done. Stages run in the order of their needs, not in the order in which they are written."""
     mesh: str = "fsdp=-1"
+    """The layout of the devices: axes and their sizes, such as "fsdp=-1,tp=4"; -1 takes all devices that are left
+    (docs/layouts.md)."""
     decode_mesh: str | None = None
+    """The layout for generating responses; None is that of `mesh`."""
     pod: str | None = None
+    """The TPU slice that batch sizes and meshes were chosen for, such as "v5p-64"; `easylm plan` compiles for it."""
     length: Positive | None = None
+    """How long all stages take together, in runs of the probe of `runtime/monitor/duration.py`; a run prints an
+    estimate from it at its start. None prints none."""
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))

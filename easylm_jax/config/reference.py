@@ -16,6 +16,7 @@ from typing import Any
 
 from easylm_jax import config
 from easylm_jax.config import fields
+from easylm_jax.config.bounds import Bounds
 from models.errors import UserError
 
 # Base classes whose fields are those of other stages.
@@ -79,11 +80,21 @@ def describe(cls: type) -> list[FieldDoc]:
     for owner in reversed(cls.__mro__):
         if owner is not object:
             meanings |= _meanings(owner)
-    types = fields.field_types(cls)
-    return [
-        FieldDoc(field.name, type_text(types[field.name]), _default_text(field), meanings.get(field.name, ""))
-        for field in dataclasses.fields(cls)
-    ]
+    types, bounds = fields.field_types(cls), fields.field_bounds(cls)
+    docs = []
+    for field in dataclasses.fields(cls):
+        kind = type_text(types[field.name], _range_text(bounds.get(field.name)))
+        docs.append(FieldDoc(field.name, kind, _default_text(field), meanings.get(field.name, "")))
+    return docs
+
+
+def _range_text(bounds: Bounds | None) -> str:
+    """The range of a number, such as " of at least 1"; limits of its representation (2³¹ and more) are left out."""
+    if bounds is None:
+        return ""
+    parts = [("of at least", bounds.low), ("above", bounds.above), ("at most", bounds.high), ("below", bounds.below)]
+    words = [f"{word} {limit:g}" for word, limit in parts if limit is not None and limit < 2**31]
+    return f" {' and '.join(words)}" if words else ""
 
 
 def summary(cls: type) -> str:
@@ -105,16 +116,25 @@ def _meanings(cls: type) -> dict[str, str]:
     return found
 
 
-def type_text(hint: Any) -> str:
-    """A type as a recipe's author reads it: `whole number`, `text or none`, `"a", "b"`, `tuple of Source`."""
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "none"}
+def type_text(hint: Any, limits: str = "") -> str:
+    """A type as a recipe's author reads it: `whole number`, `text or none`, `"a", "b"`, `tuple of Source`.
+
+    `limits` is the range of a number, written behind it.
+    """
+    words = {
+        int: f"whole number{limits}",
+        float: f"number{limits}",
+        bool: "true or false",
+        str: "text",
+        type(None): "none",
+    }
     parts = []
     for option in fields.type_options(hint):
         origin, inner = typing.get_origin(option), typing.get_args(option)
         if origin is typing.Literal:
             parts.append(", ".join(f'"{choice}"' for choice in inner))
         elif origin is tuple and inner[-1] is Ellipsis:
-            parts.append(f"tuple of {type_text(inner[0])}")
+            parts.append(f"tuple of {type_text(inner[0], limits)}")
         elif origin is tuple:
             parts.append(f"({', '.join(map(type_text, inner))})")
         elif origin is not None:

@@ -15,14 +15,20 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How responses are sampled; see `easylm_jax.decode.Engine.generate`. `slots`: responses decoded concurrently."""
+    """How responses are sampled; see `easylm_jax.decode.Engine.generate`."""
 
     max_new_tokens: Count
+    """The most tokens of a response, its end token included."""
     temperature: NonNegative = 1.0
+    """Divides the logits; 0 is greedy."""
     top_k: Count | None = None
+    """Samples from the k most likely tokens only; None from all."""
     top_p: Annotated[float, Bounds(above=0, high=1)] | None = None
+    """Samples from the most likely tokens whose probabilities add up to p; None from all."""
     stop_strings: tuple[str, ...] = ()
+    """Texts that end a response too."""
     slots: Count = 64
+    """Responses that are decoded at the same time. More need more memory."""
 
     @property
     def least_context(self) -> int:
@@ -54,18 +60,19 @@ class SampledResponses:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeModel:
-    """A judge: a language model that is asked about each response and whose reply is parsed to a score from 0 to 1.
-
-    `model` is a stage, `hf:<name>` or `run:<folder>`. `template` is one of `config.judge_templates.TEMPLATES`, such
-    as "general-quality_ref"; with None, the `dataset` of a record names it. `chat_template` and `tokenizer` are those
-    of the judge where its checkpoint does not name them. `sampling` is greedy by default.
-    """
+    """A judge: a language model that is asked about each response and whose reply is parsed to a score from 0 to 1."""
 
     model: str
+    """The language model that judges: a stage, `hf:<name>` or `run:<folder>`."""
     template: str | None = "general-quality"
+    """The question that it is asked, one of `config.judge_templates.TEMPLATES`, such as "general-quality_ref"; with
+    None the column `dataset` of a record names it."""
     chat_template: str | None = None
+    """The judge's chat template, where its checkpoint does not name it."""
     tokenizer: str | None = None
+    """The judge's tokenizer, where its checkpoint does not name it."""
     sampling: Sampling = Sampling(1024, temperature=0.0)
+    """How its reply is sampled."""
 
     def __post_init__(self):
         if self.template is not None and self.template not in TEMPLATES:
@@ -74,25 +81,27 @@ class JudgeModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-    """The reward of a response: gain · score + bias.
-
-    `model`: a reward model (a stage, `hf:<name>` or `run:<folder>`). Without `verifier`, its output is the score.
-    `verifier`: a reward expression (`easylm_jax.config.expression`), from `"gsm8k"` to `"10 * math if r1_format else
-    0"`, in which `model` is the reward model's score and `judge` the score of the language model `judge`. A verifier is
-    a name of `easylm_jax.rewards.VERIFIERS` or `"module:function"`, called as `function(response, record)` with the
-    columns of the prompt's record. Verifiers run in `workers` processes (default: as many as there are free cores); a
-    call that takes more than `seconds` of CPU time is stopped and scores 0.
-    `missing_end` replaces the score of a response without an end token (−10 for PPO, 0 for GRPO; None keeps the score).
-    """
+    """The reward of a response: gain · score + bias. The score is that of a reward model, of verifiers, or of both."""
 
     model: str | None = None
+    """A reward model: a stage, `hf:<name>` or `run:<folder>`. Without `verifier` its output is the score."""
     judge: JudgeModel | None = None
+    """A language model that scores responses; `judge` in `verifier` is its score, from 0 to 1."""
     verifier: str | None = None
+    """A reward expression, from `"gsm8k"` to `"10 * math if r1_format else 0"` (docs/rlvr.md). A verifier in it is a
+    name of docs/verifiers.md or `"module:function"`, called as `function(response, record)` with the columns of the
+    prompt's row."""
     missing_end: float | None = -10.0
+    """The score of a response without an end token, in place of its own; None keeps its own. −10 is usual for PPO with
+    a reward model, 0 for verifiers."""
     gain: float = 1.0
+    """The reward is gain · score + bias."""
     bias: float = 0.0
+    """The reward is gain · score + bias."""
     seconds: Positive = 10.0
+    """A call of a verifier that takes longer is stopped and scores 0."""
     workers: Count | None = None
+    """Processes that run verifiers; None for one less than the cores, at most 16."""
 
     def __post_init__(self):
         if self.model is None and self.verifier is None:

@@ -6,8 +6,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from easylm_jax.config import fields
-from easylm_jax.config.base import ModelUse, models_of
+from easylm_jax.config.base import ModelUse, Validation, models_of
 from easylm_jax.config.bounds import Bounds, Count, Fraction, Natural, NonNegative, Positive
+from easylm_jax.config.data import DataSpec
 from easylm_jax.config.optimizer import OptimizerConfig
 from easylm_jax.config.reward import Reward, SampledResponses, Sampling
 from easylm_jax.config.train import Train
@@ -24,40 +25,51 @@ if TYPE_CHECKING:
 class RL(SampledResponses, Train):
     """Training on responses that the policy generates: what PPO, GRPO and online DPO have in common.
 
-    One step is one rollout: `batch` prompts of `data` (kind "prompts"), `samples` responses to each. The responses are
-    split into updates of `mini_batch` responses (default: all of them), each of `accumulate` micro-batches, and used
-    `rollout_epochs` times. `steps` counts rollouts.
-
-    `reference`: the model that the KL divergence is measured from (default: `init`).
-    `logprob_temperature`: divides the logits in training (default: the sampling temperature).
-    `sampler_correction`: upper bound of importance weights that correct for differences between sampler and trainer
-    (truncated importance sampling; spec tulu3 §5.4). "off" disables them also for asynchronous rollouts, as in the
-    released PPO and GRPO of Tülu 3.
-    `validation`, `check`: held-out prompts, and the verifier that scores greedy responses to them.
-    `keep_samples`: responses of a rollout that are written to `samples/` from time to time.
-    `asynchronous`: how many steps the sampling policy is behind. With 0, sampling and updates alternate; with 1, the
-    next rollout is generated and scored during the updates of the current one, with the parameters from before them
-    (Tülu 3 §6; spec tulu3 §5.5); and so on. Above 0, `sampler_correction` defaults to 2.
-    `rollout_devices`: with several devices in one process, the last so many generate responses and the others train.
-    By default all devices do both in turn, without overlap.
+    One step is one rollout: `batch` prompts, `samples` responses to each. The responses are split into updates of
+    `mini_batch` responses, each of `accumulate` micro-batches, and used `rollout_epochs` times. `steps` counts
+    rollouts.
     """
 
     family: ClassVar[str] = "rl"
     generates: ClassVar[bool] = True
     algorithm: ClassVar[str] = ""  # how updates are built from a rollout; see `train/rl/advantages.py`
 
+    data: DataSpec
+    """The prompts (kind "prompts")."""
+    batch: Count
+    """Prompts of a step; each step samples `samples` responses to each of them."""
+    steps: Count | None = None
+    """Rollouts after which training ends. With `epochs` too, the first to be reached ends it."""
+    validation: Validation | None = None
+    """Held-out prompts; greedy responses to them are scored by `check`."""
     reward: Reward
+    """How responses are scored."""
     sampling: Sampling
+    """How responses are sampled."""
     samples: Count = 1
+    """Responses to each prompt."""
     mini_batch: Count | None = None
+    """Responses of one update; None for all responses of the rollout, so that a step has one update."""
     rollout_epochs: Count = 1
+    """How often the responses of a rollout are trained on."""
     reference: str | None = None
+    """The model that the KL divergence is measured from; None for `init`."""
     logprob_temperature: Positive | None = None
+    """Divides the logits in training; None for the sampling temperature, so that the ratio starts at 1."""
     sampler_correction: Positive | Literal["off"] | None = None
+    """Upper bound of importance weights that correct for differences between sampler and trainer (truncated importance
+    sampling; spec tulu3 §5.4). None is 2 with asynchronous rollouts and off without them; "off" disables them there
+    too, as in the released PPO and GRPO of Tülu 3."""
     check: str | None = None
+    """The verifier (an expression) of greedy responses to the validation prompts."""
     keep_samples: Natural = 4
+    """Responses of a rollout that are written to `samples/` from time to time."""
     asynchronous: Natural = 0
+    """How many steps the sampling policy is behind. With 0 sampling and updates alternate; with 1 the next rollout is
+    sampled and scored during the updates of the current one (Tülu 3 §6; spec tulu3 §5.5)."""
     rollout_devices: Count | None = None
+    """With several devices in one process, the last so many generate responses and the others train; None lets all do
+    both in turn, without overlap. Needs `asynchronous`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -171,32 +183,41 @@ class RL(SampledResponses, Train):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPO(RL):
-    """Proximal policy optimisation with a value model (spec tulu25 §4.4, tulu3 §5.2).
-
-    `value`: the model that the value model is initialised from. Default: the reward model, or, without one, `init` with
-    a freshly initialised scalar head.
-    `kl`: KL coefficient of the penalty in the reward of every token; with `kl_target` (nats per response) it adapts.
-    `value_only`: rollouts at the start that train only the value model.
-    `compat="tulu25"`: recomputes log-probabilities, values and advantages with the parameters of each mini-batch, as
-    the released code did, so that the ratio is always 1.
-    """
+    """Proximal policy optimisation with a value model (spec tulu25 §4.4, tulu3 §5.2)."""
 
     algorithm: ClassVar[str] = "ppo"
 
     value: str | None = None
+    """The model that the value model starts from; None for the reward model or, without one, `init` with a new scalar
+    head."""
     value_optimizer: OptimizerConfig | None = None
+    """The value model's optimiser; None for `optimizer`."""
     kl: NonNegative = 0.05
+    """KL coefficient: the penalty in the reward of every token, in score per nat."""
     kl_kind: Literal["k1", "k2", "k3"] = "k1"
+    """The estimator of the KL divergence: with d = log π − log π_reference, k1 is d, k2 is d²/2, k3 is exp(−d) − 1 + d.
+    """
     kl_target: Positive | None = None
+    """A KL divergence in nats per response that the KL coefficient adapts to; None keeps the coefficient."""
     gamma: Fraction = 1.0
+    """Discount of later rewards, per token."""
     lam: Fraction = 0.95
+    """λ of generalised advantage estimation."""
     clip: Clip = 0.2
+    """The ratio of new and old probability counts up to 1 ± clip."""
     dual_clip: Clip | None = None
+    """An upper bound of the ratio where the advantage is negative; None for none."""
     value_clip: Clip | None = 0.2
+    """A value may move by this much from that of the rollout; None for no bound."""
     value_coefficient: NonNegative = 0.1
+    """Weight of the value loss."""
     whiten: Literal["rollout", "mini_batch", "none"] = "rollout"
+    """Where advantages are standardised: over the "rollout", over each "mini_batch", or not at all."""
     value_only: Natural = 0
+    """Rollouts at the start that train only the value model; for one that starts with a new head."""
     compat: Literal["tulu25"] | None = None
+    """"tulu25" recomputes log-probabilities, values and advantages with the parameters of each mini-batch, as the
+    released code did, so that the ratio is always 1."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -244,36 +265,44 @@ class PPO(RL):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GRPO(RL):
-    """Group-relative policy optimisation: advantages relative to the other responses to a prompt (spec tulu3 §5.3).
-
-    `kl`: KL coefficient of the divergence from the reference in the loss.
-    `clip_low`, `clip_high`: clipping range of the ratio; infinite values disable clipping. `dual_clip` bounds the ratio
-    where the advantage is negative.
-    `whiten`: "rollout" also standardises the advantages over all tokens of the rollout, as the code of Spurious Rewards
-    does (spec spurious_rewards §5).
-    `drop_equal`: leaves out zero-variance groups, which have no gradient but count in the denominator. `refill`: up to
-    so many further batches of prompts are sampled to replace them (DAPO's dynamic sampling).
-    `mask_truncated`: leaves out responses without an end token.
-    `aggregation`: "bnpo" is the mean over the tokens of a micro-batch, as in released GRPO code; `bnpo_rows` is the
-    number of responses in such a micro-batch, whatever the devices and `accumulate` (default: `score_rows`).
-    """
+    """Group-relative policy optimisation: advantages relative to the other responses to a prompt (spec tulu3 §5.3)."""
 
     algorithm: ClassVar[str] = "grpo"
 
     kl: NonNegative = 0.0
+    """KL coefficient: the weight of the divergence from the reference in the loss."""
     kl_kind: Literal["k1", "k2", "k3", "k4"] = "k3"
+    """The estimator of the KL divergence: with d = log π − log π_reference, k1 is d, k2 is d²/2, k3 is exp(−d) − 1 + d,
+    k4 is d times the ratio to the sampling policy."""
     advantages: Literal["grpo", "standard", "mean", "dr_grpo", "rloo"] = "grpo"
+    """A reward compared with the others of its group: "grpo" divides by the standard deviation (n − 1), "standard" by
+    that with n, "mean" and "dr_grpo" do not divide, "rloo" compares with the mean of the others."""
     clip_low: Clip = 0.2
+    """The ratio counts down to 1 − clip_low; infinity disables clipping."""
     clip_high: Clip = 0.2
+    """The ratio counts up to 1 + clip_high; infinity disables clipping."""
     dual_clip: Clip | None = None
+    """An upper bound of the ratio where the advantage is negative; None for none."""
     whiten: Literal["none", "rollout"] = "none"
+    """"rollout" also standardises the advantages over all tokens of the rollout, as the code of Spurious Rewards does
+    (spec spurious_rewards §5)."""
     aggregation: Literal["token", "sequence", "dr_grpo", "bnpo"] = "token"
+    """What the loss is averaged over: all tokens of an update ("token"), each response and then responses ("sequence"),
+    `max_new_tokens` ("dr_grpo"), or the tokens of `bnpo_rows` responses ("bnpo", released GRPO code)."""
     bnpo_rows: Count | None = fields.added_later(None)
+    """Responses of a micro-batch of "bnpo", whatever the devices and `accumulate`; None for those trained on at once.
+    """
     ratio: Literal["token", "sequence"] = "token"
+    """"token" has a ratio for each token, "sequence" one for a response (GSPO)."""
     surrogate: Literal["clip", "cispo"] = "clip"
+    """"clip" is PPO's clipped surrogate, "cispo" clips the weight and keeps every gradient."""
     drop_equal: bool = False
+    """Whether groups whose rewards are all equal are left out. They have no gradient but count in the average."""
     refill: Natural = 0
+    """Further batches of prompts that are sampled at most to replace groups that were left out (DAPO's dynamic
+    sampling)."""
     mask_truncated: bool = False
+    """Whether responses without an end token are left out of the loss."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -316,10 +345,15 @@ class OnlineDPO(RL):
     algorithm: ClassVar[str] = "online_dpo"
 
     samples: int = 2
+    """Responses to each prompt: the best becomes the chosen one, the worst the rejected one."""
     loss: Literal["dpo", "dpo_norm", "ipo", "simpo"] = "dpo"
+    """The loss on a pair, a kind of `easylm_jax.objectives.preference_loss`."""
     beta: Positive = 0.1
+    """How much a difference to the reference model counts: with a small beta the model may move further."""
     label_smoothing: Annotated[float, Bounds(low=0, below=0.5)] = 0.0
+    """The probability with which the labels of pairs are taken to be swapped."""
     gamma: NonNegative | None = None
+    """SimPO's margin; None for other losses."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,22 +17,25 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate(SampledResponses, Stage):
-    """Generates responses to prompts, for later stages to train on: the base of `BestOfN` and `MajorityVote`.
-
-    `init` is the model, `samples` the responses to each prompt, `batch` the prompts at a time, `limit` the number of
-    prompts in all (default: all of them).
-    """
+    """Generates responses to prompts, for later stages to train on: the base of `BestOfN` and `MajorityVote`."""
 
     family: ClassVar[str] = "synthesize"
     generates: ClassVar[bool] = True
 
     init: str
+    """The model that responds: a stage, `hf:<name>` or `run:<folder>`."""
     data: DataSpec
+    """The prompts (kind "prompts")."""
     sampling: Sampling
+    """How responses are sampled."""
     samples: Count
+    """Responses to each prompt."""
     batch: Count = 64
+    """Prompts that are responded to at a time."""
     limit: Count | None = None
+    """Prompts in all; None for all of them."""
     compute: Compute = Compute()
+    """How the model is computed."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,14 +65,16 @@ class BestOfN(Generate):
     """Best-of-N: samples `samples` responses to every prompt and keeps the one with the highest reward.
 
     Writes `best.jsonl` (conversations for SFT, as in rejection sampling), `pairs.jsonl` (for DPO or a reward model) and
-    `answers.jsonl` (every response with its score). Later stages read them as `Source("stage:<name>/best.jsonl")`. A
-    prompt gives at most `pairs` pairs: the best response with the worst, the second best with the second worst, and so
-    on, as long as their scores differ.
+    `answers.jsonl` (every response with its score). Later stages read them as `Source("stage:<name>/best.jsonl")`.
     """
 
     reward: Reward
+    """How responses are scored."""
     samples: Count = 4
+    """Responses to each prompt, the N of best-of-N."""
     pairs: Count = 1
+    """The most pairs of a prompt: the best response with the worst, the second best with the second worst, and so on,
+    as long as their scores differ."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -87,18 +92,21 @@ _VARIANTS = re.compile(r"least-voted|shuffled|truths|unsolved|rank-\d{1,3}|code-
 class MajorityVote(Generate):
     """Labels prompts with the most frequent answer among `samples` responses (spec spurious_rewards §4.2).
 
-    Writes `labelled.jsonl` (every prompt with its pseudo-label in the column named by `label`, and the label of the
-    record in `truth`), `incorrect.jsonl` (prompts with a wrong pseudo-label), `votes.jsonl` (all answers with counts),
-    and a file for each of `variants`, which `majority_vote.labelled` lists. `extract` is a function "module:function"
-    from a response to its final answer as text, which votes are counted by. `check` is the verifier (an expression)
-    that decides by the label of the record whether a response is correct.
+    Writes `labelled.jsonl` (every prompt with its pseudo-label, and the label of the record in `truth`),
+    `incorrect.jsonl` (prompts with a wrong pseudo-label), `votes.jsonl` (all answers with counts), and a file for each
+    of `variants`.
     """
 
     samples: Count = 64
+    """Responses to each prompt, which are counted by their final answer."""
     check: str
+    """The verifier (an expression) that decides by the record's own label whether a response is correct."""
     extract: str = "easylm_jax.rewards.spurious:answer_of"
+    """A function `"module:function"` from a response to its final answer as text."""
     label: str = "answer"
+    """The column that the most frequent answer is written to."""
     variants: tuple[str, ...] = ()
+    """Further files with other labels, as `majority_vote.labelled` lists them, such as "shuffled"."""
 
     def __post_init__(self):
         super().__post_init__()

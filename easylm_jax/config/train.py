@@ -28,14 +28,7 @@ _LENGTH_FIELDS = ("data.sequence_length", "validation.data.sequence_length")
 class Train(Stage):
     """Training on existing data: what pre-training, fine-tuning and preference training have in common.
 
-    Exactly one of `model` (a preset's name or a configuration; freshly initialised) and `init` (a checkpoint) is given.
-    `init` is a stage of the recipe, `hf:<folder or hub name>`, or `run:<stage folder>`; with `keep_moments` the moments
-    of the optimiser are restored too (OLMo 2's second stage, spec olmo §10.2).
-
-    `batch` is the number of rows of the packed cache in one update, `accumulate` the number of micro-batches that it is
-    split into. Training ends after `steps` or `epochs`, whichever comes first. `lora` trains an adapter and keeps the
-    other parameters fixed. `examples` is the number of examples of an epoch as published; plans, which are made without
-    data, derive the number of steps from it.
+    Exactly one of `model` and `init` is given, and `steps` or `epochs` or both.
     """
 
     family: ClassVar[str] = "train"
@@ -44,21 +37,37 @@ class Train(Stage):
     head_std: ClassVar[float | None] = None
 
     model: str | DecoderConfig | None = None
+    """A new model: the name of a preset, such as "olmo2-1b", or a `DecoderConfig`. Either this or `init` is given."""
     init: str | None = None
+    """The model to start from: a stage of the recipe, `hf:<folder or hub name>`, or `run:<folder of a stage>`."""
     keep_moments: bool = False
+    """Whether the optimiser's moments of `init` are restored too, as in OLMo 2's second stage (spec olmo §10.2)."""
     data: DataSpec
+    """What is trained on."""
     validation: Validation | None = None
+    """Held-out data, evaluated with the stage's loss; None for none."""
     batch: Count
+    """Rows of the packed cache in one step."""
     accumulate: Count = 1
+    """Micro-batches that a step is split into, where it does not fit into memory. The result is the same."""
     steps: Count | None = None
+    """Steps after which training ends. With `epochs` too, the first to be reached ends it."""
     epochs: Positive | None = None
+    """Passes through the data after which training ends; may be a fraction."""
     examples: Count | None = None
+    """Examples of an epoch as published. Plans, which are made without data, compute the number of steps from it."""
     optimizer: OptimizerConfig
+    """The optimiser, with its learning rate."""
     dropout: BelowOne = 0.0
+    """Probability that an activation is left out in training."""
     lora: LoraConfig | None = None
+    """Trains an adapter and keeps the other parameters fixed (docs/lora.md); None trains the parameters."""
     compute: Compute = Compute()
+    """How the model is computed: dtype, memory, kernels."""
     checkpoints: Checkpoints = Checkpoints()
+    """What is saved and kept. Not part of the settings that decide whether a stage is done."""
     monitoring: Monitoring = Monitoring()
+    """Where metrics go besides `metrics.jsonl`."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,13 +142,13 @@ class Train(Stage):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain(Train):
-    """Next-token prediction on text; also mid-training and annealing.
-
-    `loss` names the objective, with options where it has some: a name of `easylm_jax.objectives.OBJECTIVES`.
-    """
+    """Next-token prediction on text; also mid-training and annealing."""
 
     z_loss: NonNegative = 0.0
+    """Coefficient of the z-loss, the mean squared log of the softmax's normaliser, which keeps logits small; 0 for
+    none."""
     loss: str = fields.added_later("language_modelling")
+    """The objective, with options where it has some: a name of `easylm_jax.objectives.OBJECTIVES`."""
 
     def objective(self, model: Model, *, training: bool) -> Objective:
         settings = {"z_loss": self.z_loss} if training and self.z_loss else {}
@@ -148,13 +157,13 @@ class Pretrain(Train):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFT(Train):
-    """Supervised fine-tuning on conversations. `reduction` "sequence_sum" is Tülu 3's `sum` (spec tulu3 §2.1).
-
-    `loss` is as for `Pretrain`.
-    """
+    """Supervised fine-tuning on conversations."""
 
     reduction: Literal["token", "sequence_sum"] = "token"
+    """"token" averages over the trained tokens of a step. "sequence_sum" adds up the tokens of a conversation and
+    averages over conversations, as Tülu 3's `sum` (spec tulu3 §2.1)."""
     loss: str = fields.added_later("language_modelling")
+    """The objective, with options where it has some: a name of `easylm_jax.objectives.OBJECTIVES`."""
 
     def objective(self, model: Model, *, training: bool) -> Objective:
         settings = {"reduction": self.reduction} if training and self.reduction != "token" else {}
@@ -166,13 +175,15 @@ class RewardModel(Train):
     """A scalar head on a decoder, trained on preference pairs (Bradley-Terry; spec tulu25 §4.2, tulu3 §4).
 
     The vocabulary head of a language model is replaced by a freshly initialised scalar head; a model with a scalar head
-    keeps it. `head_init` is the initialisation: "tulu3" with variance 1/(d + 1), "tulu25" with standard deviation 0.02
-    for any width d (spec tulu3 §4, tulu25 §4.2). `use_margin` subtracts the margins of the data in the loss.
+    keeps it.
     """
 
     scalar_head: ClassVar[bool] = True
     use_margin: bool = False
+    """Whether the margins of the data are subtracted in the loss."""
     head_init: Literal["tulu3", "tulu25"] = fields.added_later("tulu3")
+    """How a new scalar head is initialised: "tulu3" with variance 1/(d + 1), "tulu25" with standard deviation 0.02 for
+    any width d (spec tulu3 §4, tulu25 §4.2)."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -192,17 +203,21 @@ class RewardModel(Train):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DPO(Train):
-    """Preference optimisation without a reward model; `loss` is one of the kinds of `objectives.preference_loss`.
-
-    The reference model is the model before training. `reference`: "cached" computes its log-probabilities once before
-    training and stores them beside the data; "model" keeps it on the devices and computes them for every batch.
-    """
+    """Preference optimisation without a reward model. The reference model is the model before training."""
 
     loss: Literal["dpo", "dpo_norm", "ipo", "simpo", "orpo", "wpo", "kto"] = "dpo"
+    """The loss on a pair, a kind of `easylm_jax.objectives.preference_loss`; "kto" takes the responses of a pair apart.
+    """
     beta: Positive = 0.1
+    """How much a difference to the reference model counts: with a small beta the model may move further."""
     label_smoothing: Annotated[float, Bounds(low=0, below=0.5)] = 0.0
+    """The probability with which the labels of pairs are taken to be swapped."""
     gamma: NonNegative | None = None
+    """SimPO's margin; None for other losses."""
     reference: Literal["cached", "model"] = "cached"
+    """"cached" computes the log-probabilities of the reference model once before training and stores them beside the
+    data; "model" keeps that model on the devices and computes them for every batch. The reference model is the model
+    before training."""
 
     @property
     def needs_reference(self) -> bool:
