@@ -80,7 +80,7 @@ COMMANDS: dict[str, Command] = {
         intermixed=True,
     ),
     "report": Command(
-        "print the tables of a run and write them with figures as one HTML page",
+        "print the tables of a run, or of several side by side, and write them with figures as one HTML page",
         "easylm report runs/quickstart",
     ),
     "check": Command(

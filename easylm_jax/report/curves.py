@@ -5,6 +5,8 @@ A curve is a list of points (x, y) with increasing x.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -51,11 +53,12 @@ def smoothed(points: Sequence[Point], window: float = WINDOW) -> list[Point]:
     """The moving average of a curve, over this share of it. Towards both ends the window becomes narrower, to a third,
     so that it stays centred for longer."""
     half = max(1, round(len(points) * window / 2))
+    sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
     averaged = []
     for i, (x, _) in enumerate(points):
         reach = min(half, max(half // 3, min(i, len(points) - 1 - i)))
-        near = points[max(0, i - reach) : i + reach + 1]
-        averaged.append((x, sum(y for _, y in near) / len(near)))
+        start, end = max(0, i - reach), min(len(points), i + reach + 1)
+        averaged.append((x, (sums[end] - sums[start]) / (end - start)))
     return averaged
 
 
@@ -99,13 +102,21 @@ def robust_range(curves: Sequence[Sequence[float]]) -> Interval:
 
 def _trimmed(values: Sequence[float], most: int) -> Interval | None:
     """The range of sorted values without as few as possible, so that it becomes `CRUSH` times shorter."""
-    for removed in range(1, most + 1):
-        for low in range(removed + 1):
-            start, end = values[low], values[len(values) - 1 - removed + low]
-            # Without any spread, as of a count that is mostly 0, there is nothing to crush.
-            if 0 < (end - start) * CRUSH < values[-1] - values[0]:
-                return start, end
-    return None
+    spread = values[-1] - values[0]
+
+    def narrowest(removed: int) -> Interval:
+        ranges = [(values[low], values[len(values) - 1 - removed + low]) for low in range(removed + 1)]
+        return min(ranges, key=lambda one: one[1] - one[0])
+
+    def is_enough(removed: int) -> bool:
+        start, end = narrowest(removed)
+        return (end - start) * CRUSH < spread
+
+    removed = bisect.bisect_left(range(most + 1), True, key=is_enough)
+    if removed > most:
+        return None
+    start, end = narrowest(removed)
+    return (start, end) if end > start else None  # without any spread, as of a count that is mostly 0, all is shown
 
 
 def _longest_outside(curve: Sequence[float], shown: Interval) -> int:

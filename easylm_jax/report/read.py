@@ -98,7 +98,7 @@ class StageData:
                 newest |= {name: value for name, value in line.items() if name.startswith("validation_")}
         return {**newest, **(self.metrics[-1] if self.metrics else {})}
 
-    @property
+    @cached_property
     def clocks(self) -> dict[str, float]:
         """Seconds in each part of its steps; for asynchronous rollouts, only the seconds that steps waited for them."""
         parts = RL_CLOCKS if self.family == "rl" else {"update": "seconds"}
