@@ -172,9 +172,8 @@ def test_losses_of_two_runs_share_a_figure_and_cards_name_their_run(runs):
     first = text[text.index('<div class="asked"><pre>What is 12 + 30?') :]
     first = first[: first.index('<div class="prompt">', 1)]
     assert re.findall(r'<div class="card"><b>(.*?)</b>', first) == [
-        f"{method}, {run}" for run, methods in (("base", ("SFT", "DPO", "PPO", "GRPO")),
-                                                ("changed", ("SFT", "DPO", "PPO again", "GRPO")))
-        for method in methods
+        "SFT, base", "SFT, changed", "DPO, base", "DPO, changed", "PPO, base", "GRPO, base", "GRPO, changed",
+        "PPO again, changed",
     ]  # fmt: skip
 
 

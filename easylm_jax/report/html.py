@@ -183,11 +183,14 @@ def _responses_of(evaluation: Sequence[tuple[str, StageData]]) -> str:
     prompts: dict[tuple[str, str], list[tuple[str, Line]]] = {}
     for run, stage in evaluation:
         for line in stage.answers:
-            name = str(line.get("method", "")) + (f", {run}" if run else "")
-            prompts.setdefault((str(line.get("task", "")), str(line.get("prompt", ""))), []).append((name, line))
+            prompts.setdefault((str(line.get("task", "")), str(line.get("prompt", ""))), []).append((run, line))
     by_task: dict[str, list[str]] = {}
     for (task, prompt), lines in prompts.items():
-        cards = "".join(_card(name, line) for name, line in lines)
+        methods = list(dict.fromkeys(str(line.get("method", "")) for _, line in lines))
+        cards = "".join(
+            _card(f"{method}, {run}" if run else method, line)
+            for method in methods for run, line in lines if str(line.get("method", "")) == method
+        )  # fmt: skip
         block = f'<div class="prompt">{_prompt(prompt, lines[0][1])}<div class="cards">{cards}</div></div>'
         by_task.setdefault(task, []).append(block)
     return "".join(
