@@ -48,6 +48,7 @@ from easylm_jax.config.load import load_recipe
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
+from easylm_jax.plan import topology
 from easylm_jax.plan.programs import (
     Program,
     ProgramBuilder,
@@ -57,7 +58,7 @@ from easylm_jax.plan.programs import (
     reinforcement,
     training,
 )  # fmt: skip
-from easylm_jax.runtime import files, processes
+from easylm_jax.runtime import exit_status, files, processes
 from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import keep_freed_memory
 from easylm_jax.runtime.locks import Locked, locked
@@ -70,7 +71,6 @@ from easylm_jax.train.rl.stage import train_on_rollouts
 from easylm_jax.train.stage import train_on_data
 from models.errors import UserError
 
-STOPPED = 130
 LOCK = ".lock"  # in a stage's folder: names the process that runs the stage
 
 
@@ -148,6 +148,8 @@ def run(
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:
+        _check_pod(recipe)
+        processes.require_shared_folder(Path(out))
         unfinished = [stage for stage in chosen if overwrite or experiment.done(stage) is None]
         needs.check(unfinished, log_once)
         preflight.check_models(unfinished, experiment)
@@ -158,7 +160,7 @@ def run(
         experiment.print_results(chosen)
     except Stopped as stopped:
         print(f"easylm: {stopped}", file=sys.stderr)
-        return STOPPED
+        return exit_status.STOPPED
     except Exception as error:
         reported = _as_user_error(error, out)
         if jax.process_count() > 1:
@@ -167,6 +169,17 @@ def run(
             raise
         raise reported from error
     return 0
+
+
+def _check_pod(recipe: Recipe) -> None:
+    """Refuses a pod of another type than the recipe's, where the launcher says what it is (`EASYLM_POD`)."""
+    here = os.environ.get("EASYLM_POD")
+    if here is None or recipe.pod is None or topology.parse(here) == topology.parse(recipe.pod):
+        return
+    raise UserError(
+        f"recipe {recipe.name} is for a {recipe.pod} and this pod is a {here}; see whether it fits "
+        f"with `easylm plan --topology {here}`, and run it with pod={here}"
+    )
 
 
 def _only_seeds_changed(overrides: list[str] | tuple[str, ...]) -> bool:

@@ -128,3 +128,13 @@ CHIPS: dict[str, Chip] = {
 }
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "7x": "tpu7x", "v7": "tpu7x", "ironwood": "tpu7x",
             "trillium": "v6e"}  # fmt: skip
+
+# The names in Google's Cloud TPU API, which `tpu_scripts/` use: what comes before the size in an accelerator type, and
+# the version of the TPU VM's software ("TPU software versions" in the Cloud TPU documentation). It has no tpu7x.
+CLOUD_NAMES: dict[str, tuple[str, str]] = {
+    "v3": ("v3", "tpu-ubuntu2204-base"),
+    "v4": ("v4", "tpu-ubuntu2204-base"),
+    "v5e": ("v5litepod", "v2-alpha-tpuv5-lite"),
+    "v5p": ("v5p", "v2-alpha-tpuv5"),
+    "v6e": ("v6e", "v2-alpha-tpuv6e"),
+}

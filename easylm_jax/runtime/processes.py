@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 import jax
 import numpy as np
 
+from easylm_jax.runtime import exit_status
 from models.errors import UserError
 
 
@@ -34,6 +37,35 @@ def agree_any(here: bool) -> bool:
     from jax.experimental import multihost_utils
 
     return bool(np.any(multihost_utils.process_allgather(np.array(here))))
+
+
+def require_shared_folder(folder: Path) -> None:
+    """Checks that every process sees what the first one writes in `folder`, which is created if needed.
+
+    Raises:
+        UserError: on every process, if it is a folder of its own on one of them.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    token = int.from_bytes(os.urandom(4), "big") if is_first_process() else 0
+    token = int(multihost_utils.broadcast_one_to_all(np.uint32(token)))
+    probe = folder / f".shared-{token}"
+    if is_first_process():
+        with contextlib.suppress(OSError):  # the run itself reports a folder that cannot be written
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+    barrier("shared folder written")
+    missing = agree_any(not probe.exists()) if not agree_any(is_first_process() and not probe.exists()) else False
+    barrier("shared folder looked at")
+    if is_first_process():
+        probe.unlink(missing_ok=True)
+    if missing:
+        raise UserError(
+            f"{folder.absolute()} is not the same folder on all {jax.process_count()} processes; mount a bucket or NFS "
+            "on every host (tpu_scripts/setup.sh --mount) and write to it with --out"
+        )
 
 
 def initialize_processes() -> None:
@@ -80,12 +112,12 @@ def end_at_once(error: Exception) -> NoReturn:
     A normal exit would wait for the other processes, and they for this one, for minutes. An immediate exit closes its
     connections, so that the others exit too, with status 75 (temporary failure: restart the run).
     """
-    status = 1
+    status = exit_status.FAILED
     if isinstance(error, UserError):
-        status = 2
+        status = exit_status.USER_ERROR
         print(f"easylm: error: {' '.join(str(error).split())}", file=sys.stderr)
     elif any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer")):
-        status = 75
+        status = exit_status.TEMPORARY
         print("easylm: another process of this run has ended; see its last output for the reason", file=sys.stderr)
     else:
         traceback.print_exception(error)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from easylm_jax.runtime.monitor.goodput import Ledger
 from easylm_jax.runtime.monitor.metrics import MetricsWriter, last_line
+from easylm_jax.runtime.monitor.profile import ProfileOnRequest
 from easylm_jax.runtime.monitor.progress import Progress
 from easylm_jax.runtime.monitor.watchdog import Limits, Watchdog
 
@@ -57,6 +58,7 @@ class Monitor:
         self._resources.callback(self.metrics.close)
         self.watchdog = Watchdog(folder, limits=limits, enabled=watchdog, process_index=process_index)
         self._resources.enter_context(self.watchdog)
+        self._resources.enter_context(ProfileOnRequest())
         self.progress = Progress(
             stage, total_steps, start_step, stream, heartbeat=heartbeat, enabled=process_index == 0
         )

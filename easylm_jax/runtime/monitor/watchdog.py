@@ -4,11 +4,13 @@ Each phase (a step, a save, …) has a deadline: the larger of 90 s and six time
 The first time, a phase may take half an hour, since it may compile or read a large checkpoint. When a deadline passes,
 the stacks of all threads are written to `<folder>/stacks-<process>.txt` and stderr, and the process exits with status
 75 (EX_TEMPFAIL), so that a supervisor restarts it from the last checkpoint. A Python thread cannot detect a hang that
-holds the interpreter lock; another process can: `<folder>/heartbeat-<process>.json` is then no longer updated.
+holds the interpreter lock; another process can: `<folder>/heartbeat-<process>.json` is then no longer updated. The
+supervisor reads a copy of that file on the worker's own disk, which `EASYLM_HEARTBEAT_FILE` names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -22,8 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h."""
+from easylm_jax.runtime import exit_status
+from easylm_jax.runtime.launch.worker import HEARTBEAT_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Watchdog:
         self._interval = interval
         self._clock = clock
         self._on_expire = on_expire or self._dump_and_exit
+        self._stage = Path(folder).name
         self.heartbeat_path = Path(folder) / f"heartbeat-{process_index}.json"
         self.stacks_path = Path(folder) / f"stacks-{process_index}.txt"
         self._lengths: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=101))
@@ -128,6 +131,7 @@ class Watchdog:
         with self._lock:
             name, since = self._phases[-1] if self._phases else (None, self._clock())
             return {
+                "stage": self._stage,
                 "step": self._step,
                 "phase": name,
                 "phase_seconds": round(self._clock() - since, 3),
@@ -142,15 +146,18 @@ class Watchdog:
             self.check()
 
     def _write_heartbeat(self) -> None:
-        temporary = self.heartbeat_path.with_suffix(".tmp")
-        try:
-            temporary.write_text(json.dumps(self.heartbeat()) + "\n")
-            os.replace(temporary, self.heartbeat_path)
-        except OSError:  # a full disk must not end the watchdog; the run itself reports it
-            pass
+        text = json.dumps(self.heartbeat()) + "\n"
+        local = os.environ.get(HEARTBEAT_VARIABLE)
+        for path in (self.heartbeat_path, *([Path(local)] if local else [])):
+            temporary = path.with_suffix(".tmp")
+            # A full disk must not end the watchdog; the run itself reports it.
+            with contextlib.suppress(OSError):
+                temporary.write_text(text)
+                os.replace(temporary, path)
 
     def _dump_and_exit(self, message: str) -> None:
-        text = f"easylm: hang: {message}; stacks of all threads are in {self.stacks_path}; exit status {EXIT_CODE}"
+        stacks = f"stacks of all threads are in {self.stacks_path}"
+        text = f"easylm: hang: {message}; {stacks}; exit status {exit_status.TEMPORARY}"
         print(text, file=sys.stderr, flush=True)
         try:
             with open(self.stacks_path, "w") as file:
@@ -162,4 +169,4 @@ class Watchdog:
             print(f"easylm: could not write {self.stacks_path}: {error}", file=sys.stderr)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         sys.stderr.flush()
-        os._exit(EXIT_CODE)
+        os._exit(exit_status.TEMPORARY)
