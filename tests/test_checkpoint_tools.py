@@ -140,6 +140,22 @@ def test_prune_deletes_what_retention_does_not_keep(tmp_path, capsys):
     assert not (stage / "checkpoints" / "9.set-aside").exists()
 
 
+def test_prune_keeps_what_the_stage_itself_keeps(tmp_path):
+    stage = tmp_path / "s"
+    settings = {"checkpoints": {"every": 1, "latest": 3, "keep_every": 4, "history": None}}
+    with Checkpointer(stage / "checkpoints", Retention(latest=9)) as checkpointer:
+        for step in range(1, 9):
+            checkpointer.save(step, {"params": params(0)}, {"config": settings})
+    assert easylm_checkpoints("prune", str(stage), "--latest", "4") == 0  # what is given comes before the stage's own
+    assert [e.step for e in tools.list_checkpoints(stage)] == [4, 5, 6, 7, 8]
+    assert easylm_checkpoints("prune", str(stage)) == 0
+    assert [e.step for e in tools.list_checkpoints(stage)] == [4, 6, 7, 8]
+    settings["checkpoints"]["latest"] = 1  # a resumed run may have other settings of checkpoints
+    (stage / "config.json").write_text(json.dumps({"stage": settings}))
+    assert easylm_checkpoints("prune", str(stage)) == 0
+    assert [e.step for e in tools.list_checkpoints(stage)] == [4, 8]
+
+
 def test_prune_refuses_when_the_newest_is_damaged(tmp_path):
     write(tmp_path / "s", 1)
     write(tmp_path / "s", 2)

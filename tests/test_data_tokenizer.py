@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from easylm_jax.data import load_tokenizer, train_sentencepiece
-from easylm_jax.data.sentencepiece_model import USER_DEFINED, piece_kinds
+from easylm_jax.data.sentencepiece_model import USER_DEFINED, read_model
 from models.errors import UserError
 
 
@@ -104,7 +104,7 @@ def test_marker_like_user_defined_symbols_are_closed_to_text(folder):
         assert tokenizer.special(name) is not None
         assert tokenizer.special(name) not in tokenizer.encode(f"a {name} b")
     assert tokenizer.special("<table>") is None  # ordinary text that the vocabulary has as one piece
-    assert dict(piece_kinds(model.getvalue()))["<table>"] == USER_DEFINED
+    assert {piece.text: piece.kind for piece in read_model(model.getvalue()).pieces}["<table>"] == USER_DEFINED
 
 
 def test_a_space_in_front_of_the_first_word_only_is_kept_to_the_first_word(folder):

@@ -103,25 +103,38 @@ def load(model: str, *, tokenizer: str | None = None, mesh: jax.sharding.Mesh | 
     source = model_from(init, mesh, compute=Compute(dtype=dtype))
     if source.config.scalar_head:
         raise UserError(f"{model} is a reward model (scalar head), which cannot generate; give the policy's folder")
-    spec = tokenizer or known_tokenizer
-    if not spec:
-        raise UserError(
-            f"the tokenizer of {model} is not known; give it with --tokenizer, such as sp:FILE or hf:FOLDER"
-        )
-    loaded = load_tokenizer(spec)
-    if loaded.vocab_size > source.config.vocab:
-        raise UserError(
-            f"the tokenizer {loaded.spec} has {loaded.vocab_size} tokens, the model only {source.config.vocab}; give "
-            "the model's own with --tokenizer"
-        )
-    if meta.get("tokenizer_hash") not in (None, loaded.hash):
-        _refuse_other_tokens(model, loaded, known_tokenizer)
-        print(f"easylm: warning: {model} was not trained with the tokenizer {loaded.spec}", file=sys.stderr)
+    loaded = model_tokenizer(model, source.config, meta, tokenizer or known_tokenizer, own=known_tokenizer)
     with jax.set_mesh(mesh):
         params = source.frozen(mesh)
     data = stage.get("data") or {}
     decoder = restrict_vocab(source.decoder, loaded)
     return LoadedModel(decoder, params, mesh, loaded, data.get("template"), bool(data.get("add_bos")))
+
+
+def model_tokenizer(
+    model: str, config: DecoderConfig, meta: Mapping[str, Any], spec: str | None, *, own: str | None
+) -> Tokenizer:
+    """The tokenizer `spec` for a model with this metadata; `own` is the one that it was trained with, if known.
+
+    Warns if the model was trained with another file of the same tokens.
+
+    Raises:
+        UserError: it is not known, cannot be read, has more tokens than the model, or has other tokens than `own`.
+    """
+    if not spec:
+        raise UserError(
+            f"the tokenizer of {model} is not known; give it with --tokenizer, such as sp:FILE or hf:FOLDER"
+        )
+    loaded = load_tokenizer(spec)
+    if loaded.vocab_size > config.vocab:
+        raise UserError(
+            f"the tokenizer {loaded.spec} has {loaded.vocab_size} tokens, the model only {config.vocab}; give the "
+            "model's own with --tokenizer"
+        )
+    if meta.get("tokenizer_hash") not in (None, loaded.hash):
+        _refuse_other_tokens(model, loaded, own)
+        print(f"easylm: warning: {model} was not trained with the tokenizer {loaded.spec}", file=sys.stderr)
+    return loaded
 
 
 def _refuse_other_tokens(model: str, tokenizer: Tokenizer, own: str | None) -> None:
@@ -155,12 +168,13 @@ def _adds_bos(folder: Path) -> bool:
         raise UserError(f"{path} is not valid JSON: {error}") from None
 
 
-def _step_folder(path: Path) -> Path:
+def trained_step(path: Any) -> Any:
     """The checkpoint that a finished stage passes on (from `done.json`); for other folders their newest step."""
+    path = store.as_path(path)
     done = path / "done.json"
     if done.is_file():
         try:
-            checkpoint = json.loads(done.read_text(encoding="utf-8")).get("checkpoint")
+            checkpoint = json.loads(done.read_text()).get("checkpoint")
         except ValueError as error:
             raise UserError(
                 f"{done} is damaged ({error}); give one of the stage's checkpoints/<step> folders"
@@ -171,13 +185,13 @@ def _step_folder(path: Path) -> Path:
     return store.resolve(path)
 
 
-def checked_meta(path: Path) -> tuple[Path, dict[str, Any]]:
+def checked_meta(path: Any) -> tuple[Any, dict[str, Any]]:
     """The step folder of a stage's or checkpoint's folder, and its metadata.
 
     Raises:
         UserError: there is no checkpoint, or it holds only a LoRA adapter.
     """
-    folder = _step_folder(path)
+    folder = trained_step(path)
     meta = store.read_meta(folder)
     if (meta.get("config") or {}).get("lora") and "merged" not in folder.parts:
         raise UserError(
@@ -186,7 +200,7 @@ def checked_meta(path: Path) -> tuple[Path, dict[str, Any]]:
     return folder, meta
 
 
-def tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
+def tokenizer_of(folder: Any, meta: Mapping[str, Any]) -> str | None:
     """The tokenizer that a checkpoint was trained with: a stage's of its run, at its recorded path, or its source's."""
     name = str(((meta.get("config") or {}).get("data") or {}).get("tokenizer") or "")
     if name.startswith("stage:"):  # look in the run's folder first, since the run may have been moved
@@ -196,7 +210,17 @@ def tokenizer_of(folder: Path, meta: Mapping[str, Any]) -> str | None:
             return f"sp:{found}"
     if meta.get("tokenizer"):
         return str(meta["tokenizer"])
-    return f"hf:{str(meta['source']).removeprefix('hf:')}" if meta.get("source") else None
+    return _with_tokenizer(str(meta["source"])) if meta.get("source") else None
+
+
+def _with_tokenizer(source: str) -> str | None:
+    """The tokenizer in the Hugging Face folder that a checkpoint was converted from; None if it has only weights."""
+    name = source.removeprefix("hf:")
+    try:
+        folder = hub.resolve(name)
+    except UserError:  # moved, or no network: reported where the tokenizer is needed
+        return f"hf:{name}"
+    return f"hf:{folder}" if any(folder.glob("tokenizer*")) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from easylm_jax.checkpoint import store
@@ -16,7 +17,7 @@ BATCH_BYTES = 1 << 30  # of arrays in memory at once while checkpoints are compa
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed checkpoint. `age`: seconds since its commit; `kind`: "full" or "params"."""
+    """One committed checkpoint. `age`: seconds since its commit; `kind`: "full", "params" or "average"."""
 
     step: int
     kind: str
@@ -37,7 +38,9 @@ class DiffResult:
 
 
 def list_checkpoints(stage_folder: Any) -> list[Entry]:
-    """Every committed checkpoint of a stage, sorted by step, including the history.
+    """Every committed checkpoint of a stage, sorted by step, including the history; or the one in a step folder.
+
+    An average, which `average` wrote to a folder of its own, is listed by that folder.
 
     Raises:
       UserError: the folder does not exist, or a manifest cannot be read.
@@ -45,22 +48,18 @@ def list_checkpoints(stage_folder: Any) -> list[Entry]:
     root = store.checkpoints_folder(stage_folder)
     if not root.exists():
         raise UserError(f"no such folder: {root}; give a stage's folder, runs/<recipe>/<stage>")
-    entries = []
-    for where in (root, root / store.HISTORY):
-        for step in store.committed_steps(where):
-            folder = where / str(step)
-            manifest = store.read_manifest(folder)
-            entries.append(
-                Entry(
-                    step,
-                    manifest.kind,
-                    manifest.name,
-                    store.total_bytes(folder),
-                    max(0.0, time.time() - manifest.saved_at),
-                    str(folder),
-                )
-            )
-    return sorted(entries, key=lambda e: (e.step, e.kind))
+    if store.is_committed(root):
+        return [_entry(root)]
+    folders = [where / str(step) for where in (root, root / store.HISTORY) for step in store.committed_steps(where)]
+    return sorted((_entry(folder) for folder in folders), key=lambda e: (e.step, e.kind))
+
+
+def _entry(folder: Any) -> Entry:
+    manifest = store.read_manifest(folder)
+    parts = store.read_meta(folder).get("average_of") if manifest.kind == "params" else None
+    kind, name = ("average", f"of {len(parts)} checkpoints") if parts else (manifest.kind, manifest.name)
+    age = max(0.0, time.time() - manifest.saved_at)
+    return Entry(manifest.step, kind, name, store.total_bytes(folder), age, str(folder))
 
 
 def verify(folder: Any) -> dict[str, list[str]]:
@@ -78,6 +77,23 @@ def verify(folder: Any) -> dict[str, list[str]]:
         for where in (root, root / store.HISTORY)
         for step in store.committed_steps(where)
     }
+
+
+def stage_retention(folder: Any) -> Retention:
+    """The retention in the settings of a stage, given its folder; the default where they are not known.
+
+    They are read from the stage's `config.json`, which each start of the run writes, else from its newest checkpoint.
+    """
+    root = store.checkpoints_folder(folder)
+    config = root.parent / "config.json"
+    try:
+        stage = json.loads(config.read_text()).get("stage") if config.exists() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{config} cannot be read ({type(error).__name__}); give --latest and --every") from error
+    if not stage:
+        stage = store.read_meta(store.resolve(root)).get("config")
+    settings = (stage or {}).get("checkpoints") or {}
+    return Retention(**{field.name: settings[field.name] for field in fields(Retention) if field.name in settings})
 
 
 def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]:
@@ -161,27 +177,26 @@ def average(folders: Sequence[Any], out: Any) -> str:
     """Averages the parameters of several checkpoints (a model soup) and writes them as a parameters-only checkpoint.
 
     Sums are in float64, so that the mean of equal values is that value, and are cast back to each array's stored dtype.
-    Optimizer state is not averaged (OLMo 2, arXiv 2501.00656, Table 14: weights only).
+    Optimizer state is not averaged (OLMo 2, arXiv 2501.00656, Table 14: weights only). The model, the tokenizer and the
+    chat template of the first checkpoint are kept.
 
     Args:
       folders: at least two step folders, or stages' folders (their latest step), of the same architecture.
       out: the folder to create; `restore_params(out)` reads it.
     """
-    from easylm_jax.checkpoint import arrays
+    from easylm_jax.checkpoint import arrays, load
 
     if len(folders) < 2:
         raise UserError(f"average needs at least two checkpoints, {len(folders)} given; name another one")
     target = store.as_path(out)
     if target.exists():
         raise UserError(f"{target} exists already; give a new folder with --out")
-    sources = [store.resolve(folder) for folder in folders]
+    sources = [load.trained_step(folder) for folder in folders]
     mean = _mean(sources, _same_params(sources))
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = arrays.CheckpointWriter(deadline_seconds=3600)
     step = max(store.read_manifest(source).step for source in sources)
-    first = store.read_meta(sources[0])
-    described: dict[str, Any] = {name: first[name] for name in ("model", "tokenizer") if name in first}
-    meta = {**described, "average_of": [str(s) for s in sources]}
+    meta = {**_described(sources[0]), "average_of": [str(s) for s in sources]}
     try:
         writer.start(target, mean, meta, step=step, kind="params", name=None)
         writer.wait()
@@ -190,6 +205,17 @@ def average(folders: Sequence[Any], out: Any) -> str:
     finally:
         writer.close()
     return str(target)
+
+
+def _described(source: Any) -> dict[str, Any]:
+    """What the metadata of a checkpoint says about its model: architecture, tokenizer, template and compute dtype."""
+    from easylm_jax.checkpoint import load
+
+    _, meta = load.checked_meta(source)
+    found: dict[str, Any] = {name: meta[name] for name in ("model", "tokenizer_hash", "source") if name in meta}
+    config = {name: value for name, value in (meta.get("config") or {}).items() if name in ("data", "compute")}
+    tokenizer = load.tokenizer_of(source, meta)  # a stage's is found beside the source, not beside the average
+    return {**found, **({"tokenizer": tokenizer} if tokenizer else {}), **({"config": config} if config else {})}
 
 
 def _same_params(sources: Sequence[Any]) -> dict[str, list]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     stage = "runs/quickstart/pretrain"
     listing = action("list", "list a stage's checkpoints", f"list {stage}")
-    listing.add_argument("folder", help="a stage's folder")
+    listing.add_argument("folder", help="a stage's folder, or the folder of an average")
     checking = action("verify", "compare all files with their checksums", f"verify {stage}")
     checking.add_argument("folder", help="a stage's folder or a step folder")
     text = "average the parameters of several checkpoints"
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "delete old checkpoints; named ones and the history are kept"
     pruning = action("prune", text, f"prune {stage} --latest 2 --dry-run")
     pruning.add_argument("folder", help="a stage's folder")
-    pruning.add_argument("--latest", type=int, default=2, help="how many of the newest to keep (default 2)")
-    pruning.add_argument("--every", type=int, help="also keep steps divisible by this")
+    pruning.add_argument("--latest", type=int, help="how many of the newest to keep (default: as the stage is set)")
+    pruning.add_argument("--every", type=int, help="also keep steps divisible by this (default: as the stage is set)")
     pruning.add_argument("--dry-run", action="store_true", help="print what would be deleted, delete nothing")
     differing = action(
         "diff",
@@ -59,9 +60,9 @@ def _list(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
     from easylm_jax.checkpoint.tools import list_checkpoints
 
     entries = list_checkpoints(args.folder)
-    lines = [f"{'step':>10}  {'kind':<6}  {'size':>9}  {'age':>8}  name"]
+    lines = [f"{'step':>10}  {'kind':<7}  {'size':>9}  {'age':>8}  name"]
     lines += [
-        f"{e.step:>10}  {e.kind:<6}  {_size(e.bytes):>9}  {_age(e.age):>8}  {e.name or ''}".rstrip() for e in entries
+        f"{e.step:>10}  {e.kind:<7}  {_size(e.bytes):>9}  {_age(e.age):>8}  {e.name or ''}".rstrip() for e in entries
     ]
     return 0, {"checkpoints": [e.__dict__ for e in entries]}, lines if entries else ["no checkpoints"]
 
@@ -82,10 +83,10 @@ def _average(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
 
 
 def _prune(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
-    from easylm_jax.checkpoint.store import Retention
-    from easylm_jax.checkpoint.tools import prune
+    from easylm_jax.checkpoint.tools import prune, stage_retention
 
-    gone = prune(args.folder, Retention(latest=args.latest, keep_every=args.every), args.dry_run)
+    given = {name: value for name, value in (("latest", args.latest), ("keep_every", args.every)) if value is not None}
+    gone = prune(args.folder, dataclasses.replace(stage_retention(args.folder), **given), args.dry_run)
     verb = "would delete" if args.dry_run else "deleted"
     return 0, {"deleted": gone, "dry_run": args.dry_run}, [f"{verb} {path}" for path in gone] or ["nothing to delete"]
 

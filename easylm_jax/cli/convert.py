@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from easylm_jax.cli.parser import Parser
 
@@ -12,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "source",
         metavar="FROM",
-        help="a Hugging Face folder or hub name (hf:OWNER/MODEL), or a stage or checkpoint folder",
+        help="a Hugging Face model (hf:FOLDER or hf:OWNER/MODEL), or a stage or checkpoint folder",
     )
     parser.add_argument("target", metavar="TO", help="the folder to write, in the other format")
     parser.add_argument(
@@ -21,7 +22,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights (default: unchanged)"
     )
-    parser.add_argument("--tokenizer", metavar="DIR", help="copy the tokenizer files in DIR to the Hugging Face folder")
+    parser.add_argument(
+        "--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER to export (default: the tokenizer of the checkpoint)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the content of TO")
 
 
@@ -32,8 +35,9 @@ def main(arguments: argparse.Namespace) -> int:
     from models.errors import UserError
 
     source, target = arguments.source, arguments.target
-    if is_checkpoint(source):
-        to_hf(
+    warnings = []
+    if is_checkpoint(source.removeprefix("run:")):
+        warnings = to_hf(
             source,
             target,
             model=arguments.model,
@@ -46,4 +50,6 @@ def main(arguments: argparse.Namespace) -> int:
             raise UserError("--tokenizer needs a checkpoint as FROM, since checkpoints hold no tokenizer; leave it out")
         from_hf(source, target, dtype=arguments.dtype, overwrite=arguments.overwrite)
     print(f"wrote {target}")
+    for warning in warnings:
+        print(f"easylm: warning: {warning}", file=sys.stderr)
     return 0

@@ -1,15 +1,39 @@
-"""SentencePiece model files: kinds of pieces, changing pieces to control pieces, and training."""
+"""SentencePiece model files: reading pieces and settings, changing pieces to control pieces, and training."""
 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from models.errors import UserError
 
-# The file is a protocol buffer; its repeated field 1 holds the pieces {1: text, 2: score, 3: kind}.
-CONTROL, USER_DEFINED = 3, 4
+# The file is a protocol buffer (sentencepiece_model.proto): the repeated field 1 holds the pieces {1: text, 2: score,
+# 3: kind}, field 2 the settings of the trainer {3: model type, 35: byte fallback}, field 3 those of the normaliser {2:
+# table of replacements, 3: adds a space in front, 4: removes extra spaces}.
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+BPE = 2
+
+
+class Piece(NamedTuple):
+    """An entry of the vocabulary."""
+
+    text: str
+    score: float
+    kind: int
+
+
+class SentencePieceModel(NamedTuple):
+    """The content of a model file that decides how it splits text. `replacements` is empty if it keeps all text."""
+
+    pieces: list[Piece]
+    model_type: int
+    byte_fallback: bool
+    replacements: bytes
+    dummy_prefix: bool
+    remove_extra_spaces: bool
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -43,20 +67,35 @@ def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
         at = end
 
 
-def piece_kinds(data: bytes) -> list[tuple[str, int]]:
-    """(text, kind) of every piece of a model file, in order of ids; `ValueError` or `IndexError` for other files."""
-    kinds = []
+def read_model(data: bytes) -> SentencePieceModel:
+    """The content of a model file; `ValueError` or `IndexError` for other files."""
+    pieces = []
+    settings: dict[int, dict[int, bytes | int]] = {2: {3: 1}, 3: {3: 1, 4: 1}}  # with the defaults of the format
     for number, wire, start, end in _fields(data):
-        if number != 1 or wire != 2:
-            continue
-        piece, kind, body = "", 1, data[start:end]
-        for inner, _, first, last in _fields(body):
-            if inner == 1:
-                piece = body[first:last].decode("utf-8", "replace")
-            elif inner == 3:
-                kind = body[first]
-        kinds.append((piece, kind))
-    return kinds
+        body = data[start:end]
+        if number == 1 and wire == 2:
+            pieces.append(_read_piece(body))
+        elif number in settings and wire == 2:
+            for inner, kind, first, last in _fields(body):
+                settings[number][inner] = _varint(body, first)[0] if kind == 0 else body[first:last]
+    trainer, normaliser = settings[2], settings[3]
+    replacements = normaliser.get(2)
+    return SentencePieceModel(
+        pieces, int(trainer[3]), bool(trainer.get(35)), replacements if isinstance(replacements, bytes) else b"",
+        bool(normaliser[3]), bool(normaliser[4]),
+    )  # fmt: skip
+
+
+def _read_piece(body: bytes) -> Piece:
+    text, score, kind = "", 0.0, NORMAL
+    for number, _, first, last in _fields(body):
+        if number == 1:
+            text = body[first:last].decode("utf-8", "replace")
+        elif number == 2 and last - first == 4:
+            score = struct.unpack("<f", body[first:last])[0]
+        elif number == 3:
+            kind = body[first]
+    return Piece(text, score, kind)
 
 
 def as_control(data: bytes, indices: set[int]) -> bytes:

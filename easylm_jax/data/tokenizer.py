@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from easylm_jax.data.sentencepiece_model import CONTROL, USER_DEFINED, as_control, piece_kinds
+from easylm_jax.data.sentencepiece_model import CONTROL, USER_DEFINED, as_control, read_model
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Tokenizer(abc.ABC):
     pad_id: int
     special_ids: frozenset[int]
     hash: str
+    path: Path  # the file that it was read from
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -114,10 +115,11 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, path: str | Path, spec: str):
         from sentencepiece import SentencePieceProcessor
 
-        content = Path(path).read_bytes()
+        self.path = Path(path)
+        content = self.path.read_bytes()
         try:
-            kinds = piece_kinds(content)
-            markers = {i for i, (piece, kind) in enumerate(kinds) if kind == USER_DEFINED and _MARKER.fullmatch(piece)}
+            pieces = read_model(content).pieces
+            markers = {i for i, p in enumerate(pieces) if p.kind == USER_DEFINED and _MARKER.fullmatch(p.text)}
             self._model = SentencePieceProcessor(model_proto=as_control(content, markers) if markers else content)
         except (RuntimeError, ValueError, IndexError) as error:
             raise UserError(f"tokenizer: {path} is not a SentencePiece model: {error}") from None
@@ -126,7 +128,7 @@ class SentencePieceTokenizer(Tokenizer):
         if self._model.eos_id() < 0:
             raise UserError(f"tokenizer: {path} has no end token (eos); train the model with eos_id")
         self.bos_id, self.eos_id = present(self._model.bos_id()), self._model.eos_id()
-        control = {i for i, (_, kind) in enumerate(kinds) if kind == CONTROL} | markers
+        control = {i for i, piece in enumerate(pieces) if piece.kind == CONTROL} | markers
         pad = present(self._model.pad_id())
         self._finish(content, control, pad if pad is not None else present(self._model.unk_id()))
 
@@ -156,7 +158,7 @@ class HFTokenizer(Tokenizer):
     """A `tokenizer.json`; names of bos, eos and pad come from `tokenizer_config.json` beside it where there is one."""
 
     def __init__(self, path: str | Path, spec: str):
-        path = Path(path)
+        self.path = path = Path(path)
         content = path.read_bytes()
         try:
             data = json.loads(content)

@@ -146,17 +146,22 @@ def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_by
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Yields a new folder beside `folder`; on success its files are moved into `folder` and older weights removed."""
+    """Yields a new folder beside `folder`; on success its files are moved into `folder`.
+
+    Older weights are removed, and the files of an older tokenizer where the new folder has one.
+    """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield fresh
-        fresh.chmod(0o755)
+        _give_usual_modes(fresh)
         if not folder.exists():
             fresh.rename(folder)
             return
         old = {*folder.glob("model*.safetensors"), *folder.glob(INDEX)}
+        if _tokenizer_files(fresh):
+            old |= set(_tokenizer_files(folder))
         for file in sorted(fresh.iterdir()):
             file.replace(folder / file.name)
             old.discard(folder / file.name)
@@ -166,9 +171,22 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def _give_usual_modes(folder: Path) -> None:
+    """The modes of a folder and its files as the user's umask says; temporary ones are the owner's alone."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    return sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()})
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copies the tokenizer's files; `UserError` when `source` has none."""
-    files = sorted({file for pattern in _TOKENIZER_FILES for file in source.glob(pattern) if file.is_file()})
+    files = _tokenizer_files(source)
     if not any(file.name.startswith("tokenizer") or file.name == "vocab.json" for file in files):
         raise UserError(f"{source} holds no tokenizer files (tokenizer.json, tokenizer.model, …)")
     for file in files:
