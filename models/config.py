@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from models.errors import UserError
@@ -147,6 +148,9 @@ class DecoderConfig:
     experts: Experts | None = added_later(None)
     """A mixture of experts in place of each feed-forward layer, where `ffn` is the hidden size of one expert; None for
     a dense model."""
+    full_attention_layers: tuple[int, ...] | None = added_later(None)
+    """With a window, the layers (0-based) that have full attention, in place of `full_attention_every`; layers whose
+    pattern does not repeat are compiled one by one."""
 
     def __post_init__(self):
         set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
@@ -172,14 +176,21 @@ class DecoderConfig:
             raise UserError(f"vocab_used {self.vocab_used} is larger than vocab {self.vocab}")
         if self.window is not None and self.window < 1:
             raise UserError(f"window {self.window} must be at least 1 (a token attends to itself)")
+        if self.full_attention_layers is not None:
+            set_default("full_attention_layers", tuple(self.full_attention_layers))
+            strange = [i for i in self.full_attention_layers if not (isinstance(i, int) and 0 <= i < self.layers)]
+            if strange:
+                raise UserError(f"full_attention_layers names layer {strange[0]!r}; there are 0 to {self.layers - 1}")
 
     @property
     def pattern(self) -> tuple[int | None, ...]:
         """Attention window of each layer, `None` for full attention; length `layers`."""
         if self.window is None:
             return (None,) * self.layers
-        every = self.full_attention_every
-        return tuple(None if (i + 1) % every == 0 else self.window for i in range(self.layers))
+        full: Sequence[int] | None = self.full_attention_layers
+        if full is None:
+            full = range(self.full_attention_every - 1, self.layers, self.full_attention_every)
+        return tuple(None if i in full else self.window for i in range(self.layers))
 
     def replace(self, **changes) -> DecoderConfig:
         """A copy with fields changed; an unknown name raises `UserError`."""

@@ -5,6 +5,7 @@ import tracemalloc
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -350,6 +351,16 @@ def test_unusable_folder_is_refused_in_one_line(case, saved):
     with pytest.raises(UserError, match=said) as raised:
         models.load_hf(folder)
     assert "\n" not in str(raised.value) and str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, np.dtype("float16")])
+def test_a_dtype_may_be_whatever_jax_takes_as_one(dtype, saved, tmp_path):
+    model, params, folder = saved()
+    models.save_hf(model, params, tmp_path / "out", dtype=dtype)
+    with safe_open(tmp_path / "out/model.safetensors", "np") as file:
+        assert file.get_tensor("model.norm.weight").dtype == jnp.dtype(dtype)
+    _, params = models.load_hf(folder, dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
 
 
 def test_missing_folder_and_misspelt_dtype_are_refused(saved, tmp_path):

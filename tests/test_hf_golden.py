@@ -41,6 +41,7 @@ OPTIONS = [
     ("olmo3", {"window": 6}),
     ("olmo3", {"full_attention_every": 3}),
     ("olmo3-grouped-yarn", {"rope_scaling": None}),
+    ("olmo3-irregular", {"full_attention_layers": (0, 2)}),
     ("llama3-grouped-tied", {"rope_scaling": None}),
     ("llama-linear", {"rope_scaling": None}),
     ("qwen2-yarn", {"rope_scaling": None}),

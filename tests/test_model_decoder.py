@@ -1,6 +1,7 @@
 """The decoder: packing, windows, rematerialisation and initialisation do what the specification says."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 import models
 from models.config import Compute, DecoderConfig, RopeScaling
 from models.decoder import score_kernel, segment_positions
+from models.errors import UserError
 from models.layers import RMSNorm, rope_frequencies, rope_table, rotate
 
 TINY = DecoderConfig(
@@ -130,6 +132,24 @@ def test_a_sliding_layer_sees_exactly_its_window():
 
 def test_window_pattern_is_three_sliding_layers_then_a_full_one():
     assert TINY.replace(layers=8, window=5).pattern == (5, 5, 5, None) * 2
+
+
+def test_full_attention_layers_are_those_that_are_named_and_a_regular_pattern_compiles_one_period():
+    windows = TINY.replace(layers=8, window=5)
+    assert windows.replace(full_attention_layers=(0, 6)).pattern == (None, 5, 5, 5, 5, 5, None, 5)
+    with pytest.raises(UserError, match="names layer 8; there are 0 to 7"):
+        windows.replace(full_attention_layers=(0, 8))
+
+    def products(config):
+        model = models.build(config)
+        program = jax.make_jaxpr(functools.partial(models.logits, model))(
+            model.abstract_params(), jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        )
+        return str(program).count("dot_general")
+
+    assert products(windows) == products(windows.replace(layers=16))
+    assert products(windows) == products(windows.replace(full_attention_layers=(3, 7)))
+    assert products(windows) < products(windows.replace(full_attention_layers=(0, 6)))
 
 
 def test_positions_restart_in_each_segment():

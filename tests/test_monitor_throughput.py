@@ -32,6 +32,8 @@ def test_sliding_layers_count_their_window_and_full_layers_all_keys():
     sliding = CONFIG.replace(window=8)
     assert [window for window in sliding.pattern] == [8, 8, 8, None]
     saved = model_flops_per_token(CONFIG, 64) - model_flops_per_token(sliding, 64)
+    irregular = model_flops_per_token(sliding.replace(full_attention_layers=(0, 1)), 64)
+    assert model_flops_per_token(CONFIG, 64) - irregular == pytest.approx(saved * 2 / 3)
     assert saved == pytest.approx(3 * 4 * 4 * 16 * (mean_visible_keys(64, None) - mean_visible_keys(64, 8)))
 
 

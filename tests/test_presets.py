@@ -169,6 +169,36 @@ def test_olmo3_windows_leave_every_fourth_layer_full_and_the_last():
     assert pattern[:4] == (4096, 4096, 4096, None) and pattern[-1] is None and pattern.count(None) == 16
 
 
+@pytest.mark.parametrize(
+    ("kinds", "fields"),
+    [
+        ("sssfsssf", {"window": 6, "full_attention_every": 4}),
+        ("sfsfsfsf", {"window": 6, "full_attention_every": 2}),
+        ("ssssssss", {"window": 6, "full_attention_every": 9}),
+        ("ffffffff", {"window": None}),
+        ("fssssssf", {"window": 6, "full_attention_layers": (0, 7)}),
+        ("sffssssf", {"window": 6, "full_attention_layers": (1, 2, 7)}),
+    ],
+)
+def test_any_mixture_of_sliding_and_full_attention_is_read_and_written(kinds, fields):
+    olmo = family_of(models.preset("olmo3-7b"))
+    types = ["full_attention" if kind == "f" else "sliding_attention" for kind in kinds]
+    change = {"num_hidden_layers": 8, "layer_types": types, "sliding_window": 6}
+    config = olmo.from_hf({**RELEASED["olmo3-7b"], **change})
+    assert {name: getattr(config, name) for name in fields} == fields
+    assert config.pattern == tuple(None if kind == "f" else 6 for kind in kinds)
+    written = olmo.to_hf(config)
+    assert written["layer_types"] == types and olmo.from_hf(written) == config
+
+
+def test_windows_of_qwen2_begin_at_max_window_layers():
+    qwen2 = family_of(models.preset("qwen2.5-math-7b"))
+    change = {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 26}
+    config = qwen2.from_hf({**RELEASED["qwen2.5-math-7b"], **change})
+    assert config.pattern == (None,) * 26 + (512,) * 2
+    assert qwen2.from_hf(qwen2.to_hf(config)) == config
+
+
 REFUSED = [
     ("llama2-7b", {"hidden_size": None, "vocab_size": None}, "lacks hidden_size, vocab_size"),
     ("llama2-7b", {"hidden_act": "gelu"}, "hidden_act"),
@@ -182,9 +212,14 @@ REFUSED = [
     ("llama2-7b", {"num_attention_heads": 31}, "31"),
     ("olmoe-1b-7b", {"norm_topk_prob": True}, "norm_topk_prob"),
     ("olmoe-1b-7b", {"num_experts_per_tok": 65}, "active 65 is larger than count 64"),
-    ("olmo3-7b", {"layer_types": ["full_attention"] + ["sliding_attention"] * 31}, "layer_types"),
+    ("olmo3-7b", {"layer_types": ["chunked_attention"] + ["sliding_attention"] * 31}, "chunked_attention"),
+    ("olmo3-7b", {"layer_types": ["sliding_attention"] * 31}, "31 entries for 32 layers"),
     ("olmo3-7b", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
-    ("qwen2.5-math-7b", {"use_sliding_window": True}, "use_sliding_window"),
+    (
+        "qwen2.5-math-7b",
+        {"use_sliding_window": True, "max_window_layers": 9, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+        "yarn",
+    ),
 ]
 
 

@@ -30,6 +30,9 @@ CASES: dict[str, DecoderConfig] = {
     "olmo3-grouped-yarn": DecoderConfig(
         "olmo3", **{**_OLMO3, "layers": 4, "heads": 4}, kv_heads=2, window=7, rope_theta=1000.0, rope_scaling=_YARN
     ),
+    "olmo3-irregular": DecoderConfig(
+        "olmo3", **{**_OLMO3, "layers": 5}, window=5, full_attention_layers=(0, 3), rope_scaling=_YARN
+    ),
     "olmoe": DecoderConfig(
         "olmoe", **{**_ODD, **olmoe.ARCHITECTURE, "ffn": 12}, rope_theta=10_000.0, experts=Experts(7, 3)
     ),
@@ -42,6 +45,7 @@ CASES: dict[str, DecoderConfig] = {
     "llama-linear": DecoderConfig("llama", **_LLAMA, rope_scaling=RopeScaling("linear", factor=3.0)),
     "qwen2-grouped-tied": DecoderConfig("qwen2", **{**_QWEN2, "heads": 4}, kv_heads=1, tie_embeddings=True),
     "qwen2-yarn": DecoderConfig("qwen2", **_QWEN2, head_dim=16, rope_scaling=_YARN),
+    "qwen2-windows": DecoderConfig("qwen2", **_QWEN2, head_dim=16, window=6, full_attention_layers=(0,)),
 }  # fmt: skip
 
 

@@ -107,8 +107,8 @@ def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
         return names.read_config(config_json, architecture, init="mitchell", qkv_clip=config_json.get("clip_qkv"))
     if kind == "olmo2":
         return names.read_config(config_json, architecture, norm_eps=1e-5)
-    window, every = _read_windows(config_json)
-    defaults = {"norm_eps": 1e-5, "window": window, "full_attention_every": every}
+    windows = names.read_windows(config_json, config_json.get("sliding_window", 4096))
+    defaults = {"norm_eps": 1e-5, **windows}
     return _check_scaling(names.read_config(config_json, architecture, theta=500_000.0, **defaults))
 
 
@@ -122,7 +122,7 @@ def to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
         del fields["rms_norm_eps"]  # the class fixes 1e-5
     if config.family == "olmo3":
         fields["sliding_window"] = config.window
-        fields["layer_types"] = ["sliding_attention" if window else "full_attention" for window in config.pattern]
+        fields["layer_types"] = names.layer_types(config)
         plain = {"rope_type": "default", "rope_theta": config.rope_theta}
         fields["rope_parameters"] = {"sliding_attention": plain, "full_attention": fields["rope_parameters"]}
     return fields
@@ -135,18 +135,3 @@ def _check_scaling(config: DecoderConfig) -> DecoderConfig:
             f"models with sliding windows support rotary scaling by yarn only, not {config.rope_scaling.kind}"
         )
     return config
-
-
-def _read_windows(config_json: Mapping[str, Any]) -> tuple[int | None, int]:
-    """Window and spacing of the full-attention layers, from `layer_types` or the default of one layer in four."""
-    layers, window = config_json.get("num_hidden_layers") or 0, config_json.get("sliding_window", 4096)
-    kinds = config_json.get("layer_types")
-    if kinds is None:
-        return window, 4
-    full = [kind == "full_attention" for kind in kinds]
-    if all(full):
-        return None, 4
-    for every in range(2, layers + 2):
-        if full == [(i + 1) % every == 0 for i in range(layers)]:
-            return window, every
-    raise UserError("config.json has layer_types other than sliding windows with full attention in every n-th layer")

@@ -9,7 +9,8 @@ from models.config import DecoderConfig
 from models.errors import UserError
 from models.hf import names
 
-ARCHITECTURE = {**names.LLAMA_ARCHITECTURE, "qkv_bias": True}
+ARCHITECTURE = {name: value for name, value in names.LLAMA_ARCHITECTURE.items() if name != "window"}
+ARCHITECTURE |= {"qkv_bias": True}
 MODEL_TYPES = ("qwen2",)
 
 _SMALL = {"vocab": 151936, "tie_embeddings": True}
@@ -60,18 +61,26 @@ def hf_table(config: DecoderConfig) -> tuple[names.Row, ...]:
 
 def from_hf(config_json: Mapping[str, Any]) -> DecoderConfig:
     """The model that a `qwen2` `config.json` describes; raises `UserError` when it cannot be built."""
-    sliding = config_json.get("use_sliding_window") and "sliding_attention" in (
-        config_json.get("layer_types") or ["sliding_attention"]
-    )
-    if sliding:
-        raise UserError(
-            "config.json has use_sliding_window=true, which is not supported (no released Qwen 2 model uses it)"
-        )
-    return names.read_config(config_json, ARCHITECTURE, norm_eps=1e-6)
+    window = config_json.get("sliding_window", 4096) if config_json.get("use_sliding_window") else None
+    layers, first = config_json.get("num_hidden_layers") or 0, config_json.get("max_window_layers", 28)
+    kinds = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    kinds = config_json.get("layer_types") or kinds
+    windows = names.read_windows({**config_json, "layer_types": kinds}, window)
+    return _check_scaling(names.read_config(config_json, ARCHITECTURE, norm_eps=1e-6, **windows))
 
 
 def to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
     """The `config.json` of a model of this family with weights stored as `dtype`."""
-    fields = names.write_config(config, ARCHITECTURE, "Qwen2ForCausalLM", dtype)
+    fields = names.write_config(_check_scaling(config), ARCHITECTURE, "Qwen2ForCausalLM", dtype)
     del fields["attention_bias"]  # the class always has biases on queries, keys and values, and has no such field
-    return {**fields, "use_sliding_window": False}
+    if config.window is None:
+        return {**fields, "use_sliding_window": False}
+    windows = {"sliding_window": config.window, "layer_types": names.layer_types(config)}
+    return {**fields, "use_sliding_window": True, **windows}
+
+
+def _check_scaling(config: DecoderConfig) -> DecoderConfig:
+    """Raises `UserError` for windows with YaRN, which scales all layers of Qwen 2 but only some of the models here."""
+    if config.window is not None and config.rope_scaling is not None and config.rope_scaling.kind == "yarn":
+        raise UserError("a qwen2 model with sliding windows and rotary scaling by yarn is not supported")
+    return config

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from models import registry, trees
@@ -36,7 +37,7 @@ _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 
 def load_hf(
     folder: str | os.PathLike,
-    dtype: str | None = "float32",
+    dtype: Any = "float32",
     compute: Compute | None = None,
     *,
     shardings: Any = None,
@@ -47,7 +48,8 @@ def load_hf(
     Args:
         folder: holds `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`; without
             them, `pytorch_model.bin` or its shards, read without executing code (`models/hf/torch_files.py`).
-        dtype: type of the parameters; None keeps the type on disk (the widest, where layers differ).
+        dtype: type of the parameters, whatever `jnp.dtype` takes; None keeps the type on disk (the widest, where
+            layers differ).
         compute: how the model will be computed.
         shardings: a tree of `jax.sharding.Sharding` like the parameters, or one for all of them. By default all
             parameters go to the first local device.
@@ -59,7 +61,7 @@ def load_hf(
             unknown, or of another shape or type than the model's (one message lists them all).
     """
     folder = Path(folder)
-    _check_dtype(dtype)
+    dtype = _float_name(dtype)
     config = read_config(folder)
     stored_vocab = config.vocab
     if vocab is not None:
@@ -77,7 +79,7 @@ def save_hf(
     params: Mapping[str, Any],
     folder: str | os.PathLike,
     *,
-    dtype: str | None = None,
+    dtype: Any = None,
     max_shard_bytes: float = 5e9,
     tokenizer_folder: str | os.PathLike | None = None,
     vocab: int | None = None,
@@ -87,7 +89,7 @@ def save_hf(
     An existing export is replaced only once the new one is complete.
 
     Args:
-        dtype: converts the weights; None keeps their type.
+        dtype: converts the weights to this type, whatever `jnp.dtype` takes; None keeps their type.
         max_shard_bytes: size of a file of weights; one such shard is in memory at a time.
         tokenizer_folder: where to copy the tokenizer's files from.
         vocab: keeps only the first rows of the embedding and the head, to remove padding that `load_hf` added.
@@ -99,7 +101,7 @@ def save_hf(
     folder, config = Path(folder), model.config
     leaves = trees.flatten(params)
     _check_leaves(leaves, trees.flatten(model.abstract_params()))
-    _check_dtype(dtype)
+    dtype = _float_name(dtype)
     if vocab is not None:
         if vocab > config.vocab:
             raise UserError(f"cannot export vocab {vocab}: the model has only {config.vocab} rows")
@@ -311,10 +313,16 @@ def _equal(store: files.Store, first: str, second: str, rows: int = 4096) -> boo
     return all(np.array_equal(store.read(first, part), store.read(second, part)) for part in parts)
 
 
-def _check_dtype(dtype: str | None) -> None:
+def _float_name(dtype: Any) -> str | None:
+    """The name of a floating-point type in any form that `jnp.dtype` takes; None stays None."""
     known = files.FLOATS.values()
-    if dtype is not None and dtype not in known:
-        raise UserError(f"dtype {dtype!r} is not one of {', '.join(known)}")
+    try:
+        name = None if dtype is None else jnp.dtype(dtype).name
+    except TypeError:
+        name = repr(dtype)
+    if name is not None and name not in known:
+        raise UserError(f"dtype {name} is not one of {', '.join(known)}")
+    return name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

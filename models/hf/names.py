@@ -177,6 +177,36 @@ def read_config(
     return DecoderConfig(family=kind, **{**defaults, **fields, **architecture})
 
 
+def read_windows(config_json: Mapping[str, Any], window: int | None) -> dict[str, Any]:
+    """The fields of `DecoderConfig` for a model whose layers see `window` keys or all, as `layer_types` says.
+
+    Without `layer_types`, one layer in four has full attention.
+
+    Raises:
+        UserError: `layer_types` does not name every layer, or names a kind other than these two.
+    """
+    kinds, layers = config_json.get("layer_types"), config_json.get("num_hidden_layers")
+    if kinds is None or layers is None:  # missing layers are reported by `read_config`
+        return {"window": window, "full_attention_every": 4}
+    known = ("sliding_attention", "full_attention")
+    strange = [kind for kind in kinds if kind not in known]
+    if strange or len(kinds) != layers:
+        what = f"the kind {strange[0]!r}" if strange else f"{len(kinds)} entries for {layers} layers"
+        raise UserError(f"config.json has layer_types with {what}; give {' or '.join(known)} for each layer")
+    full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+    if len(full) == layers or window is None:
+        return {"window": None, "full_attention_every": 4}
+    every = full[0] + 1 if full else layers + 1
+    if full == list(range(every - 1, layers, every)):
+        return {"window": window, "full_attention_every": every}
+    return {"window": window, "full_attention_layers": tuple(full)}
+
+
+def layer_types(config: DecoderConfig) -> list[str]:
+    """The kind of attention of each layer, as in `config.json`."""
+    return ["full_attention" if window is None else "sliding_attention" for window in config.pattern]
+
+
 def write_config(
     config: DecoderConfig, architecture: Mapping[str, Any], class_name: str, dtype: str = "float32"
 ) -> dict[str, Any]:
