@@ -3,6 +3,7 @@
 import json
 
 import data_kit
+import jax
 import numpy as np
 import pytest
 
@@ -47,7 +48,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_trained_chat_model_stops_at_its_end_token_with_our_greedy_tokens(trained):
-    loaded = load(str(trained / "runs/tiny/sft"), mesh=make_mesh("fsdp=1"))
+    loaded = load(str(trained / "runs/tiny/sft"), mesh=make_mesh("fsdp=1", jax.devices()[:1]))
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained / "export")
     model = transformers.AutoModelForCausalLM.from_pretrained(trained / "export", dtype=torch.float32).eval()
     for ask, answer in ANSWERS.items():
