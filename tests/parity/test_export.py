@@ -56,13 +56,13 @@ def test_a_trained_chat_model_stops_at_its_end_token_with_our_greedy_tokens(trai
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         assert prompt == encode_prompt("tulu", messages, loaded.tokenizer)
         with torch.no_grad():
-            theirs = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[0, len(prompt) :]
+            theirs = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
         ours = generate(
-            loaded.decoder, loaded.params, [prompt], max_new_tokens=30, temperature=0,
+            loaded.decoder, loaded.params, [prompt], max_new_tokens=24, temperature=0,
             eos_ids=end_tokens("tulu", loaded.tokenizer),
         )  # fmt: skip
         assert theirs.tolist() == ours.tokens[0, : ours.lengths[0]].tolist()
-        assert theirs[-1] == tokenizer.eos_token_id and len(theirs) < 30
+        assert theirs[-1] == tokenizer.eos_token_id and len(theirs) < 24
         assert tokenizer.decode(theirs, skip_special_tokens=True) == answer
 
 
