@@ -302,6 +302,23 @@ def test_expected_answers_and_reasons_stand_beside_the_verdicts(run):
     assert text.count("no &lt;b&gt;42&lt;/b&gt; in the answer; cut at the length limit</p>") == 4
 
 
+def test_responses_to_held_out_prompts_stand_side_by_side_before_and_after_training(run):
+    for step, score in ((0, 0.0), (4, 0.5), (8, 1.0)):
+        said = {"sample": 0, "score": score, "response": f"said at {step}", "ended": True, "reason": f"because {step}"}
+        lines = [{"number": i, "prompt": f"held out {i}", "label": f"label {i}", **said} for i in range(9)]
+        fake_run.write_lines(run / "grpo-0" / "samples" / "held_out" / f"{step}.jsonl", lines)
+    text = report.html.page(report.collect(run))
+    assert "<summary>grpo-0: held-out prompts, steps 0 and 8</summary>" in text
+    assert "<summary>grpo-0: rollouts, steps 1 and 8</summary>" in text
+    first = text[text.index("<pre>held out 0</pre>") : text.index("<pre>held out 1</pre>")]
+    assert "<span>expected</span> label 0</p>" in first
+    assert re.findall(r"<b>(step \d)</b>.*?>(wrong|right)<.*?<pre>(said at \d)</pre>.*?(because \d)", first) == [
+        ("step 0", "wrong", "said at 0", "because 0"),
+        ("step 8", "right", "said at 8", "because 8"),
+    ]
+    assert text.count("<pre>held out ") == 4 and "said at 4" not in text
+
+
 def test_labels_may_be_lists_or_missing(run):
     for label, shown in ((["a", "b"], "[&quot;a&quot;, &quot;b&quot;]</p>"), ("x" * 5000, "x…</p>")):
         sample = {"method": "SFT", "task": "t", "prompt": "p", "response": "r", "score": 1.0, "label": label}

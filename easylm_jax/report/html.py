@@ -234,10 +234,33 @@ def _reason(line: Line) -> str:
 
 
 def _training_samples(run: RunData) -> str:
-    """What the RL stages wrote at their first and last kept steps, folded away."""
+    """Responses of the RL stages at their first and last kept steps, folded away: to the same held-out prompts, side by
+    side; of rollouts, one below the other."""
+    shown = []
+    for stage in run.of_family("rl"):
+        if stage.held_out:
+            title = f"{stage.name}: held-out prompts, {_steps(stage.held_out)}"
+            shown.append(_folded(title, _before_and_after(stage.held_out)))
+        if stage.samples:
+            shown.append(_folded(f"{stage.name}: rollouts, {_steps(stage.samples)}", "".join(_step_samples(stage))))
+    return "".join(shown)
+
+
+def _steps(samples: dict[int, list[Line]]) -> str:
+    return f"step{'s' * (len(samples) > 1)} {' and '.join(map(str, samples))}"
+
+
+def _before_and_after(samples: dict[int, list[Line]]) -> str:
+    """The first held-out prompts, each with a card for each step."""
+    cards: dict[Any, list[tuple[int, Line]]] = {}
+    for step, lines in samples.items():
+        for line in lines:
+            if not line.get("sample"):
+                cards.setdefault(line.get("number"), []).append((step, line))
     return "".join(
-        _folded(f"{stage.name}: steps {' and '.join(map(str, stage.samples))}", "".join(_step_samples(stage)))
-        for stage in run.of_family("rl") if stage.samples
+        f'<div class="prompt">{_prompt(str(own[0][1].get("prompt", "")), own[0][1])}<div class="cards">'
+        + "".join(_card(f"step {step}", line) for step, line in own) + "</div></div>"
+        for own in list(cards.values())[:SHOWN_PROMPTS]
     )  # fmt: skip
 
 

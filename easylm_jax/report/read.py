@@ -70,6 +70,11 @@ class StageData:
         """A text that is equal for the seeds of one method (`settings.py`)."""
         return settings.signature(self.settings)
 
+    @cached_property
+    def held_out(self) -> dict[int, list[Line]]:
+        """The responses of an RL stage to held-out prompts at its first and its last evaluation, by step."""
+        return _samples(self.folder / "samples" / "held_out")
+
     @property
     def finished(self) -> bool:
         """Whether the stage is done. An evaluation is once its table is written, shortly before `done.json`."""
