@@ -192,6 +192,23 @@ class DecoderConfig:
             full = range(self.full_attention_every - 1, self.layers, self.full_attention_every)
         return tuple(None if i in full else self.window for i in range(self.layers))
 
+    @property
+    def architecture(self) -> DecoderConfig:
+        """A copy without what matters in training only: dropout, and the weights and form of routers' losses."""
+        experts = self.experts and Experts(self.experts.count, self.experts.active)
+        return dataclasses.replace(self, dropout=0.0, experts=experts)
+
+    def with_router_losses(self, **weights: float | None) -> DecoderConfig:
+        """A copy with other weights of the routers' losses, `load_balancing` and `router_z`; None leaves one as it is.
+
+        Raises:
+            UserError: a weight is given, but the model has no experts.
+        """
+        given: dict[str, Any] = {name: weight for name, weight in weights.items() if weight is not None}
+        if given and self.experts is None:
+            raise UserError(f"{', '.join(given)}: this model ({self.family}) has no experts; leave it out")
+        return self.replace(experts=dataclasses.replace(self.experts, **given)) if self.experts else self
+
     def replace(self, **changes) -> DecoderConfig:
         """A copy with fields changed; an unknown name raises `UserError`."""
         known = {field.name for field in dataclasses.fields(self)}

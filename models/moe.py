@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -145,12 +145,12 @@ def mixture(
     run = functools.partial(_mixture, k=k, backend=backend, placement=placement, interpret=interpret)
     if placement.batch is None:
         return run(x, kernels)
-    rows = PartitionSpec(placement.batch, placement.sequence, None)
-    token = PartitionSpec(placement.batch, placement.sequence)
-    wide, tall = (PartitionSpec(placement.experts, *axes) for axes in ((None, placement.tensor), (placement.tensor,)))
+    spec: Any = PartitionSpec  # which stands in the place of arrays below
+    rows, token = spec(placement.batch, placement.sequence, None), spec(placement.batch, placement.sequence)
+    wide, tall = spec(placement.experts, None, placement.tensor), spec(placement.experts, placement.tensor, None)
     return jax.shard_map(
-        run, in_specs=(rows, ExpertKernels(PartitionSpec(), wide, wide, tall)),
-        out_specs=(rows, Routing(rows, rows, token)), check_vma=False,
+        run, in_specs=(rows, ExpertKernels(spec(), wide, wide, tall)), out_specs=(rows, Routing(rows, rows, token)),
+        check_vma=False,
     )(x, kernels)  # fmt: skip
 
 
@@ -250,15 +250,17 @@ class MoE(nn.Module):
 
     def setup(self):
         c, e = self.config, self.config.experts
+        assert e is not None
         self.router = Linear(c.width, e.count, matrix_std(c, c.width))
         self.gate = Stacked(e.count, c.width, c.ffn, matrix_std(c, c.width))
         self.up = Stacked(e.count, c.width, c.ffn, matrix_std(c, c.width))
         self.down = Stacked(e.count, c.ffn, c.width, matrix_std(c, c.ffn, output=True))
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, Routing]:
+        e = self.config.experts
+        assert e is not None
         kernels = ExpertKernels(self.router.kernel, self.gate(), self.up(), self.down())
-        backend = backend_for(self.platform)
-        return mixture(x, kernels, self.config.experts.active, backend=backend, placement=self.placement)
+        return mixture(x, kernels, e.active, backend=backend_for(self.platform), placement=self.placement)
 
 
 class MoEBlock(Block):

@@ -49,8 +49,10 @@ def check_against_fresh_pass(model, params, prompts, out, *, greedy, temperature
             assert (chosen >= want.max(axis=-1) - 1e-5).all()
 
 
-UNROLLED = ("olmo-clipped-tied", "olmo2-grouped-wide-heads", "olmo3", "llama3-grouped-tied", "qwen2-windows")
-SCANNED = ("olmo3", "olmo3-irregular", "olmo3-grouped-yarn", "qwen2-grouped-tied")
+UNROLLED = (
+    "olmo-clipped-tied", "olmo2-grouped-wide-heads", "olmo3", "olmoe", "llama3-grouped-tied", "qwen2-windows",
+)  # fmt: skip
+SCANNED = ("olmo3", "olmo3-irregular", "olmo3-grouped-yarn", "olmoe", "qwen2-grouped-tied")
 
 
 @pytest.mark.parametrize(("name", "unroll"), [(n, True) for n in UNROLLED] + [(n, False) for n in SCANNED])

@@ -49,7 +49,8 @@ class Train(Stage):
     batch: Count
     """Rows of the packed cache in one step."""
     accumulate: Count = 1
-    """Micro-batches that a step is split into, where it does not fit into memory. The result is the same."""
+    """Micro-batches that a step is split into, where it does not fit into memory. The result is the same,
+    except that a mixture of experts balances the load of each micro-batch."""
     steps: Count | None = None
     """Steps after which training ends. With `epochs` too, the first to be reached ends it."""
     epochs: Positive | None = None
@@ -60,6 +61,11 @@ class Train(Stage):
     """The optimiser, with its learning rate."""
     dropout: BelowOne = 0.0
     """Probability that an activation is left out in training."""
+    load_balancing: NonNegative | None = fields.added_later(None)
+    """Weight of the load-balancing loss of a mixture of experts (docs/moe.md); None keeps that of the model that the
+    stage starts from. OLMoE was fine-tuned with 0 (spec olmo §18)."""
+    router_z: NonNegative | None = fields.added_later(None)
+    """Weight of the router z-loss of a mixture of experts; None keeps that of the model."""
     lora: LoraConfig | None = None
     """Trains an adapter and keeps the other parameters fixed (docs/lora.md); None trains the parameters."""
     compute: Compute = Compute()

@@ -14,6 +14,7 @@ from easylm_jax.checkpoint import hub
 from easylm_jax.checkpoint.load import ModelSource, model_of
 from easylm_jax.config import RL, DataSpec, Generate, Recipe, Stage, Train
 from easylm_jax.objectives.base import FORWARD
+from easylm_jax.train.state import with_router_losses
 from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 from models.hf.convert import read_config
@@ -23,7 +24,9 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 # Published models by name on the Hub (pattern → preset of the same shape), so that a plan needs no network.
 _PUBLISHED: tuple[tuple[str, str], ...] = (
     (r"olmo-2-0425-1b", "olmo2-1b"), (r"olmo-2-1124-7b", "olmo2-7b"), (r"olmo-2-1124-13b", "olmo2-13b"),
-    (r"olmo-2-0325-32b", "olmo2-32b"), (r"olmo-3-1025-7b|olmo-3-7b", "olmo3-7b"), (r"olmo-3(-1125)?-32b", "olmo3-32b"),
+    (r"olmo-2-0325-32b", "olmo2-32b"),
+    (r"olmoe-1b-7b-0(924|125)", "olmoe-1b-7b"),
+    (r"olmo-3-1025-7b|olmo-3-7b", "olmo3-7b"), (r"olmo-3(-1125)?-32b", "olmo3-32b"),
     (r"llama-2-7b|tulu-2-7b|tulu-2-dpo-7b", "llama2-7b"),
     (r"llama-2-13b|tulu-2-13b|tulu-2-dpo-13b|tulu-v2\.5-.*?13b", "llama2-13b"),
     (r"llama-2-70b|tulu-2-70b|tulu-2-dpo-70b|tulu-v2\.5-.*?70b", "llama2-70b"),
@@ -78,13 +81,14 @@ def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
         config = models.preset(stage.model) if isinstance(stage.model, str) else stage.model
     else:
         config = config_of(stage.init, recipe)
+    config = with_router_losses(stage, config)
     return config.replace(scalar_head=True) if stage.scalar_head else config
 
 
 def preset_name(config: DecoderConfig) -> str:
     """The name of the preset with this shape; family and width if there is none."""
-    bare = config.replace(scalar_head=False, dropout=0.0)
-    names = (name for name, preset in models.presets().items() if preset == bare)
+    bare = config.replace(scalar_head=False).architecture
+    names = (name for name, preset in models.presets().items() if preset.architecture == bare)
     return next(names, f"{config.family} of width {config.width}")
 
 

@@ -5,6 +5,7 @@ A `Model` is a decoder and a way to load its parameters; `Start` makes the train
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 
+import models
 from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from easylm_jax.checkpoint.load import ModelSource, model_from
@@ -23,6 +25,7 @@ from easylm_jax.runtime import sharding
 from easylm_jax.train import lora
 from easylm_jax.train.optimizer import Optimizer, OptState
 from easylm_jax.train.step import REPLICATED_STATE, State, new_state
+from models.config import DecoderConfig
 from models.errors import UserError
 
 PyTree = Any
@@ -31,10 +34,20 @@ PyTree = Any
 def stage_model(stage: Train, workspace: Workspace, mesh: jax.sharding.Mesh) -> ModelSource:
     """The model that a stage trains."""
     name = None if stage.init is None else workspace.model(stage.init)
-    return model_from(
+    source = model_from(
         name, mesh, compute=stage.compute, shape=stage.model, dropout=stage.dropout, scalar_head=stage.scalar_head,
         seed=stage.seed, head_std=stage.head_std,
     )  # fmt: skip
+    decoder, config = source.decoder, with_router_losses(stage, source.config)
+    return dataclasses.replace(source, decoder=models.build(config, decoder.compute, decoder.placement))
+
+
+def with_router_losses(stage: Train, config: DecoderConfig) -> DecoderConfig:
+    """The configuration of a stage's model with the weights of routers' losses that the stage sets."""
+    try:
+        return config.with_router_losses(load_balancing=stage.load_balancing, router_z=stage.router_z)
+    except UserError as error:
+        raise UserError(f"stage {stage.name}: {error}") from None
 
 
 class TrainStateInit:

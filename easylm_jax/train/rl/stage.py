@@ -155,7 +155,7 @@ def _reference(stage: RL, workspace: Workspace, mesh: jax.sharding.Mesh, source:
     name = stage.reference or stage.init
     assert name is not None  # checked by the stage
     reference = model_from(workspace.model(name), mesh, compute=stage.compute)
-    if reference.config.replace(dropout=0.0) != source.config.replace(dropout=0.0):
+    if reference.config.architecture != source.config.architecture:
         raise UserError(
             f"stage {stage.name}: the reference {name} has another architecture than the policy {stage.init}; name a "
             "model of the same architecture"
