@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import re
 import sys
@@ -34,6 +35,7 @@ def load_recipe(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Recip
         sys.path.insert(0, str(root))  # recipes import shared modules, as in `from recipes.tulu25 import data`
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))  # last, so that a file such as models.py hides no installed package
+    importlib.invalidate_caches()  # a module beside it may have been written a moment ago
     recipe = getattr(_import(file, path), "recipe", None)
     if not isinstance(recipe, Recipe):
         raise UserError(f"{path} holds no recipe; it must set `recipe = Recipe(...)` (easylm_jax.config)")

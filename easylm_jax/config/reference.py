@@ -36,8 +36,8 @@ class FieldDoc:
 
 def classes() -> dict[str, type]:
     """The dataclasses that recipes are made of, by name: first the recipe and the stages, then what they contain."""
-    found = {name: value for name in config.__all__ if dataclasses.is_dataclass(value := getattr(config, name))}
-    stages = [cls for name, cls in found.items() if issubclass(cls, config.Stage) and name not in _ABSTRACT]
+    public: list[type] = [getattr(config, name) for name in config.__all__]
+    stages = [cls for cls in public if issubclass(cls, config.Stage) and cls.__name__ not in _ABSTRACT]
     ordered: list[type] = [config.Recipe, *sorted(stages, key=lambda cls: cls.__name__.lower())]
     for cls in ordered:  # grows while it is walked
         inner = [one for hint in fields.field_types(cls).values() for _, one in fields.nested_classes(hint)]

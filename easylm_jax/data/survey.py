@@ -47,7 +47,8 @@ def survey(source: Source, kind: str, template: str, tokenizer: Tokenizer | None
     Raises:
         UserError: there is no record, or one cannot be read as this kind; names the place and the columns.
     """
-    rows, longest, columns = 0, 0, ()
+    rows, longest = 0, 0
+    columns: tuple[str, ...] = ()
     for record, where in read_records(source):
         try:
             if isinstance(record, BadRecord):
