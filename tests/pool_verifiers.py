@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from easylm_jax.rewards import Explained
 from models.errors import UserError
 
 
@@ -72,3 +73,8 @@ def cannot_start(response, record):
 
 
 cannot_start.warm_up = lambda: os._exit(7)
+
+
+def explain(response, record):
+    """The length of a response, and a reason where it is short."""
+    return Explained(len(response), f"only {len(response)}") if len(response) < 3 else len(response)

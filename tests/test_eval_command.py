@@ -37,7 +37,11 @@ def test_a_stage_is_judged_and_the_table_is_written(problems, tmp_path, capsys):
     folder = next((tmp_path / "runs").glob("eval-*"))
     samples = [json.loads(line) for line in (folder / "table" / "samples.jsonl").read_text().splitlines()]
     judged = ExpressionScorer("gsm8k")([s["response"] for s in samples], [{"ground_truth": str(i)} for i in range(4)])
-    assert judged.scores.tolist() == [sample["score"] for sample in samples]
+    assert judged.scores.tolist() == [sample["score"] for sample in samples] and len(samples) == 4
+    assert [sample["label"] for sample in samples] == [f"it is #### {i}" for i in range(4)]
+    for i, sample in enumerate(samples):
+        assert ("reason" in sample) == (sample["score"] == 0)
+        assert sample["score"] or sample["reason"].endswith(f"; expected '{i}'")
     assert run(model, *options, "--out", tmp_path / "runs") == 0  # nothing is asked again
     assert "table: done" in capsys.readouterr().err
 

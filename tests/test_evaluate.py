@@ -10,18 +10,20 @@ import pytest
 import rl_kit
 
 import models
-from easylm_jax.config import Entry, Evaluate, Published, Recipe, Sampling, Task
-from easylm_jax.data.build import stage_cache
+from easylm_jax.config import Entry, Evaluate, Published, Recipe, Sampling, Source, Task
+from easylm_jax.data.build import first_records, stage_cache
 from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.evaluate import stage as evaluation
 from easylm_jax.evaluate.statistics import difference, mean
 from easylm_jax.experiment import Experiment
+from easylm_jax.report.read import collect
 from easylm_jax.report.tables import ablation, as_text
 from easylm_jax.rewards.scorer import RewardScorer
+from easylm_jax.runtime.files import read_lines
 from models.errors import UserError
 
-PROMPTS = rl_kit.prompts(rl_kit.home())
+PROMPTS = dataclasses.replace(rl_kit.prompts(rl_kit.home()), sequence_length=40)  # room for all prompts
 GREEDY = Task("greedy", PROMPTS, rl_kit.VERIFIER, Sampling(rl_kit.NEW, temperature=0.0, slots=8), limit=10)
 SAMPLED = Task(
     "sampled", PROMPTS, "rl_kit:of_prompt", Sampling(rl_kit.NEW, slots=8), samples=3, limit=7,
@@ -50,6 +52,10 @@ def ready(tmp_path_factory):
 
 def read(path):
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines_of(path):
+    return list(read_lines(path))
 
 
 def of_models(ready):
@@ -99,9 +105,11 @@ def test_the_table_holds_what_follows_from_the_models_files_by_hand(ready):
     assert both["over"]["stderr"] == pytest.approx(sum(variances) ** 0.5 / 2)
     assert rows["fine"]["published"] == {"greedy": 12.5} and rows["base"]["published"] is None
     assert table["tasks"] == [
-        {"name": "greedy", "prompts": 10, "metric": rl_kit.VERIFIER, "samples": 1},
-        {"name": "sampled", "prompts": 7, "metric": "rl_kit:of_prompt", "samples": 3},
-    ]
+        {"name": "greedy", "prompts": 10, "metric": rl_kit.VERIFIER, "samples": 1, "limit": 10, "read": 10,
+         "left_out": {}, "longest": 40},
+        {"name": "sampled", "prompts": 7, "metric": "rl_kit:of_prompt", "samples": 3, "limit": 7, "read": 7,
+         "left_out": {}, "longest": 40},
+    ]  # fmt: skip
 
 
 def test_a_score_can_be_that_of_some_tasks_alone(ready, tmp_path):
@@ -132,25 +140,100 @@ def test_further_columns_are_of_the_same_answers_and_leave_the_score_alone(ready
         assert rows[method]["scores"]["sampled e"]["score"] == pytest.approx(np.mean(task["also"]["e"]))
 
 
-def test_scores_are_the_verdicts_on_the_answers_that_are_shown(ready):
-    files = of_models(ready)
-    assert files["sft"]["tasks"]["greedy"]["samples"] != files["pretrain"]["tasks"]["greedy"]["samples"]
-    for file in files.values():
-        found = file["tasks"]["greedy"]
-        for sample, score in zip(found["samples"], found["scores"][: len(found["samples"])], strict=True):
-            assert sample["score"] == score == rl_kit.share_of_e(sample["response"], {})
-        found = file["tasks"]["sampled"]
-        assert len(found["samples"]) == 7 and found["scores"] != [sample["score"] for sample in found["samples"]]
-        for sample in found["samples"]:  # the first of three answers
-            assert sample["score"] == rl_kit.of_prompt(sample["response"], {"_messages": sample["prompt"]})
-    with open(ready.folder("table") / "samples.jsonl", encoding="utf-8") as lines:
-        shown = [json.loads(line) for line in lines]
-    assert {(line["method"], line["stage"]) for line in shown} == {
-        ("base", "pretrain"),
-        ("both", "sft"),
-        ("fine", "sft"),
-    }
-    assert shown[0]["prompt"] == files["pretrain"]["tasks"]["greedy"]["samples"][0]["prompt"][-1]["content"]
+def test_every_response_is_kept_with_its_label_and_verdict(ready):
+    files, kept = of_models(ready), lines_of(ready.folder("table") / "samples.jsonl")
+    runs = [("base", "pretrain", 0), ("both", "sft", 0), ("both", "pretrain", 1), ("fine", "sft", 0)]
+    assert list(dict.fromkeys((line["method"], line["stage"], line["run"]) for line in kept)) == runs
+    assert len(kept) == len(runs) * (10 + 7 * 3)
+    responses = {name: [line["response"] for line in kept if line["stage"] == name] for name in ("sft", "pretrain")}
+    assert responses["sft"] != responses["pretrain"]
+    for name, file in files.items():
+        mine = [line for line in kept if (line["stage"], line["run"]) == (name, 0)][: 10 + 7 * 3]
+        greedy, sampled = ([line for line in mine if line["task"] == task] for task in ("greedy", "sampled"))
+        assert [line["score"] for line in greedy] == file["tasks"]["greedy"]["scores"]
+        assert [(line["number"], line["sample"]) for line in sampled] == [(n, s) for n in range(7) for s in range(3)]
+        means = np.array([line["score"] for line in sampled]).reshape(7, 3).mean(axis=1)
+        np.testing.assert_allclose(means, file["tasks"]["sampled"]["scores"])
+        for line in mine:  # the record that the prompt came from, its label, and the verdict on this response
+            given = rl_kit.prompt(line["record"])
+            assert (line["prompt"], line["label"]) == (given["messages"][-1]["content"], given["ground_truth"])
+            of = rl_kit.share_of_e if line["task"] == "greedy" else rl_kit.of_prompt
+            assert line["score"] == of(line["response"], {"_messages": given["messages"]})
+            assert 1 <= line["length"] <= rl_kit.NEW and line["ended"] in (True, False)
+
+
+def test_a_page_shows_one_run_and_one_response_to_each_of_the_first_prompts(ready):
+    (stage,) = [stage for stage in collect(ready.root).stages if stage.name == "table"]
+    shown = [(line["method"], line["task"], line["number"], line["sample"]) for line in stage.answers]
+    tasks = (("greedy", 8), ("sampled", 7))
+    assert shown == [(m, task, n, 0) for m in ("base", "both", "fine") for task, count in tasks for n in range(count)]
+    # What an older version wrote has none of these numbers, and all of it is shown.
+    (ready.root / "old").mkdir()
+    for name in ("config.json", "table.json"):
+        shutil.copy(ready.folder("table") / name, ready.root / "old" / name)
+    old = {"method": "base", "stage": "pretrain", "task": "greedy", "prompt": "one", "response": "two", "score": 0.5}
+    (ready.root / "old" / "samples.jsonl").write_text(9 * (json.dumps(old) + "\n"))
+    table = read(ready.root / "old" / "table.json")
+    table["tasks"] = [{"name": "greedy", "prompts": 10, "metric": rl_kit.VERIFIER, "samples": 1}]
+    (ready.root / "old" / "table.json").write_text(json.dumps(table))
+    (ready.root / "old" / "done.json").write_text(json.dumps({"kind": "Evaluate", "family": "evaluate"}))
+    try:
+        (found,) = [stage for stage in collect(ready.root).stages if stage.folder.name == "old"]
+    finally:
+        shutil.rmtree(ready.root / "old")
+    assert list(found.answers) == 9 * [old]
+    assert "leaves out" not in as_text(ablation(found.table)) and "greedy, 10 held-out" in as_text(
+        ablation(found.table)
+    )
+
+
+def test_prompts_that_are_left_out_are_counted_and_told(ready, tmp_path, capsys):
+    """Of the first twelve prompts those that are too long are missing, not the first twelve of those that fit."""
+    lengths = stage_cache(ready, PROMPTS).columns["lengths"]
+    bound = int(np.sort(lengths[:12])[5])
+    fit = [n for n in range(12) if lengths[n] <= bound]
+    assert 0 < len(fit) < 12 < len(lengths) == 32
+    task = dataclasses.replace(GREEDY, data=dataclasses.replace(PROMPTS, sequence_length=bound), limit=12)
+    stage = Evaluate("short", title="t", tasks=(task,), entries=(Entry("fine", ("sft",)),))
+    it = rl_kit.experiment(tmp_path / "runs", stage)
+    it.run(stage)
+    table = read(it.root / "table.json")
+    (facts,) = table["tasks"]
+    missing = 12 - len(fit)
+    assert facts["left_out"] == {"too long": missing} and facts["longest"] == bound
+    assert (facts["read"], facts["prompts"], facts["limit"]) == (12, len(fit), 12)
+    assert [line["record"] for line in lines_of(it.folder("short") / "samples.jsonl")] == fit
+    told = f"task greedy: {missing} of 12 prompts are left out: {missing} too long (above {bound} tokens)"
+    assert told in capsys.readouterr().err.splitlines()
+    note = f"greedy leaves out {missing} of the first 12 prompts: {missing} too long (above {bound} tokens)."
+    assert note in as_text(ablation(table))
+
+
+def test_a_limit_is_over_all_sources_in_reading_order(tmp_path):
+    for name, count in (("a", 3), ("b", 5), ("c", 4)):
+        rl_kit.write(tmp_path / f"{name}.jsonl", [rl_kit.prompt(i) for i in range(count)])
+    spec = dataclasses.replace(
+        rl_kit.prompts(rl_kit.home()), sources=tuple(Source(f"{tmp_path}/{name}.jsonl") for name in "abc")
+    )
+
+    def limits(limit):
+        return [source.limit for source in first_records(spec, limit).sources]
+
+    assert [limits(n) for n in (2, 3, 6, 9, 100)] == [[2], [3], [6, 3], [9, 6, 1], [100, 97, 92]]
+
+
+def test_an_evaluation_that_an_older_version_left_half_done_asks_its_models_again(ready, tmp_path, monkeypatch):
+    """It kept no responses, and may have taken its limit from other prompts."""
+    it = Experiment(ready.recipe, shutil.copytree(ready.out, tmp_path / "runs"))
+    (it.folder("table") / "models" / "sft.jsonl").unlink()
+    (it.folder("table") / "done.json").unlink()
+    judged, original = [], evaluation._evaluate_model
+    monkeypatch.setattr(
+        evaluation, "_evaluate_model", lambda stage, name, *rest: judged.append(name) or original(stage, name, *rest)
+    )
+    it.run(TABLE)
+    assert judged == ["sft"]
+    assert (it.folder("table") / "samples.jsonl").read_bytes() == (ready.folder("table") / "samples.jsonl").read_bytes()
 
 
 def test_the_divergence_of_the_reference_from_itself_is_zero_and_another_models_is_its_own(ready):
@@ -192,7 +275,10 @@ def test_an_evaluation_that_was_broken_off_keeps_the_models_it_had_judged(ready,
     with pytest.raises(KeyboardInterrupt):
         it.run(TABLE)
     folder = it.folder("table") / "models"
-    assert [path.name for path in folder.iterdir()] == ["pretrain.json"] and not (it.root / "table.json").exists()
+    assert (
+        sorted(path.name for path in folder.iterdir()) == ["pretrain.json", "pretrain.jsonl"]
+        and not (it.root / "table.json").exists()
+    )
     time = (folder / "pretrain.json").stat().st_mtime_ns
     it.run(TABLE)
     assert judged == ["pretrain", "sft", "sft"] and (folder / "pretrain.json").stat().st_mtime_ns == time
@@ -232,9 +318,11 @@ def test_best_of_n_is_judged_by_the_answer_that_the_reward_model_likes_best(read
     found = read(it.folder("liked") / "models" / "sft.json")["tasks"]["liked"]
     np.testing.assert_allclose(found["scores"], np.array(scores).reshape(7, 3)[np.arange(7), best])
     assert len(set(best)) > 1
-    for number, sample in enumerate(found["samples"]):  # what is shown is what was judged
-        assert sample["response"] == rollout.text_of(rollouts, 3 * number + best[number], tokenizer)
-        assert sample["score"] == found["scores"][number]
+    kept = lines_of(it.folder("liked") / "samples.jsonl")
+    assert [line["score"] for line in kept] == scores  # every response, with the one that counts marked
+    assert [line["sample"] for line in kept if line["selected"]] == best.tolist()
+    for line in kept:
+        assert line["response"] == rollout.text_of(rollouts, 3 * line["number"] + line["sample"], tokenizer)
 
 
 def test_a_table_written_on_a_mesh_of_another_shape_is_the_same(ready, tmp_path):

@@ -57,6 +57,13 @@ def worker_pids(pool: Pool) -> set[int]:
     return {worker.process.pid for worker in pool._free if worker.process is not None}
 
 
+def test_reasons_come_with_the_verdicts_that_have_them(pool):
+    verdicts = pool.verdicts(["pool_verifiers:explain", OBEY], ["ab", "abcd", "sleep"], [{}] * 3)
+    assert verdicts.values[:, 0].tolist() == [2, 4, 5]
+    assert verdicts.reasons.pop((2, 1)).startswith("the verifier was stopped: it took too long")
+    assert verdicts.reasons == {(0, 0): "only 2"}
+
+
 def test_values_come_in_the_order_of_responses_and_names(pool):
     responses = ["x" * (n % 7) for n in range(500)]
     records = [{"more": 10.0 * n} for n in range(500)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from easylm_jax.rewards import VERIFIERS, call_verifier, check_math, gsm8k, verifier
 from easylm_jax.rewards.maths import last_number
+from easylm_jax.rewards.verdict import reason_of
 from models.errors import UserError
 
 # Spec tulu3 §6.1, row gsm8k: the last number as text, commas between digits taken out; no numeric normalisation.
@@ -150,3 +151,24 @@ def test_a_module_that_cannot_be_imported_is_told_with_the_reason(tmp_path, monk
         verifier("broken_verifiers:judge")
     with pytest.raises(UserError, match="no verifier 'misspelt_verifiers:judge' .*invalid syntax"):
         verifier("misspelt_verifiers:judge")
+
+
+@pytest.mark.parametrize(
+    "call, response, record, score, reason",
+    [
+        ("gsm8k", "so 13.", {"ground_truth": "12"}, 0, "the answer '13' was read; expected '12'"),
+        ("gsm8k", "so 12.", {"ground_truth": "12"}, 1, ""),
+        ("gsm8k", "dunno", {"ground_truth": "12"}, 0, "no answer was found; expected '12'"),
+        ("math", r"\boxed{\frac12}", {"answer": "3"}, 0, r"the answer '\\frac12' was read; expected '3'"),
+        ("strict_math", "nothing", {"answer": "3"}, 0, "no answer was found; expected '3'"),
+        ("math(style='spurious')", r"\boxed{4}", {"answer": "3"}, 0, "the answer '4' was read; expected '3'"),
+        (
+            "ifbench", "a, b", {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, 0,
+            "not followed: punctuation:no_comma",
+        ),
+        ("ifbench", "a b", {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}, 1, ""),
+    ],
+)  # fmt: skip
+def test_a_verdict_against_a_response_says_why(call, response, record, score, reason):
+    found = call_verifier(verifier(call), response, record)
+    assert (found, reason_of(found)) == (score, reason)

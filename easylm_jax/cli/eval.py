@@ -28,13 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template", metavar="NAME", help="chat template (default: the one the stage was trained with)"
     )
     parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
-    parser.add_argument("--limit", metavar="N", type=int, help="use only the first N prompts of each task")
+    parser.add_argument(
+        "--limit", metavar="N", type=int, help="use only the first N prompts of each task, long or short"
+    )
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=int, help="maximum response length (default: the benchmark's)"
     )
     parser.add_argument(
         "--longest-prompt", metavar="N", type=int,
-        help="skip prompts of more than N tokens, for a model with a short context (default: an error)",
+        help="leave out prompts of more than N tokens, for a model with a short context (default: an error); the table "
+        "says how many",
     )  # fmt: skip
     parser.add_argument(
         "--temperature", metavar="T", type=float, help="sampling temperature (default: the benchmark's)"

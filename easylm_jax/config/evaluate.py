@@ -30,7 +30,7 @@ class Task:
     """Responses to each prompt. With several, the score is their mean, and pass@samples (the best of them) is another
     column."""
     limit: Count | None = None
-    """Uses only the first prompts; None all."""
+    """Uses only the first prompts of the data, of which those that are too long are left out; None all."""
     best_of: str | None = None
     """A reward model that selects one of several responses; None takes their mean."""
     also: tuple[tuple[str, str], ...] = ()

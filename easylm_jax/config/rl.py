@@ -61,9 +61,11 @@ class RL(SampledResponses, Train):
     sampling; spec tulu3 §5.4). None is 2 with asynchronous rollouts and off without them; "off" disables them there
     too, as in the released PPO and GRPO of Tülu 3."""
     check: str | None = None
-    """The verifier (an expression) of greedy responses to the validation prompts."""
+    """The verifier (an expression) of greedy responses to the validation prompts: before the first update (step 0),
+    every `validation.every` steps and at the end."""
     keep_samples: Natural = 4
-    """Responses of a rollout that are written to `samples/` from time to time."""
+    """Responses of a rollout that are written to `samples/` from time to time; above 0, all responses to validation
+    prompts go to `samples/held_out/`."""
     asynchronous: Natural = 0
     """How many steps the sampling policy is behind. With 0 sampling and updates alternate; with 1 the next rollout is
     sampled and scored during the updates of the current one (Tülu 3 §6; spec tulu3 §5.5)."""

@@ -23,7 +23,7 @@ from easylm_jax.config.data import ADDED_LATER, DataSpec
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import cache as cache_files
 from easylm_jax.data.cache import Cache, open_cache
-from easylm_jax.data.sources import file_fingerprint, source_files
+from easylm_jax.data.sources import file_fingerprint, read_records, source_files
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_jax.runtime.locks import Locked, locked
 from easylm_jax.runtime.processes import log_once
@@ -191,9 +191,41 @@ def _version(package: str) -> str | None:
         return None
 
 
-def stage_cache(workspace: Workspace, spec: DataSpec) -> Cache:
-    """The packed cache of a stage's data; one of the processes that share the folder builds it if needed."""
-    return build_cache(workspace.data(spec), workspace.out / "cache", _progress())
+def stage_cache(workspace: Workspace, spec: DataSpec, what: str = "data") -> Cache:
+    """The packed cache of a stage's data; one of the processes that share the folder builds it if needed.
+
+    Records that are left out are reported in a line, which calls the data `what`.
+    """
+    cache = build_cache(workspace.data(spec), workspace.out / "cache", _progress())
+    if cache.left_out:
+        log_once(f"{what}: {describe_left_out(cache)}")
+    return cache
+
+
+def describe_left_out(cache: Cache) -> str:
+    """How many records of a cache were left out and why, as text."""
+    reasons = [
+        f"{count:,} {reason}" + (f" (above {cache.sequence_length:,} tokens)" if reason == "too long" else "")
+        for reason, count in cache.left_out.items()
+    ]
+    noun = "prompts" if cache.manifest["layout"] == "prompts" else "records"
+    return f"{sum(cache.left_out.values()):,} of {cache.records_read:,} {noun} are left out: {', '.join(reasons)}"
+
+
+def first_records(spec: DataSpec, limit: int) -> DataSpec:
+    """The spec with its sources cut to their first `limit` records together, in reading order.
+
+    Records that the spec leaves out, such as prompts that are too long, are among the `limit`.
+    """
+    sources = []
+    for index, source in enumerate(spec.sources):
+        if limit <= 0:
+            break
+        cut = dataclasses.replace(source, limit=min(limit, source.limit or limit))
+        sources.append(cut)
+        if index < len(spec.sources) - 1:  # how many the next may still give
+            limit -= sum(1 for _ in read_records(cut))
+    return dataclasses.replace(spec, sources=tuple(sources))
 
 
 def _progress():

@@ -28,6 +28,11 @@ from models.errors import UserError
 
 VERSION = 1  # part of every key; raise it when the same inputs would give other bytes
 _PADDING_VALUES = {"pair_index": -1, "prompt_index": -1}  # in padding rows; 0 in all other columns
+# Why a record is left out: the manifest's count, and how a person calls it.
+_LEFT_OUT = {
+    "overlong_dropped": "too long", "empty": "empty", "repetitive_dropped": "repetitive",
+    "untrained_dropped": "without a trained token", "identical_dropped": "identical responses", "bad": "bad",
+}  # fmt: skip
 SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("document", "<u8")])
 
 
@@ -89,6 +94,18 @@ class Cache:
         wider = Cache(self.folder, self.manifest)
         wider._extra = (*self._extra, store)
         return wider
+
+    @property
+    def records_read(self) -> int:
+        """The number of records that were read from all sources, with those that were left out."""
+        return sum(source["records"]["read"] for source in self.manifest["sources"])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """The number of records that were read but are in no row, by reason ("too long", "empty", …)."""
+        counts = [source["records"] for source in self.manifest["sources"]]
+        sums = {reason: sum(count.get(name, 0) for count in counts) for name, reason in _LEFT_OUT.items()}
+        return {reason: count for reason, count in sums.items() if count}
 
     def record(self, number: int) -> dict[str, Any]:
         """The record of prompt `number` (as in `prompt_index`): the kept columns, and `_messages` (the conversation

@@ -1,6 +1,12 @@
 """The stage `Evaluate`: samples and scores responses of every model on every task, and writes the table.
 
-The results of a model are written as soon as they are known, so a stopped evaluation resumes with the next model.
+The results and responses of a model are written as soon as they are known, so a stopped evaluation resumes with the
+next model:
+
+    models/<model>.json     scores by task and prompt
+    models/<model>.jsonl    every response with its label, score and reason
+    samples.jsonl           the responses of all models, with the method that each belongs to
+    table.json              the table, and how many prompts each task left out
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -19,22 +26,23 @@ from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import Entry, Evaluate, Reward, Task, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
-from easylm_jax.data.build import stage_cache
+from easylm_jax.data.build import first_records, stage_cache
 from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_samples, prepare_generator
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.objectives import base, target_scores
+from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import make_scorer, score_rollout
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, compiler, processes, sharding
-from easylm_jax.runtime.files import write_json, write_lines
+from easylm_jax.runtime.files import read_lines, write_json, write_lines
 from easylm_jax.runtime.mesh import batch_split, make_mesh
 from models.model import Model
 
 PyTree = Any
+Response = dict[str, Any]
 ROWS = 64  # responses in one forward pass of a model
-SAMPLES = 8  # prompts of each task whose responses go to samples.jsonl
 
 
 def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
@@ -51,18 +59,20 @@ def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
     results = {}
     for name in names:
         path, key = folder / "models" / f"{_file_name(name)}.json", _key(stage, name, workspace)
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        complete = path.is_file() and path.with_suffix(".jsonl").is_file()  # older versions kept few responses
+        saved = json.loads(path.read_text(encoding="utf-8")) if complete else {}
         if saved.get("key") != key:
             with jax.set_mesh(mesh):
-                result = _evaluate_model(stage, name, tasks, scorers, workspace, mesh)
+                result, responses = _evaluate_model(stage, name, tasks, scorers, workspace, mesh)
             if processes.is_first_process():
+                write_lines(path.with_suffix(".jsonl"), responses)
                 write_json(path, {"model": name, "key": key, **result})
             processes.barrier(f"judged {name}")
             saved = json.loads(path.read_text(encoding="utf-8"))
         results[name] = saved
     table = _table(stage, workspace, results, tasks)
     if processes.is_first_process():
-        write_lines(folder / "samples.jsonl", _samples(stage, results))
+        write_lines(folder / "samples.jsonl", _samples(stage, folder / "models"))
         write_json(folder / "table.json", table)
         write_json(workspace.root / "table.json", table)
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
@@ -82,10 +92,13 @@ def _key(stage: Evaluate, name: str, workspace: Workspace) -> str:
 
 
 class _TaskPrompts:
-    """A task with its prompts in memory."""
+    """A task with its prompts in memory: those among the first `Task.limit` that the data do not leave out."""
 
     def __init__(self, task: Task, workspace: Workspace):
-        self.task, self.cache = task, stage_cache(workspace, task.data)
+        data = workspace.data(task.data)
+        if task.limit is not None:
+            data = first_records(data, task.limit)
+        self.task, self.cache = task, stage_cache(workspace, data, f"task {task.name}")
         self.tokenizer = load_tokenizer(workspace.data(task.data).tokenizer)
         count = self.cache.rows if task.limit is None else min(task.limit, self.cache.rows)
         self.batch = self.cache.read(np.arange(count))
@@ -95,62 +108,69 @@ class _TaskPrompts:
         """The number of prompts."""
         return len(self.batch["lengths"])
 
-    def record(self, index: int) -> dict[str, Any]:
-        """The record of a prompt."""
-        return self.cache.record(int(self.batch["prompt_index"][index]))
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The task's entry in `table.json`. `left_out` counts, by reason, those of the `read` prompts that it omits."""
+        task = self.task
+        return {
+            "name": task.name, "prompts": self.count, "metric": task.verifier, "samples": task.samples,
+            "read": self.cache.records_read, "left_out": self.cache.left_out, "longest": self.cache.sequence_length,
+            **({} if task.limit is None else {"limit": task.limit}),
+        }  # fmt: skip
 
 
 def _evaluate_model(
     stage: Evaluate, name: str, tasks: list[_TaskPrompts], scorers: Mapping[str, ExpressionScorer],
     workspace: Workspace, mesh: jax.sharding.Mesh,
-) -> dict[str, Any]:  # fmt: skip
-    """The results of one model on all tasks, by prompt."""
+) -> tuple[dict[str, Any], list[Response]]:  # fmt: skip
+    """The results of one model on all tasks, by prompt, and its responses (on the first process only)."""
     source = model_from(workspace.model(name), mesh, compute=stage.compute)
     for prompts in tasks:
         task = prompts.task
         check_samples(f"stage {stage.name}: task {task.name}", task.sampling, task.samples)
     params = source.frozen(mesh)
     results: dict[str, Any] = {"tasks": {}}
+    responses: list[Response] = []
     for prompts in tasks:
         task, tokenizer = prompts.task, prompts.tokenizer
         generator = prepare_generator(stage.name, source.decoder, tokenizer, task.sampling, mesh, [prompts.cache])
         sampled = generator.sample(params, prompts.cache, prompts.batch, samples=task.samples, seed=stage.seed)
-        results["tasks"][task.name] = _score_task(stage, prompts, sampled, scorers, workspace, mesh)
+        results["tasks"][task.name], scored = _score_task(stage, prompts, sampled, scorers, workspace, mesh)
+        responses += scored
     if stage.reference is not None:
         results["kl"] = _kl_to_reference(stage, source, params, tasks[0], workspace, mesh)
-    return results
+    return results, responses
 
 
 def _score_task(
     stage: Evaluate, prompts: _TaskPrompts, sampled: Rollout, scorers: Mapping[str, ExpressionScorer],
     workspace: Workspace, mesh: jax.sharding.Mesh,
-) -> dict[str, Any]:  # fmt: skip
-    """The scores of a model's responses to a task, by prompt, with the first few responses."""
+) -> tuple[dict[str, Any], list[Response]]:  # fmt: skip
+    """The scores of a model's responses to a task, by prompt, and all responses (on the first process only)."""
     task, count = prompts.task, prompts.count
     texts = list(dict.fromkeys((task.verifier, *dict(task.also).values())))
     found = score_rollout(
         [scorers[text] for text in texts], sampled, prompts.cache, prompts.tokenizer, seed=stage.seed
     )  # fmt: skip
     scores = {text: one.scores.reshape(-1, task.samples) for text, one in zip(texts, found, strict=True)}
-    selected = np.zeros(count, np.int64)  # the response to each prompt that is shown and, with best_of, scored
+    selected = np.zeros(count, np.int64)  # the response to each prompt that counts, with best_of
     if task.best_of is not None:
         selected = _best_of(stage, task, sampled, prompts, workspace, mesh)
     selected_scores = scores[task.verifier][np.arange(count), selected]
     means = scores[task.verifier].mean(axis=1) if task.best_of is None else selected_scores
-    rows = (np.arange(count) * task.samples + selected)[:SAMPLES]
-    return {
+    scored: list[Response] = []
+    if processes.is_first_process():
+        scored = [{"task": task.name, **one} for one in
+                  scored_responses(sampled, prompts.cache, prompts.tokenizer, found[0])]  # fmt: skip
+        if task.best_of is not None:
+            for one in scored:
+                one["selected"] = bool(selected[one["number"]] == one["sample"])
+    results = {
         "scores": means.tolist(),
         "also": {name: column.tolist() for name, column in _further_columns(task, scores, selected).items()},
         "length": float(sampled.lengths.mean()), "ended": float(sampled.ended.mean()),
-        "samples": [
-            {
-                "prompt": prompts.record(i)["_messages"],
-                "response": rollout.text_of(sampled, row, prompts.tokenizer),
-                "score": float(selected_scores[i]),
-            }
-            for i, row in enumerate(rows)
-        ],
     }  # fmt: skip
+    return results, scored
 
 
 def _further_columns(task: Task, scores: dict[str, np.ndarray], selected: np.ndarray) -> dict[str, np.ndarray]:
@@ -223,10 +243,7 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
         "title": stage.title,
         "recipe": workspace.recipe.name,
         "stage": stage.name,
-        "tasks": [
-            {"name": p.task.name, "prompts": p.count, "metric": p.task.verifier, "samples": p.task.samples}
-            for p in tasks
-        ],
+        "tasks": [prompts.facts for prompts in tasks],
         **({"average": list(stage.average)} if stage.average else {}),
         "rows": rows,
         "seconds": sum(one["seconds"] for one in done if one),
@@ -280,14 +297,12 @@ def _average(estimates: list[Estimate]) -> Estimate:
     return Estimate(sum(one.value for one in estimates) / count, sum(one.stderr**2 for one in estimates) ** 0.5 / count)
 
 
-def _samples(stage: Evaluate, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The first responses of the first seed of every method."""
+def _samples(stage: Evaluate, folder: Path) -> Iterator[Response]:
+    """Every response of every method; `run` counts the runs (seeds) of a method."""
     for entry in stage.entries:
-        name = entry.stages[0]
-        for task, result in results[name]["tasks"].items():
-            for sample in result["samples"]:
-                prompt = sample["prompt"][-1]["content"]
-                yield {"method": entry.method, "stage": name, "task": task, **sample, "prompt": prompt}
+        for run, name in enumerate(entry.stages):
+            for response in read_lines(folder / f"{_file_name(name)}.jsonl"):
+                yield {"method": entry.method, "stage": name, "run": run, **response}
 
 
 def _file_name(model: str) -> str:

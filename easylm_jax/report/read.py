@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ FAMILIES = {
 }  # fmt: skip
 # The metrics with the seconds of each part of an RL step. A step of other stages has only the update.
 RL_CLOCKS = {"rollout": "rollout_seconds", "score": "score_seconds", "update": "update_seconds"}
+MOST_PROMPTS = 8  # of each task of an evaluation
 _EXAMPLE = "give a run's folder, such as runs/quickstart"
 
 Line = dict[str, Any]
@@ -47,7 +48,7 @@ class StageData:
         needs: names of the stages it depends on.
         done: content of `done.json`; None if it is not finished.
         samples: sampled responses by step.
-        table, answers: the table and the responses of an evaluation.
+        table, answers: the table of an evaluation, and those of its responses that a report shows.
         begun: when it was last started, in seconds since 1970.
     """
 
@@ -253,7 +254,7 @@ def _stage(folder: Path) -> StageData:
         metrics=tuple(read_metrics(folder)) if (folder / "metrics.jsonl").is_file() else (),
         samples=_samples(folder / "samples"),
         table=_table(table) if current else None,
-        answers=tuple(_read_lines(folder / "samples.jsonl")) if current else (),
+        answers=tuple(filter(_is_shown, _lines_of(folder / "samples.jsonl"))) if current else (),
         begun=begun,
     )
 
@@ -306,20 +307,30 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[Line]:
     """The objects of a JSONL file; an incomplete last line is ignored."""
+    return list(_lines_of(path))
+
+
+def _lines_of(path: Path) -> Iterator[Line]:
+    """The objects of a JSONL file one by one, since the responses of an evaluation may be large."""
     if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    found = []
-    for line_number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            if line_number == len(lines):
+        return
+    with open(path, "rb") as file:
+        for line_number, text in enumerate(file, start=1):
+            if not text.strip():
                 continue
-            line = None
-        if not isinstance(line, dict):
-            raise UserError(f"{path}, line {line_number}, is damaged; delete that line to continue")
-        found.append(line)
-    return found
+            try:
+                line = json.loads(text)
+            except ValueError:
+                if not text.endswith(b"\n"):
+                    return
+                line = None
+            if not isinstance(line, dict):
+                raise UserError(f"{path}, line {line_number}, is damaged; delete that line to continue")
+            yield line
+
+
+def _is_shown(answer: Line) -> bool:
+    """Whether a page shows a response: of the first run of a method, to one of the first prompts, and the one that
+    counts of several. Evaluations of older versions kept no other responses."""
+    first = (number(answer.get("number")) or 0) < MOST_PROMPTS and not answer.get("run")
+    return first and bool(answer.get("selected", answer.get("sample", 0) == 0))

@@ -228,6 +228,7 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
         for task in table.get("tasks", ())
     ]
     notes = [f"Tasks: {'; '.join(tasks)}."] if tasks else []
+    notes += [text for task in table.get("tasks", ()) if (text := left_out(task))]
     if table.get("average"):
         notes.append(f"Score: {'the mean of ' if len(table['average']) > 1 else ''}{' and '.join(table['average'])}.")
     notes.append("± is one standard error, over prompts and, with several seeds, over seeds.")
@@ -240,6 +241,19 @@ def _notes(table: dict[str, Any], stage: StageData | None, paper: bool) -> list[
         sources = dict.fromkeys(str(p["source"]) for p in published)
         notes.append(f"Paper: {'; '.join(sources) or 'as the recipe cites it'}, in the paper's unit.")
     return notes
+
+
+def left_out(task: dict[str, Any]) -> str:
+    """A sentence on the prompts that a task of a `table.json` leaves out; "" if there are none (or it does not say)."""
+    reasons = {str(why): n for why, n in (task.get("left_out") or {}).items() if number(n)}
+    if not reasons:
+        return ""
+    asked = f"the first {count(task['read'])}" if number(task.get("limit")) is not None else count(task.get("read"))
+    parts = [
+        f"{count(n)} {why}" + (f" (above {count(task.get('longest'))} tokens)" if why == "too long" else "")
+        for why, n in reasons.items()
+    ]
+    return f"{task['name']} leaves out {count(sum(reasons.values()))} of {asked} prompts: {', '.join(parts)}."
 
 
 def unfinished(run: RunData) -> list[str]:

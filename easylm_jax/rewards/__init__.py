@@ -6,6 +6,15 @@ A verifier is `function(response, record) → float`, named by its entry in `VER
 from easylm_jax.rewards.instructions import check_instruction
 from easylm_jax.rewards.maths import check_math, gsm8k
 from easylm_jax.rewards.registry import VERIFIERS, verifier
-from easylm_jax.rewards.verdict import Verifier, call_verifier
+from easylm_jax.rewards.verdict import Explained, Verifier, call_verifier
 
-__all__ = ["VERIFIERS", "Verifier", "call_verifier", "check_instruction", "check_math", "gsm8k", "verifier"]
+__all__ = [
+    "VERIFIERS",
+    "Explained",
+    "Verifier",
+    "call_verifier",
+    "check_instruction",
+    "check_math",
+    "gsm8k",
+    "verifier",
+]

@@ -57,11 +57,13 @@ class Verdicts:
         values: float64 [B, names]; 0 for calls that were stopped.
         timed_out: bool [B, names], calls that were stopped by a limit of time, the memory limit or a crash.
         busy_seconds: time of the calls, summed over the workers.
+        reasons: the reasons that verifiers gave for their scores, by (row, column).
     """
 
     values: np.ndarray
     timed_out: np.ndarray
     busy_seconds: float
+    reasons: dict[tuple[int, int], str] = dataclasses.field(default_factory=dict)
 
 
 class Pool:
@@ -118,7 +120,7 @@ class Pool:
         if batch.left:
             with self._borrowed(len(responses)) as workers:
                 _Loop(batch, workers, lambda: self._shut.alive).run()
-        return Verdicts(batch.values, batch.timed_out, batch.busy_seconds)
+        return Verdicts(batch.values, batch.timed_out, batch.busy_seconds, batch.reasons)
 
     @contextlib.contextmanager
     def _borrowed(self, most: int) -> Iterator[list[_Worker]]:
@@ -169,6 +171,7 @@ class _Batch:
         self.values = np.zeros((len(responses), len(names)))
         self.timed_out = np.zeros((len(responses), len(names)), bool)
         self.busy_seconds = 0.0
+        self.reasons: dict[tuple[int, int], str] = {}
         self.left = self.values.size
         self.tasks: deque[tuple[int, int]] = deque((row, 0) for row in range(len(responses)) if names)
         self.died: set[tuple[int, int]] = set()  # calls whose process died once; they are tried a second time
@@ -186,8 +189,10 @@ class _Batch:
         except Exception as error:
             raise UserError(f"reward: a record cannot be sent to a verifier's process: {error}") from error
 
-    def done(self, call: tuple[int, int], value: float, ended: bool = False) -> None:
+    def done(self, call: tuple[int, int], value: float, ended: bool = False, reason: str = "") -> None:
         self.values[call], self.timed_out[call] = value, ended
+        if reason or ended:
+            self.reasons[call] = reason or "the verifier was stopped: it took too long, or too much memory, or crashed"
         self.left -= 1
 
 
@@ -358,7 +363,7 @@ class _Loop:
                 worker.phase, worker.deadline = "idle", math.inf
                 continue
             if kind in (VALUE, ENDED):
-                self.batch.done((row, column), value, kind == ENDED)
+                self.batch.done((row, column), value, kind == ENDED, text)
                 self.batch.busy_seconds += seconds
                 worker.calls.popleft()
             elif kind != RESOLVED:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from easylm_jax.rewards.verdict import Verifier, call_verifier
+from easylm_jax.rewards.verdict import Verifier, call_verifier, reason_of
 from easylm_jax.runtime.functions import load_function
 
 HEAD = struct.Struct("<BIIddI")  # kind, row, column, value, seconds, bytes of text that follow
@@ -87,6 +87,7 @@ def _call(
     try:
         _limit_cpu(seconds)
         value = call_verifier(verifier, response, record)
+        text = reason_of(value)
     except (MemoryError, SystemExit, KeyboardInterrupt):
         kind = ENDED
     except BaseException as error:

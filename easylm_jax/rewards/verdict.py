@@ -1,4 +1,4 @@
-"""The type of a verifier, and a checked call of one: errors name the record of the prompt."""
+"""The type of a verifier, the reason that it may give, and a checked call: errors name the record of the prompt."""
 
 from __future__ import annotations
 
@@ -10,9 +10,36 @@ from models.errors import UserError
 
 Verifier = Callable[..., float]  # (response, record, options)
 
+LABELS = ("ground_truth", "answer", "solution", "label", "instruction_id_list")  # columns that hold a prompt's label
+_LONGEST_REASON = 500  # characters
+
+
+class Explained(float):
+    """A score with the reason for it, as text; evaluations keep it with the response.
+
+    A verifier that returns `Explained(0.0, "expected 12, found 13")` is used like one that returns 0.0.
+    """
+
+    reason: str
+
+    def __new__(cls, score: float, reason: str) -> Explained:
+        explained = super().__new__(cls, score)
+        explained.reason = reason
+        return explained
+
+
+def reason_of(score: float) -> str:
+    """The reason that a verifier gave for a score, in at most 500 characters; "" if it gave none."""
+    return str(getattr(score, "reason", ""))[:_LONGEST_REASON]
+
+
+def label_of(record: Mapping[str, Any]) -> Any:
+    """The label of a prompt's record: the first column of `LABELS` that it has; None without any."""
+    return next((record[name] for name in LABELS if record.get(name) is not None), None)
+
 
 def call_verifier(verifier: Verifier, response: str, record: Mapping[str, Any]) -> float:
-    """The score of `verifier`, as a finite number.
+    """The score of `verifier`, as a finite number; with its reason (`Explained`) if it gives one.
 
     Raises:
         UserError: the record lacks a column, the verifier raises, or its result is not a finite number.
@@ -35,4 +62,4 @@ def call_verifier(verifier: Verifier, response: str, record: Mapping[str, Any]) 
         raise UserError(f"reward: {name} gave {result!r} for {where}; a reward must be a number") from None
     if not math.isfinite(value):
         raise UserError(f"reward: {name} gave {value} for {where}; a reward must be a finite number")
-    return value
+    return Explained(value, reason_of(result)) if reason_of(result) else value

@@ -32,12 +32,14 @@ class Scores:
         components: the score of each verifier by its call, float64 [B].
         timed_out: number of verifier calls that were stopped; their score is 0.
         busy_seconds: time of the calls, summed over the workers.
+        reasons: the reasons that the verifiers gave for a row's scores, by row; on the first process only.
     """
 
     scores: np.ndarray
     components: Mapping[str, np.ndarray]
     timed_out: int
     busy_seconds: float
+    reasons: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 class ExpressionScorer:
@@ -84,10 +86,15 @@ class ExpressionScorer:
         calls = self.expression.calls
         components: dict[str, np.ndarray] = {}
         timed_out, busy = 0, 0.0
+        reasons: dict[int, str] = {}
         if calls:
             verdicts = shared_pool(self.workers, self.seconds).verdicts(calls, responses, records)
             components = {display_name(call): verdicts.values[:, column] for column, call in enumerate(calls)}
             timed_out, busy = int(verdicts.timed_out.sum()), verdicts.busy_seconds
+            for row, column in sorted(verdicts.reasons):
+                name = f"{display_name(calls[column])}: " if len(calls) > 1 else ""
+                earlier = f"{reasons[row]}; " if row in reasons else ""
+                reasons[row] = f"{earlier}{name}{verdicts.reasons[row, column]}"
         columns = {call: components[display_name(call)] for call in calls}
         columns |= {name: column for name, column in ((MODEL, model), (JUDGE, judge)) if column is not None}
         scores = np.empty(len(responses))
@@ -98,7 +105,7 @@ class ExpressionScorer:
                     f"reward: {self.expression.text!r} is {scores[row]} for record {records[row].get('_record')} of "
                     f"{records[row].get('_source')}; a reward must be a finite number"
                 )
-        return Scores(scores, components, timed_out, busy)
+        return Scores(scores, components, timed_out, busy, reasons)
 
 
 def display_name(call: str) -> str:

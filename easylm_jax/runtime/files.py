@@ -30,3 +30,12 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.writelines((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file that `write_lines` wrote, lazily. Lines end at "\\n" only: a record may contain other
+    characters that `splitlines` treats as line ends."""
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if line.strip():
+                yield json.loads(line)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +63,7 @@ def generate_in_batches(
     check_samples(f"stage {stage.name}", stage.sampling, stage.samples)
     recipe = workspace.recipe
     mesh = sharding.decode_mesh_of(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
-    cache = stage_cache(workspace, stage.data)
+    cache = stage_cache(workspace, stage.data, stage.name)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     source = model_from(workspace.model(stage.init), mesh, compute=stage.compute)
     generator = prepare_generator(stage.name, source.decoder, tokenizer, stage.sampling, mesh, [cache])
@@ -88,10 +87,3 @@ def generate_in_batches(
                 log_once(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
             processes.barrier(f"{stage.name} {batch}")
     return paths
-
-
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file. Lines end at "\\n" only: a response may contain other characters that `splitlines`
-    treats as line ends."""
-    text = path.read_text(encoding="utf-8")
-    return (json.loads(line) for line in text.rstrip("\n").split("\n") if line)

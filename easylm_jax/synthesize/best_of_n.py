@@ -23,8 +23,9 @@ from easylm_jax.decode.rollout import Rollout
 from easylm_jax.evaluate.statistics import mean
 from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.runtime import processes
+from easylm_jax.runtime.files import read_lines
 from easylm_jax.runtime.mesh import batch_split
-from easylm_jax.synthesize.batches import MakeRecords, ScoreBatch, generate_in_batches, read_jsonl
+from easylm_jax.synthesize.batches import MakeRecords, ScoreBatch, generate_in_batches
 
 
 def best_of_n(stage: BestOfN, workspace: Workspace) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _write_files(folder: Path, batches: Sequence[Path], max_pairs: int) -> dict[
     files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8") for name in names}  # noqa: SIM115
     try:
         for batch in batches:
-            for record in read_jsonl(batch):
+            for record in read_lines(batch):
                 scores, responses = record["scores"], record["answers"]
                 best = int(np.argmax(scores))
                 turns = [[*record["messages"], {"role": "assistant", "content": response}] for response in responses]

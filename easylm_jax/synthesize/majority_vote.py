@@ -25,8 +25,8 @@ from easylm_jax.evaluate.statistics import mean
 from easylm_jax.rewards import spurious
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes
-from easylm_jax.runtime.files import write_lines
-from easylm_jax.synthesize.batches import MakeRecords, generate_in_batches, read_jsonl
+from easylm_jax.runtime.files import read_lines, write_lines
+from easylm_jax.synthesize.batches import MakeRecords, generate_in_batches
 
 Record = dict[str, Any]
 SHUFFLE_SEED = 42
@@ -44,7 +44,7 @@ def majority_vote(stage: MajorityVote, workspace: Workspace) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if processes.is_first_process():
         folder = workspace.folder(stage.name)
-        votes = [record for batch in batches for record in read_jsonl(batch)]
+        votes = [record for batch in batches for record in read_lines(batch)]
         write_lines(folder / "votes.jsonl", votes)
         for name in names:
             write_lines(folder / f"{name}.jsonl", labelled(votes, name, stage.label))

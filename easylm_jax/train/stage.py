@@ -47,8 +47,10 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     model = source.decoder
     objective = stage.objective(model, training=True)
     tokenizer = workspace.data(stage.data).tokenizer
-    cache = stage_cache(workspace, stage.data)
-    held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
+    cache = stage_cache(workspace, stage.data, stage.name)
+    held_out = None
+    if stage.validation:
+        held_out = stage_cache(workspace, stage.validation.data, f"{stage.name}: held-out data")
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
     steps = count_steps(stage, loader)
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)

@@ -14,6 +14,7 @@ from typing import Any
 from easylm_jax.rewards.instructions.base import REGISTRY, Instruction
 from easylm_jax.rewards.instructions.tokens import use_nltk_data
 from easylm_jax.rewards.text import answer_of
+from easylm_jax.rewards.verdict import Explained
 from models.errors import UserError
 
 _RESAMPLES = 1000  # of the bootstrap
@@ -212,9 +213,9 @@ def instructions(
         verdicts = judge(ids, arguments, text, version).loose
     else:
         verdicts = tuple(find(name).holds(text, given, version) for name, given in zip(ids, arguments, strict=True))
-    if level == "count":
-        return float(sum(verdicts))
-    return float(all(verdicts)) if level == "prompt" else share(verdicts)
+    score = {"count": float(sum(verdicts)), "prompt": float(all(verdicts)), "share": share(verdicts)}[level]
+    broken = [str(name) for name, followed in zip(ids, verdicts, strict=True) if not followed]
+    return Explained(score, f"not followed: {', '.join(broken)}") if broken else score
 
 
 def ifeval(response: str, record: Mapping[str, Any]) -> float:

@@ -20,10 +20,12 @@ from easylm_jax.rewards.maths import spurious, symbolic
 from easylm_jax.rewards.maths.equal import equal, readable
 from easylm_jax.rewards.maths.extract import candidates, last_boxed, last_number, minerva, without_commas
 from easylm_jax.rewards.maths.tokens import LONGEST
+from easylm_jax.rewards.verdict import Explained
 from models.errors import UserError
 
 __all__ = ["STYLES", "check_math", "extract_spurious", "gsm8k", "last_number", "math", "strict_math"]
 
+_SHOWN = 80  # characters of an answer in a reason
 STYLES = ("math", "strict", "gsm8k", "spurious", "spurious_r1")
 
 
@@ -86,12 +88,12 @@ def extract_spurious(response: str, style: str = "spurious") -> str:
 
 def math(response: str, record: Mapping[str, Any], style: str = "math") -> float:
     """1 if `check_math` accepts the response. The label is `ground_truth`, `answer`, or the last box of `solution`."""
-    return float(check_math(response, _label(record), style))
+    return _score(response, _label(record), style)
 
 
 def strict_math(response: str, record: Mapping[str, Any]) -> float:
     """1 if the answer in Minerva's sentence, or else the whole response, is correct."""
-    return float(check_math(response, _label(record), "strict"))
+    return _score(response, _label(record), "strict")
 
 
 def gsm8k(response: str, record: Mapping[str, Any]) -> float:
@@ -99,7 +101,23 @@ def gsm8k(response: str, record: Mapping[str, Any]) -> float:
     gold = record.get("ground_truth")
     if gold is None:
         gold = record["answer"].rpartition("####")[2]
-    return float(check_math(response, str(gold).strip(), "gsm8k"))
+    return _score(response, str(gold).strip(), "gsm8k")
+
+
+def _score(response: str, gold: str, style: str) -> float:
+    """1 if `check_math` accepts the response; otherwise 0, with what was read as its answer as the reason."""
+    if check_math(response, gold, style):
+        return 1.0
+    if style == "gsm8k":
+        found = last_number(response)
+    elif style == "math":
+        found = next(iter(candidates(response)), None)
+    elif style == "strict":
+        found = minerva(response)
+    else:
+        found = extract_spurious(response, style)
+    read = f"the answer {found.strip()[:_SHOWN]!r} was read" if found and found.strip() else "no answer was found"
+    return Explained(0.0, f"{read}; expected {gold[:_SHOWN]!r}")
 
 
 def _label(record: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import RL, Recipe
 from easylm_jax.config.workspace import Workspace
-from easylm_jax.data import Loader, load_tokenizer
+from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.build import stage_cache
 from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_context_length, prepare_generator
@@ -40,8 +40,15 @@ def train_on_rollouts(stage: RL, workspace: Workspace) -> dict[str, Any]:
         "step": job.steps,
         "checkpoint": job.policy.finalize(job.folder, job.frozen, job.steps, job.meta),
         "metrics": metrics,
-        "data": {name: job.loader.cache.manifest.get(name) for name in ("rows", "prompts", "tokens")},
-    }
+        "data": {**{name: job.loader.cache.manifest.get(name) for name in ("rows", "prompts", "tokens")},
+                 **_left_out(job.loader.cache)},
+        **({} if job.held_out is None else {"held_out": {"prompts": job.held_out.rows, **_left_out(job.held_out)}}),
+    }  # fmt: skip
+
+
+def _left_out(prompts: Cache) -> dict[str, Any]:
+    """How many prompts were read, and of these left out by reason."""
+    return {"read": prompts.records_read, "left_out": prompts.left_out}
 
 
 def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
@@ -49,8 +56,10 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
     meshes = _make_meshes(stage, workspace.recipe)
     mesh = meshes.train
     source = _checked_source(stage, workspace, meshes)
-    cache = stage_cache(workspace, stage.data)
-    held_out = stage_cache(workspace, stage.validation.data) if stage.validation else None
+    cache = stage_cache(workspace, stage.data, stage.name)
+    held_out = None
+    if stage.validation:
+        held_out = stage_cache(workspace, stage.validation.data, f"{stage.name}: held-out data")
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     generator = prepare_generator(
         stage.name, source.decoder, tokenizer, stage.sampling, meshes.decode,

@@ -24,9 +24,11 @@ from easylm_jax.data.loader import permutation
 from easylm_jax.decode import rollout
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import adaptive_kl, base
+from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import score_rollout
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, processes
+from easylm_jax.runtime.files import write_lines
 from easylm_jax.train.loop import Loop, Metrics, describe_mesh
 from easylm_jax.train.rl import advantages
 from easylm_jax.train.rl.collector import AsyncCollector, CollectedRollout, RolloutCollector
@@ -284,13 +286,17 @@ class RolloutLoop(Loop):
             self.job.value.optimizer.check({name: metrics[prefixed] for name, prefixed in names.items()}, step)
 
     def validate(self, state: RLState, step: int) -> tuple[dict[str, float], str]:
-        """Scores greedy responses to the held-out prompts with the stage's `check` expression."""
+        """Scores greedy responses to the held-out prompts with the stage's `check` expression, and keeps them all in
+        `samples/held_out/<step>.jsonl`."""
         job, stage = self.job, self.job.stage
         assert job.held_out is not None and self.check_scorer is not None
         batch = job.held_out.read(np.arange(job.held_out.rows))
         policy = self.policy_of(state.params, job.frozen)
         sampled = job.generator.sample(policy, job.held_out, batch, greedy=True)
         (result,) = score_rollout([self.check_scorer], sampled, job.held_out, job.tokenizer, seed=stage.seed)
+        if processes.is_first_process() and stage.keep_samples:
+            responses = scored_responses(sampled, job.held_out, job.tokenizer, result)
+            write_lines(job.folder / "samples" / "held_out" / f"{step}.jsonl", responses)
         scores = result.scores
         stderr = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
         means = {"score": float(scores.mean()), "stderr": stderr, "prompts": float(len(scores))}
