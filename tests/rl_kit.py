@@ -12,6 +12,7 @@ import functools
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,12 @@ def pair(i: int) -> dict[str, Any]:
 
 def prompt(i: int) -> dict[str, Any]:
     return {"messages": chat(i + 500)["messages"][:1], "ground_truth": str(i)}
+
+
+def some_records(seed: int, count: int) -> dict[str, list[dict[str, Any]]]:
+    """What a `MakeData` stage writes, after a moment in which its progress can be seen."""
+    time.sleep(0.1)
+    return {"a.jsonl": [prompt(seed + i) for i in range(count)]}
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:

@@ -82,7 +82,7 @@ def test_an_example_cut_before_its_answer_is_dropped_and_counted(tmp_path, token
     records = cache.manifest["sources"][0]["records"]
     assert (records["kept"], records["truncated"], records["untrained_dropped"]) == (1, 1, 1)
     only = chat(write_jsonl(tmp_path / "only.jsonl", [long_question]), tokenizer)
-    with pytest.raises(UserError, match="gave nothing to train on .*'untrained_dropped': 1"):
+    with pytest.raises(UserError, match="gave nothing to train on .*1 without a trained token"):
         build_cache(only, tmp_path / "cache")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from data_kit import conversations, corpus, sentencepiece, write_jsonl
 
-from easylm_jax.cli.data import ProgressLine
 from easylm_jax.cli.main import main
 from easylm_jax.data.build import stage_cache
 
@@ -149,21 +148,6 @@ print("HEAVY", sorted({{"numpy", "jax", "tensorflow", "sentencepiece"}} & set(sy
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
         assert done.stdout.splitlines()[-1] == "HEAVY [] 0"
         assert "easylm data" in done.stdout
-
-
-def test_progress_says_how_many_documents_a_second(monkeypatch):
-    import io
-
-    clock = iter([0.0, 10.0, 12.0, 13.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    line = ProgressLine(stream := io.StringIO())
-    line(500, None, "read")
-    line(0, None, "pack")
-    line(200, 200, "write")
-    assert stream.getvalue().splitlines() == [
-        "read: 500 documents, 50 per second",
-        "write: 200 of 200 rows, 200 per second",
-    ]
 
 
 RECIPE = """

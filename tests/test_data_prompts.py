@@ -157,7 +157,7 @@ def test_long_and_empty_prompts_are_dropped_and_counted_never_cut(tmp_path, toke
     assert "prompts     1, " in printed and "overlong dropped 1" in printed and "entropy" not in printed
     with pytest.raises(UserError, match=r"prompts.jsonl:2: a prompt of \d+ tokens, over sequence_length 64"):
         prompt_cache(tmp_path, tokenizer, records, overlong="error")
-    with pytest.raises(UserError, match="gave nothing to train on .*overlong_dropped"):
+    with pytest.raises(UserError, match="gave no prompt .all .* too long"):
         prompt_cache(tmp_path, tokenizer, records[1:2])
 
 

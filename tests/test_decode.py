@@ -106,8 +106,11 @@ def test_rows_are_refilled_as_completions_end_at_different_lengths(tiny):
     model, params, engine = tiny
     prompts = prompts_of(*range(1, 21))
     settings = {"max_new_tokens": 40, "eos_ids": tuple(range(0, VOCAB, 9)), "seed": 3}
-    out = engine.generate(params, prompts, **settings)
+    told = []
+    out = engine.generate(params, prompts, progress=lambda *numbers: told.append(numbers), **settings)
     assert out.lengths.min() < 5 and out.lengths.max() > 10
+    assert told == sorted(told) and len(set(told)) == len(told) > 5  # finished responses and tokens, after each block
+    assert told[-1] == (20, out.lengths.sum())
     for i, prompt in enumerate(prompts):
         one = engine.generate(params, [prompt], numbers=[i], **settings)
         assert one.tokens[0].tolist() == out.tokens[i].tolist()

@@ -48,6 +48,59 @@ def test_line_tells_all_that_a_person_asks():
             assert progress.line().endswith("checkpoint 1m15s ago | training for 1m11s")
 
 
+def test_line_of_a_rollout_tells_what_the_policy_does():
+    with Progress("ppo", 100, 0, io.StringIO(), heartbeat=3600, clock=Clock()) as progress, progress.phase("rollout"):
+        progress.update(7, {"loss": 0.5, "score": 0.6251, "kl": -0.00412, "length": 145.26, "ended": 0.875})
+        assert progress.line() == (
+            "[ppo] step 7/100 | loss 0.5000 | score 0.625 | KL -0.004 | length 145 | ended 88% | rollout"
+        )
+
+
+def test_other_work_tells_its_counts_and_the_time_left():
+    clock, log = Clock(), Lines()
+    with Progress("table", 2000, stream=log, unit="responses", heartbeat=0.01, clock=clock) as progress:
+        with progress.phase("sft: generating for GSM8K"):
+            report = progress.part()
+            report(0, 100)
+            clock.now = 10
+            report(500, 40_000)
+            assert (
+                progress.line()
+                == "[table] 500/2,000 responses | 4k tokens/s | 30s left | sft: generating for GSM8K for 10s"
+            )
+            progress.part()(250, 0)  # the next part counts from what was done before
+            assert progress.line().startswith("[table] 750/2,000 responses | 0 tokens/s | 17s left")
+        assert log.came.acquire(timeout=30)
+        clock.now = 100
+        progress.update(2000, {})
+    assert log.getvalue().splitlines()[-1] == "[table] 2,000/2,000 responses | took 1m40s"
+
+
+def test_work_of_unknown_size_tells_what_is_known():
+    clock = Clock()
+    with Progress("data", None, stream=io.StringIO(), unit="records", heartbeat=3600, clock=clock) as progress:
+        progress.update(1234, {})
+        assert progress.line() == "[data] 1,234 records | between phases"
+        clock.now = 5
+        progress.update(3734, {})
+        assert progress.line() == "[data] 3,734 records | 500 records/s | between phases"
+    tokenizer = Progress("tokenizer", None, stream=io.StringIO(), unit=None, heartbeat=3600)
+    with tokenizer as progress, progress.phase("training the vocabulary"):
+        assert progress.line() == "[tokenizer] training the vocabulary"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_work_that_takes_no_time_leaves_nothing_to_read(stream):
+    log = stream()
+    with Progress("data", 10, stream=log, unit="records", heartbeat=3600) as progress, progress.phase("reading"):
+        progress.update(5, {})
+        progress.update(10, {})
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", log.getvalue()).replace("\r", "\n")
+    assert stream is Terminal or screen == ""
+    if stream is Terminal:  # the bar is one line that is rewritten, and erased at the end
+        assert "10/10 records" in screen and log.getvalue().endswith("\x1b[1A\x1b[2K")
+
+
 def test_phase_shows_its_age_once_it_is_long():
     clock = Clock()
     with Progress("sft", 10, stream=io.StringIO(), heartbeat=3600, clock=clock) as progress:

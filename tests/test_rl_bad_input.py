@@ -176,7 +176,7 @@ def test_prompts_that_are_empty_or_too_long_are_left_out_and_counted(tmp_path):
     kept = [cache.record(i)["_messages"][0]["content"] for i in range(cache.rows)]
     assert set(kept) < {records[i]["messages"][0]["content"] for i in (0, 2, 3, 5)} | {""} and len(kept) > 1
     rl_kit.write(tmp_path / "prompts.jsonl", [records[1]] * 3)
-    with pytest.raises(UserError, match="gave nothing to train on"):
+    with pytest.raises(UserError, match="gave no prompt"):
         stage_cache(it, rl_kit.prompts(tmp_path))
 
 

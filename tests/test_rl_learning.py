@@ -36,13 +36,15 @@ def ready(tmp_path_factory):
 @pytest.mark.parametrize("name", STAGES)
 def test_the_reward_rises(name, ready, record_property):
     ready.run(ready.recipe.stage(name))
-    lines = read_metrics(ready.folder(name))
+    untrained, *lines = read_metrics(ready.folder(name))
+    assert (untrained["step"], untrained["validation_step"], untrained["kl"]) == (0, 0, 0)
+    assert [line["step"] for line in lines] == list(range(1, 1 + len(lines))) and "score" not in untrained
     scores = [line["score"] for line in lines]
     first, last = np.mean(scores[:3]), np.mean(scores[-3:])
     record_property("mean score of the first and last rollouts", (first, last))
     print(name, scores)
     assert last > first + 0.3, scores
-    assert lines[-1]["validation_score"] > first + 0.3
+    assert lines[-1]["validation_score"] > max(first, untrained["validation_score"]) + 0.3
     assert lines[-1]["kl"] > 0.1 > abs(lines[0]["kl"])
     assert all(line["sampler_gap_max"] < 1e-3 for line in lines)
 
@@ -50,7 +52,7 @@ def test_the_reward_rises(name, ready, record_property):
 def test_the_first_loss_of_online_dpo_is_that_of_a_coin_over_real_pairs_alone(ready):
     """Policy and reference are equal at first; answers that are worth the same make no pair and count nothing."""
     ready.run(ready.recipe.stage("coin"))
-    (line,) = read_metrics(ready.folder("coin"))
+    (line,) = read_metrics(ready.folder("coin"))  # without held-out prompts there is no step 0
     assert line["pairs"] == 16 * (1 - line["equal_groups"]) and 0 < line["pairs"] < 16
     assert line["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert line["kl"] == 0 and line["skipped"] == 0

@@ -12,6 +12,7 @@ from rl_kit import lines, without_clocks
 from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.tools import diff
 from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig, Validation
+from easylm_jax.runtime.files import read_lines
 from easylm_jax.runtime.monitor.metrics import read_metrics
 from easylm_jax.train.loop import Stopped
 from easylm_jax.train.rl.trainer import RolloutLoop
@@ -79,16 +80,43 @@ def test_a_stage_that_broke_off_after_some_updates_ends_bit_identical(name, undi
     ready.run(stage)
     found = diff(folder, expected)
     assert found.identical, found.differ
-    assert lines(folder) == lines(expected) and len(lines(folder)) == STEPS
+    assert lines(folder) == lines(expected)
+    assert [line["step"] for line in lines(folder)] == list(range(STEPS + 1))
+    assert [line["step"] for line in lines(folder) if "validation_score" in line] == [0, 2, 4, STEPS]
     mine, theirs = (it.done(stage)["metrics"] for it in (ready, undisturbed))
     assert without_clocks(mine) == without_clocks(theirs)
     for step in store.committed_steps(folder / "checkpoints"):
         assert store.damage(folder / "checkpoints" / str(step)) == []
     if name == "adapter":
         assert diff(folder / "merged", expected / "merged").identical
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == [f"{n}.jsonl" for n in range(1, STEPS + 1)]
-    for path in (folder / "samples").iterdir():
-        assert path.read_bytes() == (expected / "samples" / path.name).read_bytes()
+    kept = [f"{n}.jsonl" for n in range(1, STEPS + 1)] + [f"held_out/{n}.jsonl" for n in (0, 2, 4, STEPS)]
+    samples = folder / "samples"
+    assert sorted(str(path.relative_to(samples)) for path in samples.rglob("*.jsonl")) == kept
+    for name in kept:
+        assert (samples / name).read_bytes() == (expected / "samples" / name).read_bytes()
+
+
+def test_the_policy_is_evaluated_before_its_first_update_also_if_it_broke_off_there(undisturbed, tmp_path, monkeypatch):
+    expected = run(undisturbed, "adapter")
+    ready = rl_kit.experiment(tmp_path, *STAGES.values())
+    stage, folder = ready.recipe.stage("adapter"), ready.folder("adapter")
+    with monkeypatch.context() as patch:
+        at_rollout(1, fail, patch)
+        with pytest.raises(Broken):
+            ready.run(stage)
+    assert [line["step"] for line in lines(folder)] == [0]
+    ready.run(stage)  # there was no checkpoint, so it begins again
+    assert diff(folder, expected).identical and lines(folder) == lines(expected)
+    # The first evaluation is of the policy that the stage starts from, and every response is kept.
+    first = lines(folder)[0]
+    kept = list(read_lines(folder / "samples" / "held_out" / "0.jsonl"))
+    done = ready.done(stage)
+    assert len(kept) == first["validation_prompts"] == done["held_out"]["prompts"]
+    assert first["validation_score"] == pytest.approx(sum(line["score"] for line in kept) / len(kept))
+    assert all(line["score"] == rl_kit.share_of_e(line["response"], {}) for line in kept)
+    assert [line["label"] for line in kept] == [rl_kit.prompt(line["record"])["ground_truth"] for line in kept]
+    for facts in (done["held_out"], done["data"]):
+        assert facts["read"] == 32 == facts["prompts"] + facts["left_out"]["too long"] > facts["prompts"]
 
 
 def test_a_signal_ends_a_stage_after_its_rollout_and_it_goes_on_to_the_same_end(undisturbed, tmp_path, monkeypatch):
@@ -110,7 +138,7 @@ def test_the_price_of_divergence_and_the_value_model_are_in_the_checkpoint(undis
     names = store.read_manifest(folder / "checkpoints" / str(STEPS)).leaves
     assert {"kl", "step", "updates", "value.step", "value.params.score.kernel"} <= names.keys()
     assert {"value.opt.mu.score.kernel", "opt.nu.head.kernel", "rng", "value.rng"} <= names.keys()
-    prices = [line["kl_coefficient"] for line in read_metrics(folder)]
+    prices = [line["kl_coefficient"] for line in read_metrics(folder) if line["step"]]
     assert len(set(prices)) == STEPS  # it moved at every rollout, and came back each time
 
 
@@ -118,4 +146,5 @@ def test_another_seed_makes_another_run(undisturbed, tmp_path):
     stage = dataclasses.replace(STAGES["adapter"], seed=1, steps=1, validation=None, check=None)
     ready = rl_kit.experiment(tmp_path, stage)
     ready.run(ready.recipe.stage("adapter"))
-    assert lines(ready.folder("adapter"))[0]["score"] != lines(run(undisturbed, "adapter"))[0]["score"]
+    (mine,), (_, theirs, *_) = lines(ready.folder("adapter")), lines(run(undisturbed, "adapter"))
+    assert mine["step"] == theirs["step"] == 1 and mine["score"] != theirs["score"]

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -168,34 +167,9 @@ def _spec(arguments: argparse.Namespace) -> DataSpec:
     )
 
 
-class ProgressLine:
-    """Prints the documents or rows done and per second: one live line on a terminal, else a line every ten seconds."""
-
-    def __init__(self, stream: Any = None):
-        self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
-        self.phase, self.began = "", time.monotonic()
-        self.called_at = self.printed_at = self.began
-
-    def __call__(self, done: int, total: int | None, phase: str) -> None:
-        now = time.monotonic()
-        if phase != self.phase:
-            self.phase, self.began = phase, self.called_at  # its first call reports work since the previous call
-        self.called_at = now
-        finished = total is not None and done >= total
-        if not finished and now - self.printed_at < (0.2 if self.live else 10.0):
-            return
-        self.printed_at = now
-        rate = done / max(now - self.began, 1e-6)
-        unit = "rows" if phase == "write" else "documents"
-        text = f"{phase}: {done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.0f} per second"
-        end = "\n" if finished or not self.live else ""
-        print(f"\r\x1b[K{text}" if self.live else text, end=end, file=self.stream, flush=True)
-
-
 def build(arguments: argparse.Namespace) -> None:
     """`easylm data build`: builds the cache, unless it exists, and prints its folder and statistics."""
-    from easylm_jax.data.build import build_cache
+    from easylm_jax.data.build import build_cache, shown_progress
     from easylm_jax.data.inspection import summary
     from models.errors import UserError
 
@@ -204,7 +178,8 @@ def build(arguments: argparse.Namespace) -> None:
         return
     if arguments.out is None:
         raise UserError("data: build needs --out, the folder for caches")
-    cache = build_cache(_spec(arguments), arguments.out, ProgressLine())
+    with shown_progress("data", enabled=True) as progress:  # this command need not start JAX
+        cache = build_cache(_spec(arguments), arguments.out, progress)
     print(summary(cache))
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data import filters, packing
-from easylm_jax.data.cache import SEGMENT
+from easylm_jax.data.cache import SEGMENT, left_out
 from easylm_jax.data.examples import Counts, Encoder
 from easylm_jax.data.loader import permutation
 from easylm_jax.data.records import BadRecord
@@ -24,6 +24,20 @@ Progress = Callable[[int, int | None, str], None]
 _BATCH_RECORDS = 512
 _BATCH_CHARACTERS = 4_000_000
 _CHUNK_TOKENS = 1 << 22
+
+
+class NothingKept(UserError):
+    """No record of a source is kept; `counts` says why."""
+
+    def __init__(self, spec: DataSpec, source: Source, counts: Counts):
+        reasons = ", ".join(f"{n:,} {why}" for why, n in left_out(dataclasses.asdict(counts)).items())
+        why = f"all {counts.read:,} are left out: {reasons}" if counts.read else "it holds no records"
+        if counts.overlong_dropped:
+            why += f"; at most sequence_length {spec.sequence_length} tokens fit"
+        first_bad = f"; the first bad one: {counts.first_bad}" if counts.first_bad else ""
+        what = "no prompt" if spec.kind == "prompts" else "nothing to train on"
+        super().__init__(f"data: source {source.path} gave {what} ({why}){first_bad}")
+        self.source, self.counts = source, counts
 
 
 class TokenStore:
@@ -163,6 +177,7 @@ def _fill(store: TokenStore, sources: list[Source], encoder: Encoder, progress: 
     all_counts, done = [], 0
     for index, source in enumerate(sources):
         counts = Counts()
+        progress(done, None, "read")
         try:
             for batch in _batches(read_records(source)):
                 for example in encoder.encode(batch, source, counts):
@@ -172,10 +187,7 @@ def _fill(store: TokenStore, sources: list[Source], encoder: Encoder, progress: 
         except BadRecord as error:
             raise UserError(f"data: {error}") from None
         if not counts.kept:
-            left_out = {name: n for name, n in dataclasses.asdict(counts).items() if isinstance(n, int) and n}
-            why = f"all were left out: {left_out}" if counts.read else "it holds no records"
-            first_bad = f"; the first bad one: {counts.first_bad}" if counts.first_bad else ""
-            raise UserError(f"data: source {source.path} gave nothing to train on ({why}){first_bad}")
+            raise NothingKept(encoder.spec, source, counts)
         done += counts.read
         all_counts.append(counts)
     return all_counts

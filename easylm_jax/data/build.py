@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from easylm_jax.data import cache as cache_files
 from easylm_jax.data.cache import Cache, open_cache
 from easylm_jax.data.sources import file_fingerprint, read_records, source_files
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from easylm_jax.runtime import monitor
 from easylm_jax.runtime.locks import Locked, locked
 from easylm_jax.runtime.processes import log_once
 from models.errors import UserError
@@ -196,7 +197,8 @@ def stage_cache(workspace: Workspace, spec: DataSpec, what: str = "data") -> Cac
 
     Records that are left out are reported in a line, which calls the data `what`.
     """
-    cache = build_cache(workspace.data(spec), workspace.out / "cache", _progress())
+    with shown_progress(f"{what}: cache") as progress:
+        cache = build_cache(workspace.data(spec), workspace.out / "cache", progress)
     if cache.left_out:
         log_once(f"{what}: {describe_left_out(cache)}")
     return cache
@@ -228,13 +230,21 @@ def first_records(spec: DataSpec, limit: int) -> DataSpec:
     return dataclasses.replace(spec, sources=tuple(sources))
 
 
-def _progress():
-    """A progress callback that logs a line every 5 seconds."""
-    last = [time.monotonic()]
+_PHASES = {"read": ("records", "reading"), "pack": (None, "packing"), "write": ("rows", "writing")}
 
-    def progress(done: int, total: int | None, phase: str) -> None:
-        if time.monotonic() - last[0] > 5:
-            last[0] = time.monotonic()
-            log_once(f"data: {phase} {done:,}" + (f" of {total:,}" if total else ""))
 
-    return progress
+@contextlib.contextmanager
+def shown_progress(what: str, enabled: bool | None = None) -> Iterator[Progress]:
+    """A progress callback of `build_cache` that shows each phase with its counts (see `monitor.counting`)."""
+    with contextlib.ExitStack() as current:
+        shown: list[tuple[str, monitor.Progress]] = []
+
+        def progress(done: int, total: int | None, phase: str) -> None:
+            if not shown or shown[-1][0] != phase:
+                current.close()
+                unit, word = _PHASES[phase]
+                shown.append((phase, current.enter_context(monitor.counting(what, total, unit, enabled=enabled))))
+                current.enter_context(shown[-1][1].phase(word))
+            shown[-1][1].update(done, {})
+
+        yield progress

@@ -36,6 +36,11 @@ _LEFT_OUT = {
 SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("document", "<u8")])
 
 
+def left_out(counts: Mapping[str, Any]) -> dict[str, int]:
+    """The number of records that a source's counts (`examples.Counts`) leave out, by reason as text."""
+    return {reason: counts[name] for name, reason in _LEFT_OUT.items() if counts.get(name)}
+
+
 class BatchColumns(Protocol):
     """Arrays computed from a cache that are added to its batches (`columns.ColumnStore`)."""
 
@@ -103,9 +108,11 @@ class Cache:
     @property
     def left_out(self) -> dict[str, int]:
         """The number of records that were read but are in no row, by reason ("too long", "empty", …)."""
-        counts = [source["records"] for source in self.manifest["sources"]]
-        sums = {reason: sum(count.get(name, 0) for count in counts) for name, reason in _LEFT_OUT.items()}
-        return {reason: count for reason, count in sums.items() if count}
+        sums: dict[str, int] = {}
+        for source in self.manifest["sources"]:
+            for reason, count in left_out(source["records"]).items():
+                sums[reason] = sums.get(reason, 0) + count
+        return sums
 
     def record(self, number: int) -> dict[str, Any]:
         """The record of prompt `number` (as in `prompt_index`): the kept columns, and `_messages` (the conversation

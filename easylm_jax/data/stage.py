@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from easylm_jax.data.texts import source_texts
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.runtime.functions import load_function
+from easylm_jax.runtime.monitor import counting
+from easylm_jax.runtime.monitor.progress import short_time
 from easylm_jax.runtime.processes import log_once
 from models.errors import UserError
 
@@ -32,16 +35,17 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
         raise UserError(
             f"stage {stage.name}: {stage.function} cannot be called with these arguments: {error}"
         ) from None
-    files = _files_of(function, stage, arguments)
-    if processes.is_first_process():
-        for file, records in files.items():
-            try:
-                write_lines(folder / file, records)
-            except (TypeError, ValueError, RecursionError) as error:  # such as half of a surrogate pair
-                raise UserError(
-                    f"stage {stage.name}: {stage.function} made records for {file} that cannot be written: {error}"
-                ) from None
-        log_once(f"{stage.name}: wrote {', '.join(files)}")
+    with counting(stage.name, None, None) as progress, progress.phase(f"running {stage.function}"):
+        files = _files_of(function, stage, arguments)
+        if processes.is_first_process():
+            for file, records in files.items():
+                try:
+                    write_lines(folder / file, records)
+                except (TypeError, ValueError, RecursionError) as error:  # such as half of a surrogate pair
+                    raise UserError(
+                        f"stage {stage.name}: {stage.function} made records for {file} that cannot be written: {error}"
+                    ) from None
+    log_once(f"{stage.name}: wrote {', '.join(files)}")
     processes.barrier(f"data {stage.name}")
     return {"files": list(files)}
 
@@ -70,7 +74,10 @@ def train_tokenizer(stage: Tokenizer, workspace: Workspace) -> dict[str, Any]:
     sources = workspace.sources(stage.sources)
     if processes.is_first_process():
         log_once(f"{stage.name}: training a vocabulary of {stage.vocab_size}")
-        _sentencepiece_of(source_texts(sources), stage, folder)
+        began = time.monotonic()
+        with counting(stage.name, None, None) as progress, progress.phase("training the vocabulary"):
+            _sentencepiece_of(source_texts(sources), stage, folder)
+        log_once(f"{stage.name}: trained in {short_time(time.monotonic() - began)}")
     processes.barrier(f"tokenizer {stage.name}")
     return {"tokenizer": load_tokenizer(f"sp:{path}").describe()}
 

@@ -78,7 +78,7 @@ class Engine:
         top_k: int | None = None, top_p: float | None = None, eos_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, detokenize: Detokenize | None = None,
         numbers: Sequence[int] | None = None, scores: bool = False, cancelled: Callable[[], bool] | None = None,
-        contexts: Sequence[Hashable] | None = None,
+        progress: Callable[[int, int], None] | None = None, contexts: Sequence[Hashable] | None = None,
     ) -> Completions | ScoredCompletions:  # fmt: skip
         """Generates responses to `prompts` with `params`.
 
@@ -98,6 +98,7 @@ class Engine:
             numbers: the prompt numbers; by default 0, 1, 2, …
             scores: whether to return `ScoredCompletions`.
             cancelled: called before every block of tokens; `Cancelled` is raised once it returns True.
+            progress: called after every block with the numbers of finished responses and of tokens so far.
             contexts: what the model sees of each prompt besides its tokens, as a hashable value such as a digest of
                 its images. Prompts with equal tokens and contexts share one prefill.
 
@@ -114,7 +115,7 @@ class Engine:
         )  # fmt: skip
         request.check(self.model.config, self.max_length)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return _Call(self, self._prepare(params), request).run(cancelled)
+            return _Call(self, self._prepare(params), request).run(cancelled, progress)
 
     def sharding(self, *, layer_axis: bool) -> jax.sharding.NamedSharding | None:
         """The sharding of the cache: rows over the batch axes, heads over `tp`."""
@@ -167,6 +168,7 @@ class _Call:
         self.scores = {name: np.zeros(shape, np.float32) for name in ("logprobs", "logprobs_untruncated", "entropy")}
         self.lengths = np.zeros(count, np.int32)
         self.ended = np.zeros(count, bool)
+        self.finished = 0  # responses
 
         duplicates: dict[Prompt, list[int]] = {}
         for i, prompt in enumerate(request.prompts):
@@ -194,7 +196,9 @@ class _Call:
         )
         self.eos = np.array(request.eos_ids or (-1,), np.int32)
 
-    def run(self, cancelled: Callable[[], bool] | None = None) -> Completions | ScoredCompletions:
+    def run(
+        self, cancelled: Callable[[], bool] | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Completions | ScoredCompletions:
         """Generates all responses of the request."""
         if self.queue:
             self.clock = self.engine.bucket(len(self.queue[0][0].tokens) - 1)
@@ -207,6 +211,8 @@ class _Call:
             self._compact()
             self._make_room()
             self._decode()
+            if progress is not None:
+                progress(self.finished, int(self.lengths.sum()))
         if self.request.scores:
             return ScoredCompletions(tokens=self.tokens, lengths=self.lengths, ended=self.ended, **self.scores)
         return Completions(self.tokens, self.scores["logprobs"], self.lengths)
@@ -342,6 +348,7 @@ class _Call:
         self.state["count"][row] += new
         if done:
             self.response[row] = -1
+            self.finished += 1
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -37,6 +37,7 @@ class Generator:
     def sample(
         self, params: PyTree, prompts: Cache, batch: dict[str, np.ndarray], *, samples: int = 1, seed: int = 0,
         greedy: bool | None = None, cancelled: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Rollout:  # fmt: skip
         """Samples responses to a batch of prompts; the scores of the rollout are 0.
 
@@ -48,11 +49,13 @@ class Generator:
             seed: of the sampling.
             greedy: whether to decode greedily; by default, if the temperature is 0.
             cancelled: called between blocks of tokens; `decode.Cancelled` is raised once it returns True.
+            progress: called between blocks with the numbers of finished responses and of tokens so far.
         """
         return rollout.sample(
             self.engine, params, batch, self.sampling, samples=samples, seed=seed, tokenizer=self.tokenizer,
             end_ids=rollout.end_ids(prompts, self.tokenizer),
             greedy=self.sampling.temperature == 0 if greedy is None else greedy, cancelled=cancelled,
+            progress=progress,
         )  # fmt: skip
 
 
@@ -88,14 +91,23 @@ def check_generative(name: str, config: DecoderConfig) -> None:
         raise UserError(f"stage {name}: its policy is a reward model (scalar head), which cannot generate")
 
 
+class ContextTooShort(UserError):
+    """A prompt of `longest` tokens and `max_new_tokens` new ones exceed the model's `context`; its message names the
+    fields of a stage, and a command that has flags instead says it in its own words."""
+
+    def __init__(self, name: str, longest: int, max_new_tokens: int, context: int):
+        super().__init__(
+            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new tokens exceed the model's context of "
+            f"{context}; lower data.sequence_length (which drops longer prompts) or sampling.max_new_tokens"
+        )
+        self.longest, self.max_new_tokens, self.context = longest, max_new_tokens, context
+
+
 def check_context_length(name: str, config: DecoderConfig, prompts: Cache, max_new_tokens: int) -> None:
-    """Raises `UserError` if the longest prompt and a full response do not fit the context."""
+    """Raises `ContextTooShort` if the longest prompt and a full response do not fit the context."""
     longest = int(np.asarray(prompts.columns["lengths"]).max())
     if longest + max_new_tokens > config.context:
-        raise UserError(
-            f"stage {name}: a prompt of {longest} tokens and {max_new_tokens} new tokens exceed the model's context of "
-            f"{config.context}; lower data.sequence_length (which drops longer prompts) or sampling.max_new_tokens"
-        )
+        raise ContextTooShort(name, longest, max_new_tokens, config.context)
 
 
 def check_samples(name: str, sampling: Sampling, samples: int) -> None:

@@ -90,11 +90,12 @@ def rollout_seed(seed: int, step: int, attempt: int = 0) -> int:
 def sample(
     engine: Engine, params: PyTree, batch: dict[str, np.ndarray], sampling: Sampling, *, samples: int, seed: int,
     tokenizer: Tokenizer, end_ids: tuple[int, ...], greedy: bool = False,
-    cancelled: Callable[[], bool] | None = None,
+    cancelled: Callable[[], bool] | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Rollout:  # fmt: skip
     """Samples responses to a batch of prompts (`tokens`, `lengths`, `prompt_index`); the scores are 0.
 
-    `cancelled` is called between blocks of tokens; `decode.Cancelled` is raised once it returns True.
+    `cancelled` is called between blocks of tokens; `decode.Cancelled` is raised once it returns True. `progress` is
+    called with the numbers of finished responses and of tokens so far.
     """
     lengths = batch["lengths"]
     prompts = [row[:n].tolist() for row, n in zip(batch["tokens"], lengths, strict=True)]
@@ -103,6 +104,7 @@ def sample(
         top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
         eos_ids=end_ids, stop_strings=sampling.stop_strings, samples=samples, seed=seed,
         detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True, cancelled=cancelled,
+        progress=progress,
     )  # fmt: skip
     assert isinstance(completions, ScoredCompletions)
     return Rollout(

@@ -38,6 +38,7 @@ from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, compiler, processes, sharding
 from easylm_jax.runtime.files import read_lines, write_json, write_lines
 from easylm_jax.runtime.mesh import batch_split, make_mesh
+from easylm_jax.runtime.monitor import Progress, counting
 from models.model import Model
 
 PyTree = Any
@@ -56,26 +57,39 @@ def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
         text: ExpressionScorer(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())
     }
     names = dict.fromkeys(name for entry in stage.entries for name in entry.stages)
-    results = {}
-    for name in names:
-        path, key = folder / "models" / f"{_file_name(name)}.json", _key(stage, name, workspace)
-        complete = path.is_file() and path.with_suffix(".jsonl").is_file()  # older versions kept few responses
-        saved = json.loads(path.read_text(encoding="utf-8")) if complete else {}
-        if saved.get("key") != key:
-            with jax.set_mesh(mesh):
-                result, responses = _evaluate_model(stage, name, tasks, scorers, workspace, mesh)
+    results = {name: _saved_results(stage, name, workspace) for name in names}
+    missing = [name for name in names if results[name] is None]
+    responses = sum(prompts.count * prompts.task.samples for prompts in tasks)
+    with counting(stage.name, len(missing) * responses, "responses") as progress, jax.set_mesh(mesh):
+        for name in missing:
+            result, kept = _evaluate_model(stage, name, tasks, scorers, workspace, mesh, progress)
             if processes.is_first_process():
-                write_lines(path.with_suffix(".jsonl"), responses)
-                write_json(path, {"model": name, "key": key, **result})
+                path = _results_file(stage, name, workspace)
+                write_lines(path.with_suffix(".jsonl"), kept)
+                write_json(path, {"model": name, "key": _key(stage, name, workspace), **result})
             processes.barrier(f"judged {name}")
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        results[name] = saved
+            results[name] = _saved_results(stage, name, workspace)
     table = _table(stage, workspace, results, tasks)
     if processes.is_first_process():
         write_lines(folder / "samples.jsonl", _samples(stage, folder / "models"))
         write_json(folder / "table.json", table)
         write_json(workspace.root / "table.json", table)
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
+
+
+def _results_file(stage: Evaluate, name: str, workspace: Workspace) -> Path:
+    """Where the results of a model are stored; its responses lie beside it with the suffix .jsonl."""
+    return workspace.folder(stage.name) / "models" / f"{_file_name(name)}.json"
+
+
+def _saved_results(stage: Evaluate, name: str, workspace: Workspace) -> dict[str, Any] | None:
+    """The stored results of a model; None if there are none for these settings, or without every response, as older
+    versions left them."""
+    path = _results_file(stage, name, workspace)
+    if not (path.is_file() and path.with_suffix(".jsonl").is_file()):
+        return None
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return saved if saved.get("key") == _key(stage, name, workspace) else None
 
 
 def _key(stage: Evaluate, name: str, workspace: Workspace) -> str:
@@ -121,24 +135,31 @@ class _TaskPrompts:
 
 def _evaluate_model(
     stage: Evaluate, name: str, tasks: list[_TaskPrompts], scorers: Mapping[str, ExpressionScorer],
-    workspace: Workspace, mesh: jax.sharding.Mesh,
+    workspace: Workspace, mesh: jax.sharding.Mesh, progress: Progress,
 ) -> tuple[dict[str, Any], list[Response]]:  # fmt: skip
     """The results of one model on all tasks, by prompt, and its responses (on the first process only)."""
-    source = model_from(workspace.model(name), mesh, compute=stage.compute)
-    for prompts in tasks:
-        task = prompts.task
-        check_samples(f"stage {stage.name}: task {task.name}", task.sampling, task.samples)
-    params = source.frozen(mesh)
+    with progress.phase(f"{name}: loading"):
+        source = model_from(workspace.model(name), mesh, compute=stage.compute)
+        for prompts in tasks:
+            task = prompts.task
+            check_samples(f"stage {stage.name}: task {task.name}", task.sampling, task.samples)
+        params = source.frozen(mesh)
     results: dict[str, Any] = {"tasks": {}}
     responses: list[Response] = []
     for prompts in tasks:
         task, tokenizer = prompts.task, prompts.tokenizer
-        generator = prepare_generator(stage.name, source.decoder, tokenizer, task.sampling, mesh, [prompts.cache])
-        sampled = generator.sample(params, prompts.cache, prompts.batch, samples=task.samples, seed=stage.seed)
-        results["tasks"][task.name], scored = _score_task(stage, prompts, sampled, scorers, workspace, mesh)
+        name_of_task = f"{stage.name}: task {task.name}"
+        generator = prepare_generator(name_of_task, source.decoder, tokenizer, task.sampling, mesh, [prompts.cache])
+        with progress.phase(f"{name}: generating for {task.name}"):
+            sampled = generator.sample(
+                params, prompts.cache, prompts.batch, samples=task.samples, seed=stage.seed, progress=progress.part()
+            )
+        with progress.phase(f"{name}: scoring {task.name}"):
+            results["tasks"][task.name], scored = _score_task(stage, prompts, sampled, scorers, workspace, mesh)
         responses += scored
     if stage.reference is not None:
-        results["kl"] = _kl_to_reference(stage, source, params, tasks[0], workspace, mesh)
+        with progress.phase(f"{name}: KL from {stage.reference}"):
+            results["kl"] = _kl_to_reference(stage, source, params, tasks[0], workspace, mesh)
     return results, responses
 
 

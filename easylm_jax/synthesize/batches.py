@@ -22,7 +22,7 @@ from easylm_jax.decode.rollout import Rollout
 from easylm_jax.runtime import chunked, processes, sharding
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.runtime.mesh import make_mesh
-from easylm_jax.runtime.processes import log_once
+from easylm_jax.runtime.monitor import counting
 
 KEY_FILE = "made_from.txt"
 ScoreBatch = Callable[[Rollout, int], Any]  # (rollout, batch number); sets `rollout.scores`
@@ -70,20 +70,25 @@ def generate_in_batches(
     score, make_records = prepare(mesh, cache, tokenizer)
     count = cache.rows if stage.limit is None else min(stage.limit, cache.rows)
     folder = partial_folder(stage, workspace, "parts")
-    paths = []
-    with jax.set_mesh(mesh):
+    chunks = chunked.chunks(count, stage.batch)
+    paths = [folder / f"{batch:06d}.jsonl" for batch in range(len(chunks))]
+    left = [batch for batch, path in enumerate(paths) if not path.is_file()]
+    done = count - sum(chunks[batch].stop - chunks[batch].start for batch in left)
+    with jax.set_mesh(mesh), counting(
+        stage.name, count * stage.samples, "responses", done * stage.samples
+    ) as progress:  # fmt: skip
         params = source.frozen(mesh)
-        for batch, chunk in enumerate(chunked.chunks(count, stage.batch)):
-            paths.append(folder / f"{batch:06d}.jsonl")
-            if paths[-1].is_file():
-                continue
-            prompts = cache.read(np.arange(chunk.start, chunk.stop))
+        for batch in left:
+            prompts = cache.read(np.arange(chunks[batch].start, chunks[batch].stop))
             seed = rollout.rollout_seed(stage.seed, batch)
-            sampled = generator.sample(params, cache, prompts, samples=stage.samples, seed=seed)
-            if score is not None:
-                score(sampled, batch)
-            if processes.is_first_process():
-                write_lines(paths[-1], make_records(sampled))
-                log_once(f"{stage.name}: {chunk.stop:,} of {count:,} prompts")
+            with progress.phase("generating"):
+                sampled = generator.sample(
+                    params, cache, prompts, samples=stage.samples, seed=seed, progress=progress.part()
+                )
+            with progress.phase("scoring"):
+                if score is not None:
+                    score(sampled, batch)
+                if processes.is_first_process():
+                    write_lines(paths[batch], make_records(sampled))
             processes.barrier(f"{stage.name} {batch}")
     return paths

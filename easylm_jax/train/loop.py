@@ -207,6 +207,15 @@ class Loop(abc.ABC):
         every = self.job.validate_every
         return self.job.validates and (step == self.job.steps or bool(every and step % every == 0))
 
+    def validate_first(self, state: PyTree, known: Metrics) -> None:
+        """Validates the parameters before the first update and writes the metrics line of step 0, with those metrics
+        that are `known` there.
+
+        A run that is killed before its first checkpoint writes it again.
+        """
+        metrics = {**known, **self._validate(state, 0)}
+        self.monitor.metrics.write(0, {**metrics, "goodput": self.monitor.ledger.goodput()})
+
     def _validate(self, state: PyTree, step: int) -> dict[str, float]:
         """The validation metrics of the parameters after `step`, also kept for checkpoints."""
         with self.monitor.phase("evaluate", step):

@@ -15,6 +15,7 @@ import numpy as np
 from easylm_jax.data import Cache, open_columns, write_columns
 from easylm_jax.objectives import sequence_logprobs
 from easylm_jax.runtime import compiler, processes, sharding
+from easylm_jax.runtime.monitor import Progress, counting
 from models.model import Model
 from models.trees import leaf_names
 
@@ -22,30 +23,39 @@ PyTree = Any
 NAME = "reference"
 
 
-def with_reference(cache: Cache, model: Model, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh) -> Cache:
-    """The cache with the columns `reference_chosen` and `reference_rejected` added to every batch."""
+def with_reference(
+    cache: Cache, model: Model, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh, name: str = "reference"
+) -> Cache:
+    """The cache with the columns `reference_chosen` and `reference_rejected` added to every batch.
+
+    `name` is shown beside the progress if they are computed.
+    """
     key = f"{model.compute.dtype} {parameter_fingerprint(params)}"
     store = open_columns(cache, NAME, key)
     if store is None:
-        columns = reference_logprobs(cache, model, params, batch_rows, mesh)
+        with counting(name, cache.rows, "rows") as progress, progress.phase("reference log-probabilities"):
+            columns = reference_logprobs(cache, model, params, batch_rows, mesh, progress)
         store = write_columns(cache, NAME, key, columns, facts={"model": model.config.family})
     processes.barrier("reference log-probabilities")
     return cache.with_columns(store)
 
 
 def reference_logprobs(
-    cache: Cache, model: Model, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh
-) -> dict[str, np.ndarray]:
+    cache: Cache, model: Model, params: PyTree, batch_rows: int, mesh: jax.sharding.Mesh,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """The summed log-probabilities of the trained tokens of both sides of every pair, float32 [pairs]."""
     score = score_program(model, mesh)
     # Pairs that are in no row keep 0: their values are never read, but must be finite.
     columns = {
         name: np.zeros(cache.manifest["pairs"], np.float32) for name in ("reference_chosen", "reference_rejected")
     }
-    for local in cache.in_order(batch_rows, sharding.local_rows(batch_rows, mesh)):
+    for batch, local in enumerate(cache.in_order(batch_rows, sharding.local_rows(batch_rows, mesh)), start=1):
         index, *sides = jax.device_get(score(params, sharding.place_batch(local, batch_rows, mesh)))
         for column, values in zip(columns.values(), sides, strict=True):
             column[index[index >= 0]] = values[index >= 0]
+        if progress is not None:
+            progress.update(min(batch * batch_rows, cache.rows), {})
     return columns
 
 

@@ -63,8 +63,9 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
             if stage.reference_source == "model":
                 frozen["reference"] = base
             else:
-                cache = with_reference(cache, model, base, stage.batch, mesh)
-                held_out = with_reference(held_out, model, base, stage.batch, mesh) if held_out else None
+                cache = with_reference(cache, model, base, stage.batch, mesh, stage.name)
+                if held_out is not None:
+                    held_out = with_reference(held_out, model, base, stage.batch, mesh, f"{stage.name}: held-out data")
                 loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
             del base
     job = TrainJob(

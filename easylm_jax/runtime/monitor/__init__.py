@@ -3,7 +3,7 @@
 from easylm_jax.runtime.chips import total_peak_flops
 from easylm_jax.runtime.monitor.goodput import Ledger
 from easylm_jax.runtime.monitor.metrics import MetricsWriter, read_metrics
-from easylm_jax.runtime.monitor.progress import Progress
+from easylm_jax.runtime.monitor.progress import Progress, counting
 from easylm_jax.runtime.monitor.run import Monitor
 from easylm_jax.runtime.monitor.stop import StopRequest
 from easylm_jax.runtime.monitor.throughput import Throughput, mfu
@@ -19,6 +19,7 @@ __all__ = [
     "StopRequest",
     "Throughput",
     "Watchdog",
+    "counting",
     "mfu",
     "model_flops_per_token",
     "read_metrics",

@@ -79,7 +79,8 @@ class RolloutLoop(Loop):
     # Before the first step
 
     def prepare(self, state: RLState, start: int) -> None:
-        """Compiles the updates for the longest rows and prints the memory that the stage needs on a device."""
+        """Compiles the updates for the longest rows, prints the memory that the stage needs on a device, and evaluates
+        the policy before its first update."""
         job, stage = self.job, self.job.stage
         longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
         with self.monitor.phase("compile"):
@@ -89,6 +90,9 @@ class RolloutLoop(Loop):
             f"{stage.updates} updates of {stage.update_rows}"
         )
         self.monitor.message(str(memory_of(job, self.abstract, self.engine, programs, longest)))
+        if start == 0 and job.validates:  # before rollouts are submitted, which may run beside it
+            from_itself = stage.reference in (None, stage.init)
+            self.validate_first(state, {"kl": 0.0} if from_itself else {})
         self.prepare_rollouts(state, start)
 
     def prepare_rollouts(self, state: RLState, start: int) -> None:
