@@ -1,5 +1,6 @@
 """requirements.txt and the extras list what is imported, and nothing else."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -107,6 +108,71 @@ def test_what_the_extra_of_the_tests_needs_is_imported_by_tests_alone():
     assert {
         file: sorted(imported(file, text) & tools) for file, text in PRODUCTION.items() if imported(file, text) & tools
     } == {}
+
+
+def hints(text):
+    """What the messages of a file tell the user to install: the words after `pip install`, up to punctuation."""
+    told = []
+    for node in ast.walk(ast.parse(text)):
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+        message = "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in parts
+                          if not isinstance(part, ast.Constant) or isinstance(part.value, str))  # fmt: skip
+        told += re.findall(
+            r"pip install ((?:'[^']+'|[\w-]+(?= |$|;|,))(?: (?!or |and |to |installs )[\w-]+)*)", message
+        )
+    return [word for found in dict.fromkeys(told) for word in found.split()]
+
+
+def wrong_hints(text):
+    """Hints that name neither an extra of this project nor a package that it requires."""
+    right = {f"'easylm_jax[{name}]'" for name in EXTRAS}
+    return [word for word in hints(text) if word not in right and plain(word) not in REQUIREMENTS]
+
+
+def caught_imports(text):
+    """(modules, message) of every `try` that imports optional packages and raises when they are missing."""
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Try):
+            continue
+        named = {top(name) for part in node.body for _, name in imports("easylm_jax/a.py", ast.unparse(part))}
+        for handler in node.handlers:
+            kinds = ast.unparse(handler.type) if handler.type else ""
+            if "ImportError" in kinds and any(isinstance(part, ast.Raise) for part in ast.walk(handler)):
+                yield {distribution(name) for name in named}, ast.unparse(handler)
+
+
+def test_install_hints_name_the_extras_of_this_project():
+    assert {file: found for file, text in PRODUCTION.items() if (found := wrong_hints(text))} == {}
+    told = [word for text in PRODUCTION.values() for word in hints(text)]
+    for extra in ("instructions", "wandb", "plan", "gpu"):
+        assert f"'easylm_jax[{extra}]'" in told
+
+
+def test_where_an_optional_package_is_missing_the_hint_names_the_extra_that_has_it():
+    optional = {package: name for name in OPTIONAL for package in EXTRAS[name] - REQUIREMENTS}
+    seen = set()
+    for file, text in PRODUCTION.items():
+        for modules, handler in caught_imports(text):
+            for package in modules & optional.keys():
+                seen.add(package)
+                assert f"easylm_jax[{optional[package]}]" in handler, file
+    assert "wandb" in seen
+    # The instructions import theirs with `library`, whose message names the extra.
+    packages = set(re.findall(r"""\blibrary\(["'](\w+)""", "".join(PRODUCTION.values())))
+    assert packages and {distribution(package) for package in packages} <= EXTRAS["instructions"]
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("""raise E("it needs x: pip install 'jax[tpu]'")""", ["'jax[tpu]'"]),
+        ("""raise E(f"{a} needs x: pip install wandb")""", ["wandb"]),
+        ("""raise E("run pip install 'easylm_jax[nonsense]' or stop")""", ["'easylm_jax[nonsense]'"]),
+        ("""raise E("run pip install 'easylm_jax[plan]' or stop, or pip install seqio tensorflow (a)")""", []),
+    ],
+)
+def test_the_walk_finds_a_hint_that_is_wrong(text, found):
+    assert wrong_hints(text) == found
 
 
 @pytest.mark.parametrize(

@@ -357,12 +357,14 @@ def test_what_cannot_be_judged_is_told_in_one_line(ready, tmp_path):
     unknown = table(changed(GREEDY, verifier="no_such"))
     assert refusing(unknown, ready, tmp_path / "b").startswith("reward: no verifier 'no_such'")
     liked = table(GREEDY, Entry("reward", ("reward",)))
-    assert "is a reward model (scalar head), which cannot generate" in refusing(liked, ready, tmp_path / "c")
+    assert "entries reward is a reward model (scalar head), but a language model is needed" in refusing(
+        liked, ready, tmp_path / "c"
+    )
     long = changed(GREEDY, sampling=Sampling(60))
     assert "new tokens exceed the model's context of 64" in refusing(table(long), ready, tmp_path / "d")
     other = rl_kit.other_tokenizer(tmp_path)
     words = table(changed(GREEDY, data=rl_kit.prompts(rl_kit.home(), tokenizer=other)))
-    assert "the model sft was trained with another tokenizer" in refusing(words, ready, tmp_path / "e")
+    assert "entries sft was trained with another tokenizer" in refusing(words, ready, tmp_path / "e")
     with pytest.raises(UserError, match="fine is compared with 'nobody', which is no entry"):
         table(GREEDY, Entry("fine", ("sft",), over="nobody"))
 

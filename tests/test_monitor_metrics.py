@@ -136,8 +136,14 @@ def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
     assert [call for call in calls if call[0] == "log"] == [("log", 1, {"loss": 2.0}), ("log", 2, {"loss": 2.0})]
 
 
-@pytest.mark.parametrize("options, package", [({"wandb": "project"}, "wandb"), ({"tensorboard": True}, "tensorboardX")])
-def test_tracker_that_is_not_installed_is_a_clear_error(tmp_path, monkeypatch, options, package):
+@pytest.mark.parametrize(
+    "options, package, hint",
+    [
+        ({"wandb": "project"}, "wandb", r"pip install 'easylm_jax\[wandb\]'"),
+        ({"tensorboard": True}, "tensorboardX", "pip install tensorboardX"),
+    ],
+)
+def test_tracker_that_is_not_installed_is_a_clear_error(tmp_path, monkeypatch, options, package, hint):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"pip install {package}"):
+    with pytest.raises(UserError, match=hint):
         writer(tmp_path, **options)

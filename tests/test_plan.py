@@ -8,6 +8,7 @@ import jax
 import pytest
 
 import models
+from easylm_jax.cli.main import main
 from easylm_jax.config import GRPO, RL, SFT, DataSpec, OptimizerConfig, Recipe, Reward, Sampling, Source, Train
 from easylm_jax.config.load import load_recipe
 from easylm_jax.experiment import programs_of
@@ -18,6 +19,13 @@ from models.errors import UserError
 from recipes.__main__ import recipe_files
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TO_PLAN = """
+from easylm_jax.config import DataSpec, DecoderConfig, OptimizerConfig, Recipe, SFT, Source
+
+model = DecoderConfig("olmo2", layers=2, width=48, heads=6, ffn=64, vocab=320, context=64, qk_norm=True)
+data = DataSpec((Source("none.jsonl"),), "hf:none", 64, kind="chat", template="tulu")
+recipe = Recipe("r", (SFT("sft", model=model, data=data, batch=8, steps=1, optimizer=OptimizerConfig("1e-3")),))
+"""
 LOOP = """
 HloModule step
 
@@ -231,3 +239,36 @@ def test_what_was_planned_is_known_again_from_another_folder(quiet, different):
     command = [sys.executable, "-c", KERNEL.format(quiet=quiet)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == f"{different}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--topology", "v9-8"], "--topology 'v9-8': the generations are"),
+        (["--topology", "v5p-64", "--mesh", "foo=2"], "--mesh 'foo=2': unknown axis 'foo'"),
+        (["--topology", "v5p-64", "--mesh", "fsdp=3"], "--mesh 'fsdp=3' needs 3 devices, but there are 32"),
+        (["--topology", "v5p-64", "--sweep", "chips=3..2"], "--sweep 'chips=3..2': the range 3..2 ends before"),
+        (
+            ["--topology", "v5p-64", "--sweep", "chips=8", "--sweep", "topology=v5p-8"],
+            "--sweep: give chips or topology",
+        ),
+        (
+            ["--topology", "v5e:2x4", "sft.batch=6", "--stage", "sft"],
+            "stage sft: a batch of 6 rows cannot be split over 8",
+        ),
+        (["--topology", "v5e:2x4", "sft.batch=6"], "(with sft.batch=N, or another mesh with --mesh)"),
+        (["--topology", "v5e:2x4", "--mesh", "tp=8", "--stage", "sft"], "stage sft: mesh: "),
+        (["--topology", "v5e:2x4", "--stage", "dpo"], "has no stage 'dpo'; it has sft"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_with_the_options_of_the_command(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    """Nothing is compiled, and no compiler is asked for."""
+    monkeypatch.setattr(topology, "configure_compiler_env", lambda: None)
+    monkeypatch.setattr(topology.Topology, "devices", lambda self: jax.devices()[: self.count])
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(TO_PLAN)
+    assert main(["plan", str(recipe), *arguments, "--out", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("easylm: error: ") and message in told

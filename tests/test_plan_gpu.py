@@ -84,6 +84,6 @@ def test_a_missing_compiler_is_told_with_what_to_install(monkeypatch):
         raise RuntimeError("Unknown platform\ncuda")
 
     monkeypatch.setattr(gpu, "devices", missing)
-    with pytest.raises(UserError, match="pip install jax-cuda12-pjrt") as told:
+    with pytest.raises(UserError, match=r"pip install 'easylm_jax\[gpu\]'") as told:
         topology.parse("h100:8").devices()
     assert "\n" not in str(told.value)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easylm_jax.cli.parser import real_number, some_text, whole_number
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,24 +30,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
     parser.add_argument(
-        "--limit", metavar="N", type=int, help="use only the first N prompts of each task, long or short"
+        "--limit", metavar="N", type=whole_number(1), help="use only the first N prompts of each task, long or short"
     )
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int, help="maximum response length (default: the benchmark's)"
+        "--max-new-tokens", metavar="N", type=whole_number(1), help="maximum response length (default: the benchmark's)"
     )
     parser.add_argument(
-        "--longest-prompt", metavar="N", type=int,
+        "--longest-prompt", metavar="N", type=whole_number(2),
         help="leave out prompts of more than N tokens, for a model with a short context (default: an error); the table "
         "says how many",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", metavar="T", type=float, help="sampling temperature (default: the benchmark's)"
+        "--temperature", metavar="T", type=real_number(0), help="sampling temperature (default: the benchmark's)"
     )
-    parser.add_argument("--samples", metavar="N", type=int, help="responses per prompt (default: the benchmark's)")
     parser.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="also end a response at this text; may be repeated"
+        "--samples", metavar="N", type=whole_number(1), help="responses per prompt (default: the benchmark's)"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="sampling seed (default: 0)")
+    parser.add_argument(
+        "--stop",
+        metavar="TEXT",
+        type=some_text,
+        action="append",
+        default=[],
+        help="also end a response at this text; may be repeated",
+    )
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="sampling seed (default: 0)")
     parser.add_argument("--out", metavar="DIR", default="runs", help="folder for results (default: runs)")
     parser.add_argument("--json", metavar="FILE", help="also write the table to FILE")
 
@@ -74,13 +82,50 @@ def main(arguments: argparse.Namespace) -> int:
         compute=Compute(dtype=dtype),
     )  # fmt: skip
     experiment = Experiment(Recipe(f"eval-{fields.digest(fields.encode(stage))[:8]}", (stage,)), Path(arguments.out))
-    experiment.run(stage)
+    try:
+        experiment.run(stage)
+    except UserError as error:
+        raise UserError(_in_flags(error, stage.name, init, arguments)) from error
     print(report.tables.text(report.collect(experiment.root)))
     table = experiment.root / "table.json"
     print(f"\n{table}; responses: {experiment.folder(stage.name) / 'samples.jsonl'}")
     if arguments.json:
         _copy(table, Path(arguments.json))
     return 0
+
+
+# What messages that are written for recipes say, and what a user of this command can do instead.
+_WORDS = {
+    "max_new_tokens of task": "--max-new-tokens of task",
+    "than the one of the stage's data (": "than --tokenizer (",
+    "; use the same one for both": "; leave --tokenizer out to use the model's own",
+    "; name it in fields": "; give a file with the columns of the published set",
+    "; name it in DataSpec.keep": "; give a file with the columns of the published set",
+    "; name one in DataSpec.keep": "; give a file with the columns of the published set",
+}
+
+
+def _in_flags(error: UserError, stage: str, init: str, arguments: argparse.Namespace) -> str:
+    """The message of an error with the command's own options in place of a stage and its fields."""
+    from easylm_jax.data.assemble import NothingKept
+    from easylm_jax.decode.generator import ContextTooShort
+
+    text = str(error).removeprefix(f"stage {stage}: ").replace(f"entries {init}", arguments.model)
+    if isinstance(error, ContextTooShort):
+        room, fits = error.context - error.longest, error.context - error.max_new_tokens
+        ways = [f"allow at most {room} new tokens with --max-new-tokens"] if room > 0 else []
+        ways += [f"leave longer prompts out with --longest-prompt {fits}"] if fits > 1 else []
+        exceed = f"{error.longest} tokens and {error.max_new_tokens} new ones exceed the context of {error.context}"
+        task = text.partition(": a prompt of")[0]
+        return f"{task}: a prompt of {exceed} tokens of {arguments.model}; {' or '.join(ways)}"
+    if isinstance(error, NothingKept) and error.counts.overlong_dropped:
+        bound = "raise --longest-prompt" if arguments.longest_prompt is not None else "the prompts are too long"
+        more = ", or raise --limit" if arguments.limit is not None else ""
+        asked = f"none of the {error.counts.read:,} prompts of {error.source.path} is short enough"
+        return f"{asked}; {bound}{more}"
+    for words, own in _WORDS.items():
+        text = text.replace(words, own)
+    return text
 
 
 def _default_dtype() -> str:
@@ -106,8 +151,14 @@ def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespac
         sampling["temperature"] = arguments.temperature
     if arguments.longest_prompt is not None:
         task = dataclasses.replace(task, data=dataclasses.replace(task.data, sequence_length=arguments.longest_prompt))
-    if arguments.limit is not None:  # metrics per instruction need the whole set
+    if arguments.limit is not None or arguments.longest_prompt is not None:  # means by instruction need the whole set
         task = dataclasses.replace(task, also=tuple(one for one in task.also if "'count'" not in one[1]))
+    samples = task.samples if arguments.samples is None else arguments.samples
+    if samples > 1 and (task.sampling.temperature if arguments.temperature is None else arguments.temperature) == 0:
+        raise UserError(
+            f"task {task.name}: {samples} greedy responses to a prompt would all be the same; give a --temperature "
+            f"above 0{'' if arguments.samples is None else ', or --samples 1'}"
+        )
     changed = {"limit": arguments.limit} | ({} if arguments.samples is None else {"samples": arguments.samples})
     return dataclasses.replace(with_sampling(task, **sampling), **changed)
 

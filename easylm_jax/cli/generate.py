@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easylm_jax.cli.parser import real_number, some_text, whole_number
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,21 +41,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--template", metavar="NAME", help="chat template (default: the one the stage was trained with)")
     how.add_argument("--raw", action="store_true", help="continue the plain text, without a chat template")
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=int,
+        "--max-new-tokens", metavar="N", type=whole_number(1),
         help=f"maximum response length (default: {DEFAULT_MAX_NEW_TOKENS}, or what fits into the context)",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", metavar="T", type=float, default=1.0, help="sampling temperature; 0 is greedy (default: 1)"
+        "--temperature",
+        metavar="T",
+        type=real_number(0),
+        default=1.0,
+        help="sampling temperature; 0 is greedy (default: 1)",
     )
-    parser.add_argument("--top-k", metavar="K", type=int, help="sample from the K most likely tokens")
+    parser.add_argument("--top-k", metavar="K", type=whole_number(1), help="sample from the K most likely tokens")
     parser.add_argument(
-        "--top-p", metavar="P", type=float, help="sample from the most likely tokens with total probability P"
+        "--top-p",
+        metavar="P",
+        type=real_number(0, 1, above=True),
+        help="sample from the most likely tokens with total probability P",
     )
-    parser.add_argument("--samples", metavar="N", type=int, default=1, help="responses per prompt (default: 1)")
     parser.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="also end a response at this text; may be repeated"
+        "--samples", metavar="N", type=whole_number(1), default=1, help="responses per prompt (default: 1)"
     )
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="sampling seed (default: 0)")
+    parser.add_argument(
+        "--stop",
+        metavar="TEXT",
+        type=some_text,
+        action="append",
+        default=[],
+        help="also end a response at this text; may be repeated",
+    )
+    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="sampling seed (default: 0)")
     parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
     parser.add_argument("--json", metavar="FILE", help="also write the responses as JSONL to FILE")
 

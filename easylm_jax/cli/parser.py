@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 RECIPE = "a Python file that holds `recipe = Recipe(...)`, or a name that `easylm recipes` lists"
@@ -12,6 +13,48 @@ RECIPE = "a Python file that holds `recipe = Recipe(...)`, or a name that `easyl
 
 class UsageError(Exception):
     """An invalid command line; reported like a `models.errors.UserError`, without importing `models`."""
+
+
+def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` to `most`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"{value} must be at {f'least {least}' if value < least else f'most {most}'}"
+            )
+        return value
+
+    return convert
+
+
+def real_number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """The type of an option that is a finite number from `least` (with `above`: above it) to `most`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        low = f"{'above' if above else 'at least'} {least:g}"
+        if not math.isfinite(value) or value < least or (above and value == least) or value > most:
+            raise argparse.ArgumentTypeError(
+                f"{text} must be {low}" + (f" and at most {most:g}" if math.isfinite(most) else " and finite")
+            )
+        return value
+
+    return convert
+
+
+def some_text(text: str) -> str:
+    """The type of an option that is a text with at least one character."""
+    if not text:
+        raise argparse.ArgumentTypeError("give it at least one character")
+    return text
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +52,24 @@ def main(arguments: argparse.Namespace) -> int:
     from easylm_jax.plan import topology as topologies
 
     if arguments.topology is not None:
-        topologies.parse(arguments.topology)  # reports a wrong name before JAX is imported
+        with _option("topology"):
+            topologies.parse(arguments.topology)  # reports a wrong name before JAX is imported
     topologies.configure_compiler_env()
     from easylm_jax.config.load import load_recipe
     from easylm_jax.plan import report
+    from easylm_jax.runtime.mesh import parse_mesh
 
     if arguments.write and not arguments.sweep:
         raise UserError("--write needs --sweep; use --json to write a plan")
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    if arguments.mesh is not None:
-        recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
     name = arguments.topology or recipe.pod
     if name is None:
         raise UserError(f"recipe {recipe.name} names no pod; give one with --topology, such as v5p-64")
     topology = topologies.parse(name)
+    if arguments.mesh is not None:
+        with _option("mesh"):
+            parse_mesh(arguments.mesh, topology.count)  # before anything is compiled
+        recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
     if arguments.sweep:
         return _sweep(recipe, topology, arguments)
     stages = recipe.stages if arguments.stage is None else (recipe.stage(arguments.stage),)
@@ -71,7 +77,8 @@ def main(arguments: argparse.Namespace) -> int:
     planner = _planner(arguments)
     rows: list[Any] = []
     for stage in stages:
-        stage_rows = planner.plan(stage, recipe, topology, devices)
+        with _planning(stage):
+            stage_rows = planner.plan(stage, recipe, topology, devices)
         rows += stage_rows
         if arguments.stage is not None and not stage_rows:
             raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
@@ -82,6 +89,27 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write(Path(arguments.json), plan)
     return 0 if plan["fits"] else EXIT_DOES_NOT_FIT
+
+
+@contextlib.contextmanager
+def _option(name: str) -> Iterator[None]:
+    """Errors in the value of an option begin with the option's name: `--mesh 'fsdp=3' needs …`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--{name} {str(error).removeprefix(f'{name} ')}") from error
+
+
+@contextlib.contextmanager
+def _planning(stage: Any) -> Iterator[None]:
+    """Errors of a stage's shapes name the stage, and what on the command line changes them."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        if text.startswith(("a batch of", "mesh")):
+            text = f"{text} (with {stage.name}.batch=N, or another mesh with --mesh)"
+        raise UserError(text if text.startswith("stage ") else f"stage {stage.name}: {text}") from error
 
 
 def _planner(arguments: argparse.Namespace) -> Any:

@@ -16,7 +16,9 @@ def _seqio():
     try:
         import seqio
     except ImportError as error:
-        raise UserError(f"data: a seqio source needs seqio and tensorflow installed: {error}") from None
+        raise UserError(
+            f"data: a seqio source needs seqio and tensorflow: pip install seqio tensorflow ({error})"
+        ) from None
     return seqio
 
 

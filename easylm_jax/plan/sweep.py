@@ -106,14 +106,14 @@ def parse(texts: Sequence[str]) -> dict[str, list[str]]:
         if axis not in AXES:
             near = difflib.get_close_matches(axis, AXES, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"the axes are {', '.join(AXES)}"
-            raise UserError(f"sweep {text!r}: unknown axis {axis!r}; {hint}")
+            raise UserError(f"--sweep {text!r}: unknown axis {axis!r}; {hint}")
         if axis in axes:
-            raise UserError(f"sweep {text!r}: {axis} is given twice; write its values side by side, with spaces")
+            raise UserError(f"--sweep {text!r}: {axis} is given twice; write its values side by side, with spaces")
         if not equals or not values.split():
-            raise UserError(f"sweep {text!r}: write values after {axis}=, separated by spaces")
+            raise UserError(f"--sweep {text!r}: write values after {axis}=, separated by spaces")
         axes[axis] = [item for value in values.split() for item in _values(text, axis, value)]
     if "chips" in axes and "topology" in axes:
-        raise UserError("sweep: give chips or topology, not both")
+        raise UserError("--sweep: give chips or topology, not both")
     return axes
 
 
@@ -125,11 +125,12 @@ def _values(text: str, axis: str, value: str) -> list[str]:
     found = _RANGE.fullmatch(value)
     if found is None or int(found[1]) == 0 or int(found[3] or 2) < 2:
         raise UserError(
-            f"sweep {text!r}: {value!r} is neither a number nor a range such as 8..64 (doubling) or 8..4096x8 (times 8)"
+            f"--sweep {text!r}: {value!r} is neither a number nor a range such as 8..64 (doubling) or 8..4096x8 (times "
+            "8)"
         )
     first, last, factor = int(found[1]), int(found[2]), int(found[3] or 2)
     if last < first:
-        raise UserError(f"sweep {text!r}: the range {value} ends before it begins")
+        raise UserError(f"--sweep {text!r}: the range {value} ends before it begins")
     return [str(first * factor**i) for i in range(int(math.log(last / first, factor) + 1e-9) + 1)]
 
 
@@ -140,9 +141,9 @@ def points(stage: Stage, recipe: Recipe, pod: Topology, axes: dict[str, list[str
         UserError: an error that concerns all combinations; others are recorded in `Point.refused`.
     """
     if scaling == "weak" and "batch" in axes:
-        raise UserError("sweep: weak scaling sets the batch; leave out the batch axis, or use --scaling strong")
+        raise UserError("--sweep: weak scaling sets the batch; leave out the batch axis, or use --scaling strong")
     if "remat" in axes and not hasattr(stage, "compute"):
-        raise UserError(f"sweep: stage {stage.name} has no remat setting; leave out the remat axis")
+        raise UserError(f"--sweep: stage {stage.name} has no remat setting; leave out the remat axis")
     names = axes.get("topology") or [_pod_name(pod, int(count)) for count in axes.get("chips", [])] or [pod.name]
     pods = [topology.parse(name) for name in names]
     meshes: list[str | None] = [*axes["mesh"]] if "mesh" in axes else [None]

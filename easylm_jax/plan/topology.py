@@ -56,8 +56,8 @@ class Topology:
                 return gpu.devices(self.slices, self.shape[0])
             except Exception as error:
                 raise UserError(
-                    f"topology {self.name}: planning for GPUs needs their compiler: pip install jax-cuda12-pjrt "
-                    f"jax-cuda12-plugin nvidia-cuda-nvcc-cu12 (no GPU is needed): {' '.join(str(error).split())[:120]}"
+                    f"topology {self.name}: planning for GPUs needs their compiler: pip install "
+                    f"'easylm_jax[gpu]' (no GPU is needed): {' '.join(str(error).split())[:120]}"
                 ) from error
         from jax.experimental import topologies
 
@@ -170,10 +170,10 @@ def _no_compiler(error: Exception, name: str) -> UserError:
         found = version("libtpu")
     except PackageNotFoundError:
         return UserError(
-            "planning needs the TPU compiler, the package libtpu: pip install 'jax[tpu]' (no TPU is needed)"
+            "planning needs the TPU compiler, the package libtpu: pip install 'easylm_jax[plan]' (no TPU is needed)"
         )
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"libtpu {found} with jax {jax.__version__} does not support the topology {name} ({reason}); "
-        "pip install 'jax[tpu]' installs the libtpu version for this jax"
+        "pip install 'easylm_jax[plan]' installs the libtpu version for this jax"
     )

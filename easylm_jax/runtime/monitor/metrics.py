@@ -209,8 +209,8 @@ class _TensorBoard:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise UserError(
-                "TensorBoard logging needs tensorboardX, which is not installed; run `pip install tensorboardX` or "
-                "turn tensorboard off"
+                "TensorBoard logging needs tensorboardX, which is not installed; run pip install tensorboardX or turn "
+                "tensorboard off"
             ) from None
         self._writer = SummaryWriter(str(folder))
 
@@ -229,7 +229,8 @@ class _WeightsAndBiases:
             import wandb
         except ImportError:
             raise UserError(
-                "Weights & Biases logging needs wandb, which is not installed; run `pip install wandb` or turn it off"
+                "Weights & Biases logging needs wandb, which is not installed; run pip install 'easylm_jax[wandb]' or "
+                "turn it off"
             ) from None
         id_file = folder / "wandb_id.txt"  # a restart continues the same W&B run
         if not id_file.exists():
