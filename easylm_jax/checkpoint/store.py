@@ -110,9 +110,9 @@ def is_committed(folder: Any) -> bool:
 
 
 def committed_steps(folder: Any) -> list[int]:
-    """The committed steps in a checkpoints folder, in ascending order; empty if the folder does not exist."""
+    """The committed steps in a checkpoints folder, in ascending order; empty if there is no such folder."""
     folder = as_path(folder)
-    if not folder.exists():
+    if not folder.is_dir():
         return []
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal() and is_committed(p))
 
@@ -132,7 +132,7 @@ def resolve(folder: Any) -> Any:
     folder = as_path(folder)
     if is_committed(folder):
         return folder
-    if not folder.exists():
+    if not folder.is_dir():
         raise UserError(f"no such folder: {folder}; give a stage's folder or one of its checkpoints/<step> folders")
     root = checkpoints_folder(folder)
     for where in (root, root / HISTORY):

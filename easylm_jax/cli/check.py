@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from easylm_jax.cli import arguments as kinds
+
 if TYPE_CHECKING:
     from easylm_jax.rewards.instructions.scoring import Verdict
 
@@ -23,11 +25,15 @@ _REQUIRED = ("prompt", "instruction_id_list", "kwargs")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "responses",
+        type=kinds.INPUT_FILE,
         metavar="FILE",
         help="JSON lines with `prompt` and `response`; without --prompts also `instruction_id_list` and `kwargs`",
     )
     parser.add_argument(
-        "--prompts", metavar="FILE", help="JSON lines with `prompt`, `instruction_id_list` and `kwargs`"
+        "--prompts",
+        type=kinds.INPUT_FILE,
+        metavar="FILE",
+        help="JSON lines with `prompt`, `instruction_id_list` and `kwargs`",
     )
     parser.add_argument(
         "--version",
@@ -38,9 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answers", action="store_true", help="score the text after the last </think>, without <answer> tags"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report and the verdict on every instruction as JSON")
-    parser.add_argument("--out", metavar="DIR", help="write strict.jsonl and loose.jsonl in IFBench's result format")
-    parser.add_argument("--nltk-data", metavar="DIR", help="folder of the NLTK data (default: $NLTK_DATA)")
+    parser.add_argument(
+        "--json",
+        type=kinds.OUTPUT_FILE,
+        metavar="FILE",
+        help="write the report and the verdict on every instruction as JSON",
+    )
+    parser.add_argument(
+        "--out",
+        type=kinds.OUTPUT_FOLDER,
+        metavar="DIR",
+        help="write strict.jsonl and loose.jsonl in IFBench's result format",
+    )
+    parser.add_argument(
+        "--nltk-data", type=kinds.INPUT_FOLDER, metavar="DIR", help="folder of the NLTK data (default: $NLTK_DATA)"
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import pathlib
 from typing import Any
 
+from easylm_jax.cli import arguments as kinds
 from models.errors import UserError
 
 
@@ -17,31 +18,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     def action(name: str, text: str, example: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=text, description=text, epilog=f"example: easylm checkpoints {example}")
-        added.add_argument("--json", metavar="FILE", help="also write the result as JSON to FILE")
+        added.add_argument(
+            "--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the result as JSON to FILE"
+        )
         return added
 
     stage = "runs/quickstart/pretrain"
     listing = action("list", "list a stage's checkpoints", f"list {stage}")
-    listing.add_argument("folder", help="a stage's folder, or the folder of an average")
+    listing.add_argument("folder", type=kinds.INPUT_FOLDER, help="a stage's folder, or the folder of an average")
     checking = action("verify", "compare all files with their checksums", f"verify {stage}")
-    checking.add_argument("folder", help="a stage's folder or a step folder")
+    checking.add_argument("folder", type=kinds.INPUT_FOLDER, help="a stage's folder or a step folder")
     text = "average the parameters of several checkpoints"
     soup = action("average", text, f"average {stage} runs/b/pretrain --out soup")
-    soup.add_argument("folders", nargs="+", help="step folders, or stages' folders (their latest step)")
-    soup.add_argument("--out", required=True, help="the folder to create")
+    soup.add_argument(
+        "folders", type=kinds.INPUT_FOLDER, nargs="+", help="step folders, or stages' folders (their latest step)"
+    )
+    soup.add_argument("--out", type=kinds.OUTPUT_FOLDER, required=True, help="the folder to create")
     text = "delete old checkpoints; named ones and the history are kept"
     pruning = action("prune", text, f"prune {stage} --latest 2 --dry-run")
-    pruning.add_argument("folder", help="a stage's folder")
-    pruning.add_argument("--latest", type=int, help="how many of the newest to keep (default: as the stage is set)")
-    pruning.add_argument("--every", type=int, help="also keep steps divisible by this (default: as the stage is set)")
+    pruning.add_argument("folder", type=kinds.INPUT_FOLDER, help="a stage's folder")
+    pruning.add_argument(
+        "--latest", type=kinds.COUNT, help="how many of the newest to keep (default: as the stage is set)"
+    )
+    pruning.add_argument(
+        "--every", type=kinds.COUNT, help="also keep steps divisible by this (default: as the stage is set)"
+    )
     pruning.add_argument("--dry-run", action="store_true", help="print what would be deleted, delete nothing")
     differing = action(
         "diff",
         "compare two checkpoints bit for bit; exit status 1 when they differ",
         f"diff {stage} runs/b/pretrain --json diff.json",
     )
-    differing.add_argument("a", help="a step folder or a stage's folder (its latest step)")
-    differing.add_argument("b", help="the step folder or stage's folder to compare with")
+    differing.add_argument("a", type=kinds.INPUT_FOLDER, help="a step folder or a stage's folder (its latest step)")
+    differing.add_argument("b", type=kinds.INPUT_FOLDER, help="the step folder or stage's folder to compare with")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from easylm_jax.cli import arguments as kinds
 from easylm_jax.cli.parser import Parser
 
 
@@ -12,10 +13,13 @@ def add_arguments(parser: Parser) -> None:
     """The arguments of `easylm convert`."""
     parser.add_argument(
         "source",
+        type=kinds.NAME,
         metavar="FROM",
         help="a Hugging Face model (hf:FOLDER or hf:OWNER/MODEL), or a stage or checkpoint folder",
     )
-    parser.add_argument("target", metavar="TO", help="the folder to write, in the other format")
+    parser.add_argument(
+        "target", type=kinds.OUTPUT_FOLDER, metavar="TO", help="the folder to write, in the other format"
+    )
     parser.add_argument(
         "--model", metavar="NAME", help="name of a preset, if the checkpoint has no model configuration"
     )
@@ -23,7 +27,10 @@ def add_arguments(parser: Parser) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="dtype of the written weights (default: unchanged)"
     )
     parser.add_argument(
-        "--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER to export (default: the tokenizer of the checkpoint)"
+        "--tokenizer",
+        type=kinds.NAME,
+        metavar="SPEC",
+        help="sp:FILE or hf:FOLDER to export (default: the tokenizer of the checkpoint)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the content of TO")
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from easylm_jax.cli import arguments as kinds
+
 if TYPE_CHECKING:
     from easylm_jax.config import Train
     from easylm_jax.config.data import DataSpec, Source
@@ -36,24 +38,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parsers[name].set_defaults(run=globals()[name])
     _add_build(parsers["build"])
     inspecting = parsers["inspect"]
-    inspecting.add_argument("cache", help="a cache folder")
-    inspecting.add_argument("--rows", type=int, default=3, help="number of rows (default: 3)")
-    inspecting.add_argument("--start", type=int, default=0, help="first row (default: 0)")
-    inspecting.add_argument("--tokenizer", help="the tokenizer, if it was moved since the build")
+    inspecting.add_argument("cache", type=kinds.INPUT_FOLDER, help="a cache folder")
+    inspecting.add_argument("--rows", type=kinds.COUNT, default=3, help="number of rows (default: 3)")
+    inspecting.add_argument("--start", type=kinds.NATURAL, default=0, help="first row (default: 0)")
+    inspecting.add_argument("--tokenizer", type=kinds.NAME, help="the tokenizer, if it was moved since the build")
     inspecting.add_argument("--ids", action="store_true", help="print the token ids too")
-    parsers["stats"].add_argument("cache", help="a cache folder")
+    parsers["stats"].add_argument("cache", type=kinds.INPUT_FOLDER, help="a cache folder")
     parsers["stats"].add_argument("--verify", action="store_true", help="compare all files with their checksums")
     training = parsers["tokenizer"]
     _add_sources(training)
-    training.add_argument("--vocab", type=int, required=True, help="number of pieces, including 256 bytes")
-    training.add_argument("--symbols", default="", help="control tokens to add, comma-separated")
-    training.add_argument("--out", required=True, help="folder for tokenizer.model")
+    training.add_argument("--vocab", type=kinds.COUNT, required=True, help="number of pieces, including 256 bytes")
+    training.add_argument("--symbols", type=kinds.ANY, default="", help="control tokens to add, comma-separated")
+    training.add_argument("--out", type=kinds.OUTPUT_FOLDER, required=True, help="folder for tokenizer.model")
     for command in parsers.values():
-        command.add_argument("--json", metavar="FILE", help="write the result as JSON")
+        command.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="write the result as JSON")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME, seqio:NAME")
+    parser.add_argument(
+        "sources", type=kinds.NAME, nargs="*", help="files, globs, folders, hf:NAME, tfds:NAME, seqio:NAME"
+    )
     parser.add_argument("--fields", help="columns of the turns, such as user=question,assistant=answer")
     parser.add_argument("--format", choices=("hh",), help="chosen and rejected are Human/Assistant transcripts")
     parser.add_argument("--text-field", default="text", help="column of plain text (default: text)")
@@ -63,17 +67,25 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         choices=("file", "line", "paragraph"),
         help="what one document is in a .txt file (default: file)",
     )
-    parser.add_argument("--skip", metavar="N", type=int, default=0, help="skip the first N records of each source")
-    parser.add_argument("--limit", metavar="N", type=int, help="read at most N records of each source")
+    parser.add_argument(
+        "--skip", type=kinds.NATURAL, metavar="N", default=0, help="skip the first N records of each source"
+    )
+    parser.add_argument("--limit", type=kinds.COUNT, metavar="N", help="read at most N records of each source")
 
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     _add_sources(parser)
-    parser.add_argument("--spec", metavar="FILE", help="a DataSpec as JSON, instead of sources and options")
-    parser.add_argument("--out", help="folder for caches, each named by its key (with a recipe: the runs folder)")
+    parser.add_argument(
+        "--spec", type=kinds.INPUT_FILE, metavar="FILE", help="a DataSpec as JSON, instead of sources and options"
+    )
+    parser.add_argument(
+        "--out",
+        type=kinds.OUTPUT_FOLDER,
+        help="folder for caches, each named by its key (with a recipe: the runs folder)",
+    )
     parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
-    parser.add_argument("--tokenizer", help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
-    parser.add_argument("--length", type=int, help="tokens per row")
+    parser.add_argument("--tokenizer", type=kinds.NAME, help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
+    parser.add_argument("--length", type=kinds.LENGTH, help="tokens per row")
     parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts"))
     parser.add_argument(
         "--template", help="tulu, olmo, tulu25, llama3, llama31, qwen, qwen_math, chatml, think, r1 or plain"
@@ -85,20 +97,20 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overlong", choices=("truncate", "drop", "error"), help="default: truncate; drop for prompts")
     parser.add_argument(
-        "--max-side-length", type=int, help="maximum tokens of one side of a pair (default: half of --length)"
+        "--max-side-length", type=kinds.COUNT, help="maximum tokens of one side of a pair (default: half of --length)"
     )
-    parser.add_argument("--max-pairs-per-row", type=int, help="maximum number of pairs in a row")
+    parser.add_argument("--max-pairs-per-row", type=kinds.COUNT, help="maximum number of pairs in a row")
     parser.add_argument("--keep", help="columns to keep with each prompt, comma-separated (default: all)")
     parser.add_argument("--train-on", default="assistant", choices=("assistant", "last_assistant", "all"))
     parser.add_argument("--no-document-mask", action="store_true", help="let documents in a row attend to each other")
     parser.add_argument("--repetition-filter", action="store_true", help="drop text that repeats a short unit")
     parser.add_argument(
-        "--temperature", type=float, help="temperature T of the mixture: rates are sizes to the power 1/T"
+        "--temperature", type=kinds.POSITIVE, help="temperature T of the mixture: rates are sizes to the power 1/T"
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="skip and count bad records instead of stopping at the first"
     )
-    parser.add_argument("--seed", type=int, default=42, help="seed of resampling (default: 42)")
+    parser.add_argument("--seed", type=kinds.SEED, default=42, help="seed of resampling (default: 42)")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easylm_jax.cli.parser import real_number, some_text, whole_number
+from easylm_jax.cli import arguments as kinds
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,45 +18,52 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm eval`."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a stage's or checkpoint's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)"
+        "model",
+        type=kinds.NAME,
+        metavar="MODEL",
+        help="a stage's or checkpoint's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)",
     )
     parser.add_argument(
-        "--task", metavar="NAME[=FILE]", action="append", required=True,
+        "--task", type=kinds.NAME, metavar="NAME[=FILE]", action="append", required=True,
         help="a benchmark such as gsm8k or ifbench (an unknown name lists them all), optionally with its prompts in "
         "FILE; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--template", metavar="NAME", help="chat template (default: the one the stage was trained with)"
     )
-    parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
     parser.add_argument(
-        "--limit", metavar="N", type=whole_number(1), help="use only the first N prompts of each task, long or short"
+        "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
     )
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=whole_number(1), help="maximum response length (default: the benchmark's)"
+        "--limit", type=kinds.COUNT, metavar="N", help="use only the first N prompts of each task, long or short"
     )
     parser.add_argument(
-        "--longest-prompt", metavar="N", type=whole_number(2),
+        "--max-new-tokens", type=kinds.COUNT, metavar="N", help="maximum response length (default: the benchmark's)"
+    )
+    parser.add_argument(
+        "--longest-prompt", type=kinds.LENGTH, metavar="N",
         help="leave out prompts of more than N tokens, for a model with a short context (default: an error); the table "
         "says how many",
     )  # fmt: skip
     parser.add_argument(
-        "--temperature", metavar="T", type=real_number(0), help="sampling temperature (default: the benchmark's)"
+        "--temperature", type=kinds.NON_NEGATIVE, metavar="T", help="sampling temperature (default: the benchmark's)"
     )
     parser.add_argument(
-        "--samples", metavar="N", type=whole_number(1), help="responses per prompt (default: the benchmark's)"
+        "--samples", type=kinds.COUNT, metavar="N", help="responses per prompt (default: the benchmark's)"
     )
     parser.add_argument(
         "--stop",
+        type=kinds.TEXT,
         metavar="TEXT",
-        type=some_text,
         action="append",
         default=[],
         help="also end a response at this text; may be repeated",
     )
-    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="sampling seed (default: 0)")
-    parser.add_argument("--out", metavar="DIR", default="runs", help="folder for results (default: runs)")
-    parser.add_argument("--json", metavar="FILE", help="also write the table to FILE")
+    parser.add_argument("--seed", type=kinds.SEED, metavar="N", default=0, help="sampling seed (default: 0)")
+    parser.add_argument(
+        "--out", type=kinds.OUTPUT_FOLDER, metavar="DIR", default="runs", help="folder for results (default: runs)"
+    )
+    parser.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the table to FILE")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from easylm_jax.cli.parser import real_number, some_text, whole_number
+from easylm_jax.cli import arguments as kinds
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,49 +29,61 @@ COLUMNS = ("messages", "prompt", "text")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm generate`."""
     parser.add_argument(
-        "model", metavar="MODEL", help="a stage's or checkpoint's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)"
+        "model",
+        type=kinds.NAME,
+        metavar="MODEL",
+        help="a stage's or checkpoint's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)",
     )
     parser.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help="default: from --file, or one prompt per line from standard input"
+        "prompts",
+        type=kinds.ANY,
+        metavar="PROMPT",
+        nargs="*",
+        help="default: from --file, or one prompt per line from standard input",
     )
     parser.add_argument(
-        "--file", metavar="JSONL", help=f"JSON lines with a prompt in one of the columns {', '.join(COLUMNS)}"
+        "--file",
+        type=kinds.INPUT_FILE,
+        metavar="JSONL",
+        help=f"JSON lines with a prompt in one of the columns {', '.join(COLUMNS)}",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--template", metavar="NAME", help="chat template (default: the one the stage was trained with)")
     how.add_argument("--raw", action="store_true", help="continue the plain text, without a chat template")
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=whole_number(1),
+        "--max-new-tokens", type=kinds.COUNT, metavar="N",
         help=f"maximum response length (default: {DEFAULT_MAX_NEW_TOKENS}, or what fits into the context)",
     )  # fmt: skip
     parser.add_argument(
         "--temperature",
+        type=kinds.NON_NEGATIVE,
         metavar="T",
-        type=real_number(0),
         default=1.0,
         help="sampling temperature; 0 is greedy (default: 1)",
     )
-    parser.add_argument("--top-k", metavar="K", type=whole_number(1), help="sample from the K most likely tokens")
+    parser.add_argument("--top-k", type=kinds.COUNT, metavar="K", help="sample from the K most likely tokens")
     parser.add_argument(
         "--top-p",
+        type=kinds.SHARE,
         metavar="P",
-        type=real_number(0, 1, above=True),
         help="sample from the most likely tokens with total probability P",
     )
-    parser.add_argument(
-        "--samples", metavar="N", type=whole_number(1), default=1, help="responses per prompt (default: 1)"
-    )
+    parser.add_argument("--samples", type=kinds.COUNT, metavar="N", default=1, help="responses per prompt (default: 1)")
     parser.add_argument(
         "--stop",
+        type=kinds.TEXT,
         metavar="TEXT",
-        type=some_text,
         action="append",
         default=[],
         help="also end a response at this text; may be repeated",
     )
-    parser.add_argument("--seed", metavar="N", type=whole_number(0), default=0, help="sampling seed (default: 0)")
-    parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
-    parser.add_argument("--json", metavar="FILE", help="also write the responses as JSONL to FILE")
+    parser.add_argument("--seed", type=kinds.SEED, metavar="N", default=0, help="sampling seed (default: 0)")
+    parser.add_argument(
+        "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
+    )
+    parser.add_argument(
+        "--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the responses as JSONL to FILE"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

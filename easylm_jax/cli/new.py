@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from easylm_jax.cli import arguments as kinds
 from models.errors import UserError
 
 EXAMPLES = {"model": "hf:allenai/OLMo-2-0425-1B", "data": "data.jsonl"}
@@ -21,13 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm new`."""
     from easylm_jax.config.starters import KINDS
 
-    kinds = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
-    parser.add_argument("kind", metavar="KIND", choices=tuple(KINDS), help=kinds)
+    described = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
+    parser.add_argument("kind", metavar="KIND", choices=tuple(KINDS), help=described)
     parser.add_argument(
-        "--model", metavar="MODEL", required=True, help="a stage's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)"
+        "--model",
+        type=kinds.NAME,
+        metavar="MODEL",
+        required=True,
+        help="a stage's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)",
     )
     parser.add_argument(
-        "--data", metavar="FILE", required=True,
+        "--data", type=kinds.NAME, metavar="FILE", required=True,
         help="JSON lines: conversations for sft, pairs for dpo and reward, prompts for grpo and eval, either for ppo",
     )  # fmt: skip
     parser.add_argument(
@@ -36,9 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--template", metavar="NAME", help="chat template (default: the one that the model was trained with, or tulu)"
     )
-    parser.add_argument("--tokenizer", metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)")
     parser.add_argument(
-        "--out", metavar="FILE", help="write the recipe to FILE, which must not exist, and not print it"
+        "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
+    )
+    parser.add_argument(
+        "--out",
+        type=kinds.OUTPUT_FILE,
+        metavar="FILE",
+        help="write the recipe to FILE, which must not exist, and not print it",
     )
 
 

@@ -4,57 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
+
+from easylm_jax.cli import arguments as kinds
 
 RECIPE = "a Python file that holds `recipe = Recipe(...)`, or a name that `easylm recipes` lists"
 
 
 class UsageError(Exception):
     """An invalid command line; reported like a `models.errors.UserError`, without importing `models`."""
-
-
-def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """The type of an option that is a whole number from `least` to `most`."""
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(
-                f"{value} must be at {f'least {least}' if value < least else f'most {most}'}"
-            )
-        return value
-
-    return convert
-
-
-def real_number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
-    """The type of an option that is a finite number from `least` (with `above`: above it) to `most`."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        low = f"{'above' if above else 'at least'} {least:g}"
-        if not math.isfinite(value) or value < least or (above and value == least) or value > most:
-            raise argparse.ArgumentTypeError(
-                f"{text} must be {low}" + (f" and at most {most:g}" if math.isfinite(most) else " and finite")
-            )
-        return value
-
-    return convert
-
-
-def some_text(text: str) -> str:
-    """The type of an option that is a text with at least one character."""
-    if not text:
-        raise argparse.ArgumentTypeError("give it at least one character")
-    return text
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +23,12 @@ class Parser(argparse.ArgumentParser):
         # Set here, so that the parsers of nested commands get the defaults too. Raw: examples must not be wrapped.
         defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(*args, **{**defaults, **options})
+
+    def _add_action(self, action: argparse.Action) -> argparse.Action:  # of groups too
+        """Every argument with a value is of a kind that checks it."""
+        if isinstance(action, (argparse._StoreAction, argparse._AppendAction)) and action.choices is None:
+            action.type = _KINDS.get(action.type, action.type)  # type: ignore[arg-type]
+        return super()._add_action(action)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -94,6 +59,9 @@ class Parser(argparse.ArgumentParser):
                 for name, parser in action.choices.items():
                     if name in arguments:
                         yield from parser._options(arguments)
+
+
+_KINDS = {None: kinds.TEXT, int: kinds.WHOLE, float: kinds.FINITE}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from easylm_jax.cli import arguments as kinds
 from easylm_jax.cli.parser import RECIPE
 from models.errors import UserError
 
@@ -19,7 +20,7 @@ EXIT_DOES_NOT_FIT = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm plan`."""
-    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    parser.add_argument("recipe", type=kinds.NAME, metavar="RECIPE", help=RECIPE)
     parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.accumulate=2")
     parser.add_argument("--stage", metavar="STAGE", help="plan only this stage (default: all that run on devices)")
     parser.add_argument(
@@ -36,11 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in a sweep over pods of several sizes, keep the batch (strong) or the rows per chip (weak)",
     )  # fmt: skip
     parser.add_argument(
-        "--write", metavar="FILE", help="write the table and the figure of a sweep into the Markdown page FILE"
+        "--write",
+        type=kinds.OUTPUT_FILE,
+        metavar="FILE",
+        help="write the table and the figure of a sweep into the Markdown page FILE",
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the plan as JSON to FILE")
+    parser.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the plan as JSON to FILE")
     parser.add_argument(
-        "--out", metavar="DIR", default="runs", help="folder that caches compiled plans (default: runs)"
+        "--out",
+        type=kinds.OUTPUT_FOLDER,
+        metavar="DIR",
+        default="runs",
+        help="folder that caches compiled plans (default: runs)",
     )
     parser.add_argument(
         "--no-suggestion", action="store_true", help="if a stage does not fit, do not search for settings that do"

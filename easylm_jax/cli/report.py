@@ -9,21 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from easylm_jax import report
+from easylm_jax.cli import arguments as kinds
 from easylm_jax.report import COMPARISON_PAGE, PAGE, compare, compare_page, html, tables, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm report`."""
     parser.add_argument(
-        "runs", metavar="RUN", nargs="+", help="a run's folder, such as runs/quickstart; several are compared"
+        "runs",
+        type=kinds.INPUT_FOLDER,
+        metavar="RUN",
+        nargs="+",
+        help="a run's folder, such as runs/quickstart; several are compared",
     )
     parser.add_argument(
-        "--html", metavar="FILE",
+        "--html", type=kinds.OUTPUT_FILE, metavar="FILE",
         help=f"path of the HTML page (default: RUN/{PAGE}, or {COMPARISON_PAGE} in the folder of the first of several)",
     )  # fmt: skip
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument(
-        "--json", metavar="FILE", help="also write the tables and the metrics of all stages as JSON to FILE"
+        "--json",
+        type=kinds.OUTPUT_FILE,
+        metavar="FILE",
+        help="also write the tables and the metrics of all stages as JSON to FILE",
     )
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 
+from easylm_jax.cli import arguments as kinds
 from easylm_jax.cli.parser import RECIPE, Parser, UsageError
 
 
 def add_arguments(parser: Parser) -> None:
     """The arguments of `easylm run`."""
-    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    parser.add_argument("recipe", type=kinds.NAME, metavar="RECIPE", help=RECIPE)
     parser.add_argument(
         "overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.optimizer.lr=1e-5"
     )
     parser.add_argument("--only", metavar="STAGE", help="run only this stage; the stages it needs must be done")
-    parser.add_argument("--out", metavar="DIR", default="runs", help="folder for runs (default: runs)")
+    parser.add_argument(
+        "--out", type=kinds.OUTPUT_FOLDER, metavar="DIR", default="runs", help="folder for runs (default: runs)"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="start again if the run exists; its checkpoints are set aside"
     )
