@@ -54,6 +54,7 @@ def lines(tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
         "generate": ([empty, "hello"], []),
         "eval": ([empty], ["--task", "gsm8k"]),
         "plan": ([recipe], []),
+        "new": (["sft"], ["--model", empty, "--data", texts]),
         "report": ([str(folder / "run")], []),
         "check": ([responses], []),
     }

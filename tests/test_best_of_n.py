@@ -157,7 +157,11 @@ def test_an_answer_may_hold_any_character(tmp_path):
     ("name", "says"),
     [
         ("greedy", "stage greedy: 4 greedy samples are all the same; set a temperature above 0"),
-        ("of-reward", "stage of-reward: init reward is a reward model (scalar head)"),
+        (
+            "of-reward",
+            "stage of-reward: init reward is a reward model (scalar head), but a language model is needed here; "
+            "name the policy",
+        ),
     ],
 )
 def test_what_cannot_be_sampled_is_told_in_one_line(name, says, ready):

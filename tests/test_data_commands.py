@@ -117,10 +117,11 @@ def test_tokenizer_trains_on_texts_and_conversations(folder, capsys):
             ["build", "a", "--fields", "user", "--tokenizer", "t", "--length", "8", "--out", "x"],
             "must read role=column",
         ),
-        (["build", "--spec", "{0}/no.json", "--out", "x"], "cannot read the specification"),
-        (["build", "a", "--spec", "{0}/no.json", "--out", "x"], "give sources or --spec, not both"),
+        (["build", "--spec", "{0}/no.json", "--out", "x"], "no.json' does not exist; give the path of a file"),
+        (["build", "a", "--spec", __file__, "--out", "x"], "give sources or --spec, not both"),
         (["stats", "{0}"], "holds no manifest.json"),
-        (["inspect", "{0}/nowhere"], "holds no manifest.json; build it with"),
+        (["inspect", "{0}/nowhere"], "nowhere' does not exist; give the path of a folder"),
+        (["inspect", "{0}"], "holds no manifest.json; build it with"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_status_2(words, message, folder, capsys):

@@ -1,7 +1,9 @@
 import dataclasses
+import errno
 import functools
 import io
 import json
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -261,18 +263,18 @@ def test_a_done_stage_is_read_where_done_json_says(run, tmp_path):
         (["{run}/sft", " "], "prompt 1 is empty; give it some text"),
         (["{run}/sft", "hi", "word " * 200], "prompt 2 is too long: its 8"),
         (["{run}/sft", "hello", "--max-new-tokens", "95"], "or ask for fewer with --max-new-tokens"),
-        (["{run}/sft", "hello", "--max-new-tokens", "0"], "argument --max-new-tokens: 0 must be at least 1"),
-        (["{run}/sft", "hello", "--temperature", "-1"], "argument --temperature: -1 must be at least 0 and finite"),
-        (["{run}/sft", "hello", "--temperature", "nan"], "argument --temperature: nan must be at least 0 and finite"),
-        (["{run}/sft", "hello", "--top-k", "0"], "argument --top-k: 0 must be at least 1"),
-        (["{run}/sft", "hello", "--top-p", "0"], "argument --top-p: 0 must be above 0 and at most 1"),
+        (["{run}/sft", "hello", "--max-new-tokens", "0"], "--max-new-tokens: '0' is not a whole number of at least 1"),
+        (["{run}/sft", "hello", "--temperature", "-1"], "argument --temperature: '-1' is not a number of at least 0"),
+        (["{run}/sft", "hello", "--temperature", "nan"], "argument --temperature: 'nan' is not a number of at least 0"),
+        (["{run}/sft", "hello", "--top-k", "0"], "argument --top-k: '0' is not a whole number of at least 1"),
+        (["{run}/sft", "hello", "--top-p", "0"], "argument --top-p: '0' is not a number above 0 and at most 1"),
         (["{run}/sft", "hello", "--samples", "two"], "argument --samples: 'two' is not a whole number"),
-        (["{run}/sft", "hello", "--seed", str(2**40)], f"argument --seed: {2**40} must be at most {2**31 - 1}"),
-        (["{run}/sft", "hello", "--stop", ""], "argument --stop: give it at least one character"),
+        (["{run}/sft", "hello", "--seed", str(2**40)], f"argument --seed: '{2**40}' is not a whole number from 0 to"),
+        (["{run}/sft", "hello", "--stop", ""], "argument --stop: an empty value is not a text"),
         (["{run}/sft", "hello", "--template", "tulip"], "unknown template 'tulip'; use one of tulu"),
         (["{run}/sft", "hello", "--template", "tulu", "--raw"], "not allowed with argument --template"),
-        (["{run}/sft", "hello", "--file", "x.jsonl"], "prompts are given both as arguments and with --file"),
-        (["{run}/sft", "--file", "x.jsonl"], "cannot read x.jsonl: No such file or directory"),
+        (["{run}/sft", "hello", "--file", __file__], "prompts are given both as arguments and with --file"),
+        (["{run}/sft", "--file", "x.jsonl"], "argument --file: 'x.jsonl' does not exist; give the path of a file"),
         (["{run}/sft", "hello", "--tokenizer", "sp:none.model"], "no SentencePiece model at none.model"),
     ],
 )  # fmt: skip
@@ -282,13 +284,21 @@ def test_a_mistake_is_one_line(run, capsys, arguments, message):
     assert err.count("\n") == 1 and message in err
 
 
-def test_answers_are_printed_before_their_file_fails(run, capsys, tmp_path):
+def test_answers_are_printed_before_their_file_fails(run, capsys, tmp_path, monkeypatch):
     lost = tmp_path / "no" / "a.jsonl"
-    status, out, err = easylm(capsys, run.folder / "sft", QUESTION, "--max-new-tokens", 4, "--json", lost)
+    arguments = (run.folder / "sft", QUESTION, "--max-new-tokens", 4, "--json")
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", full)
+        status, out, err = easylm(capsys, *arguments, lost)
     assert status == 2 and out.strip()
-    assert err.splitlines()[-1].startswith(
-        f"easylm: error: cannot write {lost}: No such file or directory; give another"
-    )
+    assert err.splitlines()[-1].startswith(f"easylm: error: cannot write {lost}: No space left on device; give another")
+    assert easylm(capsys, *arguments, lost)[0] == 0 and lost.is_file()  # its folder is made
+    status, out, err = easylm(capsys, *arguments, tmp_path)  # told before the work
+    assert status == 2 and not out and "is a folder; give the path of a file" in err
 
 
 @pytest.mark.parametrize(

@@ -251,10 +251,10 @@ def test_mistakes_in_the_files_are_one_line(capsys, tmp_path, responses, prompts
 
 
 def test_files_that_cannot_be_read_or_written_are_told(capsys, tmp_path):
-    assert "cannot read" in check(capsys, tmp_path / "none.jsonl")[2]
+    assert "does not exist; give the path of a file" in check(capsys, tmp_path / "none.jsonl")[2]
     path = write(tmp_path / "rows.jsonl", [{**PROMPTS[0], "response": "a"}])
-    assert "cannot write" in check(capsys, path, "--json", tmp_path)[2]
-    assert "no folder of NLTK's data" in check(capsys, path, "--nltk-data", tmp_path / "none")[2]
+    assert "is a folder; give the path of a file" in check(capsys, path, "--json", tmp_path)[2]
+    assert "does not exist; give the path of a folder" in check(capsys, path, "--nltk-data", tmp_path / "none")[2]
 
 
 def test_the_whole_test_set_of_ifbench_is_scored(capsys, tmp_path, shared_data, nltk_data):

@@ -59,6 +59,7 @@ def main(args: argparse.Namespace) -> int:
     print("\n".join(lines))
     if args.json:
         try:
+            pathlib.Path(args.json).parent.mkdir(parents=True, exist_ok=True)
             pathlib.Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
         except OSError as error:
             raise UserError(f"cannot write {args.json}: {error.strerror}; give another file with --json") from error

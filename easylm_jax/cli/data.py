@@ -285,4 +285,10 @@ def tokenizer(arguments: argparse.Namespace) -> None:
 
 def _write_json(path: str | None, value: Any) -> None:
     if path:
-        Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+        from models.errors import UserError
+
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False, default=dataclasses.asdict) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; give another file with --json") from None

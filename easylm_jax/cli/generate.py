@@ -277,6 +277,7 @@ def _one_line(prompt: str | Messages) -> str:
 
 def _write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another file with --json") from error

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         defaults = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(*args, **{**defaults, **options})
 
-    def _add_action(self, action: argparse.Action) -> argparse.Action:  # of groups too
+    def _add_action(self, action: Any) -> Any:  # of groups too
         """Every argument with a value is of a kind that checks it."""
         if isinstance(action, (argparse._StoreAction, argparse._AppendAction)) and action.choices is None:
             action.type = _KINDS.get(action.type, action.type)  # type: ignore[arg-type]

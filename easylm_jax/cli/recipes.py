@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from easylm_jax.cli import arguments as kinds
 from easylm_jax.cli.parser import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm recipes`."""
-    parser.add_argument("text", metavar="TEXT", nargs="?", default="", help="only recipes with this text in the line")
-    parser.add_argument("--json", metavar="FILE", help="also write names, files and descriptions as JSON to FILE")
+    parser.add_argument(
+        "text", type=kinds.ANY, metavar="TEXT", nargs="?", default="", help="only recipes with this text in the line"
+    )
+    parser.add_argument(
+        "--json",
+        type=kinds.OUTPUT_FILE,
+        metavar="FILE",
+        help="also write names, files and descriptions as JSON to FILE",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
