@@ -76,11 +76,11 @@ def test_what_cannot_be_asked_is_one_line(problems, tmp_path, capsys):
         ((model, *task, *short, "--tokenizer", other), "leave --tokenizer out to use the model's own"),
         ((model, "--task", f"gsm8k={bare}", *short), "no column 'answer'"),
         ((model, "--task", f"gsm8k={strange}", *short), "give a file with the columns of the published set"),
-        ((model, *task, "--limit", 0), "argument --limit: 0 must be at least 1"),
-        ((model, *task, "--max-new-tokens", -1), "argument --max-new-tokens: -1 must be at least 1"),
-        ((model, *task, "--longest-prompt", 1), "argument --longest-prompt: 1 must be at least 2"),
+        ((model, *task, "--limit", 0), "argument --limit: '0' is not a whole number of at least 1"),
+        ((model, *task, "--max-new-tokens", -1), "argument --max-new-tokens: '-1' is not a whole number of"),
+        ((model, *task, "--longest-prompt", 1), "argument --longest-prompt: '1' is not a whole number of"),
         ((model, *task, "--temperature", "warm"), "argument --temperature: 'warm' is not a number"),
-        ((model, *task, "--stop", ""), "argument --stop: give it at least one character"),
+        ((model, *task, "--stop", ""), "argument --stop: an empty value is not a text"),
     ):
         assert run(*arguments, "--out", tmp_path / "runs") == 2, message
         told = capsys.readouterr().err.strip().splitlines()[-1]
