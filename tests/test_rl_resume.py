@@ -115,6 +115,8 @@ def test_the_policy_is_evaluated_before_its_first_update_also_if_it_broke_off_th
     assert first["validation_score"] == pytest.approx(sum(line["score"] for line in kept) / len(kept))
     assert all(line["score"] == rl_kit.share_of_e(line["response"], {}) for line in kept)
     assert [line["label"] for line in kept] == [rl_kit.prompt(line["record"])["ground_truth"] for line in kept]
+    rollouts = list(read_lines(folder / "samples" / "1.jsonl"))
+    assert {line["label"] for line in rollouts} <= {rl_kit.prompt(record)["ground_truth"] for record in range(32)}
     for facts in (done["held_out"], done["data"]):
         assert facts["read"] == 32 == facts["prompts"] + facts["left_out"]["too long"] > facts["prompts"]
 

@@ -73,7 +73,7 @@ class StageData:
 
     @cached_property
     def held_out(self) -> dict[int, list[Line]]:
-        """The responses of an RL stage to held-out prompts at its first and its last evaluation, by step."""
+        """The responses of an RL stage to the first held-out prompts at its first and its last evaluation, by step."""
         return _samples(self.folder / "samples" / "held_out")
 
     @property
@@ -279,7 +279,8 @@ def _in_order(stages: list[StageData]) -> list[StageData]:
 def _samples(folder: Path) -> dict[int, list[Line]]:
     """The first and the last samples of responses, by step."""
     steps = sorted(int(path.stem) for path in folder.glob("*.jsonl") if path.stem.isdecimal())
-    return {step: _read_lines(folder / f"{step}.jsonl") for step in dict.fromkeys(steps[:1] + steps[-1:])}
+    return {step: list(filter(_is_shown, _lines_of(folder / f"{step}.jsonl")))
+            for step in dict.fromkeys(steps[:1] + steps[-1:])}  # fmt: skip
 
 
 def _table(path: Path) -> dict[str, Any] | None:
@@ -303,11 +304,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it should hold a JSON object; run its stage again")
     return value
-
-
-def _read_lines(path: Path) -> list[Line]:
-    """The objects of a JSONL file; an incomplete last line is ignored."""
-    return list(_lines_of(path))
 
 
 def _lines_of(path: Path) -> Iterator[Line]:

@@ -26,6 +26,7 @@ from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import adaptive_kl, base
 from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import score_rollout
+from easylm_jax.rewards.verdict import label_of
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, processes
 from easylm_jax.runtime.files import write_lines
@@ -318,8 +319,9 @@ class RolloutLoop(Loop):
         with open(folder / f"{step}.jsonl", "w", encoding="utf-8") as file:
             for row in range(0, sampled.rows, max(1, sampled.rows // stage.keep_samples))[: stage.keep_samples]:
                 prompt = job.tokenizer.decode(sampled.prompts[row, : sampled.prompt_lengths[row]].tolist())
+                label = label_of(job.loader.cache.record(int(sampled.prompt_index[row])))
                 record = {
-                    "prompt": prompt, "response": rollout.text_of(sampled, row, job.tokenizer),
+                    "prompt": prompt, "label": label, "response": rollout.text_of(sampled, row, job.tokenizer),
                     "score": float(sampled.scores[row]), "ended": bool(sampled.ended[row]),
                     "kl": float(divergence[row]),
                 }  # fmt: skip
