@@ -188,6 +188,7 @@ def between_stages(**fields):
         ("READY", [one(asked_to_stop=True), one("ended", 130)], "running", "stopping"),
         ("READY", [one(), one(heartbeat_age=121.0)], "restart", "worker 1 hangs in phase step at step 5: its process"),
         ("READY", [one(), one(progress_age=2401.0)], "restart", "worker 1 hangs in phase step at step 5: no progress"),
+        ("READY", [one(), {**between_stages(), "heartbeat_age": 121.0}], "restart", "worker 1 hangs at step 5: its"),
         ("READY", [between_stages(log_age=1.0), between_stages(log_age=9e4)], "running", ""),
         ("READY", [between_stages(log_age=2401.0), between_stages(log_age=9e4)], "restart", "outside of training"),
     ],

@@ -91,11 +91,12 @@ def judge(report: Report, limits: Limits) -> Verdict:
 def _hang(report: Report, limits: Limits) -> Verdict | None:
     workers = [(i, worker) for i, worker in enumerate(report.workers) if worker and worker["state"] == "running"]
     in_phase = [(i, worker) for i, worker in workers if worker["phase"] is not None]
-    for i, worker in in_phase:
-        where = f"worker {i} hangs in phase {worker['phase']} at step {worker['step']}"
-        if worker["heartbeat_age"] > limits.frozen:
+    for i, worker in workers:
+        phase = "" if worker["phase"] is None else f"in phase {worker['phase']} "
+        where = f"worker {i} hangs {phase}at step {worker['step']}"
+        if (worker["heartbeat_age"] or 0.0) > limits.frozen:
             return Verdict("restart", f"{where}: its process has not run for {worker['heartbeat_age']:.0f} s")
-        if worker["progress_age"] > limits.deadline:
+        if (worker["progress_age"] or 0.0) > limits.deadline:
             return Verdict("restart", f"{where}: no progress for {worker['progress_age']:.0f} s")
     # Between stages only the first process may have something to say, so the youngest log counts.
     ages = [worker["log_age"] for _, worker in workers if worker["log_age"] is not None]

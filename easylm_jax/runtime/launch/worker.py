@@ -135,7 +135,7 @@ def status(job: Path) -> dict[str, Any]:
 
     `state` is `absent`, `running`, `ended` or `lost` (gone without an exit status). Ages are in seconds, by this
     worker's clock: of the heartbeat file, of the last progress (a phase began or ended), and of the log's last line.
-    They are None where nothing was written yet, or, for the first two, between the phases of stages.
+    They are None where nothing was written yet; the first two also between stages, the second between phases.
     """
     now = time.time()
     begun, ended, beat = (_read(job / name) for name in (STATE, EXIT, HEARTBEAT))
@@ -146,7 +146,8 @@ def status(job: Path) -> dict[str, Any]:
         state = "ended"
     elif begun is not None:
         state = "lost"
-    in_phase = state == "running" and beat is not None and beat["phase"] is not None
+    beats = state == "running" and beat is not None and beat["watching"]
+    in_phase = beats and beat is not None and beat["phase"] is not None
     log = job / LOG
     return {
         "worker": os.uname().nodename,
@@ -157,7 +158,7 @@ def status(job: Path) -> dict[str, Any]:
         "stage": beat["stage"] if beat else None,
         "phase": beat["phase"] if beat and in_phase else None,
         "step": beat["step"] if beat else None,
-        "heartbeat_age": round(now - beat["time"], 1) if beat and in_phase else None,
+        "heartbeat_age": round(now - beat["time"], 1) if beat and beats else None,
         "progress_age": round(now - beat["progress_time"], 1) if beat and in_phase else None,
         "log_age": round(now - log.stat().st_mtime, 1) if log.exists() else None,
         "error": _last_error(log) if state in ("ended", "lost") else None,

@@ -127,11 +127,15 @@ class Watchdog:
             self._on_expire(f"phase {name!r}{where} has taken {age:.0f} s, its deadline is {deadline:.0f} s")
 
     def heartbeat(self) -> dict:
-        """The content of the heartbeat file: `progress_time` is when a phase last began or ended, `time` is now."""
+        """The content of the heartbeat file: `progress_time` is when a phase last began or ended, `time` is now.
+
+        `watching` is false in the last one of a stage, after which the file is not rewritten until the next stage.
+        """
         with self._lock:
             name, since = self._phases[-1] if self._phases else (None, self._clock())
             return {
                 "stage": self._stage,
+                "watching": self._thread is not None,
                 "step": self._step,
                 "phase": name,
                 "phase_seconds": round(self._clock() - since, 3),

@@ -1,0 +1,96 @@
+"""The whole way of a run on a pod of this machine: created, set up, launched on several workers, disturbed, finished,
+deleted. Its checkpoints are bit for bit those of a run that nothing disturbed."""
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pod_kit import ZONE, StandIn
+from support import RECIPE, project
+
+from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.tools import diff
+from easylm_jax.runtime.monitor.metrics import FILE_NAME, read_metrics
+
+pytestmark = pytest.mark.chaos
+
+STEPS = 60
+QUICK = ("--poll", "0.3", "--pause", "0.1", "--leave", "20")
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(recipe, cloud, run folder): a pod on which the recipe ran to its end; others may be created there."""
+    folder = tmp_path_factory.mktemp("a pod")
+    cloud = StandIn(folder)
+    recipe = project(folder / "it's a project", RECIPE.replace("accumulate=2, steps=4", f"accumulate=2, steps={STEPS}"))
+    ready(cloud, "quiet")
+    out = folder / "quiet runs"
+    said = cloud.works("supervise.sh", "quiet", *QUICK, "--", recipe, "--out", out, timeout=1200)
+    assert "finished after 0 restarts" in said.err
+    cloud.works("delete.sh", "quiet")
+    assert cloud.nothing_left()
+    yield recipe, cloud, out / "tiny"
+    cloud.close()
+
+
+def ready(cloud, name):
+    cloud.works("create.sh", name, "--type", f"v5p-{8 * WORKERS}", "--zone", ZONE, "--spot", "--poll", "0.05")
+    cloud.works("setup.sh", name)
+
+
+def disturbed(undisturbed, name, disturb, *options):
+    """Runs the recipe on a pod under supervision; `disturb` is called when SFT has made some steps. Returns what the
+    supervisor said, once the run is shown to have ended as the undisturbed one."""
+    recipe, cloud, expected = undisturbed
+    ready(cloud, name)
+    out = cloud.root.parent / f"{name} runs"
+    process = cloud.start("supervise.sh", name, *QUICK, *options, "--", recipe, "--out", out)
+    metrics, end = out / "tiny" / "sft" / FILE_NAME, time.monotonic() + 1200
+    try:
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < STEPS // 6:
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.02)
+        disturb(cloud)
+        _, err = process.communicate(timeout=1200)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    for stage in ("pretrain", "sft"):
+        found = diff(out / "tiny" / stage, expected / stage)
+        assert found.identical, (stage, found.differ)
+        for step in store.committed_steps(out / "tiny" / stage / "checkpoints"):
+            assert store.damage(out / "tiny" / stage / "checkpoints" / str(step)) == []
+    lines = [line["loss"] for line in read_metrics(out / "tiny" / "sft")]
+    assert lines == [line["loss"] for line in read_metrics(expected / "sft")] and len(lines) == STEPS
+    cloud.works("delete.sh", name)
+    assert cloud.nothing_left()
+    return err
+
+
+def test_a_worker_that_is_killed_is_restarted_and_the_run_ends_bit_identical(undisturbed):
+    err = disturbed(undisturbed, "killed", lambda cloud: os.kill(cloud.pid("killed", 1), signal.SIGKILL))
+    assert re.search(r"worker 1 ended, sft step \d+, exit status -9 \(ended by signal 9\)", err), err
+    assert "finished after 1 restart" in err
+
+
+def test_a_process_that_stops_answering_is_found_by_its_heartbeat_and_restarted(undisturbed):
+    err = disturbed(
+        undisturbed, "frozen", lambda cloud: os.kill(cloud.pid("frozen", 1), signal.SIGSTOP), "--frozen", "15"
+    )  # fmt: skip
+    assert re.search(r"worker 1 hangs (in phase \w+ )?at step \d+: its process has not run for", err), err
+    assert "finished after 1 restart" in err
+
+
+def test_a_preempted_pod_saves_its_step_and_goes_on_on_a_new_one(undisturbed):
+    err = disturbed(undisturbed, "spot", lambda cloud: cloud.preempt("spot", notice=30))
+    assert re.search(r"the pod is (PREEMPTED|SUSPENDED)|exit status 130", err), err
+    assert "creating" in err or "spot is ready in us-east5-a" in err
