@@ -1,7 +1,17 @@
 """Several processes train as one: the same batches, the same losses, and checkpoints that either can go on from."""
 
 import pytest
-from support import largest_difference, launcher, losses, only_line, project, reference, rows_read, with_vocabulary
+from support import (
+    free_port,
+    largest_difference,
+    launcher,
+    losses,
+    only_line,
+    project,
+    reference,
+    rows_read,
+    with_vocabulary,
+)
 
 from easylm_jax.checkpoint import store
 from easylm_jax.runtime.monitor.metrics import FILE_NAME
@@ -85,6 +95,31 @@ def test_half_a_description_of_the_processes_is_told_in_one_line(tmp_path):
     number |= {"EASYLM_PROCESSES": "2", "EASYLM_PROCESS_ID": "2"}
     line = only_line(launcher().run("run", recipe, "--out", tmp_path, environment=number))
     assert "EASYLM_PROCESS_ID must be between 0 and 1, not 2" in line
+
+
+def test_hosts_that_do_not_share_the_run_folder_are_told_before_anything_is_written(tmp_path):
+    recipe = project(tmp_path)
+    shared = {"EASYLM_COORDINATOR": f"localhost:{free_port()}", "EASYLM_PROCESSES": "2"}
+    running = [
+        launcher().start("run", recipe, "--out", tmp_path / name, environment={**shared, "EASYLM_PROCESS_ID": str(i)})
+        for i, name in enumerate(("mine", "yours"))
+    ]
+    first, second = (process.wait() for process in running)
+    for result in (first, second):
+        if result.status == 2:  # the other may see it end first
+            assert "is not the same folder on all 2 processes; mount a bucket or NFS" in only_line(result)
+    assert {first.status, second.status} <= {2, *ENDED_BY_ANOTHER} and 2 in (first.status, second.status)
+    assert not (tmp_path / "mine" / "tiny").exists() and not (tmp_path / "yours").exists()
+
+
+def test_a_pod_of_another_type_than_the_recipes_is_refused_unless_it_is_asked_for(tmp_path):
+    recipe = project(tmp_path)
+    recipe.write_text(recipe.read_text().replace('Recipe("tiny", ', 'Recipe("tiny", pod="v5p-64", '))
+    run = ("run", recipe, "--out", tmp_path / "runs", "--only", "tokenizer")
+    line = only_line(launcher().run(*run, environment={"EASYLM_POD": "v5litepod-16"}))
+    assert "recipe tiny is for a v5p-64 and this pod is a v5litepod-16" in line and "pod=v5litepod-16" in line
+    for pod, override in (("v5p-64", ()), ("v5litepod-16", ("pod=v5e-16",))):
+        assert launcher().run(*run, *override, environment={"EASYLM_POD": pod}).status == 0
 
 
 def test_a_mistake_that_one_process_meets_ends_all_of_them(tmp_path):
