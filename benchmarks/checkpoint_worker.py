@@ -103,7 +103,7 @@ class Training:
         RecordingCheckpointer.saves.clear()
         RecordingCheckpointer.commits.clear()
         RecordingCheckpointer.skipped = 0
-        checkpoints = Checkpoints() if saving else Checkpoints(every=NEVER)
+        checkpoints = Checkpoints(every=1) if saving else Checkpoints(every=NEVER)
         stage = dataclasses.replace(self.stage, steps=steps, checkpoints=checkpoints)
         folder = self.experiment.folder(stage.name)
         shutil.rmtree(folder, ignore_errors=True)

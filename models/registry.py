@@ -66,6 +66,22 @@ def preset(name: str) -> DecoderConfig:
     return known[name]
 
 
+VOCAB_MULTIPLE = 128  # of rows, so that tiles of a TPU and the usual meshes divide the vocabulary
+
+
+def fits_tokenizer(name: str) -> bool:
+    """Whether a preset takes the vocabulary of its tokenizer: a size of a scaling ladder, without released weights."""
+    return any(name in getattr(family, "LADDER", ()) for family in family_modules())
+
+
+def with_vocabulary(
+    config: DecoderConfig, size: int, *, bos_id: int | None, eos_id: int | None, pad_id: int | None
+) -> DecoderConfig:
+    """The configuration for a tokenizer of `size` entries; rows are padded to a multiple of `VOCAB_MULTIPLE`."""
+    rows = -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return config.replace(vocab=rows, vocab_used=size, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+
+
 def build(
     name_or_config: str | DecoderConfig, compute: Compute | None = None, placement: Placement | None = None
 ) -> Decoder:

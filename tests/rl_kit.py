@@ -248,7 +248,7 @@ def common(**more: Any) -> dict[str, Any]:
     """Fields of a stage that a test does not care about."""
     fields = {
         "init": "sft", "data": prompts(home()), "batch": 8, "steps": 2, "optimizer": RATE,
-        "sampling": Sampling(NEW, slots=8), "checkpoints": Checkpoints(latest=2),
+        "sampling": Sampling(NEW, slots=8), "checkpoints": Checkpoints(every=1, latest=2),
         "reward": Reward(verifier="rl_kit:of_prompt", missing_end=None),
     }  # fmt: skip
     return {**fields, **more}

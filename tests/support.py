@@ -37,7 +37,7 @@ TEXT = (Source("{folder}/texts.jsonl"),)
 CHATS = (Source("{folder}/chats.jsonl"),)
 MODEL = DecoderConfig("olmo2", layers=2, width=32, heads=4, ffn=64, vocab=320, context=64, qk_norm=True)
 RATE = OptimizerConfig("1e-3 cosine to 10% warmup 2 steps")
-SAVE = Checkpoints(latest=3)
+SAVE = Checkpoints(every=1, latest=3)
 
 recipe = Recipe("tiny", mesh="fsdp=-1", stages=(
     Tokenizer("tokenizer", sources=(*TEXT, *CHATS), vocab_size=300),

@@ -19,7 +19,7 @@ from models.errors import UserError
 
 STEPS = 5
 COMMON = {
-    "steps": STEPS, "asynchronous": 1, "checkpoints": Checkpoints(latest=3),
+    "steps": STEPS, "asynchronous": 1, "checkpoints": Checkpoints(every=1, latest=3),
     "optimizer": OptimizerConfig("1e-2", weight_decay=0.0),
 }  # fmt: skip
 STAGES = {

@@ -20,7 +20,7 @@ from easylm_jax.train.rl.trainer import RolloutLoop
 STEPS = 5
 DEFAULT = ("ppo", "adapter")  # the others are much the same and are run with -m slow
 COMMON = {
-    "steps": STEPS, "rollout_epochs": 2, "checkpoints": Checkpoints(latest=3),
+    "steps": STEPS, "rollout_epochs": 2, "checkpoints": Checkpoints(every=1, latest=3),
     "validation": Validation(rl_kit.prompts(rl_kit.home(), seed=1), every=2), "check": rl_kit.VERIFIER,
     "optimizer": OptimizerConfig("3e-3 linear to 0", weight_decay=0.0),
 }  # fmt: skip

@@ -55,6 +55,7 @@ class Checkpointer:
         self.folder = store.as_path(folder)
         self.retention = retention or Retention()
         self.blocked_seconds = 0.0
+        self.write_seconds: float | None = None  # from the start of the latest save to its commit
         self._asynchronous = asynchronous
         self._deadline = deadline_seconds
         self._when_busy = when_busy
@@ -179,6 +180,8 @@ class Checkpointer:
                 store.remove_tree(save.target.with_name(save.target.name + store.REPLACED))
                 if save.kind == "full":
                     self._apply_retention(save.step)
+            if save.kind == "full":
+                self.write_seconds = time.monotonic() - save.began
         except BaseException as error:  # reported by the training thread, in `_finish_pending`
             save.error = error
             self._clean_up(save.target)

@@ -20,6 +20,7 @@ from easylm_jax.data import load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer, differing_token, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
+from models import registry
 from models.config import DecoderConfig, Experts, RopeScaling
 from models.decoder import cast_kernels, score_kernel
 from models.errors import UserError
@@ -253,6 +254,20 @@ class ModelSource:
         They are cast to that dtype wherever they are used anyway, so results are bit-identical.
         """
         return jax.jit(functools.partial(cast_kernels, dtype=self.decoder.compute.dtype))(self.params(mesh))
+
+
+def fresh_config(shape: str | DecoderConfig, tokenizer: Tokenizer | None) -> DecoderConfig:
+    """The configuration of a fresh model: `shape`, or the preset of that name.
+
+    A preset of a scaling ladder gets the vocabulary of the tokenizer that it will be trained with, if that is known.
+    """
+    if not isinstance(shape, str):
+        return shape
+    config = models.preset(shape)
+    if tokenizer is None or not registry.fits_tokenizer(shape):
+        return config
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    return registry.with_vocabulary(config, tokenizer.vocab_size, **ids)
 
 
 def model_from(

@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
-import models
 from easylm_jax.checkpoint import hub
-from easylm_jax.checkpoint.load import checked_meta, model_of, tokenizer_of
+from easylm_jax.checkpoint.load import checked_meta, fresh_config, model_of, tokenizer_of
 from easylm_jax.config import Train
 from easylm_jax.config.base import ModelUse, Stage
 from easylm_jax.config.workspace import Workspace
@@ -108,7 +107,8 @@ def _of_stage(what: str, name: str, workspace: Workspace, download: bool) -> _Kn
 def _planned_config(stage: Train, workspace: Workspace, download: bool) -> DecoderConfig | None:
     """The configuration of the model that a stage will leave; None if it is not known yet."""
     if stage.model is not None:
-        config: DecoderConfig | None = models.preset(stage.model) if isinstance(stage.model, str) else stage.model
+        tokenizer = _load_tokenizer(workspace.data(stage.data).tokenizer, download)
+        config: DecoderConfig | None = fresh_config(stage.model, tokenizer)
     else:
         config = _known(stage, stage.model_uses[0], workspace, download).config
     return None if config is None else config.replace(scalar_head=config.scalar_head or stage.scalar_head)

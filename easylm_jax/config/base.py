@@ -18,8 +18,9 @@ from models.errors import UserError
 class Checkpoints:
     """Which steps are saved and which checkpoints are kept. The checkpoint of the last step always is."""
 
-    every: Count = 1
-    """Every `every`-th step is saved, in the background."""
+    every: Count | None = None
+    """Every `every`-th step is saved, in the background. None saves each step, and fewer once the run has to wait for
+    its saves, which a line says; this changes which steps are on the disk, and no result."""
     latest: Count = 2
     """How many of the newest checkpoints are kept."""
     keep_every: Count | None = None

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import models
 from easylm_jax.checkpoint import hub
 from easylm_jax.checkpoint.load import ModelSource, model_of
-from easylm_jax.config import RL, DataSpec, Generate, Recipe, Stage, Train
+from easylm_jax.config import RL, DataSpec, Generate, Recipe, Stage, Tokenizer, Train
+from easylm_jax.data import load_tokenizer
 from easylm_jax.objectives.base import FORWARD
 from easylm_jax.train.state import with_router_losses
+from models import registry
 from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 from models.hf.convert import read_config
@@ -78,18 +80,42 @@ def stage_config(stage: Train, recipe: Recipe) -> DecoderConfig:
     """The configuration of the model that a stage trains."""
     if stage.init is None:
         assert stage.model is not None
-        config = models.preset(stage.model) if isinstance(stage.model, str) else stage.model
+        config = _fresh_config(stage.model, stage.data.tokenizer, recipe)
     else:
         config = config_of(stage.init, recipe)
     config = with_router_losses(stage, config)
     return config.replace(scalar_head=True) if stage.scalar_head else config
 
 
+def _fresh_config(shape: str | DecoderConfig, tokenizer: str, recipe: Recipe) -> DecoderConfig:
+    """The configuration of a fresh model. A preset of a scaling ladder gets its tokenizer's vocabulary, if that is
+    known without training or downloading it."""
+    if not isinstance(shape, str):
+        return shape
+    config = models.preset(shape)
+    size = _vocab_size(tokenizer, recipe) if registry.fits_tokenizer(shape) else None
+    if size is None:
+        return config
+    return registry.with_vocabulary(config, size, bos_id=None, eos_id=None, pad_id=None)
+
+
+def _vocab_size(tokenizer: str, recipe: Recipe) -> int | None:
+    kind, _, name = tokenizer.partition(":")
+    if kind == "stage":
+        stage = recipe.stage(name)
+        return stage.vocab_size if isinstance(stage, Tokenizer) else None
+    return load_tokenizer(tokenizer).vocab_size if Path(name).expanduser().exists() else None
+
+
 def preset_name(config: DecoderConfig) -> str:
     """The name of the preset with this shape; family and width if there is none."""
     bare = config.replace(scalar_head=False).architecture
-    names = (name for name, preset in models.presets().items() if preset.architecture == bare)
-    return next(names, f"{config.family} of width {config.width}")
+    presets = models.presets()
+    names = [name for name, preset in presets.items() if preset.architecture == bare]
+    ids = {"vocab": 1, "vocab_used": 1, "bos_id": None, "eos_id": None, "pad_id": None}
+    ladder = (name for name in presets if registry.fits_tokenizer(name))
+    names += [name for name in ladder if presets[name].replace(**ids).architecture == bare.replace(**ids)]
+    return names[0] if names else f"{config.family} of width {config.width}"
 
 
 def model(config: DecoderConfig, compute: Compute, placement: Placement, dropout: float = 0.0) -> ModelSource:

@@ -39,6 +39,15 @@ def agree_any(here: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.array(here))))
 
 
+def agree_largest(here: int) -> int:
+    """The largest `here` of all processes; every process gets the same result."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.array(here))))
+
+
 def require_shared_folder(folder: Path) -> None:
     """Checks that every process sees what the first one writes in `folder`, which is created if needed.
 

@@ -20,6 +20,8 @@ from easylm_jax.runtime import sharding
 from easylm_jax.runtime.monitor import Monitor, StopRequest
 from easylm_jax.runtime.monitor.metrics import FILE_NAME as METRICS_FILE
 from easylm_jax.runtime.monitor.metrics import last_line
+from easylm_jax.runtime.monitor.progress import short_number
+from easylm_jax.train.save_schedule import SaveSchedule
 from models.errors import UserError
 
 PyTree = Any
@@ -73,6 +75,8 @@ class Loop(abc.ABC):
         self.abstract = sharding.with_shardings(job.abstract_state, job.layout)
         self.tokens_seen = 0
         self.validation: dict[str, float] = {}
+        self.saves = SaveSchedule(job.checkpoints.every)
+        self._saved = 0
 
     @abc.abstractmethod
     def prepare(self, state: PyTree, start: int) -> None:
@@ -123,6 +127,7 @@ class Loop(abc.ABC):
             state, start = self._restore_or_start()
         last: Metrics = {}
         if start < job.steps:
+            self.monitor.message(self._describe_saving())
             try:
                 self.prepare(state, start)
                 state, last = self._loop(state, start)
@@ -165,7 +170,7 @@ class Loop(abc.ABC):
                     self._log(unread[0], self.read(unread[1]))
                 unread = step, pending
                 stopping = self.stop.agreed(step)
-                saving = stopping or step % job.checkpoints.every == 0 or step == job.steps or self._is_permanent(step)
+                saving = stopping or self.saves.due(step) or step == job.steps or self._is_permanent(step)
                 validating = self._validation_due(step)
                 if saving or validating:
                     last = self.read(pending)
@@ -195,8 +200,30 @@ class Loop(abc.ABC):
             }
             if final or self._is_permanent(step):
                 self.checkpointer.wait()  # an earlier save in progress must not make this one be skipped
+            before = self.checkpointer.blocked_seconds
             if self.checkpointer.save(step, state, meta):
                 self.monitor.checkpoint_saved()
+            if not final:
+                self._report_saving(step, self.checkpointer.blocked_seconds - before)
+
+    def _describe_saving(self) -> str:
+        """What each checkpoint is about to write, and how often."""
+        c = self.job.checkpoints
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.abstract))
+        how_often = "each step" if self.saves.every == 1 else f"every {self.saves.every} steps"
+        return f"a checkpoint is {short_number(size)}B, saved after {how_often}; the newest {c.latest} are kept"
+
+    def _report_saving(self, step: int, waited: float) -> None:
+        """Says once how long a save takes; and that the interval grows, where training waits for saves."""
+        self._saved += 1
+        written = self.checkpointer.write_seconds
+        if self._saved == 2 and written is not None:
+            self.monitor.message(f"a checkpoint takes {written:.2g} s to write; training waited {waited:.2g} s for it")
+        if self.saves.adapt(step, waited):
+            self.monitor.message(
+                f"saving takes {written or waited:.2g} s and a step {self.saves.step_seconds:.2g} s: from now on every "
+                f"{self.saves.every} steps are saved (checkpoints.every=1 saves each step)"
+            )
 
     def _is_permanent(self, step: int) -> bool:
         """Whether the checkpoint of a step is kept permanently; such steps are saved independently of `every`."""

@@ -16,15 +16,17 @@ import jax
 import models
 from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
-from easylm_jax.checkpoint.load import ModelSource, model_from
+from easylm_jax.checkpoint.load import ModelSource, fresh_config, model_from, model_of
 from easylm_jax.config import Train
 from easylm_jax.config.optimizer import OptimizerConfig
 from easylm_jax.config.workspace import Workspace
+from easylm_jax.data import load_tokenizer
 from easylm_jax.objectives.base import Objective
 from easylm_jax.runtime import sharding
 from easylm_jax.train import lora
 from easylm_jax.train.optimizer import Optimizer, OptState
 from easylm_jax.train.step import REPLICATED_STATE, State, new_state
+from models import registry
 from models.config import DecoderConfig
 from models.errors import UserError
 
@@ -35,8 +37,8 @@ def stage_model(stage: Train, workspace: Workspace, mesh: jax.sharding.Mesh) -> 
     """The model that a stage trains."""
     name = None if stage.init is None else workspace.model(stage.init)
     source = model_from(
-        name, mesh, compute=stage.compute, shape=stage.model, dropout=stage.dropout, scalar_head=stage.scalar_head,
-        seed=stage.seed, head_std=stage.head_std,
+        name, mesh, compute=stage.compute, shape=_fresh_shape(stage, workspace), dropout=stage.dropout,
+        scalar_head=stage.scalar_head, seed=stage.seed, head_std=stage.head_std,
     )  # fmt: skip
     decoder, config = source.decoder, with_router_losses(stage, source.config)
     return dataclasses.replace(source, decoder=models.build(config, decoder.compute, decoder.placement))
@@ -48,6 +50,22 @@ def with_router_losses(stage: Train, config: DecoderConfig) -> DecoderConfig:
         return config.with_router_losses(load_balancing=stage.load_balancing, router_z=stage.router_z)
     except UserError as error:
         raise UserError(f"stage {stage.name}: {error}") from None
+
+
+def _fresh_shape(stage: Train, workspace: Workspace) -> str | DecoderConfig | None:
+    """The shape of a stage's fresh model. A preset of a scaling ladder gets the vocabulary of the stage's tokenizer.
+
+    A stage that has checkpoints keeps their shape: earlier versions gave every preset the vocabulary of its family.
+    """
+    if not (isinstance(stage.model, str) and registry.fits_tokenizer(stage.model)):
+        return stage.model
+    checkpoints = workspace.folder(stage.name) / "checkpoints"
+    for step in reversed(store.committed_steps(checkpoints)):
+        try:
+            return model_of(str(checkpoints / str(step)))
+        except UserError:  # damaged: restoring goes on with an earlier one too
+            continue
+    return fresh_config(stage.model, load_tokenizer(workspace.data(stage.data).tokenizer))
 
 
 class TrainStateInit:

@@ -68,6 +68,8 @@ def _rung(width: int, layers: int, heads: int) -> DecoderConfig:
     return _olmo2(layers, width, heads, ffn=-(-hidden // 256) * 256)
 
 
+# Names of the presets whose vocabulary is that of the tokenizer that they are trained with (`registry.fits_tokenizer`).
+LADDER = frozenset(f"{family}-{size}" for family in ("olmo2", "olmo3") for size in _LADDER)
 _RUNGS = {size: _rung(*shape) for size, shape in _LADDER.items()}
 _OLMO2_RELEASED = {
     "1b": _olmo2(16, 2048, 16, 8192),

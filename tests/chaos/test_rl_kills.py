@@ -26,7 +26,7 @@ pytestmark = pytest.mark.chaos
 
 STEPS = 30
 STAGES = f"""
-    ppo("ppo", steps={STEPS}, rollout_epochs=2, kl_target=0.05, checkpoints=Checkpoints(latest=3),
+    ppo("ppo", steps={STEPS}, rollout_epochs=2, kl_target=0.05, checkpoints=Checkpoints(every=1, latest=3),
         validation=Validation(prompts(HOME), every=10), check="rl_kit:share_of_e",
         reward=Reward(model="reward", verifier="model + 'rl_kit:share_of_e'", missing_end=-1.0)),
     BestOfN("best", init="ppo", data=prompts(HOME), reward=Reward(model="reward", missing_end=None), batch=2,

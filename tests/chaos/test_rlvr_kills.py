@@ -32,7 +32,7 @@ PATIENCE = 1800  # seconds, on a busy machine
 def stages(asynchronous: int) -> str:
     return f"""
     grpo("grpo", steps={STEPS}, asynchronous={asynchronous}, refill=1, drop_equal=True, mini_batch=4, kl=0.05,
-         checkpoints=Checkpoints(latest=2), optimizer=OptimizerConfig("3e-4 linear to 0", weight_decay=0.0),
+         checkpoints=Checkpoints(every=1, latest=2), optimizer=OptimizerConfig("3e-4 linear to 0", weight_decay=0.0),
          reward=Reward(verifier="min(1, 2 * 'rl_kit:share_of_e') if random(0.9) else 0", missing_end=0.0)),
 """
 
