@@ -82,7 +82,9 @@ def cloud_names(pod: Topology) -> tuple[str, str]:
     """
     chip = pod.chip
     if chip.name not in CLOUD_NAMES:
-        raise UserError(f"{pod.name}: Google's Cloud TPU API has no {chip.name}; docs/launching.md has other ways")
+        raise UserError(
+            f"{pod.name}: Google's Cloud TPU API has no {chip.name}; docs/launching.md says what a run needs on GKE"
+        )
     if pod.slices > 1:
         raise UserError(f"{pod.name}: the scripts create pods of one slice; leave out *{pod.slices}")
     name, software = CLOUD_NAMES[chip.name]
