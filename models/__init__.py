@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,14 @@ def logits(
     Args:
         tokens, positions, segment_ids: int32 [B, S]; segment 0 is padding. Without positions, they restart in each
             segment; without segment ids, each row is one document.
+
+    Outside of `jax.set_mesh(mesh)` a model that was loaded for a mesh leaves the sharding of its activations to JAX.
     """
+    import jax
+
     from models.heads import head_logits
 
+    if jax.sharding.get_abstract_mesh().empty:
+        model = dataclasses.replace(model, placement=Placement())  # type: ignore[type-var]
     output = model(params, tokens, positions=positions, segment_ids=segment_ids)
     return head_logits(output.hidden, model.head_kernel(params))
