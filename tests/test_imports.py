@@ -183,10 +183,11 @@ def test_what_only_preparation_needs_is_imported_inside_functions(file):
 
 
 def test_command_line_imports_only_the_standard_library_at_its_top():
-    for file in ("easylm_jax/cli/main.py", "easylm_jax/cli/parser.py"):
+    own = tuple(f"easylm_jax.cli.{name}" for name in ("main", "parser", "arguments"))
+    for file in (f"{name.replace('.', '/')}.py" for name in own):
         names = {name for _, name in imports(file, (REPOSITORY / file).read_text(), at_import=True)}
         assert {top(name) for name in names} - STANDARD <= {"easylm_jax"}
-        assert all(name.startswith("easylm_jax.cli.parser.") for name in names if top(name) == "easylm_jax")
+        assert all(name.startswith(own) for name in names if top(name) == "easylm_jax")
 
 
 @pytest.mark.parametrize(
