@@ -320,12 +320,13 @@ def test_examples_in_the_documentation_load(tmp_path):
         assert load_recipe(str(file)).stages
 
 
-def test_commands_in_the_documentation_name_recipes_stages_and_fields_that_exist():
+def test_commands_in_the_documentation_name_recipes_stages_and_fields_that_exist(monkeypatch):
+    monkeypatch.chdir(ROOT)
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8").replace("\\\n", " ")
     commands = [line for line in text.splitlines() if line.startswith("    easylm run ")]
     assert len(commands) >= 6
     for command in commands:
         arguments = shlex.split(command, comments=True)[2:]
-        recipe = load_recipe(str(ROOT / arguments[0]), [text for text in arguments[1:] if "=" in text])
+        recipe = load_recipe(arguments[0], [text for text in arguments[1:] if "=" in text])
         if "--only" in arguments:
             assert recipe.stage(arguments[arguments.index("--only") + 1])
