@@ -270,6 +270,18 @@ def test_modules_beside_a_recipe_are_found_by_the_recipe_and_by_worker_processes
     assert found.values.tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
+def test_workers_find_the_modules_of_a_recipe_that_is_loaded_after_they_were_started(project, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "other_rewards.py").write_text("def one(response, record):\n    return 1.0\n")
+    (other / "recipe.py").write_text(EMPTY)
+    load_recipe(str(project / "recipe.py"))
+    with Pool(workers=1, lookup=LOOKUP) as pool:
+        pool.verdicts(["own_rewards:polite"], ["no"], [{}])
+        load_recipe(str(other / "recipe.py"))
+        assert pool.verdicts(["other_rewards:one"], ["no"], [{}]).values.tolist() == [[1.0]]
+
+
 def test_a_function_beside_a_recipe_makes_its_data_and_cannot_end_the_program_with_success(project, capsys):
     recipe = str(project / "recipe.py")
     assert main(["run", recipe, "--only", "records", "--out", "out"]) == 0

@@ -135,6 +135,9 @@ class Pool:
             if not self._shut.alive:
                 raise RuntimeError("the pool of verifiers is closed")
             taken, self._free[:most] = self._free[:most], []
+        for worker in taken:
+            if worker.process is not None and worker.path != _search_path():  # a recipe of another folder was loaded
+                worker.kill()
         try:
             yield taken
         finally:
@@ -196,27 +199,33 @@ class _Batch:
         self.left -= 1
 
 
+def _search_path() -> list[str]:
+    """Where workers search for modules: where this process does, and the folder of this package."""
+    return [*sys.path, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
+
+
 class _Worker:
     """One worker process.
 
     Attributes:
         phase: "gone", "starting", "idle", "sending" (and looking up verifiers) or "calling".
         calls: the pending calls, in order.
+        path: where it searches for modules.
         deadline: when the worker is considered to hang, in seconds of wall time.
     """
 
     def __init__(self, lookup: str) -> None:
         self.lookup = lookup
         self.process: subprocess.Popen[bytes] | None = None
+        self.path: list[str] = []
         self.phase, self.deadline = "gone", math.inf
         self.calls: deque[tuple[int, int]] = deque()
         self.outgoing, self.incoming = memoryview(b""), bytearray()
 
     def start(self) -> None:
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        path = [*sys.path, package]  # verifiers are imported from the same places as in this process
+        self.path = _search_path()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(path), self.lookup], stdin=subprocess.PIPE,
+            [sys.executable, "-c", _START, json.dumps(self.path), self.lookup], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, bufsize=0,
             env={**os.environ, **_ENVIRONMENT}, start_new_session=True,  # Ctrl-C is for this process alone
         )  # fmt: skip
