@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from pathlib import Path
 
 import jax
@@ -318,15 +317,3 @@ def test_examples_in_the_documentation_load(tmp_path):
         file = tmp_path / f"example{number}.py"
         file.write_text(example, encoding="utf-8")
         assert load_recipe(str(file)).stages
-
-
-def test_commands_in_the_documentation_name_recipes_stages_and_fields_that_exist(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if line.startswith("    easylm run ")]
-    assert len(commands) >= 6
-    for command in commands:
-        arguments = shlex.split(command, comments=True)[2:]
-        recipe = load_recipe(arguments[0], [text for text in arguments[1:] if "=" in text])
-        if "--only" in arguments:
-            assert recipe.stage(arguments[arguments.index("--only") + 1])
