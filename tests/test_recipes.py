@@ -52,6 +52,7 @@ PARAMETERS = {
     "olmo2-13b": 13_716_198_400,
     "olmo2-32b": 32_234_279_936,
     "olmo3-7b-8k": 7_298_617_344,
+    "olmoe-1b-7b": 6_919_161_856,
     "llama2-7b": 6_738_415_616,
     "llama2-13b": 13_015_864_320,
     "llama2-70b": 68_976_648_192,
@@ -253,6 +254,24 @@ def test_olmo1_is_table_1(row):
     assert float(rate(0)) == pytest.approx(peak / 10) and float(rate(stage.steps)) == pytest.approx(peak / 10)
     assert tokens(stage) / 1e12 == pytest.approx(trillions, abs=5e-3)
     assert stage.optimizer.eps == 1e-5
+
+
+def test_olmoe_is_tables_2_and_10():
+    recipe = load("recipes/olmoe/stage1_1b_7b.py")
+    stage, annealing = recipe.stage("stage1"), recipe.stage("stage2")
+    rate = schedule(stage)
+    assert (rate.kind, rate.peak, rate.warmup, rate.end) == ("cosine", 4e-4, 2500, pytest.approx(4e-5))
+    # Spec olmo §8: after 1.2M updates the rate has been at its floor since 5T tokens.
+    assert float(rate(0)) == pytest.approx(4e-5) and float(rate(stage.steps)) == pytest.approx(4e-5)
+    assert float(rate(stage.steps // 2)) > 1e-4
+    assert (stage.batch, stage.accumulate, stage.z_loss) == (1024, 1, 0.0)
+    assert (stage.load_balancing, stage.router_z) == (0.01, 0.001)
+    assert stage.optimizer.decay_embeddings and stage.optimizer.weight_decay == 0.1
+    assert tokens(stage) / 1e12 == pytest.approx(5.03, abs=5e-3)
+    assert sum(source.weight for source in stage.data.sources) == pytest.approx(4068, abs=1)
+    fall = schedule(annealing)
+    assert (float(fall(0)), fall.warmup, float(fall(annealing.steps))) == (pytest.approx(4e-5), 0, 0.0)
+    assert annealing.keep_moments and tokens(annealing) / 1e9 == pytest.approx(100, abs=0.1)
 
 
 @pytest.mark.parametrize("size, peak", [("7b", 2e-5), ("13b", 2e-5), ("70b", 1e-5)])
