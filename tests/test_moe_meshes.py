@@ -8,6 +8,7 @@ import pytest
 from test_moe import QUICK, TINY, alone
 
 import models
+from easylm_jax.decode import generate
 from easylm_jax.objectives import language_modelling
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
@@ -77,3 +78,12 @@ def test_experts_that_ep_does_not_divide_are_told_in_one_line():
         sharding.parameter_shardings(model.abstract_params(), model.sharding_rules, mesh)
     assert "cannot be split 3 ways along ep; choose a size of ep that divides 8" in str(told.value)
     assert "moe" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_generation_with_sharded_experts_says_what_one_device_says():
+    model, params = models.build(TINY), parameters()
+    prompts = [[1, 2, 3], [9, 8], [5, 5, 5, 7, 20], [30]]
+    want = generate(model, params, prompts, max_new_tokens=6, temperature=0, slots=8)
+    got = generate(model, params, prompts, max_new_tokens=6, temperature=0, slots=8, mesh=make_mesh("fsdp=2,ep=4"))
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-5)

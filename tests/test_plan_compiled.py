@@ -119,6 +119,30 @@ def test_a_product_with_a_kernel_that_lies_split_stays_whole():
     assert printed(PRODUCT) == ["2 1", "1 0"]
 
 
+EXPERTS = """
+from easylm_jax.plan import topology
+topology.configure_compiler_env()
+import jax
+from models.grouped_matmul import grouped_matmul
+
+place = jax.sharding.SingleDeviceSharding(topology.parse("v5p:2x2x1").devices()[0])
+shapes = ((4096, 512), (8, 512, 256), (4096, 256))
+arrays = [jax.ShapeDtypeStruct(shape, "bfloat16", sharding=place) for shape in shapes]
+sizes = jax.ShapeDtypeStruct((8,), "int32", sharding=place)
+def run(x, kernels, gradient, sizes):
+    y, back = jax.vjp(lambda x, kernels: grouped_matmul(x, kernels, sizes, backend="megablox"), x, kernels)
+    return y, *back(gradient)
+
+text = jax.jit(run).lower(*arrays, sizes).compile().as_text()
+print(text.count("tpu_custom_call"), text.count(" convolution("))
+"""
+
+
+def test_a_product_with_experts_and_both_its_gradients_are_kernels():
+    """None is a convolution over all experts, which `jax.lax.ragged_dot` makes of the gradient of the experts."""
+    assert printed(EXPERTS) == ["3 0"]
+
+
 ROWS = """
 from easylm_jax.plan import topology
 topology.configure_compiler_env()
