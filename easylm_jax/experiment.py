@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
@@ -45,7 +45,7 @@ from easylm_jax.config import (
     fields,
 )  # fmt: skip
 from easylm_jax.config.load import load_recipe
-from easylm_jax.config.workspace import Workspace
+from easylm_jax.config.workspace import MEND, Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
 from easylm_jax.plan import topology
@@ -69,9 +69,16 @@ from easylm_jax.synthesize.majority_vote import majority_vote
 from easylm_jax.train.loop import Stopped
 from easylm_jax.train.rl.stage import train_on_rollouts
 from easylm_jax.train.stage import train_on_data
+from models import reading
 from models.errors import UserError
 
 LOCK = ".lock"  # in a stage's folder: names the process that runs the stage
+
+
+class _Config(TypedDict):
+    """What is read of a stage's `config.json`."""
+
+    settings: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +209,7 @@ class Experiment(Workspace):
         """The progress of a stage, as text."""
         done = self.done(stage)
         if done is not None:
-            return "done" if done["hash"] == fields.digest(self.settings(stage)) else "done, with other settings"
+            return "done" if done.get("hash") == fields.digest(self.settings(stage)) else "done, with other settings"
         steps = store.committed_steps(self.folder(stage.name) / "checkpoints")
         return f"at step {steps[-1]}" if steps else "not started"
 
@@ -259,7 +266,7 @@ class Experiment(Workspace):
             raise UserError(
                 f"stage {stage.name} needs {need.name}, which is not done; run it first (easylm run --only {need.name})"
             )
-        if done["hash"] != fields.digest(self.settings(need)):
+        if done.get("hash") != fields.digest(self.settings(need)):
             raise UserError(
                 f"stage {stage.name} needs {need.name}, but {self.folder(need.name)} was made with other settings; "
                 f"use another --out, or run it again (easylm run --only {need.name} --overwrite)"
@@ -303,8 +310,8 @@ class Experiment(Workspace):
         path, done = folder / "config.json", self.done(stage)
         changes: list[str] = []
         if path.is_file() and (done is not None or store.committed_steps(folder / "checkpoints")):
-            changes = config_difference(json.loads(path.read_text())["settings"], settings)
-        if not changes and done is not None and done["hash"] != fields.digest(settings):
+            changes = config_difference(reading.read_json(path, _Config, mend=MEND)["settings"], settings)
+        if not changes and done is not None and done.get("hash") != fields.digest(settings):
             changes = ["done.json does not belong to config.json"] if path.is_file() else ["config.json is missing"]
         if changes:
             raise UserError(

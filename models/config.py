@@ -11,7 +11,21 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+from models import reading
 from models.errors import UserError
+
+MAX_LAYERS, MAX_SIZE = 10_000, (1 << 31) - 1
+
+
+def _check_fields(what: str, value: RopeScaling | Experts | DecoderConfig) -> None:
+    """Raises `UserError` for a field of another type than annotated, or a number that is not finite."""
+    found = reading.fault_of_fields(value)
+    if found is None:
+        numbers = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        found = next((f"{name} is {x}" for name, x in numbers.items() if isinstance(x, float) and not math.isfinite(x)),
+                     None)  # fmt: skip
+    if found is not None:
+        raise UserError(f"{what} cannot have these values: {found}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +51,7 @@ class RopeScaling:
     """yarn: scales cosine and sine; None for 0.1 ln(factor) + 1."""
 
     def __post_init__(self):
+        _check_fields("rope_scaling", self)
         _check_above_zero(self, "rope_scaling.", ("factor", "original_context", "low_freq_factor", "high_freq_factor"))
 
     @property
@@ -72,8 +87,9 @@ class Experts:
     `transformers` computes them."""
 
     def __post_init__(self):
+        _check_fields("experts", self)
         for name in ("count", "active"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+            if not getattr(self, name) > 0:
                 raise UserError(f"experts: {name} must be a positive whole number, not {getattr(self, name)!r}")
         if self.active > self.count:
             raise UserError(f"experts: active {self.active} is larger than count {self.count}")
@@ -153,7 +169,10 @@ class DecoderConfig:
     pattern does not repeat are compiled one by one."""
 
     def __post_init__(self):
+        _check_fields("a model", self)
         set_default = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
+        if self.heads < 1:
+            raise UserError(f"heads must be a positive whole number, not {self.heads!r}")
         if self.kv_heads == 0:
             set_default("kv_heads", self.heads)
         if self.head_dim == 0:
@@ -163,8 +182,9 @@ class DecoderConfig:
         if self.vocab_used == 0:
             set_default("vocab_used", self.vocab)
         for name in ("layers", "width", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
-                raise UserError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
+            most = MAX_LAYERS if name == "layers" else MAX_SIZE
+            if not 0 < getattr(self, name) <= most:
+                raise UserError(f"{name} must be a whole number from 1 to {most:,}, not {getattr(self, name)!r}")
         _check_above_zero(self, "", ("norm_eps", "rope_theta", "full_attention_every"))
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout {self.dropout} must be at least 0 and below 1")

@@ -11,6 +11,7 @@ from easylm_jax.config import BestOfN, Reward, Sampling
 from easylm_jax.data.build import stage_cache
 from easylm_jax.decode import rollout
 from easylm_jax.synthesize import best_of_n
+from easylm_jax.synthesize.batches import FinishedBatch
 from models.errors import UserError
 
 
@@ -146,7 +147,7 @@ def test_an_answer_may_hold_any_character(tmp_path):
     texts = ["one\u2028two", "three\x85four", "five\x0b\x1cand\tsix"]
     line = {"messages": [{"role": "user", "content": "say\u2029it"}], "answers": texts, "scores": [0.0, 1.0, 0.5]}
     (tmp_path / "part").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
-    facts = best_of_n._write_files(tmp_path, [tmp_path / "part"], 1)
+    facts = best_of_n._write_files(tmp_path, [FinishedBatch(tmp_path / "part", 1)], 1)
     assert (facts["prompts"], facts["pairs"]) == (1, 1)
     assert read(tmp_path / "answers.jsonl") == [line]
     (pair,) = read(tmp_path / "pairs.jsonl")

@@ -20,8 +20,8 @@ from easylm_jax.experiment import Experiment
 from easylm_jax.report.read import collect
 from easylm_jax.report.tables import ablation, as_text
 from easylm_jax.rewards.scorer import RewardScorer
-from easylm_jax.runtime.files import read_lines
 from models.errors import UserError
+from models.reading import read_lines
 
 PROMPTS = dataclasses.replace(rl_kit.prompts(rl_kit.home()), sequence_length=40)  # room for all prompts
 GREEDY = Task("greedy", PROMPTS, rl_kit.VERIFIER, Sampling(rl_kit.NEW, temperature=0.0, slots=8), limit=10)

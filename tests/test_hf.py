@@ -331,15 +331,18 @@ def lose_a_shard(folder):
 
 BROKEN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not readable JSON"),
-    "list config": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+    "broken config": (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged .no valid JSON"),
+    "list config": (lambda folder: (folder / "config.json").write_text("[]"), "should be an object, not"),
     "other model": (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "model_type 'gpt2'"),
     "empty config": (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "lacks num_hidden"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "only torch, and no archive": (only_torch, "pytorch_model.bin is not in torch.s ZIP format"),
     "truncated": (truncate, "not a complete safetensors file"),
     "lost shard": (lose_a_shard, "lacks model-00001-of-00002.safetensors"),
-    "broken index": (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
+    "broken index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+        "there is no 'weight_map'",
+    ),
 }
 
 

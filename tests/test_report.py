@@ -378,11 +378,11 @@ def test_command_prints_the_tables_and_writes_page_and_json(run, capsys, tmp_pat
         (lambda run: run / "sft", r"sft holds no stage .*; it is .* of a stage; give the run's folder, .*quickstart$"),
         (lambda run: run.parent, r"holds no stage .*; did you mean .*/quickstart\?$"),
         (lambda run: (run / "sft/config.json").write_text("{"), r"quickstart/sft/config\.json is damaged"),
-        (lambda run: (run / "sft/config.json").write_text("{}"), r"sft/config\.json is damaged: it has no stage"),
+        (lambda run: (run / "sft/config.json").write_text("{}"), r"sft/config\.json is damaged .stage should be"),
         (lambda run: (run / "sft/done.json").write_text("[]"), r"quickstart/sft/done\.json is damaged"),
-        (lambda run: (run / "table/table.json").write_text('{"rows": [{}]}'), r"table\.json is damaged: its rows"),
+        (lambda run: (run / "table/table.json").write_text('{"rows": [{}]}'), r"table\.json is damaged .rows.0. has"),
         (lambda run: (run / "table/samples.jsonl").write_text("x\n"), r"table/samples\.jsonl, line 1, is damaged"),
-        (lambda run: (run / "sft/metrics.jsonl").write_text("x\n{}\n"), r"sft/metrics\.jsonl, line 1, is not"),
+        (lambda run: (run / "sft/metrics.jsonl").write_text("x\n{}\n"), r"sft/metrics\.jsonl, line 1, is damaged"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line_that_names_it(run, capsys, break_it, message):

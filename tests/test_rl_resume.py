@@ -12,10 +12,10 @@ from rl_kit import lines, without_clocks
 from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.tools import diff
 from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig, Validation
-from easylm_jax.runtime.files import read_lines
 from easylm_jax.runtime.monitor.metrics import read_metrics
 from easylm_jax.train.loop import Stopped
 from easylm_jax.train.rl.trainer import RolloutLoop
+from models.reading import read_lines
 
 STEPS = 5
 DEFAULT = ("ppo", "adapter")  # the others are much the same and are run with -m slow

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint.store import stored_dtype
 from easylm_jax.runtime.processes import agree_any
 from models.errors import UserError
 from models.trees import unflatten
@@ -206,12 +207,6 @@ def _is_floating(dtype: np.dtype) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
-def stored_dtype(text: str) -> np.dtype:
-    import ml_dtypes
-
-    return np.dtype(getattr(ml_dtypes, text, text))
-
-
 @dataclasses.dataclass(frozen=True)
 class _RestoreSpec:
     """How to restore one array: as a `jax.Array` with this sharding, or as numpy if `sharding` is None."""
@@ -323,8 +318,11 @@ def _read(step_folder: Any, wanted: dict[str, _RestoreSpec]) -> dict[str, Any]:
         reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers()))
         try:
             values = dict(reader.restore(step_folder, args=ocp.args.Composite(**{store.STATE: restore}))[store.STATE])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        except Exception as error:  # Orbax raises all kinds for files that are not what it wrote
+            faults = store.damage(step_folder)
+            if not faults and not isinstance(error, OSError | ValueError | KeyError | RuntimeError):
+                raise
+            reason = faults[0] if faults else (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise UserError(f"checkpoint {step_folder} cannot be read: {reason}; use an earlier one") from error
         finally:
             reader.close()

@@ -22,6 +22,7 @@ from typing import Any
 from easylm_jax.checkpoint import arrays, store
 from easylm_jax.checkpoint.store import Retention
 from easylm_jax.runtime import processes
+from models.durable import sync
 from models.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,12 @@ class Checkpointer:
         processes.barrier("checkpointer open")
         # Cached, so that retention need not list the folder: that is slow for hundreds of steps in a bucket.
         self._names: dict[int, str | None] = {}
+        self._damaged: set[int] = set()  # neither counted nor deleted by retention; `restore` sets them aside
         for step in self.steps():
             try:
                 manifest = store.read_manifest(self.folder / str(step))
-            except UserError:  # damaged: `restore` handles it; the name keeps retention from deleting it
-                self._names[step] = "unreadable"
+            except UserError:
+                self._damaged.add(step)
             else:
                 self._names[step] = manifest.name
                 self._last = (step, manifest.saved_at)
@@ -173,8 +175,11 @@ class Checkpointer:
         """Waits for a save to be committed, then applies retention; sets `save.error` and `save.done`."""
         try:
             self._writer.wait()
+            if processes.is_first_process() and not store.is_remote(save.target):
+                sync(save.target.parent)  # the rename that committed it, before older ones are deleted
             if save.kind == "full":
                 self._last = (save.step, time.time())
+                self._forget(save.step)
                 self._names[save.step] = save.name
             if processes.is_first_process():
                 store.remove_tree(save.target.with_name(save.target.name + store.REPLACED))
@@ -189,7 +194,7 @@ class Checkpointer:
             save.done.set()
 
     def _apply_retention(self, step: int) -> None:
-        for later in [s for s in self._names if s > step]:
+        for later in [s for s in (*self._names, *self._damaged) if s > step]:
             aside = self._remove(later, store.set_aside)
             log.warning("checkpoint %d is later than the step this run resumed from: moved to %s", later, aside)
         for old in self.retention.to_delete(self._names):
@@ -197,9 +202,13 @@ class Checkpointer:
 
     def _remove(self, step: int, action: Callable[[Any], Any]) -> Any:
         """Deletes a step or sets it aside, unless that was done already."""
-        del self._names[step]
+        self._forget(step)
         path = self.folder / str(step)
         return action(path) if store.is_committed(path) else None
+
+    def _forget(self, step: int) -> None:
+        self._names.pop(step, None)
+        self._damaged.discard(step)
 
     def _clean_up(self, target: Any) -> None:
         """Cleans up after a failed save: deletes its files and restores the step that it was to replace."""
@@ -320,7 +329,7 @@ class Checkpointer:
         if damaged:
             log.warning("using checkpoint %d instead; damaged ones are renamed to <step>%s", step, store.SET_ASIDE)
         for bad in damaged:
-            self._names.pop(bad, None)
+            self._forget(bad)
             if processes.is_first_process():
                 store.set_aside(self.folder / str(bad))
         processes.barrier("damaged checkpoints set aside")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 
@@ -16,19 +15,27 @@ import models
 from easylm_jax.checkpoint import hub, store
 from easylm_jax.checkpoint.checkpointer import restore_params
 from easylm_jax.config import Compute
+from easylm_jax.config.workspace import checkpoint_of, read_done
 from easylm_jax.data import load_tokenizer
 from easylm_jax.data.tokenizer import Tokenizer, differing_token, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
-from models import registry
+from models import reading, registry
 from models.config import DecoderConfig, Experts, RopeScaling
 from models.decoder import cast_kernels, score_kernel
 from models.errors import UserError
 from models.hf.convert import read_config
 from models.model import Model
+from models.reading import Damaged
 
 PyTree = Any
 Load = Callable[..., PyTree]
+
+
+class _Described(TypedDict, total=False):
+    """What is read of a stage's `config.json`."""
+
+    model: dict[str, Any] | str | None
 
 
 def is_checkpoint(folder: str) -> bool:
@@ -51,7 +58,7 @@ def model_of(folder: str) -> DecoderConfig:
     description = store.read_meta(step_folder).get("model")
     stage_config = step_folder.parent.parent / "config.json"
     if description is None and stage_config.is_file():
-        description = json.loads(stage_config.read_text()).get("model")
+        description = reading.read_json(stage_config, _Described).get("model")
     if description is None:
         raise UserError(f"{step_folder} has no model configuration; name a preset with --model")
     return read_model_config(description)
@@ -62,17 +69,26 @@ def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
     if isinstance(description, str):
         return models.preset(description)
     fields = dict(description)
-    if fields.get("rope_scaling"):
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    if fields.get("experts"):
-        fields["experts"] = Experts(**fields["experts"])
-    known = {field.name for field in dataclasses.fields(DecoderConfig)}
-    unknown = sorted(set(fields) - known)
+    for name, part in (("rope_scaling", RopeScaling), ("experts", Experts)):
+        if fields.get(name):
+            fields[name] = _config_of(part, fields[name], f"model.{name}")
+    return _config_of(DecoderConfig, fields, "model")
+
+
+def _config_of(kind: Any, fields: Any, what: str) -> Any:
+    """A configuration from its fields in JSON; `UserError` for unknown and missing ones."""
+    if not isinstance(fields, Mapping):
+        raise UserError(f"the checkpoint's {what} should be an object, not {str(fields)[:60]!r}")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(fields) - set(known))
     if unknown:
         raise UserError(
-            f"the checkpoint's model has unknown fields {', '.join(unknown)}; use the version that wrote it"
+            f"the checkpoint's {what} has unknown fields {', '.join(unknown)[:100]}; use the version that wrote it"
         )
-    return DecoderConfig(**fields)
+    missing = [name for name, field in known.items() if name not in fields and field.default is dataclasses.MISSING]
+    if missing:
+        raise UserError(f"the checkpoint's {what} has no {', '.join(missing)}; name a preset with --model")
+    return kind(**fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,27 +179,23 @@ def resolve_model(model: str) -> tuple[str, dict[str, Any], str | None]:
 def _adds_bos(folder: Path) -> bool:
     """Whether a Hugging Face tokenizer prepends its BOS token to texts (`add_bos_token`)."""
     path = folder / "tokenizer_config.json"
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("add_bos_token")) if path.is_file() else False
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    return bool(reading.read_json(path).get("add_bos_token")) if path.is_file() else False
 
 
 def trained_step(path: Any) -> Any:
     """The checkpoint that a finished stage passes on (from `done.json`); for other folders their newest step."""
     path = store.as_path(path)
-    done = path / "done.json"
-    if done.is_file():
-        try:
-            checkpoint = json.loads(done.read_text()).get("checkpoint")
-        except ValueError as error:
-            raise UserError(
-                f"{done} is damaged ({error}); give one of the stage's checkpoints/<step> folders"
-            ) from None
-        if checkpoint is None:
+    try:
+        done = read_done(path)
+        if done is None:
+            return store.resolve(path)
+        if "checkpoint" not in done:
             raise UserError(f"stage {path} has no model; give the folder of a stage that trains one")
-        return store.resolve(path / checkpoint)
-    return store.resolve(path)
+        return store.resolve(checkpoint_of(path, done))
+    except Damaged as error:
+        raise UserError(
+            f"{path / 'done.json'} is damaged ({error.why}); give one of the stage's checkpoints/<step> folders"
+        ) from None
 
 
 def checked_meta(path: Any) -> tuple[Any, dict[str, Any]]:

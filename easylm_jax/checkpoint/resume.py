@@ -43,7 +43,12 @@ def config_difference(old: Any, new: Any, at: str = "") -> list[str]:
         return [
             line for i, pair in enumerate(zip(old, new, strict=True)) for line in config_difference(*pair, f"{at}[{i}]")
         ]
-    return [] if old == new else [f"{at}: {old!r} -> {new!r}"]
+    return [] if old == new else [f"{at}: {_shown(old)} -> {_shown(new)}"]
+
+
+def _shown(value: Any, length: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class _Absent:

@@ -2,7 +2,8 @@
 
     <stage>/checkpoints/
         120/                    one committed step
-            manifest.json       the commit marker: step, name, kind, every array's dtype and shape, every file's CRC-32
+            manifest.json       the commit marker: step, name, kind, every array's dtype and shape, every file's CRC-32,
+                            and its own
             meta/meta.json      data cursor, clocks, resolved configuration and its hash, due actions
             state/              the arrays (Orbax, OCDBT, uncompressed)
         history/100/            the same layout with only the parameters, in bfloat16; never deleted
@@ -17,17 +18,24 @@ rename. Deletion renames the manifest first, so a partly deleted folder is never
 from __future__ import annotations
 
 import errno
-import json
 import logging
+import math
 import pathlib
+import re
 import shutil
 import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+import numpy as np
+
+from easylm_jax.runtime.files import atomic_write
+from models import reading
+from models.durable import sync_tree
 from models.errors import UserError
+from models.reading import Damaged, Object
 
 MANIFEST = "manifest.json"
 DELETED = "deleted.json"
@@ -41,10 +49,38 @@ REPLACED = ".replaced"
 REMOTE_COMMIT = "commit_success.txt"
 ORBAX_METADATA = "_CHECKPOINT_METADATA"
 CHECKSUMS = "checksums."
-FORMAT = 1
+FORMAT = 2
+UNSEALED_FORMAT = 1  # earlier manifests, which are the same without a checksum of their own
+MEND = "use an earlier checkpoint"
 HASH_BLOCK = 1 << 22
 
 log = logging.getLogger(__name__)
+
+
+class _ManifestFile(TypedDict):
+    """The JSON of a manifest. `leaves`: name -> [dtype, shape]; `files`: path -> [bytes, CRC-32 or None]."""
+
+    format: int
+    step: int
+    kind: Literal["full", "params"]
+    name: str | None
+    saved_at: float
+    leaves: dict[str, tuple[str, list[int]]]
+    files: dict[str, tuple[int, int | None]]
+
+
+class _MetaFile(TypedDict, total=False):
+    """The entries of `meta.json` that are read back; there may be others."""
+
+    model: Object | str | None
+    tokenizer: str | None
+    tokenizer_hash: str | None
+    source: str | None
+    config: Object | None
+    config_hash: str | None
+    data: Object
+    validation: dict[str, float] | None
+    clocks: Object
 
 
 @dataclass(frozen=True)
@@ -59,7 +95,7 @@ class Manifest:
     files: dict[str, list]
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **self.__dict__})
+        return reading.sealed({"format": FORMAT, **self.__dict__})
 
 
 @dataclass(frozen=True)
@@ -146,27 +182,64 @@ def read_manifest(step_folder: Any) -> Manifest:
     """The manifest of a step folder.
 
     Raises:
-      UserError: when it is missing, cannot be read, or was written by a later version.
+      Damaged: it is missing, cannot be read, has changed since it was written, or is no manifest.
+      UserError: it was written by a later version.
     """
     path = as_path(step_folder) / MANIFEST
-    try:
-        fields = json.loads(path.read_text())
-        version = fields.pop("format")
-        manifest = Manifest(**fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); use an earlier checkpoint") from error
-    if version != FORMAT:
+    fields, is_sealed = reading.read_sealed(path, mend=MEND)
+    version = fields.get("format")
+    if is_sealed and type(version) is int and version > FORMAT:
         raise UserError(f"{path} has format {version}, this version reads {FORMAT}; use the version that wrote it")
-    return manifest
+    found = reading.fault(_ManifestFile, fields) or _fault_of_manifest(fields, is_sealed)
+    if found:
+        raise Damaged(path, found, MEND)
+    del fields["format"]
+    return Manifest(**fields)
+
+
+def _fault_of_manifest(fields: Object, is_sealed: bool) -> str | None:
+    """Why the values in a manifest cannot be right, or None."""
+    unknown = sorted(fields.keys() - _ManifestFile.__annotations__.keys())
+    if unknown or fields["format"] != (FORMAT if is_sealed else UNSEALED_FORMAT):
+        return f"unknown entry {unknown[0]!r}" if unknown else "it has no checksum of its own"
+    if fields["step"] < 0 or not math.isfinite(fields["saved_at"]):
+        return f"step {fields['step']} saved at {fields['saved_at']}"
+    for name, (dtype, shape) in fields["leaves"].items():
+        if not name or not _is_dtype(dtype) or any(size < 0 for size in shape):
+            return f"array {name!r} of dtype {dtype!r} and shape {shape}"
+    for relative, (size, crc) in fields["files"].items():
+        if not reading.is_inside(relative) or size < 0 or not (crc is None or 0 <= crc < 1 << 32):
+            return f"file {relative!r} of {size} bytes with CRC-32 {crc}"
+    return None
+
+
+def _is_dtype(text: str) -> bool:
+    try:
+        dtype = stored_dtype(text) if re.fullmatch(r"[a-z0-9_]{1,32}", text) else None
+        return dtype is not None and dtype.name == text and not dtype.hasobject
+    except (TypeError, ValueError, AttributeError):
+        return False
+
+
+def stored_dtype(text: str) -> np.dtype:
+    """The dtype of this name, such as "bfloat16"."""
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, text, text))
 
 
 def read_meta(step_folder: Any) -> dict[str, Any]:
-    """The JSON metadata saved with the arrays."""
+    """The JSON metadata saved with the arrays, compared with its checksum in the manifest.
+
+    Raises:
+      Damaged: it or the manifest cannot be read, or has changed since it was written.
+    """
     path = as_path(step_folder) / META / META_FILE
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); use an earlier checkpoint") from error
+    data = reading.read_bytes(path, mend=MEND)
+    _, crc = read_manifest(step_folder).files.get(f"{META}/{META_FILE}", (0, None))
+    if crc is not None and zlib.crc32(data) != crc:
+        raise Damaged(path, "it has changed since it was written: its CRC-32 differs", MEND)
+    return reading.parse_json(data, _MetaFile, path, mend=MEND)
 
 
 def checksum(path: Any) -> int:
@@ -208,14 +281,19 @@ def write_manifest(tmp: Any, *, step: int, kind: str, name: str | None, leaves: 
     tmp = as_path(tmp)
     files: dict[str, list] = {}
     for part in sorted(tmp.glob(CHECKSUMS + "*"), key=lambda p: p.name):
-        files.update(json.loads(part.read_text()))
+        files.update(reading.read_json(part, dict[str, tuple[int, int | None]]))
         part.unlink()
     for path in _walk(tmp):
         relative = path.relative_to(tmp).as_posix()
         if relative not in files and path.name not in (ORBAX_METADATA, REMOTE_COMMIT):
             files[relative] = [_size(path), None if is_remote(path) else checksum(path)]
     manifest = Manifest(step, kind, name, time.time(), leaves, files)
-    (tmp / MANIFEST).write_text(manifest.to_json())
+    if is_remote(tmp):
+        (tmp / MANIFEST).write_text(manifest.to_json())
+        return
+    sync_tree(tmp)  # the manifest must not reach the disk before what it vouches for
+    with atomic_write(tmp / MANIFEST) as file:
+        file.write(manifest.to_json().encode())
 
 
 def _size(path: Any) -> int:
@@ -236,6 +314,8 @@ def damage(step_folder: Any, part: tuple[int, int] = (0, 1)) -> list[str]:
     except UserError as error:
         return [str(error)]
     faults = []
+    if step_folder.name.isdecimal() and int(step_folder.name) != manifest.step:
+        faults.append(f"its manifest is that of step {manifest.step}")
     for relative, (size, crc) in sorted(manifest.files.items())[part[0] :: part[1]]:
         path = step_folder / relative
         try:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from easylm_jax.checkpoint import store
 from easylm_jax.checkpoint.store import Retention
+from models import reading
 from models.errors import UserError
 
 BATCH_BYTES = 1 << 30  # of arrays in memory at once while checkpoints are compared or averaged
@@ -79,6 +80,22 @@ def verify(folder: Any) -> dict[str, list[str]]:
     }
 
 
+class _Kept(TypedDict, total=False):
+    latest: int
+    keep_every: int | None
+    history: int | None
+
+
+class _StageFields(TypedDict, total=False):
+    checkpoints: _Kept | None
+
+
+class _StageFile(TypedDict, total=False):
+    """What is read here of a stage's `config.json`."""
+
+    stage: _StageFields | None
+
+
 def stage_retention(folder: Any) -> Retention:
     """The retention in the settings of a stage, given its folder; the default where they are not known.
 
@@ -86,21 +103,24 @@ def stage_retention(folder: Any) -> Retention:
     """
     root = store.checkpoints_folder(folder)
     config = root.parent / "config.json"
-    try:
-        stage = json.loads(config.read_text()).get("stage") if config.exists() else None
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{config} cannot be read ({type(error).__name__}); give --latest and --every") from error
+    mend = "give --latest and --every"
+    stage = reading.read_json(config, _StageFile, mend=mend).get("stage") if config.exists() else None
     if not stage:
-        stage = store.read_meta(store.resolve(root)).get("config")
-    settings = (stage or {}).get("checkpoints") or {}
+        newest = store.resolve(root)
+        stage = store.read_meta(newest).get("config") or {}
+        found = reading.fault(_StageFields, stage)
+        if found is not None:
+            raise reading.Damaged(newest / store.META, found, mend)
+    settings = stage.get("checkpoints") or {}
     return Retention(**{field.name: settings[field.name] for field in fields(Retention) if field.name in settings})
 
 
 def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]:
     """Deletes steps that `retention` does not keep, and checkpoints set aside; keeps the history and named steps.
 
-    The newest checkpoint must be intact, so that the last good one is never deleted. A folder that is being written is
-    not touched, but do not prune a run that is still training.
+    The newest checkpoint must be intact, so that the last good one is never deleted. Damaged ones among those that
+    would be kept as the newest are not counted, so that `latest` intact ones stay. A step whose manifest cannot be read
+    is never deleted. A folder that is being written is not touched, but do not prune a run that is still training.
 
     Returns:
       The deleted folders (with `dry_run`: those that would be deleted).
@@ -110,8 +130,7 @@ def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]
     faults = store.damage(newest)
     if faults:
         raise UserError(f"the newest checkpoint {newest} is damaged ({faults[0]}): nothing pruned; move it away first")
-    names = {step: store.read_manifest(root / str(step)).name for step in store.committed_steps(root)}
-    old_steps = [root / str(step) for step in retention.to_delete(names)]
+    old_steps = [root / str(step) for step in retention.to_delete(_names_of_intact(root, retention.latest))]
     aside = [
         path
         for where in (root, root / store.HISTORY)
@@ -125,6 +144,20 @@ def prune(folder: Any, retention: Retention, dry_run: bool = False) -> list[str]
         for path in aside:
             store.remove_tree(path)
     return [str(path) for path in [*old_steps, *aside]]
+
+
+def _names_of_intact(root: Any, latest: int) -> dict[int, str | None]:
+    """The names of the committed steps, without damaged ones newer than the `latest`-th intact one, and without those
+    whose manifest cannot be read."""
+    names: dict[int, str | None] = {}
+    intact = 0
+    for step in reversed(store.committed_steps(root)):
+        if intact < latest and store.damage(root / str(step)):
+            continue
+        intact += 1
+        with contextlib.suppress(UserError):
+            names[step] = store.read_manifest(root / str(step)).name
+    return names
 
 
 def _batches(leaves: dict[str, list]) -> Iterator[list[str]]:
@@ -250,5 +283,5 @@ def _mean(sources: Sequence[Any], leaves: dict[str, list]) -> dict[str, Any]:
             for name, array in arrays.read_arrays(source, names).items():
                 total[name] += array.astype(np.float64)
         for name, array in total.items():
-            mean[name] = (array / len(sources)).astype(arrays.stored_dtype(leaves[name][0]))
+            mean[name] = (array / len(sources)).astype(store.stored_dtype(leaves[name][0]))
     return mean

@@ -147,15 +147,16 @@ def _sources(arguments: argparse.Namespace) -> tuple[Source, ...]:
 
 def _spec(arguments: argparse.Namespace) -> DataSpec:
     from easylm_jax.config.data import DataSpec
+    from models import reading
     from models.errors import UserError
 
     if arguments.spec:
         if arguments.sources:
             raise UserError("data: give sources or --spec, not both")
         try:
-            return DataSpec.from_dict(json.loads(Path(arguments.spec).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise UserError(f"data: cannot read the specification {arguments.spec}: {error}") from None
+            return DataSpec.from_dict(reading.read_json(Path(arguments.spec), mend="correct it"))
+        except reading.Damaged as error:
+            raise UserError(f"data: cannot read the specification {arguments.spec}: {error.why}") from None
     for option in ("tokenizer", "length"):
         if getattr(arguments, option) is None:
             raise UserError(f"data: build needs --{option} (or --spec)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,8 +171,9 @@ def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespac
 
 def _copy(table: Path, target: Path) -> None:
     from easylm_jax.runtime.files import write_json
+    from models import reading
 
     try:
-        write_json(target, json.loads(table.read_text(encoding="utf-8")))
+        write_json(target, reading.read_json(table))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; give another file with --json") from error

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 
 from easylm_jax.config.base import Stage
 from easylm_jax.config.bounds import Positive
 from models.errors import UserError
+
+LONGEST_NAME = 128  # bytes
+
+
+def check_name(what: str, name: str) -> None:
+    """Raises `UserError` unless `name` can be the name of a folder: what stages and recipes are called."""
+    try:
+        encoded = name.encode() if isinstance(name, str) else b""
+    except UnicodeEncodeError:
+        encoded = b""
+    faults = {
+        "it must be text": not encoded and name != "",
+        "it is empty": name == "",
+        f"it has {len(encoded)} bytes, more than {LONGEST_NAME}": len(encoded) > LONGEST_NAME,
+        "it begins with a dot or a space, or ends with a space": encoded[:1] in (b".", b" ") or encoded[-1:] == b" ",
+        "it has a separator of paths (/ or \\)": b"/" in encoded or b"\\" in encoded,
+        "it has control characters": any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in str(name)),
+    }
+    found = next((fault for fault, holds in faults.items() if holds), None)
+    if found is not None:
+        raise UserError(f"{what} name {str(name)[:60]!r} cannot be the name of a folder: {found}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +52,13 @@ class Recipe:
 
     def __post_init__(self):
         object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.name or "/" in self.name:
-            raise UserError(f"recipe name {self.name!r} must be usable as the name of a folder")
+        check_name("recipe", self.name)
+        if self.name == "cache":
+            raise UserError(
+                "recipe name 'cache' is that of the folder of packed data beside the recipes; choose another"
+            )
+        for stage in self.stages:
+            check_name("stage", stage.name)
         names = [stage.name for stage in self.stages]
         for name in names:
             if names.count(name) > 1:

@@ -7,15 +7,41 @@ runs/cache/              packed data caches, shared by all runs
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from easylm_jax.config import fields
 from easylm_jax.config.base import Stage
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.recipe import Recipe
+from models import reading
 from models.errors import UserError
+
+MEND = "restore it from a copy, or run the stage again with --overwrite"
+
+
+class Done(TypedDict):
+    """What is read of `done.json`; there are further entries, by kind of stage.
+
+    `hash`: of the settings; `checkpoint`: the folder of the model that the stage leaves, relative to its own;
+    `seconds`: the time of all runs of the stage; `metrics`: its last ones.
+    """
+
+    hash: NotRequired[str]
+    checkpoint: NotRequired[str]
+    seconds: NotRequired[float]
+    metrics: NotRequired[dict[str, Any]]
+
+
+def read_done(folder: Path) -> Done | None:
+    """The content of `done.json` in a stage's folder, or None when there is none; `Damaged` when it is no such file."""
+    path = folder / "done.json"
+    return reading.read_json(path, Done, mend=MEND) if path.exists() else None
+
+
+def checkpoint_of(folder: Path, done: Done) -> Path:
+    """The checkpoint that a finished stage leaves; `Damaged` when it would lie outside of the stage's folder."""
+    return reading.inside(folder, done["checkpoint"], folder / "done.json", mend=MEND)
 
 
 class Workspace:
@@ -49,10 +75,9 @@ class Workspace:
         own = {name: value for name, value in fields.encode(stage).items() if name not in stage.NOT_HASHED}
         return {**own, "needs": {need: self.settings(self.recipe.stage(need)) for need in stage.needs}}
 
-    def done(self, stage: Stage) -> dict[str, Any] | None:
+    def done(self, stage: Stage) -> Done | None:
         """The contents of `done.json`, or None when the stage is not done."""
-        path = self.folder(stage.name) / "done.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_done(self.folder(stage.name))
 
     def sources(self, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         """The sources with `stage:<name>/<file>` replaced by the path of that file."""
@@ -74,7 +99,7 @@ class Workspace:
         done = self.done(self.recipe.stage(name))
         if done is None or "checkpoint" not in done:
             raise UserError(f"stage {name} left no checkpoint to start from ({self.folder(name)})")
-        return self.folder(name) / done["checkpoint"]
+        return checkpoint_of(self.folder(name), done)
 
     def model(self, name: str) -> str:
         """The model called `name` in the form of `checkpoint.load`: a stage becomes `run:<its checkpoint>`, `hf:<name>`

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from easylm_jax.config.data import ADDED_LATER, DataSpec
 from easylm_jax.config.workspace import Workspace
@@ -28,6 +28,7 @@ from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_jax.runtime import monitor
 from easylm_jax.runtime.locks import Locked, locked
 from easylm_jax.runtime.processes import log_once
+from models import reading
 from models.errors import UserError
 
 Progress = Callable[[int, int | None, str], None]
@@ -115,19 +116,22 @@ def _known_files(root: Path) -> dict[str, dict[str, Any]]:
     """Checksums recorded by caches already below `root`, so that unchanged files are not read again."""
     known: dict[str, dict[str, Any]] = {}
     for path in root.glob("*/manifest.json"):
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            for source in json.loads(path.read_text(encoding="utf-8"))["sources"]:
-                known.update({facts["path"]: facts for facts in source["files"]})
+        with contextlib.suppress(UserError):  # of a damaged cache, which is reported where it is used
+            for source in cache_files.read_manifest(path.parent)["sources"]:
+                files = source["files"] if reading.fault(list[_SourceFile], source["files"]) is None else []
+                known.update({facts["path"]: facts for facts in files})
     return known
 
 
+class _SourceFile(TypedDict):
+    path: str
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
 def _finished(final: Path, key: str) -> bool:
-    try:
-        return json.loads((final / "manifest.json").read_text(encoding="utf-8"))["fingerprint"] == key
-    except FileNotFoundError:
-        return False
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"cache {final}: manifest.json is damaged; delete the folder and build again") from None
+    return (final / "manifest.json").exists() and cache_files.read_manifest(final)["fingerprint"] == key
 
 
 def _make_root(root: Path) -> None:
@@ -139,7 +143,7 @@ def _make_root(root: Path) -> None:
 
 def _publish(work: Path, final: Path, key: str) -> None:
     try:
-        work.rename(final)
+        cache_files.publish(work, final)
     except OSError:
         # Where locks do not work across hosts, another host may have finished first: same key, same bytes.
         if not _finished(final, key):

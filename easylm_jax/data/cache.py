@@ -15,18 +15,21 @@ arrays of next-token training. All other columns, and all columns of the layout 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 import numpy as np
 
 from easylm_jax.data import packing
+from easylm_jax.runtime.files import write_sealed_json
+from models import reading
+from models.durable import sync, sync_tree
 from models.errors import UserError
 
 VERSION = 1  # part of every key; raise it when the same inputs would give other bytes
+MEND = "delete the folder and build the cache again"
 _PADDING_VALUES = {"pair_index": -1, "prompt_index": -1}  # in padding rows; 0 in all other columns
 # Why a record is left out: the manifest's count, and how a person calls it.
 _LEFT_OUT = {
@@ -39,6 +42,72 @@ SEGMENT = np.dtype([("start", "<u4"), ("length", "<u4"), ("source", "<u4"), ("do
 def left_out(counts: Mapping[str, Any]) -> dict[str, int]:
     """The number of records that a source's counts (`examples.Counts`) leave out, by reason as text."""
     return {reason: counts[name] for name, reason in _LEFT_OUT.items() if counts.get(name)}
+
+
+class _Counted(TypedDict):
+    kept: int
+    read: int
+
+
+class _Source(TypedDict):
+    path: str
+    tokens: int
+    records: _Counted
+    files: list[Any]
+
+
+class _Part(TypedDict):
+    first_row: int
+    rows: int
+    rate: float
+
+
+class _TokenizerFacts(TypedDict):
+    spec: str
+    hash: str
+    vocab_size: int
+    pad_id: int
+
+
+class _Kind(TypedDict):
+    kind: str
+
+
+class _FileFacts(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class ManifestFile(TypedDict):
+    """What is read of the manifest of a cache."""
+
+    version: int
+    fingerprint: str
+    sequence_length: int
+    document_mask: bool
+    layout: Literal["next_token", "prompts"]
+    rows: int
+    tokens: int
+    trained_tokens: int
+    fill_rate: float
+    unigram_entropy_nats: float
+    blanked_windows: int
+    columns: dict[str, str]
+    parts: list[_Part]
+    sources: list[_Source]
+    tokenizer: _TokenizerFacts
+    spec: _Kind
+    files: dict[str, _FileFacts]
+    pairs: NotRequired[int]
+    pairs_per_row: NotRequired[int]
+    prompts: NotRequired[int]
+
+
+class _PromptLine(TypedDict):
+    source: int
+    record: int
+    messages: list[dict[str, str]]
+    columns: dict[str, Any]
 
 
 class BatchColumns(Protocol):
@@ -69,14 +138,23 @@ class Cache:
         self.rows: int = manifest["rows"]
         self.fingerprint: str = manifest["fingerprint"]
         self.sequence_length: int = manifest["sequence_length"]
-        self.columns = {name: _map(folder / "columns" / f"{name}.npy") for name in manifest["columns"]}
-        self.segments = _map(folder / "segments.npy")
-        self.row_offsets = _map(folder / "row_offsets.npy")
+        self.columns = {name: self._map(f"columns/{name}.npy") for name in manifest["columns"]}
+        self.segments = self._map("segments.npy")
+        self.row_offsets = self._map("row_offsets.npy")
         self._extra: tuple[BatchColumns, ...] = ()
         self._records: tuple[np.ndarray, np.ndarray] | None = None
         for name, column in self.columns.items():
-            if len(column) != self.rows:
-                raise UserError(f"cache {folder}: column {name} has {len(column)} rows, the manifest says {self.rows}")
+            if column.shape[:1] != (self.rows,) or column.dtype.kind not in "iuf":
+                shape = f"{column.dtype} of shape {column.shape}"
+                raise UserError(f"cache {folder}: column {name} is {shape}, the manifest says {self.rows} rows; {MEND}")
+        if self.segments.dtype != SEGMENT or self.segments.ndim != 1 or self.row_offsets.shape != (self.rows + 1,):
+            raise UserError(f"cache {folder}: segments.npy and row_offsets.npy are not of {self.rows} rows; {MEND}")
+
+    def _map(self, name: str) -> np.ndarray:
+        return reading.read_array(self.folder / name, mend=MEND)
+
+    def _damaged(self, why: str) -> UserError:
+        return UserError(f"cache {self.folder} is damaged ({why}); `easylm data stats --verify` names the file; {MEND}")
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The batch arrays of the given rows (int [n]), each [n, ...]."""
@@ -125,22 +203,40 @@ class Cache:
         if self.manifest["layout"] != "prompts":
             raise UserError(f"cache {self.folder} holds no prompts (kind {self.manifest['spec']['kind']!r})")
         if self._records is None:
-            offsets = _map(self.folder / "record_offsets.npy")
-            self._records = np.memmap(self.folder / "records.jsonl", np.uint8, "r"), offsets
+            offsets = self._map("record_offsets.npy")
+            if offsets.ndim != 1 or not len(offsets) or offsets.dtype != np.int64:
+                raise self._damaged("record_offsets.npy")
+            try:
+                self._records = np.memmap(self.folder / "records.jsonl", np.uint8, "r"), offsets
+            except (OSError, ValueError) as error:
+                raise self._damaged(f"records.jsonl: {error}") from None
         text, offsets = self._records
         if not 0 <= number < len(offsets) - 1:
             raise IndexError(f"prompt {number} is outside the {len(offsets) - 1} prompts of cache {self.folder}")
-        line = json.loads(text[offsets[number] : offsets[number + 1]].tobytes())
+        begin, end = int(offsets[number]), int(offsets[number + 1])
+        if not 0 <= begin <= end <= len(text):
+            raise self._damaged("record_offsets.npy")
+        line = reading.parse_json(text[begin:end].tobytes(), _PromptLine, self.folder / "records.jsonl", mend=MEND)
+        if not 0 <= line["source"] < len(self.manifest["sources"]):
+            raise self._damaged(f"records.jsonl: there is no source {line['source']}")
         path = self.manifest["sources"][line["source"]]["path"]
         return {**line["columns"], "_messages": line["messages"], "_source": path, "_record": line["record"]}
 
     def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.array(column[rows]) for name, column in self.columns.items()}
+        if batch["tokens"].size and not 0 <= batch["tokens"].max() < self.manifest["tokenizer"]["vocab_size"]:
+            raise self._damaged(f"there is no token {batch['tokens'].max()}")
         if self.manifest["layout"] != "next_token":
+            self._check_prompts(batch)
             return {**batch, "tokens": batch["tokens"].astype(np.int32)}
         begin = self.row_offsets[rows]
         counts = self.row_offsets[rows + 1] - begin
+        if (begin < 0).any() or (counts < 0).any() or (begin + counts > len(self.segments)).any():
+            raise self._damaged("row_offsets.npy")
         chosen = self.segments[np.repeat(begin, counts) + packing.within(counts)]
+        ends = chosen["start"].astype(np.int64) + chosen["length"]
+        if (ends > batch["tokens"].shape[1]).any() or (chosen["source"] >= len(self.manifest["sources"])).any():
+            raise self._damaged("segments.npy")
         arrays = packing.next_token_arrays(
             batch.pop("tokens"),
             batch.pop("loss_weights", None),
@@ -152,6 +248,15 @@ class Cache:
             pad_id=self.manifest["tokenizer"]["pad_id"],
         )
         return {**arrays, **batch}
+
+    def _check_prompts(self, batch: Mapping[str, np.ndarray]) -> None:
+        lengths, numbers = batch.get("lengths"), batch.get("prompt_index")
+        if lengths is None or numbers is None:
+            raise self._damaged("it has no lengths and prompt_index")
+        if (lengths < 0).any() or (lengths > batch["tokens"].shape[1]).any():
+            raise self._damaged("lengths.npy")
+        if (numbers < 0).any() or (numbers >= self.manifest.get("prompts", 0)).any():
+            raise self._damaged("prompt_index.npy")
 
     def documents(self, row: int) -> list[Segment]:
         """The segments of one row, in order."""
@@ -189,7 +294,7 @@ class Cache:
     def verify(self) -> None:
         """Compares every file with its checksum in the manifest; `UserError` names the first that differs."""
         for name, facts in self.manifest["files"].items():
-            if _digest(self.folder / name) != facts["sha256"]:
+            if digest_of(self.folder / name) != facts["sha256"]:
                 raise UserError(f"cache {self.folder}: {name} fails its checksum; delete the folder and rebuild")
 
 
@@ -208,18 +313,34 @@ def open_cache(folder: str | Path) -> Cache:
         if not inside:
             raise UserError(f"cache: {folder} holds no manifest.json; build it with `easylm data build`")
         folder = inside[0]
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        version, files = manifest["version"], manifest["files"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"cache {folder}: manifest.json is damaged; delete the folder and rebuild") from None
-    if version != VERSION:
-        raise UserError(f"cache {folder} has format {version}, this code reads format {VERSION}; rebuild it")
-    for name, facts in files.items():
-        path = folder / name
+    manifest = read_manifest(folder)
+    for name, facts in manifest["files"].items():
+        path = reading.inside(folder, name, folder / "manifest.json", mend=MEND)
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             raise UserError(f"cache {folder}: {name} is missing or truncated; delete the folder and rebuild")
     return Cache(folder, manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a cache; `UserError` when it is damaged or of another format."""
+    path = folder / "manifest.json"
+    manifest, is_sealed = reading.read_sealed(path, _Version, mend=MEND)
+    if manifest["version"] != VERSION:
+        raise UserError(
+            f"cache {folder} has format {manifest['version']}, this code reads format {VERSION}; build it again"
+        )
+    found = reading.fault(ManifestFile, manifest)
+    odd = next((name for name in manifest["columns"] if not re.fullmatch(r"\w+", name)), None) if not found else None
+    if found or odd is not None or manifest["rows"] < 0:
+        raise reading.Damaged(path, found or (f"column {odd!r}" if odd is not None else "rows below 0"), MEND)
+    unlisted = [f"columns/{name}.npy" for name in manifest["columns"] if f"columns/{name}.npy" not in manifest["files"]]
+    if unlisted:
+        raise reading.Damaged(path, f"{unlisted[0]} has no checksum", MEND)
+    return manifest
+
+
+class _Version(TypedDict):
+    version: int
 
 
 def finish(folder: Path, manifest: dict[str, Any]) -> None:
@@ -227,23 +348,19 @@ def finish(folder: Path, manifest: dict[str, Any]) -> None:
     paths = (path for path in folder.rglob("*") if path.suffix in (".npy", ".jsonl"))
     names = sorted(str(path.relative_to(folder)) for path in paths)
     manifest["files"] = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _digest(folder / name)} for name in names
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest_of(folder / name)} for name in names
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
-    for name in [*names, "manifest.json"]:  # the rename that follows must not reach the disk before the data
-        with open(folder / name, "rb") as file:
-            os.fsync(file.fileno())
+    write_sealed_json(folder / "manifest.json", manifest)
+    sync_tree(folder)  # the rename that follows must not reach the disk before the data
 
 
-def _digest(path: Path) -> str:
+def publish(work: Path, final: Path) -> None:
+    """Renames the folder of a finished build; `OSError` when there is one already."""
+    work.rename(final)
+    sync(final.parent)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _map(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cache: cannot read {path}: {reason}; delete the cache folder and rebuild") from None

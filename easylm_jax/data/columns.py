@@ -15,21 +15,30 @@ Another key is another folder, so that stale values are never read. Columns are 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from easylm_jax.data.cache import Cache
+from easylm_jax.data.cache import Cache, digest_of, publish
+from easylm_jax.runtime.files import write_json
+from models import reading
+from models.durable import sync_tree
 from models.errors import UserError
 
 _COUNTS = {"pair_index": "pairs", "prompt_index": "prompts"}  # index column: the manifest's count
+
+
+class _ColumnsFile(TypedDict):
+    cache: str
+    key: str
+    index: str
+    columns: dict[str, str]
 
 
 class ColumnStore:
@@ -86,18 +95,17 @@ def open_columns(cache: Cache, name: str, key: str) -> ColumnStore | None:
     if not (folder / "columns.json").is_file():
         return None
     try:
-        facts = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
-        fingerprint, index, files = facts["cache"], facts["index"], dict(facts["columns"])
-        whole = facts["key"] == key
-        for column, checksum in files.items():
-            whole = whole and _digest(folder / f"{column}.npy") == checksum
-        if not whole:
-            raise ValueError("a checksum differs")
-        arrays = {column: np.load(folder / f"{column}.npy", mmap_mode="r") for column in files}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        facts = reading.read_json(folder / "columns.json", _ColumnsFile)
+        files = facts["columns"]
+        if not all(re.fullmatch(r"\w+", column) for column in files):
+            raise UserError(f"a column is called {next(iter(files))!r}")
+        if facts["key"] != key or any(digest_of(folder / f"{name}.npy") != files[name] for name in files):
+            raise UserError("a checksum differs")
+        arrays = {column: reading.read_array(folder / f"{column}.npy") for column in files}
+    except (UserError, OSError) as error:
+        reason = error.why if isinstance(error, reading.Damaged) else str(error)
         raise UserError(f"columns {folder} are damaged ({reason}); delete the folder and compute them again") from None
-    store = ColumnStore(fingerprint, arrays, index)
+    store = ColumnStore(facts["cache"], arrays, facts["index"])
     store.check(cache)
     return store
 
@@ -136,13 +144,10 @@ def write_columns(
         checksums = {}
         for column, values in arrays.items():
             np.save(work / f"{column}.npy", values)
-            checksums[column] = _digest(work / f"{column}.npy")
+            checksums[column] = digest_of(work / f"{column}.npy")
         described = {"cache": cache.fingerprint, "name": name, "key": key, "index": index, "columns": checksums}
-        text = json.dumps({**described, "facts": dict(facts or {})}, indent=2)
-        (work / "columns.json").write_text(text + "\n", encoding="utf-8")
-        for path in work.iterdir():  # the rename that follows must not reach the disk before the data
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+        write_json(work / "columns.json", {**described, "facts": dict(facts or {})})
+        sync_tree(work)  # the rename that follows must not reach the disk before the data
         _publish(work, folder)
     except OSError as error:
         raise UserError(f"columns: cannot write below {folder.parent}: {error.strerror or error}") from None
@@ -156,12 +161,7 @@ def write_columns(
 
 def _publish(work: Path, folder: Path) -> None:
     try:
-        work.rename(folder)
+        publish(work, folder)
     except OSError:
         if not folder.is_dir():  # otherwise another process was faster
             raise
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

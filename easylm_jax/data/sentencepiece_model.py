@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from easylm_jax.runtime.files import atomic_write
 from models.errors import UserError
 
 # The file is a protocol buffer (sentencepiece_model.proto): the repeated field 1 holds the pieces {1: text, 2: score,
@@ -159,9 +160,8 @@ def train_sentencepiece(
         raise UserError(f"tokenizer: cannot train {vocab_size} pieces on these texts: {reason}") from None
     path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(model.getvalue())
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(model.getvalue())
     return path
 
 

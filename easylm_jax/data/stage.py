@@ -18,6 +18,7 @@ from easylm_jax.runtime.functions import load_function
 from easylm_jax.runtime.monitor import counting
 from easylm_jax.runtime.monitor.progress import short_time
 from easylm_jax.runtime.processes import log_once
+from models import reading
 from models.errors import UserError
 
 
@@ -37,6 +38,9 @@ def make_data(stage: MakeData, workspace: Workspace) -> dict[str, Any]:
         ) from None
     with counting(stage.name, None, None) as progress, progress.phase(f"running {stage.function}"):
         files = _files_of(function, stage, arguments)
+        for file in files:
+            if not reading.is_inside(file):
+                raise UserError(f"stage {stage.name}: {stage.function} returned the file name {file!r}, which is none")
         if processes.is_first_process():
             for file, records in files.items():
                 try:

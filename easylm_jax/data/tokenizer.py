@@ -13,21 +13,50 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import numpy as np
 
 from easylm_jax.data.sentencepiece_model import CONTROL, USER_DEFINED, as_control, read_model
+from models import reading
 from models.errors import UserError
 
 if TYPE_CHECKING:
     from models.model import Model
 
+_MEND = "restore it from a copy, or download it again"
 Offsets = tuple[np.ndarray, np.ndarray, np.ndarray]
 _MARKER = re.compile(r"<[|｜][^<>]*[|｜]>|<(start|end)_of_\w+>|<im_(start|end)>")
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<eos>")
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>")
 _PAD_NAMES = ("<pad>", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "[PAD]", "<unk>")
+
+
+class _AddedToken(TypedDict):
+    content: str
+    id: int
+    special: bool
+
+
+class _Model(TypedDict):
+    vocab: dict[str, int] | list[Any]
+
+
+class _TokenizerFile(TypedDict):
+    """What is read here of a `tokenizer.json`; the library `tokenizers` reads the rest."""
+
+    model: _Model
+    added_tokens: NotRequired[list[_AddedToken] | None]
+
+
+class _NamedToken(TypedDict):
+    content: str
+
+
+class _SpecialNames(TypedDict, total=False):
+    bos_token: str | _NamedToken | None
+    eos_token: str | _NamedToken | None
+    pad_token: str | _NamedToken | None
 
 
 class Tokenizer(abc.ABC):
@@ -116,7 +145,7 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         self.path = Path(path)
-        content = self.path.read_bytes()
+        content = reading.read_bytes(self.path, mend=_MEND)
         try:
             pieces = read_model(content).pieces
             markers = {i for i, p in enumerate(pieces) if p.kind == USER_DEFINED and _MARKER.fullmatch(p.text)}
@@ -159,18 +188,21 @@ class HFTokenizer(Tokenizer):
 
     def __init__(self, path: str | Path, spec: str):
         self.path = path = Path(path)
-        content = path.read_bytes()
+        content = reading.read_bytes(path, mend=_MEND)
         try:
-            data = json.loads(content)
-            added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
-            data["model"]["vocab"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"tokenizer: {path} is not a tokenizer.json: {error}") from None
+            data = reading.parse_json(content, _TokenizerFile, path)
+        except reading.Damaged as error:
+            raise UserError(f"tokenizer: {path} is not a tokenizer.json ({error.why}); {_MEND}") from None
+        added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
         names = _special_names(path.parent, added)
         if names["eos_token"] is None:
             raise UserError(f"tokenizer: {path} names no end token; give eos_token in tokenizer_config.json beside it")
-        self._model = _load_hf(data, set(names.values()))
-        self._continuation = _without_leading_space(data, set(names.values())) or self._model
+        try:
+            self._model = _load_hf(data, set(names.values()))
+            self._continuation = _without_leading_space(data, set(names.values())) or self._model
+        except Exception as error:  # the library raises plain exceptions
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"tokenizer: {path} is not a tokenizer.json ({reason[:200]}); {_MEND}") from None
         self.spec, self.vocab_size = spec, max(self._model.get_vocab(with_added_tokens=True).values()) + 1
         ids = {role: None if name is None else self._id_of(name) for role, name in names.items()}
         if ids["eos_token"] is None:
@@ -254,10 +286,7 @@ def _special_names(folder: Path, added: dict[str, int]) -> dict[str, str | None]
         path = folder / file
         if not path.is_file():
             continue
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"tokenizer: {path} is not valid JSON: {error}") from None
+        config = reading.read_json(path, _SpecialNames, mend=_MEND)
         for role in ("bos_token", "eos_token", "pad_token"):
             if role in config:
                 value = config[role]

@@ -14,7 +14,8 @@ from easylm_jax.data.templates import end_tokens
 from easylm_jax.data.tokenizer import HFTokenizer, SentencePieceTokenizer, Tokenizer
 from easylm_jax.runtime.files import write_json
 from models.errors import UserError
-from models.hf.files import copy_tokenizer, read_json
+from models.hf.files import copy_tokenizer
+from models.reading import read_bytes, read_json
 
 _SPACE = "▁"  # SentencePiece's sign for a space
 _PROBES = (
@@ -100,7 +101,7 @@ def to_tokenizer_json(tokenizer: SentencePieceTokenizer, add_bos: bool = False) 
     """
     from tokenizers import Tokenizer as Backend
 
-    model = read_model(tokenizer.path.read_bytes())
+    model = read_model(read_bytes(tokenizer.path))
     if model.model_type != BPE:
         raise UserError(f"tokenizer: {tokenizer.path} is not a BPE model, so it cannot be converted to tokenizer.json")
     content = {

@@ -14,10 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import numpy as np
@@ -36,9 +35,11 @@ from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import make_scorer, score_rollout
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import chunked, compiler, processes, sharding
-from easylm_jax.runtime.files import read_lines, write_json, write_lines
+from easylm_jax.runtime.files import write_json, write_lines, write_sealed_json
 from easylm_jax.runtime.mesh import batch_split, make_mesh
 from easylm_jax.runtime.monitor import Progress, counting
+from easylm_jax.runtime.processes import log_once
+from models import reading
 from models.model import Model
 
 PyTree = Any
@@ -66,7 +67,7 @@ def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
             if processes.is_first_process():
                 path = _results_file(stage, name, workspace)
                 write_lines(path.with_suffix(".jsonl"), kept)
-                write_json(path, {"model": name, "key": _key(stage, name, workspace), **result})
+                write_sealed_json(path, {"model": name, "key": _key(stage, name, workspace), **result})
             processes.barrier(f"judged {name}")
             results[name] = _saved_results(stage, name, workspace)
     table = _table(stage, workspace, results, tasks)
@@ -75,6 +76,21 @@ def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
         write_json(folder / "table.json", table)
         write_json(workspace.root / "table.json", table)
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
+
+
+class _TaskResults(TypedDict):
+    scores: list[float]
+    also: dict[str, list[float]]
+    length: float
+    ended: float
+
+
+class _ModelResults(TypedDict):
+    """The results of a model, as they are kept in `models/<name>.json`."""
+
+    key: str
+    tasks: dict[str, _TaskResults]
+    kl: NotRequired[list[float]]
 
 
 def _results_file(stage: Evaluate, name: str, workspace: Workspace) -> Path:
@@ -88,8 +104,17 @@ def _saved_results(stage: Evaluate, name: str, workspace: Workspace) -> dict[str
     path = _results_file(stage, name, workspace)
     if not (path.is_file() and path.with_suffix(".jsonl").is_file()):
         return None
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return saved if saved.get("key") == _key(stage, name, workspace) else None
+    saved = _read_results(path)
+    return saved if saved is not None and saved["key"] == _key(stage, name, workspace) else None
+
+
+def _read_results(path: Path) -> dict[str, Any] | None:
+    """The results of a model in a file; None, with a warning, if they are damaged and the model is evaluated again."""
+    try:
+        return reading.read_sealed(path, _ModelResults, mend="the model is evaluated again")[0]
+    except reading.Damaged as error:
+        log_once(f"easylm: warning: {error}")
+        return None
 
 
 def _key(stage: Evaluate, name: str, workspace: Workspace) -> str:
@@ -267,7 +292,7 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
         "tasks": [prompts.facts for prompts in tasks],
         **({"average": list(stage.average)} if stage.average else {}),
         "rows": rows,
-        "seconds": sum(one["seconds"] for one in done if one),
+        "seconds": sum(one.get("seconds", 0.0) for one in done if one),
     }
 
 
@@ -322,7 +347,8 @@ def _samples(stage: Evaluate, folder: Path) -> Iterator[Response]:
     """Every response of every method; `run` counts the runs (seeds) of a method."""
     for entry in stage.entries:
         for run, name in enumerate(entry.stages):
-            for response in read_lines(folder / f"{_file_name(name)}.jsonl"):
+            path = folder / f"{_file_name(name)}.jsonl"
+            for response in reading.read_lines(path, mend="delete it and run the stage again"):
                 yield {"method": entry.method, "stage": name, "run": run, **response}
 
 

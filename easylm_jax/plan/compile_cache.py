@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime import files
 from easylm_jax.runtime.chips import GIB
 from easylm_jax.runtime.compiler import peak_bytes
+from models import reading
 
 VERSION = 4  # of cached results; increase it when the parser or the cost model changes
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
@@ -64,8 +64,9 @@ def compile_for(program: Program, topology: Topology, mesh: jax.sharding.Mesh, f
         return _too_large(error)
     key = _key(lowered, topology, program)
     path = folder / f"{key}.json"
-    if path.is_file():
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+    cached = _cached(path)
+    if cached is not None:
+        return cached
     compiled = _compile(lowered, topology, mesh, program.trip_count)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, dataclasses.asdict(compiled))
@@ -126,6 +127,17 @@ def _bytes_needed(message: str) -> int | None:
         return None
     number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
     return int(float(number) * _UNITS[unit])
+
+
+def _cached(path: Path) -> Compiled | None:
+    """The result in a file of the cache; None if there is none or it is damaged, so that the program is compiled."""
+    if not path.is_file():
+        return None
+    try:
+        compiled = _from_json(reading.read_json(path))
+    except (reading.Damaged, KeyError, TypeError, ValueError):
+        return None
+    return compiled if reading.fault_of_fields(compiled) is None else None
 
 
 def _from_json(cached: dict[str, Any]) -> Compiled:

@@ -8,9 +8,9 @@ run continues where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
-import json
 import multiprocessing
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +26,7 @@ from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime import files
 from easylm_jax.runtime.chips import GIB
+from models import reading
 from models.errors import UserError
 
 KINDS = {
@@ -143,7 +144,8 @@ def _read(group: Group, cache: Path) -> bool:
     """Reads the cached programs of a group; False if there are none."""
     path = cache / f"{group.key}.json"
     if path.is_file():
-        group.programs = json.loads(path.read_text(encoding="utf-8"))
+        with contextlib.suppress(reading.Damaged):  # planned again, as if it were not there
+            group.programs = reading.read_json(path, list[reading.Object])
     return bool(group.programs)
 
 

@@ -9,15 +9,15 @@ incomplete last line left by a killed process.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from easylm_jax.report import settings
+from easylm_jax.report import schema, settings
 from easylm_jax.runtime.monitor import read_metrics
+from models import reading
 from models.errors import UserError
 
 # The family of each kind of stage, for older runs, whose files name only the kind.
@@ -31,6 +31,7 @@ FAMILIES = {
 # The metrics with the seconds of each part of an RL step. A step of other stages has only the update.
 RL_CLOCKS = {"rollout": "rollout_seconds", "score": "score_seconds", "update": "update_seconds"}
 MOST_PROMPTS = 8  # of each task of an evaluation
+_MEND = "run its stage again, or delete it to continue without it"
 _EXAMPLE = "give a run's folder, such as runs/quickstart"
 
 Line = dict[str, Any]
@@ -230,13 +231,14 @@ def _hint(folder: Path) -> str:
 
 def _stage(folder: Path) -> StageData:
     path = folder / "config.json"
-    config = _read_json(path)
+    config = reading.read_json(path, schema.Config, mend=_MEND)
     fields = config.get("stage")
-    if not isinstance(fields, dict):
-        raise UserError(f"{path} is damaged: it has no stage; run the stage again")
+    found = reading.fault(schema.StageFields, fields, "stage")
+    if found is not None:
+        raise reading.Damaged(path, found, _MEND)
     decisive = config.get("settings")
     decisive = decisive if isinstance(decisive, dict) else fields
-    done = _read_json(folder / "done.json") if (folder / "done.json").is_file() else None
+    done = _read_json(folder / "done.json", schema.Done) if (folder / "done.json").is_file() else None
     kind = str((done or {}).get("kind") or fields.get("class") or fields.get("kind") or "?")
     begun = path.stat().st_mtime
     table = folder / "table.json"
@@ -286,43 +288,18 @@ def _samples(folder: Path) -> dict[int, list[Line]]:
 def _table(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    table = _read_json(path)
-    rows = table.get("rows")
-    valid = isinstance(rows, list) and all(isinstance(row, dict) and {"method", "score"} <= row.keys() for row in rows)
-    if not valid:
-        raise UserError(f"{path} is damaged: its rows need a method and a score; run the evaluation again")
-    return table
+    return _read_json(path, schema.Table)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); run its stage again, or delete it to continue without it"
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it should hold a JSON object; run its stage again")
-    return value
+def _read_json(path: Path, kind: Any = reading.Object) -> dict[str, Any]:
+    return reading.read_json(path, kind, mend=_MEND)
 
 
 def _lines_of(path: Path) -> Iterator[Line]:
     """The objects of a JSONL file one by one, since the responses of an evaluation may be large."""
     if not path.is_file():
         return
-    with open(path, "rb") as file:
-        for line_number, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                line = json.loads(text)
-            except ValueError:
-                if not text.endswith(b"\n"):
-                    return
-                line = None
-            if not isinstance(line, dict):
-                raise UserError(f"{path}, line {line_number}, is damaged; delete that line to continue")
-            yield line
+    yield from reading.read_lines(path, mend="delete that line to continue", last_may_be_cut=True)
 
 
 def _is_shown(answer: Line) -> bool:

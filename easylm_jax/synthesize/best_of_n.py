@@ -6,10 +6,11 @@ stopped stage resumes with the next batch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TypedDict
 
 import jax
 import numpy as np
@@ -23,9 +24,18 @@ from easylm_jax.decode.rollout import Rollout
 from easylm_jax.evaluate.statistics import mean
 from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.runtime import processes
-from easylm_jax.runtime.files import read_lines
+from easylm_jax.runtime.files import atomic_write
 from easylm_jax.runtime.mesh import batch_split
-from easylm_jax.synthesize.batches import MakeRecords, ScoreBatch, generate_in_batches
+from easylm_jax.synthesize.batches import FinishedBatch, MakeRecords, ScoreBatch, generate_in_batches, read_batch
+from models import reading
+
+
+class _Ranked(TypedDict):
+    """A prompt with its responses and their rewards."""
+
+    messages: list[dict[str, str]]
+    answers: list[str]
+    scores: list[float]
 
 
 def best_of_n(stage: BestOfN, workspace: Workspace) -> dict[str, Any]:
@@ -78,15 +88,17 @@ def pairs_of(scores: Sequence[float], responses: Sequence[str], limit: int) -> l
     return pairs[: min(limit, len(order) // 2)]
 
 
-def _write_files(folder: Path, batches: Sequence[Path], max_pairs: int) -> dict[str, Any]:
+def _write_files(folder: Path, batches: Sequence[FinishedBatch], max_pairs: int) -> dict[str, Any]:
     """Writes the three output files from the files of the batches; returns the mean scores of the best and of all."""
     best_scores, mean_scores, pairs = [], [], 0
-    names = ("best", "pairs", "answers")
-    files = {name: open(folder / f"{name}.jsonl", "w", encoding="utf-8") for name in names}  # noqa: SIM115
-    try:
+    with contextlib.ExitStack() as stack:
+        names = ("best", "pairs", "answers")
+        files = {name: stack.enter_context(atomic_write(folder / f"{name}.jsonl")) for name in names}
         for batch in batches:
-            for record in read_lines(batch):
+            for record in read_batch(batch, _Ranked):
                 scores, responses = record["scores"], record["answers"]
+                if not 0 < len(scores) == len(responses):
+                    raise reading.Damaged(batch.path, f"{len(scores)} scores of {len(responses)} answers")
                 best = int(np.argmax(scores))
                 turns = [[*record["messages"], {"role": "assistant", "content": response}] for response in responses]
                 _write(files["best"], {"messages": turns[best], "score": scores[best]})
@@ -97,9 +109,6 @@ def _write_files(folder: Path, batches: Sequence[Path], max_pairs: int) -> dict[
                 _write(files["answers"], record)
                 best_scores.append(scores[best])
                 mean_scores.append(float(np.mean(scores)))
-    finally:
-        for file in files.values():
-            file.close()
     best_estimate, mean_estimate = mean(np.array(best_scores)), mean(np.array(mean_scores))
     return {
         "prompts": len(best_scores), "pairs": pairs,
@@ -108,5 +117,5 @@ def _write_files(folder: Path, batches: Sequence[Path], max_pairs: int) -> dict[
     }  # fmt: skip
 
 
-def _write(file: TextIO, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def _write(file: BinaryIO, record: dict[str, Any]) -> None:
+    file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -25,11 +25,22 @@ from easylm_jax.evaluate.statistics import mean
 from easylm_jax.rewards import spurious
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes
-from easylm_jax.runtime.files import read_lines, write_lines
-from easylm_jax.synthesize.batches import MakeRecords, generate_in_batches
+from easylm_jax.runtime.files import write_lines
+from easylm_jax.synthesize.batches import FinishedBatch, MakeRecords, generate_in_batches, read_batch
+from models import reading
 
 Record = dict[str, Any]
 SHUFFLE_SEED = 42
+
+
+class Votes(TypedDict):
+    """A record of `votes.jsonl`: a prompt with the answers to it, as (answer, samples that gave it, correct)."""
+
+    messages: list[dict[str, str]]
+    columns: dict[str, Any]
+    samples: int
+    code_share: float
+    answers: list[tuple[str, int, bool]]
 
 
 def majority_vote(stage: MajorityVote, workspace: Workspace) -> dict[str, Any]:
@@ -44,13 +55,25 @@ def majority_vote(stage: MajorityVote, workspace: Workspace) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if processes.is_first_process():
         folder = workspace.folder(stage.name)
-        votes = [record for batch in batches for record in read_lines(batch)]
+        votes = read_votes(batches, stage.samples)
         write_lines(folder / "votes.jsonl", votes)
         for name in names:
             write_lines(folder / f"{name}.jsonl", labelled(votes, name, stage.label))
         metrics = summary(votes)
     processes.barrier(f"{stage.name} labelled")
     return {"files": files, "metrics": metrics}
+
+
+def read_votes(batches: Iterable[FinishedBatch], samples: int) -> list[Record]:
+    """The records of all batches; `Damaged` if one is not of so many samples, or has a share outside of 0 to 1."""
+    votes = []
+    for batch in batches:
+        for record in read_batch(batch, Votes):
+            if record["samples"] != samples or not 0 <= record["code_share"] <= 1:
+                found = f"{record['samples']} samples, code_share {record['code_share']}"
+                raise reading.Damaged(batch.path, f"{found} of a prompt with {samples} samples")
+            votes.append(record)
+    return votes
 
 
 def _vote_counter(stage: MajorityVote, cache: Cache, tokenizer: Tokenizer) -> MakeRecords:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
+import jax.numpy as jnp
 
 from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention
 from easylm_jax.config import Checkpoints, Monitoring
@@ -22,10 +24,24 @@ from easylm_jax.runtime.monitor.metrics import FILE_NAME as METRICS_FILE
 from easylm_jax.runtime.monitor.metrics import last_line
 from easylm_jax.runtime.monitor.progress import short_number
 from easylm_jax.train.save_schedule import SaveSchedule
+from easylm_jax.train.step import State
+from models import reading
 from models.errors import UserError
 
 PyTree = Any
 Metrics = dict[str, Any]
+
+
+class _ResumedData(TypedDict):
+    fingerprint: str
+    tokens_seen: int
+
+
+class _ResumedMeta(TypedDict):
+    """The metadata of a checkpoint that a run goes on from."""
+
+    data: _ResumedData
+    clocks: dict[str, Any]
 
 
 class Stopped(Exception):
@@ -95,6 +111,10 @@ class Loop(abc.ABC):
         """Raises `UserError` if the metrics show that training has failed for good."""
 
     @abc.abstractmethod
+    def trained(self, state: PyTree) -> Mapping[str, State]:
+        """The train state of each model that is trained, by name, such as "policy"."""
+
+    @abc.abstractmethod
     def validate(self, state: PyTree, step: int) -> tuple[dict[str, float], str]:
         """Validation metrics by name, and a summary to print."""
 
@@ -136,17 +156,45 @@ class Loop(abc.ABC):
         else:
             last = last_line(job.folder / METRICS_FILE) or {}
         self.checkpointer.wait()
+        self._check_end(state, last)
         if job.validates and self.validation.get("validation_step") != job.steps:
             self._validate(state, job.steps)
         wall_seconds = sum(self.monitor.ledger.seconds().values())  # over all restarts of this run
         scalars = {name: value for name, value in last.items() if isinstance(value, (int, float))}
         return {**scalars, **self.validation, "wall_seconds": wall_seconds}
 
+    def _check_end(self, state: PyTree, last: Metrics) -> None:
+        """Raises `UserError` if the run ends with a model that was not trained or is of no use."""
+        job, faults = self.job, []
+        loss = last.get("loss")
+        if isinstance(loss, float) and not math.isfinite(loss):
+            faults.append(f"the loss of its last step is {loss}")
+        for name, trained in self.trained(state).items():
+            updates, skipped = jax.device_get((trained.step, trained.opt.skipped_total))
+            if 0 < updates <= skipped:
+                faults.append(f"all {updates} updates of the {name} were skipped (they were not finite or stood out)")
+            if not all_finite(trained.params, job.mesh):
+                faults.append(f"parameters of the {name} are not finite")
+        if faults:
+            raise UserError(
+                f"stage {job.name}: training ended at step {job.steps}, but {' and '.join(faults)}; it is not done and "
+                f"its checkpoints are kept in {job.folder / 'checkpoints'}; train again with a lower learning rate or "
+                "other data (--overwrite or another --out)"
+            )
+
     def _restore_or_start(self) -> tuple[PyTree, int]:
         job = self.job
         if self.checkpointer.latest_step() is None:
             return job.fresh_state(), 0
         state, meta = self.checkpointer.restore(self.abstract)
+        found = reading.fault(_ResumedMeta, meta)
+        if found is None and meta.get("config_hash") != job.meta.get("config_hash"):
+            found = "they are of other settings"
+        if found is not None:
+            raise UserError(
+                f"stage {job.name}: its checkpoints in {job.folder} were not written by this stage ({found}); use "
+                "another --out, or --overwrite to begin again"
+            )
         if meta["data"]["fingerprint"] != job.fingerprint:
             raise UserError(
                 f"stage {job.name}: its checkpoints in {job.folder} were trained on other data (or with another batch "
@@ -250,6 +298,17 @@ class Loop(abc.ABC):
         self.validation = {"validation_step": step, **{f"validation_{name}": value for name, value in scores.items()}}
         self.monitor.message(f"step {step}: held-out {summary}")
         return self.validation
+
+
+def all_finite(tree: PyTree, mesh: jax.sharding.Mesh) -> bool:
+    """Whether every number of a tree of arrays is finite; all processes get the same result."""
+
+    def check(leaves: list[jax.Array]) -> jax.Array:
+        return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return not leaves or bool(jax.device_get(jax.jit(check, out_shardings=everywhere)(leaves)))
 
 
 def describe_mesh(mesh: jax.sharding.Mesh) -> str:

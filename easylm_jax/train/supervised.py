@@ -119,6 +119,9 @@ class _DataLoop(Loop):
     def check(self, metrics: Metrics, step: int) -> None:
         self.job.optimizer.check(metrics, step)
 
+    def trained(self, state: State) -> Mapping[str, State]:
+        return {"model": state}
+
     def validate(self, state: State, step: int) -> tuple[dict[str, float], str]:
         """The mean metrics of the held-out rows, and a summary."""
         job = self.job

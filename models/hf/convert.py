@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import registry, trees
+from models import reading, registry, trees
 from models.config import Compute, DecoderConfig
 from models.errors import UserError
 from models.hf import files
@@ -117,7 +116,7 @@ def save_hf(
     try:
         with files.replacing(folder) as fresh:
             files.write_shards(tensors, fresh, max_shard_bytes)
-            (fresh / "config.json").write_text(json.dumps(config_json, indent=2) + "\n")
+            files.write_json(fresh / "config.json", config_json)
             if tokenizer_folder is not None:
                 files.copy_tokenizer(Path(tokenizer_folder), fresh)
     except OSError as error:
@@ -136,7 +135,7 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
         raise UserError(f"no folder {folder}; give a folder with config.json and safetensors")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json, so it is no Hugging Face model folder")
-    config_json = files.read_json(path)
+    config_json = reading.read_json(path, hf_names.ConfigFile, mend=files.MEND)
     kind = config_json.get("model_type")
     for family in registry.family_modules():
         if kind in family.MODEL_TYPES:
@@ -144,6 +143,8 @@ def read_config(folder: str | os.PathLike) -> DecoderConfig:
                 config = family.from_hf(config_json)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
+            except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:  # in nested values
+                raise reading.Damaged(path, f"a value that no model has: {error}", files.MEND) from None
             return config.replace(vocab_used=min(config.vocab, files.tokenizer_size(folder) or config.vocab))
     known = ", ".join(kind for family in registry.family_modules() for kind in family.MODEL_TYPES)
     raise UserError(f"{path} has model_type {kind!r}; supported are {known}")

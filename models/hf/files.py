@@ -12,12 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from models import reading
+from models.durable import sync, sync_tree
 from models.errors import UserError
 from models.hf import torch_files
 
@@ -31,6 +33,26 @@ _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template*",
     "generation_config.json",
 )  # fmt: skip
+
+
+MEND = "restore it from a copy, or download it again"
+
+
+class _IndexFile(TypedDict):
+    """What is read of the index of weights in several files: the file of each tensor."""
+
+    weight_map: dict[str, str]
+
+
+class _AddedToken(TypedDict):
+    id: int
+
+
+class _TokenizerFile(TypedDict):
+    """What is read here of `tokenizer.json`: the ids of its tokens."""
+
+    model: dict[str, Any]
+    added_tokens: NotRequired[list[_AddedToken] | None]
 
 
 class Store:
@@ -54,9 +76,9 @@ class Store:
                 continue
             try:
                 file = self.files.enter_context(safe_open(path, framework="np"))
-            except SafetensorError as error:
+                self.slices.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
+            except (SafetensorError, OSError, ValueError, UnicodeError) as error:
                 raise UserError(f"{path} is not a complete safetensors file ({error}); download it again") from error
-            self.slices.update({key: file.get_slice(key) for key in file.keys()})  # noqa: SIM118 - not a mapping
         return self
 
     def __exit__(self, *exc: Any) -> None:
@@ -66,10 +88,10 @@ class Store:
     def _file_names(self) -> list[str]:
         for weights, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
             if (self.folder / index).is_file():
-                names = read_json(self.folder / index).get("weight_map")
-                if not isinstance(names, dict):
-                    raise UserError(f"{self.folder / index} has no weight_map; download it again")
-                return sorted(set(names.values()))
+                listed = reading.read_json(self.folder / index, _IndexFile, mend=MEND)["weight_map"]
+                for name in set(listed.values()):
+                    reading.inside(self.folder, name, self.folder / index, mend=MEND)
+                return sorted(set(listed.values()))
             if (self.folder / weights).is_file():
                 return [weights]
         raise UserError(f"{self.folder} has neither {WEIGHTS} nor {INDEX}, nor {TORCH_WEIGHTS}")
@@ -89,15 +111,9 @@ class Store:
         return self.slices[name][tuple(slice(*bound) for bound in bounds) or ...]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; `UserError` when it is unreadable or no object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return value
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object in the layout of the released files."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def tokenizer_size(folder: str | os.PathLike) -> int | None:
@@ -105,8 +121,11 @@ def tokenizer_size(folder: str | os.PathLike) -> int | None:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         return None
-    tokenizer = read_json(path)
-    vocabulary = tokenizer.get("model", {}).get("vocab") or {}
+    tokenizer = reading.read_json(path, _TokenizerFile, mend=MEND)
+    vocabulary = tokenizer["model"].get("vocab") or {}
+    found = reading.fault(dict[str, int] | list[Any], vocabulary)
+    if found is not None:
+        raise reading.Damaged(path, f"model.vocab {found}", MEND)
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
     ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
     return max(ids) + 1 if ids else None
@@ -141,7 +160,7 @@ def write_shards(tensors: Iterator[tuple[str, np.ndarray]], folder: Path, max_by
         (folder / f"part-{number}").rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / INDEX, index)
 
 
 @contextlib.contextmanager
@@ -156,8 +175,10 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         yield fresh
         _give_usual_modes(fresh)
+        sync_tree(fresh)
         if not folder.exists():
             fresh.rename(folder)
+            sync(folder.parent)
             return
         old = {*folder.glob("model*.safetensors"), *folder.glob(INDEX)}
         if _tokenizer_files(fresh):
@@ -165,6 +186,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         for file in sorted(fresh.iterdir()):
             file.replace(folder / file.name)
             old.discard(folder / file.name)
+        sync(folder)
         for file in old:
             file.unlink()
     finally:

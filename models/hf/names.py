@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from models.config import DecoderConfig, RopeScaling
 from models.errors import UserError
@@ -122,6 +122,34 @@ LLAMA_ARCHITECTURE: dict[str, Any] = {
     "window": None,
     "experts": None,
 }
+
+
+class ConfigFile(TypedDict, total=False):
+    """The types of what is read of a `config.json`."""
+
+    model_type: str
+    architectures: list[str] | None
+    num_hidden_layers: int | None
+    hidden_size: int | None
+    num_attention_heads: int | None
+    num_key_value_heads: int | None
+    head_dim: int | None
+    intermediate_size: int | None
+    vocab_size: int | None
+    max_position_embeddings: int | None
+    rms_norm_eps: float | None
+    initializer_range: float | None
+    tie_word_embeddings: bool | None
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None
+    pad_token_id: int | None
+    rope_theta: float | None
+    rope_scaling: dict[str, float | str | bool | None] | None
+    rope_parameters: dict[str, Any] | None
+    layer_types: list[str] | None
+    sliding_window: int | None
+    clip_qkv: float | None
+
 
 _REQUIRED = {
     "num_hidden_layers": "layers",

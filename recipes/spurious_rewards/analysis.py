@@ -8,16 +8,16 @@ score of each prompt and whether the response contains "python".
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
 from easylm_jax.evaluate.statistics import Estimate, mean
+from models import reading
 from models.errors import UserError
 
 SUBSETS = ("code → code", "code → language", "language → code", "language → language")
@@ -130,11 +130,25 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 # Results of an evaluation
 
 
+class _ModelResults(TypedDict):
+    model: str
+    tasks: dict[str, dict[str, Any]]
+
+
+class _Row(TypedDict):
+    method: str
+    stages: list[str]
+
+
+class _Table(TypedDict):
+    rows: list[_Row]
+
+
 def read_evaluation(folder: Path, task: str) -> dict[str, dict[str, np.ndarray]]:
     """{model: {"score", "code"}} of a task, each [prompts], from the folder of an `Evaluate` stage."""
     found = {}
     for path in sorted((folder / "models").glob("*.json")):
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given, _ = reading.read_sealed(path, _ModelResults)
         tasks = given["tasks"]
         if task not in tasks or CODE not in tasks[task].get("also", {}):
             raise UserError(f"{path}: no task {task!r} with the column {CODE!r}")
@@ -148,7 +162,7 @@ def read_evaluation(folder: Path, task: str) -> dict[str, dict[str, np.ndarray]]
 
 def report(folder: Path, task: str = "MATH-500") -> str:
     """Code reasoning and strategy switch of every entry of an evaluation compared with its first, as Markdown."""
-    table = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    table = reading.read_json(folder / "table.json", _Table)
     models = read_evaluation(folder, task)
     base, *others = table["rows"]
     start = models[base["stages"][0]]

@@ -10,7 +10,6 @@ equal the mode, and the mean probability of a sampled token (arXiv 2506.10947, F
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +29,7 @@ from easylm_jax.experiment import Experiment
 from easylm_jax.objectives import base as objectives_base
 from easylm_jax.objectives import target_scores
 from easylm_jax.runtime import chunked
+from easylm_jax.runtime.files import write_json
 from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 from recipes.spurious_rewards.analysis import token_probability
@@ -152,7 +152,7 @@ def main(folder: Path, recipe: str = RECIPE) -> None:
     found = measure(folder, recipe)
     kept = {name: [{what: values.tolist() for what, values in one._asdict().items()} for one in seeds]
             for name, seeds in found.items()}  # fmt: skip
-    (folder / "sharpness.json").write_text(json.dumps(kept), encoding="utf-8")
+    write_json(folder / "sharpness.json", kept)
     sys.stdout.write(table(found) + "\n")
 
 

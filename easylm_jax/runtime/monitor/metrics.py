@@ -7,6 +7,7 @@ step was committed): readers keep the last line of each step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -14,13 +15,20 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict
 
+from easylm_jax.runtime.files import atomic_write
+from models import reading
 from models.errors import UserError
 
 FILE_NAME = "metrics.jsonl"
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FSYNC_SECONDS = 1.0
+
+
+class _Line(TypedDict):
+    step: int
+    time: NotRequired[float]
 
 
 class Tracker(Protocol):
@@ -119,20 +127,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         path = path / FILE_NAME
     if not path.is_file():
         raise UserError(f"no metrics at {path}; give a stage's folder, such as runs/quickstart/pretrain")
-    lines = path.read_bytes().split(b"\n")
-    by_step: dict[int, dict[str, Any]] = {}
-    for line_number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            by_step[int(line["step"])] = _restore(line)
-        except (ValueError, KeyError, TypeError):
-            if line_number == len(lines):  # no newline follows: the process died while writing
-                continue
-            raise UserError(
-                f"{path}, line {line_number}, is not a metrics line; delete that line to continue"
-            ) from None
+    lines = reading.read_lines(path, _Line, mend="delete that line to continue", last_may_be_cut=True)
+    by_step = {line["step"]: _restore(line) for line in lines}
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -145,12 +141,8 @@ def last_line(path: str | os.PathLike) -> dict[str, Any] | None:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 65536))
         for text in reversed(file.read().split(b"\n")):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                return _restore(line)
+            with contextlib.suppress(reading.Damaged):
+                return _restore(reading.parse_json(text, _Line, path))
     return None
 
 
@@ -164,9 +156,9 @@ def _repair_last_line(path: Path) -> None:
         if not tail:
             return
         try:
-            json.loads(tail)
+            reading.parse_json(tail, _Line, path)
             file.write(b"\n")
-        except ValueError:
+        except reading.Damaged:
             file.truncate(len(text) - len(tail))
 
 
@@ -234,10 +226,11 @@ class _WeightsAndBiases:
             ) from None
         id_file = folder / "wandb_id.txt"  # a restart continues the same W&B run
         if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:16])
+            with atomic_write(id_file) as file:
+                file.write(uuid.uuid4().hex[:16].encode())
         self._run = wandb.init(
             project=project,
-            id=id_file.read_text().strip(),
+            id=reading.read_bytes(id_file, limit=100).decode("ascii", "replace").strip(),
             name="/".join(folder.parts[-2:]),
             resume="allow",
             dir=str(folder),

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -290,6 +289,9 @@ class RolloutLoop(Loop):
             names = {"loss": "value_total", "grad_norm": "value_grad_norm", "skipped_in_row": "value_skipped_in_row"}
             self.job.value.optimizer.check({name: metrics[prefixed] for name, prefixed in names.items()}, step)
 
+    def trained(self, state: RLState) -> Mapping[str, State]:
+        return {"policy": state.policy} | ({} if state.value is None else {"value model": state.value})
+
     def validate(self, state: RLState, step: int) -> tuple[dict[str, float], str]:
         """Scores greedy responses to the held-out prompts with the stage's `check` expression, and keeps them all in
         `samples/held_out/<step>.jsonl`."""
@@ -314,18 +316,17 @@ class RolloutLoop(Loop):
         if not (due and stage.keep_samples and processes.is_first_process()):
             return
         divergence = ((columns["old_logprobs"] - columns["reference_logprobs"]) * columns["mask"]).sum(axis=1)
-        folder = job.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        with open(folder / f"{step}.jsonl", "w", encoding="utf-8") as file:
-            for row in range(0, sampled.rows, max(1, sampled.rows // stage.keep_samples))[: stage.keep_samples]:
-                prompt = job.tokenizer.decode(sampled.prompts[row, : sampled.prompt_lengths[row]].tolist())
-                label = label_of(job.loader.cache.record(int(sampled.prompt_index[row])))
-                record = {
-                    "prompt": prompt, "label": label, "response": rollout.text_of(sampled, row, job.tokenizer),
-                    "score": float(sampled.scores[row]), "ended": bool(sampled.ended[row]),
-                    "kl": float(divergence[row]),
-                }  # fmt: skip
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        rows = range(0, sampled.rows, max(1, sampled.rows // stage.keep_samples))[: stage.keep_samples]
+        records = (
+            {
+                "prompt": job.tokenizer.decode(sampled.prompts[row, : sampled.prompt_lengths[row]].tolist()),
+                "label": label_of(job.loader.cache.record(int(sampled.prompt_index[row]))),
+                "response": rollout.text_of(sampled, row, job.tokenizer), "score": float(sampled.scores[row]),
+                "ended": bool(sampled.ended[row]), "kl": float(divergence[row]),
+            }
+            for row in rows
+        )  # fmt: skip
+        write_lines(job.folder / "samples" / f"{step}.jsonl", records)
 
 
 _OPTIMIZER = (
