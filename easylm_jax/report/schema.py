@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+_Class = TypedDict("_Class", {"class": str, "kind": str}, total=False)  # the name of a stage's class
 
-class Settings(TypedDict, total=False):
+
+class Settings(_Class, total=False):
     """The settings of a stage; under `needs`, those of the stages that it uses."""
 
     needs: dict[str, Settings] | None
@@ -19,7 +21,7 @@ class Published(TypedDict):
     value: float
 
 
-class StageFields(TypedDict, total=False):
+class StageFields(_Class, total=False):
     """The fields of a stage."""
 
     name: str
