@@ -374,7 +374,7 @@ def test_command_prints_the_tables_and_writes_page_and_json(run, capsys, tmp_pat
 @pytest.mark.parametrize(
     "break_it, message",
     [
-        (lambda run: "nowhere", r"no such folder: nowhere; give a run's folder, such as runs/quickstart"),
+        (lambda run: "nowhere", r"argument RUN: 'nowhere' does not exist; give the path of a folder"),
         (lambda run: run / "sft", r"sft holds no stage .*; it is .* of a stage; give the run's folder, .*quickstart$"),
         (lambda run: run.parent, r"holds no stage .*; did you mean .*/quickstart\?$"),
         (lambda run: (run / "sft/config.json").write_text("{"), r"quickstart/sft/config\.json is damaged"),
