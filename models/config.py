@@ -96,8 +96,6 @@ class Experts:
         for name in ("load_balancing", "router_z"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"experts: {name} is a weight and must be at least 0, not {getattr(self, name)!r}")
-        if self.form not in ("olmoe", "hf"):
-            raise UserError(f"experts: unknown form {self.form!r} of the auxiliary losses; use olmoe or hf")
 
 
 @dataclasses.dataclass(frozen=True)

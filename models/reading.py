@@ -249,7 +249,8 @@ def _first(faults: Iterator[str | None]) -> str | None:
 def _wrong(kind: Any, value: Any, at: str) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", None: "null"}
     origin = typing.get_origin(kind) or kind
-    name = words.get(kind) or ("an object" if origin is dict or typing.is_typeddict(kind) else
+    choices = f"one of {', '.join(map(repr, typing.get_args(kind)))}" if origin is typing.Literal else None
+    name = words.get(kind) or choices or ("an object" if origin is dict or typing.is_typeddict(kind) else
                                "a list" if origin in (list, tuple) else str(kind).replace("typing.", ""))  # fmt: skip
     return f"{at + ' ' if at else ''}should be {name}, not {_short(repr(value), 60)}"
 

@@ -343,7 +343,7 @@ def test_a_rung_of_the_ladder_has_the_active_size_of_the_dense_one():
         ({"count": 0}, "count must be a positive whole number, not 0"),
         ({"active": 9}, "active 9 is larger than count 8"),
         ({"load_balancing": -0.1}, "load_balancing is a weight and must be at least 0"),
-        ({"form": "mixtral"}, "unknown form 'mixtral'"),
+        ({"form": "mixtral"}, "form should be one of 'olmoe', 'hf', not 'mixtral'"),
     ],
 )
 def test_impossible_experts_are_refused_in_one_line(change, message):

@@ -257,10 +257,11 @@ def project(tmp_path, monkeypatch):
         " for name in ('records', 'ends', 'nothing')))\n"
     )
     monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
     yield folder
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    for name, file in files.items():
+        if file is not None and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 def test_modules_beside_a_recipe_are_found_by_the_recipe_and_by_worker_processes(project):
