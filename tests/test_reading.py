@@ -36,7 +36,7 @@ WHOLE = {"name": "n", "count": 3, "kind": "a", "pairs": {"x": [1, None]}, "inner
         ({"count": "3"}, "count should be a whole number, not '3'"),
         ({"count": True}, "count should be a whole number, not True"),
         ({"count": 3.5}, "count should be a whole number, not 3.5"),
-        ({"kind": "c"}, "kind should be Literal"),
+        ({"kind": "c"}, "kind should be one of"),
         ({"pairs": []}, "pairs should be an object, not []"),
         ({"pairs": {"x": [1]}}, "pairs.x should be a list, not [1]"),
         ({"pairs": {"x": [1, "a"]}}, "pairs.x[1] should be int | None, not 'a'"),
