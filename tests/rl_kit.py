@@ -153,6 +153,7 @@ def base_stages(folder: str | Path) -> tuple[Stage, ...]:
     fine = DataSpec((chats,), "stage:tokenizer", 48, kind="chat", template="tulu", packing="best_fit")
     ordered = DataSpec((pairs,), "stage:tokenizer", 64, kind="preference", template="tulu", max_pairs_per_row=1)
     fast = OptimizerConfig("1e-2", weight_decay=0.0)
+    each = Checkpoints(every=1)  # by default the steps on the disk depend on how long a save takes
     return (
         Tokenizer(
             "tokenizer",
@@ -160,9 +161,9 @@ def base_stages(folder: str | Path) -> tuple[Stage, ...]:
             vocab_size=300,
             symbols=MARKERS,
         ),
-        Pretrain("pretrain", model=MODEL, data=fine, batch=8, steps=2, optimizer=RATE),
-        SFT("sft", init="pretrain", data=fine, batch=8, steps=20, epochs=40, optimizer=fast),
-        RewardModel("reward", init="sft", data=ordered, batch=8, steps=3, epochs=10, optimizer=RATE),
+        Pretrain("pretrain", model=MODEL, data=fine, batch=8, steps=2, optimizer=RATE, checkpoints=each),
+        SFT("sft", init="pretrain", data=fine, batch=8, steps=20, epochs=40, optimizer=fast, checkpoints=each),
+        RewardModel("reward", init="sft", data=ordered, batch=8, steps=3, epochs=10, optimizer=RATE, checkpoints=each),
     )
 
 
