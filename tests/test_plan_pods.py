@@ -8,7 +8,7 @@ import jax
 import pytest
 from test_plan import RECIPE
 
-from easylm_jax.config import DPO, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source
+from easylm_jax.config import DPO, Entry, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source, Task
 from easylm_jax.config.load import load_recipe
 from easylm_jax.experiment import programs_of
 from easylm_jax.plan import dedupe, pods, report, scale, suggest, sweep, topology
@@ -239,7 +239,8 @@ def test_weights_that_are_too_large_to_write_are_split_over_more_devices(monkeyp
 
 
 def test_kinds_of_stages_that_run_programs_are_all_planned_and_described():
-    table = Evaluate("table", title="t", tasks=(), entries=())
+    task = Task("t", GRPO.data, "gsm8k", GRPO.sampling)
+    table = Evaluate("table", title="t", tasks=(task,), entries=(Entry("sft", ("sft",)),))
     assert table.compiles and not any(pods.KINDS[kind](table) for kind in ("train", "rl"))
     assert report.described(SFT, recipe(SFT)) == "SFT, olmo2 of width 256; 8 × 128 tokens"
     assert report.described(GRPO, recipe(SFT, GRPO)) == "GRPO, olmo2 of width 256; 4 × 4 responses of 64 + 64 tokens"
