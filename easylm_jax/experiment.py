@@ -60,7 +60,7 @@ from easylm_jax.plan.programs import (
 )  # fmt: skip
 from easylm_jax.runtime import exit_status, files, processes
 from easylm_jax.runtime.functions import resolve
-from easylm_jax.runtime.host_memory import keep_freed_memory
+from easylm_jax.runtime.host_memory import dispatch_one_at_a_time, keep_freed_memory
 from easylm_jax.runtime.locks import Locked, locked
 from easylm_jax.runtime.monitor import duration
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
@@ -152,6 +152,7 @@ def run(
             print(f"{stage.name:<24} {experiment.progress(stage)}")
         return 0
     keep_freed_memory()
+    dispatch_one_at_a_time()
     initialize_processes()
     _keep_compiled_programs(Path(out))
     try:

@@ -95,14 +95,12 @@ def _compile(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding
     memory: Any = executable.memory_analysis()
     text = executable.as_text()
     assert text is not None
-    if topology.chip.platform == "gpu":  # the CUDA compiler neither rejects large programs nor reports a peak
-        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        peak -= memory.alias_size_in_bytes
+    peak = peak_bytes(executable, topology.chip.platform)
+    if topology.chip.platform == "gpu":  # the CUDA compiler does not reject large programs
         if peak > topology.chip.memory:
             return Compiled(False, peak)
         costs = gpu.GpuProgram(text, trip_count).roofline(topology.chip)
     else:
-        peak = peak_bytes(executable)
         costs = hlo.HloProgram(text, trip_count).costs()
     seconds = estimate.seconds(costs, topology)
     clock = topology.chip.clock

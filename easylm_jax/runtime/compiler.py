@@ -34,15 +34,19 @@ _NO_WINDOWED_EINSUM: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib":
 _OVERLAP_KINDS = ("TPU v4", "TPU v5", "TPU v6")  # prefixes of `device_kind`
 
 
-def peak_bytes(program: jax.stages.Compiled) -> int:
-    """Peak memory of one device while the program runs, in bytes; 0 if the compiler does not report it.
+def peak_bytes(program: jax.stages.Compiled, platform: str = "tpu") -> int:
+    """Peak memory of one device of a platform while the program runs, in bytes; 0 if the compiler does not report it.
 
     The TPU compiler reports device and host memory together, so arguments that stay in host memory are subtracted.
+    Those of GPUs and CPUs report no peak that holds temporaries, so the parts are added.
     """
-    memory = program.memory_analysis()
+    memory: Any = program.memory_analysis()
     if memory is None:
         return 0
-    return int(getattr(memory, "peak_memory_in_bytes", 0)) - getattr(memory, "host_argument_size_in_bytes", 0)
+    if platform == "tpu":
+        return int(getattr(memory, "peak_memory_in_bytes", 0)) - getattr(memory, "host_argument_size_in_bytes", 0)
+    new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return int(memory.argument_size_in_bytes + new_outputs + memory.temp_size_in_bytes)
 
 
 def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:

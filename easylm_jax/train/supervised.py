@@ -87,10 +87,11 @@ class _DataLoop(Loop):
                 for name, x in columns.items()
             }
             self.compiled = self.step.lower(self.abstract, batch, self.job.frozen).compile()
+        peak = peak_bytes(self.compiled, self.job.mesh.devices.flat[0].platform)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
         self.monitor.message(
             f"{parameters:,} trained parameters, mesh {describe_mesh(self.job.mesh)}, "
-            f"{peak_bytes(self.compiled) / 2**20:,.0f} MiB per device for a step"
+            f"{peak / 2**20:,.0f} MiB per device for a step"
         )
         self.batches = Prefetch(loader, self.rows, start, self.job.steps, self.job.mesh)
 
@@ -104,13 +105,14 @@ class _DataLoop(Loop):
         with self.monitor.phase("step", step):
             began = time.perf_counter()
             state, metrics = self.compiled(state, batch, self.job.frozen)
-        return state, _Pending(metrics, began)
+            ended = time.perf_counter() if all(value.is_ready() for value in metrics.values()) else None
+        return state, _Pending(metrics, began, ended)
 
     def read(self, pending: _Pending) -> Metrics:
         metrics = {name: value.item() for name, value in jax.device_get(dict(pending.metrics)).items()}
         # A step that was dispatched while the previous one ran starts when the previous one was read.
-        now = time.perf_counter()
-        seconds, self.read_at = now - max(pending.began, self.read_at), now
+        ended = pending.ended or time.perf_counter()
+        seconds, self.read_at = ended - max(pending.began, self.read_at), ended
         tokens = int(metrics.pop("tokens"))
         self.tokens_seen += tokens
         self.throughput.update(tokens, seconds)
@@ -138,10 +140,11 @@ class _DataLoop(Loop):
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that was dispatched to the device."""
+    """A step that was dispatched to the device. `ended`: when, where it ran while it was dispatched (on a CPU)."""
 
     metrics: Mapping[str, jax.Array]
     began: float
+    ended: float | None
 
 
 def evaluate(
