@@ -94,7 +94,7 @@ class Experts:
         if self.active > self.count:
             raise UserError(f"experts: active {self.active} is larger than count {self.count}")
         for name in ("load_balancing", "router_z"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if getattr(self, name) < 0:
                 raise UserError(f"experts: {name} is a weight and must be at least 0, not {getattr(self, name)!r}")
 
 

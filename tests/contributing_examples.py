@@ -68,14 +68,14 @@ def family_with_new_mathematics():
         assert abs(loss - other) < 1e-6 and abs(metrics["opening"] - more["opening"]) < 1e-6
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), grads, others)
 
-    alone = _rows(documents, [[i] for i in range(16)], 12)
+    alone = rows_of(documents, [[i] for i in range(16)], 12)
     whole = run(alone)
     grads, loss, metrics = whole
     assert abs(loss - metrics["cross_entropy"] - WEIGHT * metrics["opening"]) < 1e-6
     assert 0.05 < metrics["opening"] < 0.95 and np.abs(grads["layers"]["gate"]["kernel"]).max() > 1e-4
     assert metrics["tokens"] == sum(len(d) - 1 for d in documents)
     same(whole, run(alone, accumulate=4))
-    packed = _rows(documents, [[i, i + 4, i + 8, i + 12] for i in range(4)], 48)
+    packed = rows_of(documents, [[i, i + 4, i + 8, i + 12] for i in range(4)], 48)
     same(whole, run(packed))
     mesh = make_mesh("fsdp=4,tp=2")
     split = models.build(config, placement=sharding.placement_of(mesh))
@@ -101,7 +101,7 @@ def objective():
     data = DataSpec((Source("chats.jsonl"),), "sp:none", 8, kind="chat", template="tulu")
     stage = SFT("sft", model="olmo2-14m", data=data, batch=4, steps=8, optimizer=OptimizerConfig("1e-2"), loss="focal")
     model = models.build(_tiny("olmo2", qk_norm=True))
-    batch = _rows([range(1, 9), range(3, 11), range(20, 28), range(30, 38)], [[0], [1], [2], [3]], 8)
+    batch = rows_of([range(1, 9), range(3, 11), range(20, 28), range(30, 38)], [[0], [1], [2], [3]], 8)
     params = jax.jit(model.init)(jax.random.key(0))
     optimizer = make_optimizer(stage.optimizer, stage.steps)
 
@@ -236,7 +236,7 @@ def _round_trip(config):
     return before.shape
 
 
-def _rows(documents, rows, length):
+def rows_of(documents, rows, length):
     """Documents packed into rows: `rows` lists the documents of each."""
     import numpy as np
 

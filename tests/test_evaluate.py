@@ -62,6 +62,15 @@ def of_models(ready):
     return {name: read(ready.folder("table") / "models" / f"{name}.json") for name in ("sft", "pretrain")}
 
 
+def judged_models(monkeypatch):
+    """A list that takes the name of every model as it is evaluated."""
+    names, original = [], evaluation._evaluate_model
+    monkeypatch.setattr(
+        evaluation, "_evaluate_model", lambda stage, name, *rest: names.append(name) or original(stage, name, *rest)
+    )
+    return names
+
+
 def test_the_table_holds_what_follows_from_the_models_files_by_hand(ready):
     table, files = read(ready.root / "table.json"), of_models(ready)
     assert table == read(ready.folder("table") / "table.json")
@@ -227,10 +236,7 @@ def test_an_evaluation_that_an_older_version_left_half_done_asks_its_models_agai
     it = Experiment(ready.recipe, shutil.copytree(ready.out, tmp_path / "runs"))
     (it.folder("table") / "models" / "sft.jsonl").unlink()
     (it.folder("table") / "done.json").unlink()
-    judged, original = [], evaluation._evaluate_model
-    monkeypatch.setattr(
-        evaluation, "_evaluate_model", lambda stage, name, *rest: judged.append(name) or original(stage, name, *rest)
-    )
+    judged = judged_models(monkeypatch)
     it.run(TABLE)
     assert judged == ["sft"]
     assert (it.folder("table") / "samples.jsonl").read_bytes() == (ready.folder("table") / "samples.jsonl").read_bytes()
@@ -291,10 +297,7 @@ def test_a_model_that_was_trained_anew_is_judged_anew_and_no_other(ready, tmp_pa
     done = it.folder("pretrain") / "done.json"
     done.write_text(done.read_text().replace('"seconds": ', '"seconds": 1'))
     (it.folder("table") / "done.json").unlink()
-    judged, original = [], evaluation._evaluate_model
-    monkeypatch.setattr(
-        evaluation, "_evaluate_model", lambda stage, name, *rest: judged.append(name) or original(stage, name, *rest)
-    )
+    judged = judged_models(monkeypatch)
     it.run(TABLE)
     assert judged == ["pretrain"]
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contributing_examples import rows_of
 
 import models
 from easylm_jax.objectives import language_modelling
@@ -241,23 +242,6 @@ def model_and_params():
     params = jax.jit(model.init).lower(jax.random.key(0)).compile(QUICK)(jax.random.key(0))
     params["layers"]["moe"]["router"]["kernel"] *= 30
     return model, params
-
-
-def rows_of(documents, rows, length):
-    """Documents packed into rows: `rows` lists the documents of each."""
-    names = ("tokens", "targets", "segment_ids", "positions")
-    batch = {name: np.zeros((len(rows), length), np.int32) for name in names}
-    batch["loss_weights"] = np.zeros((len(rows), length), np.float32)
-    for row, members in enumerate(rows):
-        at = 0
-        for number, member in enumerate(members, start=1):
-            ids = documents[member]
-            here = (row, slice(at, at + len(ids) - 1))
-            batch["tokens"][here], batch["targets"][here] = ids[:-1], ids[1:]
-            batch["segment_ids"][here], batch["loss_weights"][here] = number, 1
-            batch["positions"][here] = np.arange(len(ids) - 1)
-            at += len(ids) - 1
-    return batch
 
 
 @functools.cache

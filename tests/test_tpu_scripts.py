@@ -227,7 +227,7 @@ def ready(cloud, tmp_path):
     code = tmp_path / "it's a project"
     (code / "easylm_jax").mkdir(parents=True)
     shutil.copytree(REPOSITORY / "easylm_jax/runtime/launch", code / "easylm_jax/runtime/launch")
-    for name in ("__init__.py", "runtime/__init__.py", "runtime/exit_status.py", "runtime/files.py"):
+    for name in ("__init__.py", *(f"runtime/{name}.py" for name in ("__init__", "exit_status", "files", "locks"))):
         shutil.copy(REPOSITORY / "easylm_jax" / name, code / "easylm_jax" / name)
     (code / "easylm_jax" / "__main__.py").write_text(
         "import os, sys, time\nprint(sys.argv[1:], os.environ.get('EASYLM_POD'), flush=True)\n"

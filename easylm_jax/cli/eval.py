@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easylm_jax.cli import arguments as kinds
+from easylm_jax.cli.parser import add_stop_and_seed
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,15 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=kinds.COUNT, metavar="N", help="responses per prompt (default: the benchmark's)"
     )
-    parser.add_argument(
-        "--stop",
-        type=kinds.TEXT,
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="also end a response at this text; may be repeated",
-    )
-    parser.add_argument("--seed", type=kinds.SEED, metavar="N", default=0, help="sampling seed (default: 0)")
+    add_stop_and_seed(parser)
     parser.add_argument(
         "--out", type=kinds.OUTPUT_FOLDER, metavar="DIR", default="runs", help="folder for results (default: runs)"
     )

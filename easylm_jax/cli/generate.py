@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easylm_jax.cli import arguments as kinds
+from easylm_jax.cli.parser import add_stop_and_seed
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,15 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the most likely tokens with total probability P",
     )
     parser.add_argument("--samples", type=kinds.COUNT, metavar="N", default=1, help="responses per prompt (default: 1)")
-    parser.add_argument(
-        "--stop",
-        type=kinds.TEXT,
-        metavar="TEXT",
-        action="append",
-        default=[],
-        help="also end a response at this text; may be repeated",
-    )
-    parser.add_argument("--seed", type=kinds.SEED, metavar="N", default=0, help="sampling seed (default: 0)")
+    add_stop_and_seed(parser)
     parser.add_argument(
         "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
     )

@@ -64,6 +64,15 @@ class Parser(argparse.ArgumentParser):
 _KINDS = {None: kinds.TEXT, int: kinds.WHOLE, float: kinds.FINITE}
 
 
+def add_stop_and_seed(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that samples: `--stop` and `--seed`."""
+    parser.add_argument(
+        "--stop", type=kinds.TEXT, metavar="TEXT", action="append", default=[],
+        help="also end a response at this text; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=kinds.SEED, metavar="N", default=0, help="sampling seed (default: 0)")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, otherwise the known names; nothing for an option that is similar to none."""
     known = list(known)

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
+from easylm_jax.config.base import Stage, Validation
 from easylm_jax.config.data import ADDED_LATER, DataSpec
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import cache as cache_files
@@ -206,6 +207,11 @@ def stage_cache(workspace: Workspace, spec: DataSpec, what: str = "data") -> Cac
     if cache.left_out:
         log_once(f"{what}: {describe_left_out(cache)}")
     return cache
+
+
+def held_out_cache(workspace: Workspace, stage: Stage, validation: Validation | None) -> Cache | None:
+    """The packed cache of a stage's held-out data; None for a stage without validation."""
+    return None if validation is None else stage_cache(workspace, validation.data, f"{stage.name}: held-out data")
 
 
 def describe_left_out(cache: Cache) -> str:

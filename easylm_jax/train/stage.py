@@ -10,7 +10,7 @@ import jax
 from easylm_jax.config import Train, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache, Loader, load_tokenizer
-from easylm_jax.data.build import stage_cache
+from easylm_jax.data.build import held_out_cache, stage_cache
 from easylm_jax.runtime import compiler, sharding
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.runtime.processes import log_once
@@ -48,9 +48,7 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     objective = stage.objective(model, training=True)
     tokenizer = workspace.data(stage.data).tokenizer
     cache = stage_cache(workspace, stage.data, stage.name)
-    held_out = None
-    if stage.validation:
-        held_out = stage_cache(workspace, stage.validation.data, f"{stage.name}: held-out data")
+    held_out = held_out_cache(workspace, stage, stage.validation)
     loader = Loader(cache, stage.batch, stage.seed, stage.epochs)
     steps = count_steps(stage, loader)
     optimizer = make_optimizer(stage.optimizer, steps, stage.batch * cache.sequence_length)

@@ -125,21 +125,23 @@ def advance(value):
                 (ROOT / "pods" / zone / node / str(worker) / "home").mkdir(parents=True)
 
 
-def describe_request(given):
+def described(given, table, kind, known_format):
+    """The request or node that is named, if it is asked for in the format that the stand-in knows."""
     with state() as value:
         advance(value)
-        request = value["requests"].get(key(given)) or not_found("queuedResources", given)
-    if given.format != "value(state.state)":
+        found = value[table].get(key(given)) or not_found(kind, given)
+    if given.format != known_format:
         raise Failed(f"the stand-in does not know the format {given.format}")
-    print(request["state"])
+    return found
+
+
+def describe_request(given):
+    print(described(given, "requests", "queuedResources", "value(state.state)")["state"])
 
 
 def describe_node(given):
-    with state() as value:
-        advance(value)
-        node = value["nodes"].get(key(given)) or not_found("nodes", given)
-    if given.format != "csv[no-heading](state,acceleratorType,schedulingConfig.spot,createTime,networkEndpoints.len())":
-        raise Failed(f"the stand-in does not know the format {given.format}")
+    facts = "state,acceleratorType,schedulingConfig.spot,createTime,networkEndpoints.len()"
+    node = described(given, "nodes", "nodes", f"csv[no-heading]({facts})")
     spot = "True" if node["spot"] else ""
     print(f"{node['state']},{node['acceleratorType']},{spot},{node['createTime']},{node['workers']}")
 

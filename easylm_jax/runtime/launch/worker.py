@@ -21,18 +21,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from easylm_jax.runtime import exit_status, files
+from easylm_jax.runtime.locks import locked
 
 HEARTBEAT_VARIABLE = "EASYLM_HEARTBEAT_FILE"
 PROFILE_VARIABLE = "EASYLM_PROFILE_FILE"
@@ -76,7 +77,9 @@ def start(job: Path, command: Sequence[str], patience: float = 30.0, settle: flo
     if not command:
         return _fail("no command; write it after --")
     job.mkdir(parents=True, exist_ok=True)
-    with _locked(job):
+    with locked(job / "lock", timeout=math.inf) as held:  # two starts at once must not both find nothing running
+        if not held:
+            return _fail(f"{job} is on a file system without locks; put it on the worker's own disk")
         if _running(job):
             return _fail(f"{job.name} is running already; stop it, or give another job name")
         for name in (STATE, EXIT, HEARTBEAT, STOP, PROFILE):
@@ -196,14 +199,6 @@ def profile(job: Path, seconds: float) -> int:
             return _fail(f"{job.name} wrote no profile within a minute; it may be between two stages")
         time.sleep(0.1)
     return 0
-
-
-@contextlib.contextmanager
-def _locked(job: Path) -> Iterator[None]:
-    """Two starts at the same time must not both find nothing running."""
-    with open(job / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read(path: Path) -> dict[str, Any] | None:

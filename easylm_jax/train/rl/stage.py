@@ -14,7 +14,7 @@ from easylm_jax.checkpoint.load import ModelSource, model_from
 from easylm_jax.config import RL, Recipe
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache, Loader, load_tokenizer
-from easylm_jax.data.build import stage_cache
+from easylm_jax.data.build import held_out_cache, stage_cache
 from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_context_length, prepare_generator
 from easylm_jax.rewards.scorer import make_scorer
@@ -57,9 +57,7 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
     mesh = meshes.train
     source = _checked_source(stage, workspace, meshes)
     cache = stage_cache(workspace, stage.data, stage.name)
-    held_out = None
-    if stage.validation:
-        held_out = stage_cache(workspace, stage.validation.data, f"{stage.name}: held-out data")
+    held_out = held_out_cache(workspace, stage, stage.validation)
     tokenizer = load_tokenizer(workspace.data(stage.data).tokenizer)
     generator = prepare_generator(
         stage.name, source.decoder, tokenizer, stage.sampling, meshes.decode,
