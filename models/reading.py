@@ -83,10 +83,17 @@ def read_bytes(path: Any, *, mend: str = MEND, limit: int = MAX_BYTES) -> bytes:
         raise Damaged(path, f"it cannot be read: {getattr(error, 'strerror', None) or error}", mend) from None
 
 
-def parse_json(data: bytes | str, kind: Any, where: Any, *, mend: str = MEND) -> Any:
-    """`data` as JSON, checked to be a `kind`; `where` names its file in messages. Raises `Damaged` as `read_json`."""
+def parse_json(data: bytes | str, kind: Any, where: Any, *, mend: str = MEND, digits: int = MAX_DIGITS) -> Any:
+    """`data` as JSON, checked to be a `kind`; `where` names its file in messages, and a whole number has at most
+    `digits`. Raises `Damaged` as `read_json`."""
+
+    def whole_number(text: str) -> int:
+        if len(text) > digits + 1:  # a sign is one character
+            raise ValueError(f"a whole number of {len(text)} digits")
+        return int(text)
+
     try:
-        value = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, parse_int=_whole_number)
+        value = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, parse_int=whole_number)
         _check_depth(value)
         _check_text(data, value)
     except RecursionError:
@@ -97,12 +104,6 @@ def parse_json(data: bytes | str, kind: Any, where: Any, *, mend: str = MEND) ->
     if found is not None:
         raise Damaged(where, _short(found), mend)
     return value
-
-
-def _whole_number(text: str) -> int:
-    if len(text) > MAX_DIGITS + 1:
-        raise ValueError(f"a whole number of {len(text)} digits")
-    return int(text)
 
 
 def _check_depth(value: Any) -> None:

@@ -13,7 +13,8 @@ from easylm_jax.runtime.host_memory import keep_freed_memory
 
 kept = keep_freed_memory()
 def step():
-    blocks = [np.ones(2**20, np.float32) for _ in range(8)]  # 32 MiB, as a step's buffers: taken, filled, given back
+    # 32 MiB in blocks of 1 MiB: from 4 MiB on NumPy asks for huge pages, of which there are more or fewer at a time.
+    blocks = [np.ones(2**18, np.float32) for _ in range(32)]
 for _ in range(3):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -32,7 +33,7 @@ def test_later_steps_fault_in_no_pages_unless_the_user_chose_the_allocator(chose
     output = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
     ).stdout.split()
-    pages = 10 * 8 * 2**22 // os.sysconf("SC_PAGESIZE")
+    pages = 10 * 32 * 2**20 // os.sysconf("SC_PAGESIZE")
     if chosen:
         assert output[0] == "False" and int(output[1]) > pages // 2
     else:

@@ -250,7 +250,7 @@ def test_llama3_frequencies_keep_short_waves_and_stretch_long_ones():
     [
         ({"heads": 5}, "width 32 is not divisible"),
         ({"kv_heads": 3}, "not a multiple"),
-        ({"layers": 0}, "layers must be a positive"),
+        ({"layers": 0}, "layers must be a whole number from 1"),
         ({"vocab_used": 97}, "larger than vocab"),
         ({"wdith": 3}, "no field 'wdith'"),
     ],

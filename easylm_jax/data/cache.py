@@ -30,6 +30,7 @@ from models.errors import UserError
 
 VERSION = 1  # part of every key; raise it when the same inputs would give other bytes
 MEND = "delete the folder and build the cache again"
+DIGITS = 4300  # of a whole number in a record, which is kept whatever its size: as many as Python reads
 _PADDING_VALUES = {"pair_index": -1, "prompt_index": -1}  # in padding rows; 0 in all other columns
 # Why a record is left out: the manifest's count, and how a person calls it.
 _LEFT_OUT = {
@@ -216,7 +217,9 @@ class Cache:
         begin, end = int(offsets[number]), int(offsets[number + 1])
         if not 0 <= begin <= end <= len(text):
             raise self._damaged("record_offsets.npy")
-        line = reading.parse_json(text[begin:end].tobytes(), _PromptLine, self.folder / "records.jsonl", mend=MEND)
+        line = reading.parse_json(
+            text[begin:end].tobytes(), _PromptLine, self.folder / "records.jsonl", mend=MEND, digits=DIGITS
+        )
         if not 0 <= line["source"] < len(self.manifest["sources"]):
             raise self._damaged(f"records.jsonl: there is no source {line['source']}")
         path = self.manifest["sources"][line["source"]]["path"]
