@@ -17,7 +17,7 @@ from models.errors import UserError
 MAX_LAYERS, MAX_SIZE = 10_000, (1 << 31) - 1
 
 
-def _check_fields(what: str, value: RopeScaling | Experts | DecoderConfig) -> None:
+def _check_fields(what: str, value: RopeScaling | Experts | VisionConfig | DecoderConfig) -> None:
     """Raises `UserError` for a field of another type than annotated, or a number that is not finite."""
     found = reading.fault_of_fields(value)
     if found is None:
@@ -99,6 +99,77 @@ class Experts:
 
 
 @dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """What a decoder sees pictures with: a vision transformer, the connector behind it, and tokens of pictures
+    (`models/molmo/`; spec molmo §3 to §5). The defaults are the released models' with Qwen 2's vocabulary."""
+
+    encoder: Literal["clip", "siglip", "dino", "metaclip"] = "clip"
+    """The family of the vision transformer, which decides its equations, how pictures are resized and normalised."""
+    image: int = 336
+    """Pixels on a side of a crop."""
+    patch: int = 14
+    """Pixels on a side of a patch."""
+    margin: int = 4
+    """Patches on each side of a crop that its neighbours show too."""
+    width: int = 1024
+    """Size of the vision transformer's residual stream."""
+    heads: int = 16
+    """Number of its heads."""
+    ffn: int = 4096
+    """Hidden size of its feed-forward layer."""
+    layers: int = 23
+    """Number of its layers."""
+    features: tuple[int, ...] = (-2, -9)
+    """The layers whose outputs are a patch's features, one after the other; negative ones count from the last."""
+    connector_ffn: int = 18944
+    """Hidden size of the projector from pooled features to the decoder's width."""
+    max_crops: int = 12
+    """The most crops of a picture, besides the small copy of the whole."""
+    start_id: int = 152064
+    """Id of <im_start>."""
+    end_id: int = 152065
+    """Id of <im_end>."""
+    patch_id: int = 152066
+    """Id of <im_patch>, at which features are added."""
+    column_id: int = 152067
+    """Id of <im_col>, which ends a row of patches."""
+    image_id: int = 152068
+    """Id of <|image|>, which stands in a text for a picture."""
+    extra_rows: int = 128
+    """Rows of the embedding of added tokens, whose ids begin at the decoder's `vocab`."""
+    legacy_image_mask: bool = False
+    """Whether padding is reported one crop late, as released weights were trained."""
+    legacy_tiny_side: bool = False
+    """Whether a picture with a side shorter than the margins (112 pixels) is one crop whatever the other side is, as
+    released weights were trained."""
+
+    def __post_init__(self):
+        _check_fields("vision", self)
+        object.__setattr__(self, "features", tuple(self.features))
+        for name in ("image", "patch", "width", "heads", "ffn", "layers", "connector_ffn", "max_crops"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"vision: {name} must be a positive whole number, not {getattr(self, name)!r}")
+        if self.image % self.patch:
+            raise UserError(f"vision: image {self.image} is not a multiple of patch {self.patch}")
+        if self.width % self.heads:
+            raise UserError(f"vision: width {self.width} is not divisible by heads {self.heads}")
+        if not 0 <= 2 * self.margin < self.grid:
+            raise UserError(f"vision: margins of {self.margin} leave nothing of {self.grid} patches on a side")
+        if not self.features or any(not -self.layers <= i < self.layers for i in self.features):
+            raise UserError(f"vision: features {self.features} must name some of the {self.layers} layers")
+
+    @property
+    def grid(self) -> int:
+        """Patches on a side of a crop."""
+        return self.image // self.patch
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """`features` as numbers from 0."""
+        return tuple(i % self.layers for i in self.features)
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """The shape of a decoder-only transformer. Every model family is a set of values of these fields."""
 
@@ -165,6 +236,8 @@ class DecoderConfig:
     full_attention_layers: tuple[int, ...] | None = added_later(None)
     """With a window, the layers (0-based) that have full attention, in place of `full_attention_every`; layers whose
     pattern does not repeat are compiled one by one."""
+    vision: VisionConfig | None = added_later(None)
+    """What the model sees pictures with (Molmo); None for a model of text alone."""
 
     def __post_init__(self):
         _check_fields("a model", self)

@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = {"easylm_jax", "models", "recipes"}
 # The distribution of a module, where its name is another one. A table, because an extra need not be installed here.
 DISTRIBUTION = {
+    "PIL": "pillow",
     "orbax": "orbax-checkpoint",
     "tensorboardX": "tensorboardx",
 }

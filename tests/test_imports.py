@@ -35,6 +35,8 @@ STANDARD = sys.stdlib_module_names
 MODELS_MAY_IMPORT = {"jax", "flax", "numpy", "models"}
 EXCEPTIONS = {
     "models/hf/files.py": {"safetensors"},
+    "models/molmo/decode.py": {"PIL"},
+    "models/molmo/resize.py": {"PIL"},
 }
 PREPARATION_ONLY = {
     "tensorflow",

@@ -21,7 +21,7 @@ from easylm_jax.data.tokenizer import Tokenizer, differing_token, restrict_vocab
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
 from models import reading, registry
-from models.config import DecoderConfig, Experts, RopeScaling
+from models.config import DecoderConfig, Experts, RopeScaling, VisionConfig
 from models.decoder import cast_kernels, score_kernel
 from models.errors import UserError
 from models.hf.convert import read_config
@@ -69,7 +69,7 @@ def read_model_config(description: str | Mapping[str, Any]) -> DecoderConfig:
     if isinstance(description, str):
         return models.preset(description)
     fields = dict(description)
-    for name, part in (("rope_scaling", RopeScaling), ("experts", Experts)):
+    for name, part in (("rope_scaling", RopeScaling), ("experts", Experts), ("vision", VisionConfig)):
         if fields.get(name):
             fields[name] = _config_of(part, fields[name], f"model.{name}")
     return _config_of(DecoderConfig, fields, "model")
