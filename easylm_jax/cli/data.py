@@ -86,14 +86,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="sampling rates of the sources, comma-separated")
     parser.add_argument("--tokenizer", type=kinds.NAME, help="sp:FILE, hf:FOLDER or hf:OWNER/NAME")
     parser.add_argument("--length", type=kinds.LENGTH, help="tokens per row")
-    parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts"))
+    parser.add_argument("--kind", default="text", choices=("text", "chat", "preference", "prompts", "tokens"))
     parser.add_argument(
         "--template", help="tulu, olmo, tulu25, llama3, llama31, qwen, qwen_math, chatml, think, r1 or plain"
     )
     parser.add_argument(
         "--packing",
-        choices=("concat", "best_fit", "none"),
-        help="default: concat for text, best_fit for chats and pairs",
+        choices=("concat", "best_fit", "none", "files"),
+        help="default: concat for text, best_fit for chats and pairs, files for shards of tokens",
     )
     parser.add_argument("--overlong", choices=("truncate", "drop", "error"), help="default: truncate; drop for prompts")
     parser.add_argument(
@@ -110,6 +110,8 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad", action="store_true", help="skip and count bad records instead of stopping at the first"
     )
+    parser.add_argument("--base", type=kinds.NAME, help="where the files of a list of shards lie, such as gs://bucket")
+    parser.add_argument("--order", choices=("olmo",), help="the order in which OLMo's trainer reads shards")
     parser.add_argument("--seed", type=kinds.SEED, default=42, help="seed of resampling (default: 42)")
 
 
@@ -142,6 +144,7 @@ def _sources(arguments: argparse.Namespace) -> tuple[Source, ...]:
             raise UserError(f"data: {len(rates)} weights for {len(arguments.sources)} sources; give one per source")
     common = {"fields": fields, "text_field": arguments.text_field, "text_unit": arguments.text_unit}
     common |= {"skip": arguments.skip, "limit": arguments.limit, "format": arguments.format}
+    common |= {"base": getattr(arguments, "base", None)}
     return tuple(Source(path, rate, **common) for path, rate in zip(arguments.sources, rates, strict=True))
 
 
@@ -177,6 +180,7 @@ def _spec(arguments: argparse.Namespace) -> DataSpec:
         max_side_length=arguments.max_side_length,
         max_pairs_per_row=arguments.max_pairs_per_row,
         keep=tuple(arguments.keep.split(",")) if arguments.keep else None,
+        order=arguments.order,
     )
 
 
@@ -233,8 +237,8 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
 
 def stats(arguments: argparse.Namespace) -> None:
     """`easylm data stats`: prints the manifest; with --verify also compares all files with their checksums."""
-    from easylm_jax.data.cache import open_cache
     from easylm_jax.data.inspection import summary
+    from easylm_jax.data.opening import open_cache
 
     cache = open_cache(arguments.cache)
     if arguments.verify:
@@ -247,8 +251,8 @@ def stats(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """`easylm data inspect`: prints rows as text; tokens that are trained on are green on a terminal, else in ⟦ ⟧."""
-    from easylm_jax.data.cache import open_cache
     from easylm_jax.data.inspection import describe_row, heading
+    from easylm_jax.data.opening import open_cache
     from easylm_jax.data.tokenizer import load_tokenizer
 
     cache = open_cache(arguments.cache)

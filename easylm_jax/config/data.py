@@ -18,12 +18,13 @@ FIELDS = {
     "chat": ROLES,
     "preference": ("system", "prompt", "chosen", "rejected", "margin"),
     "prompts": (*ROLES, "prompt", "chosen", "rejected"),
+    "tokens": (),
 }
 # Left out of a cache's key at their defaults, so that caches made before these fields existed stay valid. `streaming`
 # changes how records are downloaded but not the records, so the key never includes it.
 ADDED_LATER = {
     "source": ("format", "data_files", "data_dir"),
-    "spec": ("max_side_length", "max_pairs_per_row", "keep"),
+    "spec": ("max_side_length", "max_pairs_per_row", "keep", "order"),
 }
 
 
@@ -70,6 +71,9 @@ class Source:
     """A folder of the repository of an `hf:` set."""
     streaming: bool = False
     """Whether records of an `hf:` set are read as they arrive and not downloaded first."""
+    base: str | None = None
+    """Where the files of a list lie that have no absolute path, such as `gs://bucket/preprocessed` (kind "tokens");
+    None is beside the list."""
 
     def __post_init__(self):
         if isinstance(self.data_files, list):
@@ -132,13 +136,15 @@ class DataSpec:
     `Tokenizer` stage."""
     sequence_length: Count
     """Input tokens of a row; of prompts, the most tokens of a prompt."""
-    kind: Literal["text", "chat", "preference", "prompts"] = "text"
-    """What a record is: a document, a conversation, a pair of responses, or a prompt to respond to."""
+    kind: Literal["text", "chat", "preference", "prompts", "tokens"] = "text"
+    """What a record is: a document, a conversation, a pair of responses, or a prompt to respond to. "tokens" are
+    shards that hold token ids already and are read in place (docs/shards.md)."""
     template: str | None = None
     """The chat template (docs/data.md), which all kinds but "text" need."""
-    packing: Literal["concat", "best_fit", "none"] | None = None
-    """"concat" joins documents and cuts windows, "best_fit" packs whole documents, "none" puts one in a row. None is
-    "best_fit" for pairs, "none" for prompts, else "concat"."""
+    packing: Literal["concat", "best_fit", "none", "files"] | None = None
+    """"concat" joins documents and cuts windows, "best_fit" packs whole documents, "none" puts one in a row, "files"
+    cuts windows within each shard and drops its tail. None is "best_fit" for pairs, "none" for prompts, "files" for
+    shards, else "concat"."""
     document_mask: bool = True
     """Whether tokens see only their own document. OLMo 2's pre-training lets them see the others of the row."""
     overlong: Literal["truncate", "drop", "error"] | None = None
@@ -167,6 +173,9 @@ class DataSpec:
     """The most pairs of a row; None chooses from the data."""
     keep: tuple[str, ...] | None = None
     """Columns whose values are kept with each prompt, for verifiers; None for all."""
+    order: Literal["olmo"] | None = None
+    """"olmo" shuffles the windows of shards as OLMo's trainer does with the same seed; None in the order of all other
+    data."""
 
     def __post_init__(self):
         for name in ("sources", "keep"):  # one alone, or a list of JSON
@@ -177,7 +186,7 @@ class DataSpec:
         sources = self.sources
         if not sources:
             raise UserError("data: sources is empty; give at least one Source")
-        usual = {"packing": {"preference": "best_fit", "prompts": "none"}.get(self.kind, "concat")}
+        usual = {"packing": {"preference": "best_fit", "prompts": "none", "tokens": "files"}.get(self.kind, "concat")}
         usual["overlong"] = "drop" if self.kind == "prompts" else "truncate"
         for name, value in usual.items():
             if getattr(self, name) is None:
@@ -200,11 +209,13 @@ class DataSpec:
                 raise UserError(
                     f"data: fields of {source.path} name {strange[0]!r}, but kind {self.kind!r} uses {allowed}"
                 )
-        if self.kind == "text":
+        if self.kind in ("text", "tokens"):
             if self.template is not None:
                 raise UserError(f"data: template {self.template!r} needs kind 'chat'")
             if self.compat is not None:
                 raise UserError(f"data: compat {self.compat!r} needs kind 'chat'")
+            if self.kind == "tokens":
+                self._check_shards()
             return
         from easylm_jax.config.chat_templates import get_template
 
@@ -214,13 +225,36 @@ class DataSpec:
         if self.add_bos:
             raise UserError(f"data: add_bos is for kind 'text'; with kind {self.kind!r} the template places BOS")
 
+    def _check_shards(self) -> None:
+        """Checks what only shards ask for, which are read as they are."""
+        if self.packing not in ("files", "concat"):
+            raise UserError(f"data: packing of kind 'tokens' is 'files' or 'concat', not {self.packing!r}")
+        if self.add_bos:
+            raise UserError("data: add_bos is for kind 'text'; shards are read as they are")
+        if self.order is not None and (self.temperature is not None or self.sources[0].weight is not None):
+            raise UserError("data: order 'olmo' shuffles all windows together; leave out weights and temperature")
+        for source in self.sources:
+            if source.path.startswith(NAMED_PREFIXES):
+                raise UserError(f"data: {source.path} holds records; kind 'tokens' reads .npy shards")
+            if source.count is not None or (source.fraction or 1) % 1:
+                raise UserError(
+                    f"data: shards of {source.path} are read whole times; fraction is a whole number, skip and limit "
+                    "count windows, and a list of files names some of them"
+                )
+
     def _check_options(self) -> None:
         """Checks options that only one kind of data has."""
         owners = {"max_side_length": "preference", "max_pairs_per_row": "preference", "keep": "prompts"}
+        owners["order"] = "tokens"
         for name, kind in owners.items():
             if getattr(self, name) is not None and self.kind != kind:
                 raise UserError(f"data: {name} is for kind {kind!r}, this is kind {self.kind!r}")
-        if self.kind in ("text", "chat"):
+        if self.packing == "files" and self.kind != "tokens":
+            raise UserError(f"data: packing 'files' is for kind 'tokens', this is kind {self.kind!r}")
+        bare = next((source for source in self.sources if source.base is not None and self.kind != "tokens"), None)
+        if bare is not None:
+            raise UserError(f"data: base of source {bare.path} is for kind 'tokens'")
+        if self.kind in ("text", "chat", "tokens"):
             formatted = next((source for source in self.sources if source.format is not None), None)
             if formatted is not None:
                 what = f"format {formatted.format!r} of source {formatted.path}"

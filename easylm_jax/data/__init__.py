@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from easylm_jax.config.data import DataSpec, Source
     from easylm_jax.data.build import build_cache
-    from easylm_jax.data.cache import Cache, open_cache
+    from easylm_jax.data.cache import Cache
     from easylm_jax.data.columns import ColumnStore, open_columns, write_columns
     from easylm_jax.data.loader import Loader
+    from easylm_jax.data.opening import open_cache
     from easylm_jax.data.sentencepiece_model import train_sentencepiece
     from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -25,7 +26,7 @@ _LAZY = {
     "ColumnStore": "data.columns",
     "open_columns": "data.columns",
     "write_columns": "data.columns",
-    "open_cache": "data.cache",
+    "open_cache": "data.opening",
     "Loader": "data.loader",
     "Tokenizer": "data.tokenizer",
     "load_tokenizer": "data.tokenizer",

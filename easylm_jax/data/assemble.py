@@ -113,7 +113,7 @@ def assemble(spec: DataSpec, tokenizer: Tokenizer, folder: Path, progress: Progr
         {**dataclasses.asdict(source), "listed": index, "records": dataclasses.asdict(count), **per_source}
         for (index, source), count, per_source in zip(listed, counts, totals.pop("per_source"), strict=True)
     ]
-    parts = _parts(spec, sources, groups, plans)
+    parts = parts_of(spec, sources, groups, [plan.rows for plan in plans])
     rows = sum(plan.rows for plan in plans)
     facts = {"layout": encoder.layout, "rows": rows, **totals, **encoder.facts()}
     return {**facts, "columns": columns, "parts": parts, "sources": described}
@@ -209,18 +209,19 @@ def _chosen(spec: DataSpec, store: TokenStore, sources: list[Source], index: int
     return np.concatenate([np.tile(documents, passes), documents[sampled]])
 
 
-def _parts(spec: DataSpec, sources: list[Source], groups: list[list[int]], plans: list[packing.Plan]) -> list[dict]:
-    """Ranges of rows that are sampled at given rates; a single one where all rows are shuffled together."""
+def parts_of(spec: DataSpec, sources: list[Source], groups: list[list[int]], rows: list[int]) -> list[dict]:
+    """Ranges of rows that are sampled at given rates; a single one where all rows are shuffled together. `rows` has
+    the number of rows of each group of sources."""
     power = 1.0 / (spec.temperature or 1.0)
     raw = []
-    for group, plan in zip(groups, plans, strict=True):
+    for group, count in zip(groups, rows, strict=True):
         weight = sources[group[0]].weight
-        raw.append((plan.rows if weight is None or len(groups) == 1 else weight) ** power)
+        raw.append((count if weight is None or len(groups) == 1 else weight) ** power)
     parts, first = [], 0
-    for group, plan, rate in zip(groups, plans, raw, strict=True):
+    for group, count, rate in zip(groups, rows, raw, strict=True):
         names = [sources[index].path for index in group]
-        parts.append({"sources": names, "first_row": first, "rows": plan.rows, "rate": rate / sum(raw)})
-        first += plan.rows
+        parts.append({"sources": names, "first_row": first, "rows": count, "rate": rate / sum(raw)})
+        first += count
     return parts
 
 

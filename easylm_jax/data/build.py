@@ -23,7 +23,9 @@ from easylm_jax.config.base import Stage, Validation
 from easylm_jax.config.data import ADDED_LATER, DataSpec
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import cache as cache_files
-from easylm_jax.data.cache import Cache, open_cache
+from easylm_jax.data import shards
+from easylm_jax.data.cache import Cache
+from easylm_jax.data.opening import open_cache
 from easylm_jax.data.sources import file_fingerprint, read_records, source_files
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_jax.runtime import monitor
@@ -57,7 +59,8 @@ def build_cache(
     """
     root = Path(folder)
     tokenizer = load_tokenizer(spec.tokenizer)
-    files = [_fingerprints(source, _known_files(root)) for source in spec.sources]
+    known = _known_files(root)
+    files = [_fingerprints(spec, source, known) for source in spec.sources]
     key = cache_key(spec, tokenizer, files)
     final = root / key[:16]
     if _finished(final, key):
@@ -92,7 +95,7 @@ def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, A
     described["tokenizer"] = tokenizer.hash
     _drop_defaults(described, ADDED_LATER["spec"])
     for source, facts in zip(described["sources"], files, strict=True):
-        del source["streaming"]
+        del source["streaming"], source["base"]
         _drop_defaults(source, ADDED_LATER["source"])
         if facts:
             source["path"] = [[Path(fact["path"]).name, fact["bytes"], fact["sha256"]] for fact in facts]
@@ -106,7 +109,9 @@ def _drop_defaults(described: dict[str, Any], names: tuple[str, ...]) -> None:
             del described[name]
 
 
-def _fingerprints(source: Any, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _fingerprints(spec: DataSpec, source: Any, known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    if spec.kind == "tokens":
+        return shards.fingerprints(source, known)
     try:
         return [file_fingerprint(path, known.get(str(path.absolute()))) for path in source_files(source)]
     except OSError as error:
@@ -167,10 +172,16 @@ def _build(spec: DataSpec, tokenizer: Tokenizer, files: list, key: str, work: Pa
         raise UserError(f"data: add_bos is set but tokenizer {tokenizer.spec} has no start token")
     try:
         work.mkdir()
-        facts = assemble.assemble(spec, tokenizer, work, progress)
+        if spec.kind == "tokens":
+            facts = shards.index(spec, tokenizer, files)
+        else:
+            facts = assemble.assemble(spec, tokenizer, work, progress)
         for source in facts["sources"]:
             source["files"] = files[source["listed"]]
-        cache_files.finish(work, _manifest(spec, tokenizer, key, facts))
+        manifest = _manifest(spec, tokenizer, key, facts)
+        if spec.kind == "tokens":
+            manifest["unigram_entropy_nats"] = shards.ShardCache(work, manifest).entropy()
+        cache_files.finish(work, manifest)
     except OSError as error:
         raise UserError(f"cache: cannot write below {work.parent}: {error.strerror or error}") from None
 

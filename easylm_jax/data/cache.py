@@ -57,6 +57,11 @@ class _Source(TypedDict):
     files: list[Any]
 
 
+class Shards(TypedDict):
+    dtype: str
+    spec: dict[str, Any]
+
+
 class _Part(TypedDict):
     first_row: int
     rows: int
@@ -102,6 +107,7 @@ class ManifestFile(TypedDict):
     pairs: NotRequired[int]
     pairs_per_row: NotRequired[int]
     prompts: NotRequired[int]
+    shards: NotRequired[Shards]
 
 
 class _PromptLine(TypedDict):
@@ -175,7 +181,7 @@ class Cache:
         taken = {*self.columns, *(name for other in self._extra for name in other.arrays)} & set(store.arrays)
         if taken:
             raise UserError(f"cache {self.folder}: there is already a column {min(taken)}")
-        wider = Cache(self.folder, self.manifest)
+        wider = type(self)(self.folder, self.manifest)
         wider._extra = (*self._extra, store)
         return wider
 
@@ -299,29 +305,6 @@ class Cache:
         for name, facts in self.manifest["files"].items():
             if digest_of(self.folder / name) != facts["sha256"]:
                 raise UserError(f"cache {self.folder}: {name} fails its checksum; delete the folder and rebuild")
-
-
-def open_cache(folder: str | Path) -> Cache:
-    """Opens a cache folder, or the only cache inside a folder.
-
-    Raises:
-        UserError: there is no cache or several, files are missing or truncated, or the format is of another version.
-    """
-    folder = Path(folder)
-    if not (folder / "manifest.json").is_file():
-        inside = sorted(path.parent for path in folder.glob("*/manifest.json") if not path.parent.name.startswith("."))
-        if len(inside) > 1:
-            names = ", ".join(path.name for path in inside)
-            raise UserError(f"cache: {folder} holds several caches ({names}); give one of these folders")
-        if not inside:
-            raise UserError(f"cache: {folder} holds no manifest.json; build it with `easylm data build`")
-        folder = inside[0]
-    manifest = read_manifest(folder)
-    for name, facts in manifest["files"].items():
-        path = reading.inside(folder, name, folder / "manifest.json", mend=MEND)
-        if not path.is_file() or path.stat().st_size != facts["bytes"]:
-            raise UserError(f"cache {folder}: {name} is missing or truncated; delete the folder and rebuild")
-    return Cache(folder, manifest)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

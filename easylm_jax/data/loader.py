@@ -95,6 +95,8 @@ class Loader:
         count = self._parts[part]["rows"]
         if not self.shuffle:
             return np.arange(count, dtype=np.uint32)
+        if self.cache.manifest["spec"].get("order") == "olmo":
+            return olmo_order(count, self.seed + epoch)
         return permutation(count, self.cache.fingerprint, self.seed, part, epoch)
 
     def _rate_bounds(self) -> list[int]:
@@ -134,6 +136,16 @@ class Loader:
         part = int(sources[at])
         epoch, index = divmod(int(drawn[at]), self._parts[part]["rows"])
         return self._parts[part]["first_row"] + int(self._order(part, epoch)[index])
+
+
+def olmo_order(count: int, seed: int) -> np.ndarray:
+    """The order of OLMo's trainer (spec olmo §12): NumPy's shuffle of 0 .. count-1, seeded by the run's seed + epoch.
+
+    Other versions of NumPy give the same order as long as they do not change their shuffle.
+    """
+    order = np.arange(count, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(seed)).shuffle(order)
+    return order
 
 
 def permutation(count: int, fingerprint: str, *numbers: int) -> np.ndarray:
