@@ -44,6 +44,8 @@ def lines(tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
         "data build": ([texts], built),
         "data inspect": ([cache], []),
         "data stats": ([cache], []),
+        "data decontaminate": ([texts], ["--against", texts, "--out", str(folder / "decontaminated"), "--workers=1"]),
+        "data dedup": ([texts], ["--out", str(folder / "deduplicated"), "--workers=1"]),
         "data tokenizer": ([texts], ["--vocab", "300", "--out", str(folder / "trained")]),
         "checkpoints list": ([empty], []),
         "checkpoints verify": ([empty], []),

@@ -1,4 +1,4 @@
-"""`easylm data build|inspect|stats|tokenizer`. Heavy modules are imported only when a subcommand runs."""
+"""`easylm data build|inspect|stats|tokenizer` and curation. Heavy modules are imported only in subcommands."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from easylm_jax.cli import arguments as kinds
+from easylm_jax.cli import data_curation
 
 if TYPE_CHECKING:
     from easylm_jax.config import Train
@@ -20,6 +22,7 @@ _EXAMPLES = {
     "inspect": "easylm data inspect cache --rows 2",
     "stats": "easylm data stats cache --json stats.json",
     "tokenizer": "easylm data tokenizer texts.jsonl --vocab 8192 --out tok",
+    **data_curation.EXAMPLES,
 }
 
 
@@ -31,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inspect": "print packed rows as text, with the tokens that are trained on marked",
         "stats": "print the statistics of a cache",
         "tokenizer": "train a SentencePiece vocabulary on the sources",
+        **data_curation.HELPS,
     }
     parsers = {}
     for name, text in helps.items():
         parsers[name] = commands.add_parser(name, help=text, epilog=f"example: {_EXAMPLES[name]}")
-        parsers[name].set_defaults(run=globals()[name])
+        parsers[name].set_defaults(run=globals().get(name) or _curate(getattr(data_curation, name)))
     _add_build(parsers["build"])
     inspecting = parsers["inspect"]
     inspecting.add_argument("cache", type=kinds.INPUT_FOLDER, help="a cache folder")
@@ -50,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--vocab", type=kinds.COUNT, required=True, help="number of pieces, including 256 bytes")
     training.add_argument("--symbols", type=kinds.ANY, default="", help="control tokens to add, comma-separated")
     training.add_argument("--out", type=kinds.OUTPUT_FOLDER, required=True, help="folder for tokenizer.model")
+    data_curation.add_arguments(parsers)
     for command in parsers.values():
         command.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="write the result as JSON")
 
@@ -119,6 +124,11 @@ def main(arguments: argparse.Namespace) -> int:
     """`easylm data`: runs the chosen subcommand; returns exit status 0, errors are raised."""
     arguments.run(arguments)
     return 0
+
+
+def _curate(command: Callable[[argparse.Namespace], Any]) -> Callable[[argparse.Namespace], None]:
+    """A curation command, whose result is written as JSON if asked for."""
+    return lambda arguments: _write_json(arguments.json, command(arguments))
 
 
 def _sources(arguments: argparse.Namespace) -> tuple[Source, ...]:

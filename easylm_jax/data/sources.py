@@ -118,7 +118,7 @@ def _open(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The lines of a file with their numbers from 1, decompressed and without a byte order mark.
 
     A line that starts with the mark loses it too: files may have been joined. `UserError` where the file cannot be read
@@ -145,7 +145,7 @@ def _decoded(line: bytes, where: str) -> str:
 def _read_json(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
     """Reads JSON lines; a .json file may also be a single list of records."""
     kind = _kind(path) or ""
-    lines = _lines(path)
+    lines = numbered_lines(path)
     if kind.startswith(".json") and not kind.startswith(".jsonl"):
         first = next((numbered for numbered in lines if not _is_blank(numbered[1])), None)
         if first is not None and first[1].lstrip().startswith(b"["):
@@ -225,7 +225,7 @@ def _read_csv(path: Path) -> Iterator[tuple[Record | BadRecord, str]]:
 def _csv_lines(path: Path) -> Iterator[str]:
     """The lines of a CSV file, which may also end with "\\r". Bytes that are not UTF-8 become surrogates, so that the
     row is found that holds them."""
-    for _, line in _lines(path):
+    for _, line in numbered_lines(path):
         yield from io.StringIO(line.decode("utf-8", "surrogateescape"), newline="")
 
 
@@ -261,9 +261,9 @@ def _read_text(path: Path, source: Source) -> Iterator[tuple[Record | BadRecord,
 def _documents(path: Path, unit: str) -> Iterator[tuple[int, list[bytes]]]:
     """The lines of each document of a text file, with the number of the first."""
     if unit == "file":
-        yield 1, [line for _, line in _lines(path)]
+        yield 1, [line for _, line in numbered_lines(path)]
         return
-    for blank, group in itertools.groupby(_lines(path), key=lambda numbered: _is_blank(numbered[1])):
+    for blank, group in itertools.groupby(numbered_lines(path), key=lambda numbered: _is_blank(numbered[1])):
         if blank:
             continue
         if unit == "line":
