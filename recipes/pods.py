@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from easylm_jax.rewards.pool import cores
 from models.errors import UserError
 from recipes.__main__ import FOLDER, name_of, recipe_files
 
@@ -27,9 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
     )  # fmt: skip
     parser.add_argument("--out", default="runs", help="where compiled plans are kept (default: runs)")
-    parser.add_argument(
-        "--jobs", type=int, default=_jobs(), help="stages planned at once (default: %(default)s, by cores and memory)"
-    )
+    parser.add_argument("--jobs", type=int, default=0, help="stages planned at once (default: by cores and memory)")
     parser.add_argument("--write", default="docs/pods.md", help="the page (default: docs/pods.md)")
     try:
         return _planned(parser.parse_args(arguments))
@@ -38,14 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _jobs() -> int:
-    """Compiling a stage takes one core and up to 4 GiB."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(cores(), memory // (4 * 2**30)))
-
-
 def _planned(arguments: argparse.Namespace) -> int:
-    if arguments.jobs < 1:
+    if arguments.jobs < 0:
         raise UserError(f"--jobs must be at least 1, not {arguments.jobs}")
     from easylm_jax.plan import topology
 
@@ -75,7 +65,7 @@ def _planned(arguments: argparse.Namespace) -> int:
     planned = list(asked.values())
     planned[0].topology.devices()  # reports a missing compiler once, not for every group
     say = functools.partial(print, file=sys.stderr, flush=True)
-    pods.plan(planned, Planner(programs_of, Path(arguments.out) / "plans", say), arguments.jobs)
+    pods.plan(planned, Planner(programs_of, Path(arguments.out) / "plans", say), arguments.jobs or pods.default_jobs())
     shown = [group for group in groups if group.key in asked or group.kept_cells or group.error]
     page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
     said = f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit"

@@ -28,8 +28,18 @@ def test_elsewhere_than_on_a_tpu_the_compiler_is_told_nothing():
 @pytest.mark.parametrize("kind", ["TPU v4", "TPU v5", "TPU v5 lite", "TPU v6 lite"])
 def test_parameters_that_lie_split_are_gathered_while_products_run(kind):
     told = compiler.options(_Mesh(8, kind=kind), Compute())
-    assert told["xla_tpu_enable_async_collective_fusion_fuse_all_gather"] is True
+    assert told["xla_enable_async_all_gather"] is True
     assert "xla_tpu_scoped_vmem_limit_kib" not in told
+
+
+@pytest.mark.parametrize("kind, fused", [("TPU v4", False), ("TPU v5", False), ("TPU v5 lite", True),
+                                         ("TPU v6 lite", False)])  # fmt: skip
+def test_a_compiler_that_refuses_fused_gathers_is_not_asked_for_them(kind, fused, monkeypatch):
+    name = "xla_tpu_enable_async_collective_fusion_fuse_all_gather"
+    monkeypatch.setattr(compiler, "_libtpu", lambda: (0, 0, 50))
+    assert (name in compiler.options(_Mesh(8, kind=kind), Compute())) is fused
+    monkeypatch.setattr(compiler, "_libtpu", lambda: (0, 0, 42))
+    assert name in compiler.options(_Mesh(8, kind=kind), Compute())
 
 
 def test_one_chip_gathers_nothing_and_a_later_one_does_it_by_itself():

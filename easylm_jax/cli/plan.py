@@ -1,10 +1,14 @@
-"""`easylm plan RECIPE --topology NAME`: computes whether a recipe fits a TPU pod, and its step time, without a TPU."""
+"""`easylm plan RECIPE --topology NAME`: computes whether a recipe fits a TPU pod, and its step time, without a TPU.
+
+`easylm plan hf:OWNER/MODEL --chips N` does so for SFT, DPO, PPO and GRPO of a model, without a recipe.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -20,12 +24,21 @@ EXIT_DOES_NOT_FIT = 1
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm plan`."""
-    parser.add_argument("recipe", type=kinds.NAME, metavar="RECIPE", help=RECIPE)
+    parser.add_argument(
+        "recipe", type=kinds.NAME, metavar="RECIPE",
+        help=f"{RECIPE}; or a model, hf:OWNER/MODEL or hf:FOLDER, for SFT, DPO, PPO and GRPO of it",
+    )  # fmt: skip
     parser.add_argument("overrides", metavar="FIELD=VALUE", nargs="*", help="change a field, such as sft.accumulate=2")
     parser.add_argument("--stage", metavar="STAGE", help="plan only this stage (default: all that run on devices)")
     parser.add_argument(
         "--topology", metavar="NAME", help="such as v5p:4x4x4, v5p-128, v5e:16x16*2 (default: the recipe's pod)"
     )
+    parser.add_argument("--chips", type=kinds.COUNT, metavar="N", help="in place of --topology: N chips of v5p")
+    parser.add_argument(
+        "--prices", type=kinds.INPUT_FILE, metavar="FILE",
+        help="prices in the form of easylm_jax/plan/prices.json, the default",
+    )  # fmt: skip
+    parser.add_argument("--spot", action="store_true", help="count the price of spot pods instead of on-demand ones")
     parser.add_argument("--mesh", metavar="TEXT", help="the mesh, such as fsdp=32,tp=2 (default: the recipe's)")
     parser.add_argument(
         "--sweep", metavar="AXIS=VALUES", action="append",
@@ -59,24 +72,30 @@ def main(arguments: argparse.Namespace) -> int:
     """`easylm plan`: prints the plan; exit status 1 if something does not fit."""
     from easylm_jax.plan import topology as topologies
 
-    if arguments.topology is not None:
-        with _option("topology"):
-            topologies.parse(arguments.topology)  # reports a wrong name before JAX is imported
+    named = _topology(arguments)  # reports a wrong name before JAX is imported
     topologies.configure_compiler_env()
     from easylm_jax.config.load import load_recipe
-    from easylm_jax.plan import report
+    from easylm_jax.plan import by_name, report
+    from easylm_jax.plan.cost import read_prices
     from easylm_jax.runtime.mesh import parse_mesh
 
     if arguments.write and not arguments.sweep:
         raise UserError("--write needs --sweep; use --json to write a plan")
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    name = arguments.topology or recipe.pod
-    if name is None:
+    prices = read_prices(arguments.prices)
+    if by_name.names_model(arguments.recipe):
+        named = named or topologies.parse(str(load_recipe(by_name.RECIPE).pod))
+        recipe = by_name.recipe_of(arguments.recipe, arguments.overrides, named)
+    else:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if named is None and recipe.pod is None:
         raise UserError(f"recipe {recipe.name} names no pod; give one with --topology, such as v5p-64")
-    topology = topologies.parse(name)
+    topology = named or topologies.parse(str(recipe.pod))
     if arguments.mesh is not None:
         with _option("mesh"):
             parse_mesh(arguments.mesh, topology.count)  # before anything is compiled
+    if by_name.names_model(arguments.recipe) and not arguments.sweep:
+        return _by_name(recipe, topology, arguments, prices)
+    if arguments.mesh is not None:
         recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
     if arguments.sweep:
         return _sweep(recipe, topology, arguments)
@@ -92,11 +111,57 @@ def main(arguments: argparse.Namespace) -> int:
             raise UserError(f"stage {stage.name}: a {type(stage).__name__} runs no program on devices")
         if not all(row.fits for row in stage_rows) and not arguments.no_suggestion:
             _suggest(stage, recipe, topology, planner)
-    print(report.text(rows, recipe, topology))
+    print(report.text(rows, recipe, topology, prices, _price_kind(arguments)))
     plan = report.as_json(rows, topology)
     if arguments.json:
         _write(Path(arguments.json), plan)
     return 0 if plan["fits"] else EXIT_DOES_NOT_FIT
+
+
+def _topology(arguments: argparse.Namespace) -> Any:
+    """The pod of `--topology` or `--chips`; None without either."""
+    from easylm_jax.plan import topology as topologies
+
+    if arguments.topology is not None and arguments.chips is not None:
+        raise UserError("give --topology or --chips, not both")
+    if arguments.topology is not None:
+        with _option("topology"):
+            return topologies.parse(arguments.topology)
+    if arguments.chips is not None:
+        counts = [math.prod(shape) for shape in topologies.sizes(topologies.CHIPS["v5p"])]
+        if arguments.chips not in counts:
+            near = min(counts, key=lambda count: abs(count - arguments.chips))
+            raise UserError(
+                f"--chips {arguments.chips}: no slice of v5p has so many; the nearest has {near} "
+                f"({counts[0]}, {counts[1]}, {counts[2]}, …, {counts[-1]}); other shapes with --topology"
+            )
+        return topologies.parse(f"v5p-{2 * arguments.chips}")
+    return None
+
+
+def _price_kind(arguments: argparse.Namespace) -> str:
+    from easylm_jax.plan.cost import ON_DEMAND, SPOT
+
+    return SPOT if arguments.spot else ON_DEMAND
+
+
+def _by_name(recipe: Any, topology: Any, arguments: argparse.Namespace, prices: Any) -> int:
+    """The plan of a model without a recipe; settings that fit are searched for after it is printed."""
+    from easylm_jax.plan import by_name, pods
+
+    chosen = by_name.STAGES if arguments.stage is None else (recipe.stage(arguments.stage).name,)
+    topology.devices()  # reports a missing compiler once
+    found, planner = by_name.points(recipe, chosen, topology, arguments.mesh), _planner(arguments)
+    by_name.run(found, recipe, planner, pods.default_jobs())
+    kind = _price_kind(arguments)
+    print(by_name.text(arguments.recipe, found, recipe, prices, kind), flush=True)
+    if arguments.json:
+        _write(Path(arguments.json), by_name.as_json(arguments.recipe, found, prices, kind))
+    if not arguments.no_suggestion:
+        for point in found:
+            if not point.fits and point.refused is None:
+                _suggest(point.stage, by_name.recipe_at(recipe, point), topology, planner)
+    return 0 if all(point.fits for point in found) else EXIT_DOES_NOT_FIT
 
 
 @contextlib.contextmanager

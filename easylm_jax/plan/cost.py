@@ -26,7 +26,7 @@ from models.errors import UserError
 
 DEFAULT = Path(__file__).with_name("prices.json")
 VARIABLE = "EASYLM_PRICES"
-KINDS = ("on_demand", "spot")
+ON_DEMAND, SPOT = KINDS = ("on_demand", "spot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,25 @@ class Prices:
                 f"copy of that file, which --prices or {VARIABLE} names"
             )
         return price * pod.chips
+
+    def span(
+        self, pod: Topology, hours: tuple[float, float], kind: str = ON_DEMAND
+    ) -> tuple[float, float] | None:  # fmt: skip
+        """What a pod costs for the lowest and the highest number of hours; None where the file has no price."""
+        if self.chips.get(pod.chip.name, {}).get(kind) is None:
+            return None
+        hourly = self.hourly(pod, kind)
+        return hourly * hours[0], hourly * hours[1]
+
+    def described(self, pod: Topology, kind: str = ON_DEMAND) -> str:
+        """A sentence about the prices of a pod."""
+        price, name = self.chips.get(pod.chip.name, {}).get(kind), kind.replace("_", "-")
+        if price is None:
+            return f"{self.file} has no {name} price for {pod.chip.name}; give a file that has with --prices."
+        return (
+            f"Prices are of {self.date} ({self.file}): {self.currency} {price:g} per chip and hour {name}, "
+            f"{self.currency} {self.hourly(pod, kind):,.2f} for the pod; another file with --prices."
+        )
 
 
 def read_prices(path: str | None = None) -> Prices:

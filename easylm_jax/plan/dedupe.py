@@ -52,9 +52,12 @@ def key(stage: Any, recipe: Recipe, topology: Topology) -> str:
 
 def _models(stage: Stage, recipe: Recipe) -> list[Any]:
     """The configurations of the models that a stage runs."""
-    own = [shapes.stage_config(stage, recipe)] if shapes.is_training(stage) else []
-    named = stage.models.values()
-    return [*own, *(None if name is None else shapes.config_of(name, recipe) for name in named)]
+    own: list[Any] = [shapes.stage_config(stage, recipe)] if shapes.is_training(stage) else []
+    for role, name in stage.models.items():
+        config = None if name is None else shapes.config_of(name, recipe)
+        scores = config is not None and role in ("value", "reward")  # these get a scalar head, if they have none
+        own.append(config.replace(scalar_head=True) if config is not None and scores else config)
+    return own
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import gc
 import multiprocessing
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +25,7 @@ from easylm_jax.config import Recipe, Stage
 from easylm_jax.plan import dedupe, report, topology
 from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
+from easylm_jax.rewards.pool import cores
 from easylm_jax.runtime import files
 from easylm_jax.runtime.chips import GIB
 from models import reading
@@ -64,6 +66,12 @@ class Group:
         if self.kept_cells:
             return self.kept_cells[0] == "yes"
         return self.error is None and bool(self.programs) and all(program["fits"] for program in self.programs)
+
+
+def default_jobs() -> int:
+    """How many stages or programs to compile at once: each takes one core and up to 4 GiB."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores(), memory // (4 * GIB)))
 
 
 def groups(recipes: Iterable[tuple[str, Recipe]]) -> list[Group]:
@@ -118,7 +126,7 @@ def _plan_all(pending: Sequence[Group], planner: Planner, jobs: int) -> Iterator
         try:
             for future in as_completed(futures):
                 failure = future.exception()  # the process died
-                yield futures[future], *(([], _one_line(failure)) if failure else future.result())
+                yield futures[future], *(([], one_line(failure)) if failure else future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -129,13 +137,14 @@ def _plan_group(group: Group, planner: Planner) -> tuple[list[dict[str, Any]], s
         rows = planner.plan(group.stage, group.recipe, group.topology, group.topology.devices())
         return [row.as_json() for row in rows], None
     except Exception as error:  # the other groups are planned nevertheless
-        return [], _one_line(error)
+        return [], one_line(error)
     finally:
         jax.clear_caches()  # hundreds of traced programs
         gc.collect()
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error as one line; with its class unless it is one of the user."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return kind + " ".join(str(error).split())
 

@@ -12,6 +12,7 @@ import jax
 from easylm_jax.config import Recipe, Stage
 from easylm_jax.plan import estimate, shapes
 from easylm_jax.plan.compile_cache import Compiled, compile_for
+from easylm_jax.plan.cost import ON_DEMAND, Prices
 from easylm_jax.plan.programs import Program
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.chips import GIB
@@ -88,14 +89,21 @@ class Planner:
     folder: Path
     log: Log = no_log
 
+    def names(self, stage: Stage, recipe: Recipe, devices: Sequence[Any]) -> list[str]:
+        """The names of a stage's programs; compiles none of them."""
+        return [program.name for program in self.programs(stage, recipe, make_mesh(recipe.mesh, devices))]
+
     def plan(
-        self, stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], *, until_over: bool = False
-    ) -> list[Row]:
-        """Compiles every program of a stage. Stops at the first one that does not fit by itself, or with `until_over`
-        at the first one that does not fit together with other resident arrays."""
+        self, stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], *, until_over: bool = False,
+        only: str | None = None,
+    ) -> list[Row]:  # fmt: skip
+        """Compiles every program of a stage, or the one that `only` names. Stops at the first one that does not fit by
+        itself, or with `until_over` at the first one that does not fit together with other resident arrays."""
         mesh = make_mesh(recipe.mesh, devices)
         rows = []
         for program in self.programs(stage, recipe, mesh):
+            if only is not None and program.name != only:
+                continue
             self.log(f"{stage.name}: compiling {program.name} for {topology.name} ({recipe.mesh})")
             rows.append(Row(stage.name, program, compile_for(program, topology, mesh, self.folder), topology))
             if not rows[-1].compiled.fits or (until_over and not rows[-1].fits):
@@ -134,8 +142,8 @@ def described(stage: Stage, recipe: Recipe) -> str:
     return f"{kind}, {', '.join(names)}; {stage.work}"
 
 
-def text(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> str:
-    """The plan as a text table."""
+def text(rows: Sequence[Row], recipe: Recipe, topology: Topology, prices: Prices, kind: str = ON_DEMAND) -> str:
+    """The plan as a text table, with what it costs at prices of this kind."""
     head = ("stage", "program", "GiB/device", "runs", "step, s", "MFU", "compute", "kernels", "network", "hidden")
     lines: list[tuple[str, ...]] = [head]
     for row in rows:
@@ -153,7 +161,7 @@ def text(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> str:
         ))  # fmt: skip
     chip = topology.chip
     title = f"{recipe.name} on {topology.name}: {topology.chips} chips, {chip.memory / GIB:.2f} GiB per device"
-    return "\n".join([title, "", aligned(lines), "", *_totals(rows, recipe, topology)])
+    return "\n".join([title, "", aligned(lines), "", *_totals(rows, recipe, topology, prices, kind)])
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -164,7 +172,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> list[str]:
+def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology, prices: Prices, kind: str) -> list[str]:
     lines = []
     for name in dict.fromkeys(row.stage for row in rows):
         own = [row for row in rows if row.stage == name]
@@ -182,30 +190,41 @@ def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology) -> list[str
                 f"; {steps:,} steps in {hours[0]:.3g} to {hours[1]:.3g} hours, {chips[0]:,.3g} to {chips[1]:,.3g} "
                 "chip-hours"
             )
+            money = prices.span(topology, (hours[0], hours[1]), kind)
+            if money is not None:
+                length += f", {prices.currency} {money[0]:,.3g} to {money[1]:,.3g}"
         lines.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
         if host := max(row.compiled.host for row in own):
             lines.append(
                 f"{name}: {host / GIB:.2f} GiB per device are in host memory; transferring them every step is not "
                 "included in these seconds"
             )
-    if topology.chip.platform == "gpu":
-        lines.append(
+    return [*lines, method(topology), prices.described(topology, kind)]
+
+
+def method_name(topology: Topology) -> str:
+    """How seconds are projected: "cycles" of the compiler, or a "roofline"."""
+    return "roofline" if topology.chip.platform == "gpu" else "cycles"
+
+
+def method(topology: Topology) -> str:
+    """A sentence that says how seconds are projected."""
+    if method_name(topology) == "roofline":
+        return (
             "Seconds are a roofline of peak FLOP/s and bandwidth, since the GPU compiler estimates no cycles: less "
             "accurate than for a TPU, and with blocked attention instead of cuDNN's; nothing was measured."
         )
-    else:
-        lines.append(
-            "Seconds are projected from the compiler's cycles, assumed kernel efficiency and link bandwidth; "
-            "nothing was measured."
-        )
-    return lines
+    return (
+        "Seconds are projected from the compiler's cycles, assumed kernel efficiency and link bandwidth; nothing was "
+        "measured."
+    )
 
 
 def as_json(rows: Sequence[Row], topology: Topology) -> dict[str, Any]:
     """The plan as JSON; `flops` are per chip and run, `step_seconds` are [low, high] of all runs of a step."""
     return {
         "fits": bool(rows) and all(row.fits for row in rows), "topology": topology.name, "chips": topology.chips,
-        "method": "roofline" if topology.chip.platform == "gpu" else "cycles",
+        "method": method_name(topology),
         "hbm_bytes_per_chip": topology.chip.memory * topology.chip.per_chip,
         "programs": [row.as_json() for row in rows],
     }  # fmt: skip

@@ -10,7 +10,10 @@ and of larger tiles.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jax
@@ -24,11 +27,16 @@ Options = dict[str, bool | int | str]
 _OVERLAP: Options = {
     "xla_tpu_prefer_async_allgather_to_allreduce": True,
     "xla_enable_async_all_gather": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+}
+_FUSION: Options = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-    "xla_tpu_overlap_compute_collective_tc": True,
 }
+# With these, compilers after this version refuse every program for another chip than v5e: "might lead to many errors
+# including but not limited to: incorrect results, hang" (libtpu 0.0.50; 0.0.42 compiles them).
+_LAST_FUSING = (0, 0, 42)
 # Matrix products whose operands are smaller than this many MiB are never split into rounds.
 _NO_WINDOWED_EINSUM: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 2**20}
 _OVERLAP_KINDS = ("TPU v4", "TPU v5", "TPU v6")  # prefixes of `device_kind`
@@ -59,9 +67,20 @@ def options(mesh: jax.sharding.Mesh, compute: Compute) -> Options | None:
         found |= _NO_WINDOWED_EINSUM
         if device.device_kind.startswith(_OVERLAP_KINDS):
             found |= _OVERLAP
+            if device.device_kind == "TPU v5 lite" or _libtpu() <= _LAST_FUSING:
+                found |= _FUSION
     if compute.tile_kib is not None:
         found["xla_tpu_scoped_vmem_limit_kib"] = str(compute.tile_kib)
     return found or None
+
+
+@functools.cache
+def _libtpu() -> tuple[int, ...]:
+    """The version of the TPU compiler; a later one than all others where it is not installed."""
+    try:
+        return tuple(int(part) for part in re.findall(r"\d+", version("libtpu"))[:3])
+    except PackageNotFoundError:
+        return (10**6,)
 
 
 def scorer(function: Callable[..., Any], mesh: jax.sharding.Mesh, compute: Compute) -> Any:
