@@ -18,6 +18,7 @@ from easylm_jax.config.catalog import installed_recipes
 from easylm_jax.config.data import Source
 from easylm_jax.config.load import load_recipe
 from easylm_jax.data import survey
+from easylm_jax.plan import by_name, topology
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -90,7 +91,10 @@ def test_recipes_that_are_run_exist_and_have_the_fields_that_are_changed(monkeyp
             continue
         if "--sweep" in words:
             overrides = [word for word in overrides if not words[words.index(word) - 1].startswith("--")]
-        recipe = load_recipe(str(REPOSITORY / name) if name.startswith("recipes/") else name, overrides)
+        if by_name.names_model(name):
+            recipe = by_name.recipe_of("hf:meta-llama/Llama-3.1-8B", overrides, topology.parse("v5p-64"))
+        else:
+            recipe = load_recipe(str(REPOSITORY / name) if name.startswith("recipes/") else name, overrides)
         for option in ("--only", "--stage"):
             if option in words:
                 assert recipe.stage(words[words.index(option) + 1])
