@@ -96,4 +96,4 @@ def logits(
     if jax.sharding.get_abstract_mesh().empty:
         model = dataclasses.replace(model, placement=Placement())  # type: ignore[type-var]
     output = model(params, tokens, positions=positions, segment_ids=segment_ids)
-    return head_logits(output.hidden, model.head_kernel(params))
+    return head_logits(output.hidden, model.head_kernel(params), model.config.logits_softcap)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.config import Placement
 from models.errors import UserError
+from models.layers import soft_cap
 
 MASKED = -1e30  # finite: with −inf, a query whose keys are all masked in one block would give 0 · inf = NaN
 
@@ -42,6 +44,7 @@ def attention(
     kernel: str = "auto",
     platform: str = "cpu",
     placement: Placement = Placement(),  # noqa: B008 - frozen
+    softcap: float | None = None,
 ) -> jax.Array:
     """softmax(q kᵀ / √hd) v under the packed causal mask.
 
@@ -52,15 +55,18 @@ def attention(
         kernel: a name of the table above, or "auto".
         platform: where the program will run: "cpu", "gpu" or "tpu".
         placement: the mesh axes that rows, sequences and heads are sharded over.
+        softcap: bounds the scores s to c · tanh(s / c) before the mask; None for no bound.
 
     Returns:
         [B, S, H, hd] in q's type; the softmax is in float32.
     """
     parts = 1 if placement.sequence is None else jax.sharding.get_abstract_mesh().shape[placement.sequence]
-    name = choose_kernel(kernel, platform, q.shape[1] // parts, q.shape[3], q.dtype)
+    name = choose_kernel(kernel, platform, q.shape[1] // parts, q.shape[3], q.dtype, softcap)
     if name == "splash":
-        return _splash(q, k, v, segment_ids, window, placement)
-    run = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}[name]
+        return _splash(q, k, v, segment_ids, window, placement, softcap)
+    run: Callable[..., jax.Array] = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}[name]
+    if softcap is not None:
+        run = functools.partial(run, softcap=softcap)
     if placement.sequence is None:
         out = run(q, k, v, segment_ids, window)
     else:
@@ -68,12 +74,16 @@ def attention(
     return checkpoint_name(out, "attention")  # the name that splash gives to the residuals of its backward pass
 
 
-def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype) -> str:
+def choose_kernel(
+    kernel: str, platform: str, length: int, head_dim: int, dtype, softcap: float | None = None
+) -> str:  # fmt: skip
     """The name of the implementation for "auto"; any other name is checked and returned.
 
     Raises:
-        UserError: there is no kernel of this name.
+        UserError: there is no kernel of this name, or it does not bound scores by a soft cap.
     """
+    if kernel == "cudnn" and softcap is not None:
+        raise UserError("the attention kernel cudnn has no soft cap on scores, which this model needs; use auto")
     if kernel not in ("auto", "blocked", "dense", "splash", "cudnn"):
         raise UserError(f"unknown attention kernel {kernel!r}; use auto, blocked, dense, splash or cudnn")
     if kernel != "auto":
@@ -81,7 +91,8 @@ def choose_kernel(kernel: str, platform: str, length: int, head_dim: int, dtype)
     # Splash tiles sequences by 128 lanes. cuDNN's fused kernel takes 16-bit inputs and head sizes up to 256 only.
     if platform == "tpu" and length % 128 == 0 and head_dim % 64 == 0:
         return "splash"
-    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 256:
+    fused = jnp.dtype(dtype).itemsize == 2 and head_dim % 8 == 0 and head_dim <= 256 and softcap is None
+    if platform == "gpu" and fused:
         return "cudnn"
     return "blocked"
 
@@ -148,9 +159,11 @@ def _head_major(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, ja
     return q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, softcap: float | None = None
+) -> jax.Array:  # fmt: skip
     """One softmax over the given keys; mask [B, Q, K]."""
-    scores = jnp.where(mask[:, None, None], _grouped_scores(q, k), MASKED)
+    scores = jnp.where(mask[:, None, None], soft_cap(_grouped_scores(q, k), softcap), MASKED)
     p = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     # Normalised after the product with v: this divides hd values for each query instead of K.
     total = p.sum(axis=-1, keepdims=True)
@@ -162,12 +175,12 @@ def _token_major(out: jax.Array) -> jax.Array:
     return out.transpose(0, 3, 1, 2, 4).reshape(b, s, kv * g, hd)
 
 
-def _dense(q, k, v, segment_ids, window, first=None):
+def _dense(q, k, v, segment_ids, window, first=None, softcap=None):
     mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first)
-    return _token_major(_attend(*_head_major(q, k, v), mask))
+    return _token_major(_attend(*_head_major(q, k, v), mask, softcap))
 
 
-def _blocked(q, k, v, segment_ids, window, first=None):
+def _blocked(q, k, v, segment_ids, window, first=None, softcap=None):
     """Queries in blocks, each with the keys from the start of its window to its own end: half the work of `dense`.
 
     For long rows the backward pass recomputes each block's scores, so that memory grows with S · block instead of S².
@@ -179,7 +192,7 @@ def _blocked(q, k, v, segment_ids, window, first=None):
 
     def one(q, k, v, segment_ids, first, queries, seen):
         mask = visible(segment_ids, queries, seen, window, first)
-        return _attend(q[:, :, :, slice(*queries)], k[:, :, slice(*seen)], v[:, :, slice(*seen)], mask)
+        return _attend(q[:, :, :, slice(*queries)], k[:, :, slice(*seen)], v[:, :, slice(*seen)], mask, softcap)
 
     outputs = []
     for start in range(0, length, block):
@@ -196,8 +209,9 @@ def _cudnn(q, k, v, segment_ids, window, first=None):
 
 
 def _splash_kernel(
-    heads: int, length: int, window: int | None, interpret: bool, order: np.ndarray | None = None, parts: int = 1
-):
+    heads: int, length: int, window: int | None, interpret: bool, order: np.ndarray | None = None, parts: int = 1,
+    softcap: float | None = None,
+):  # fmt: skip
     """The splash kernel for rows of `length` tokens.
 
     With `parts` > 1, the queries are sharded over that many devices; `order` int32 [length] gives the position in the
@@ -218,7 +232,7 @@ def _splash_kernel(
     )  # fmt: skip
     return splash.make_splash_mha(
         masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=parts, interpret=interpret,
-        residual_checkpoint_name="attention",
+        residual_checkpoint_name="attention", attn_logits_soft_cap=softcap,
     )  # fmt: skip
 
 
@@ -231,15 +245,15 @@ def _run_splash(kernel, q, k, v, own_segments, segment_ids):
     return jax.vmap(kernel)(q, k, v, segments).transpose(0, 2, 1, 3)
 
 
-def _splash(q, k, v, segment_ids, window, placement: Placement, interpret=False):
+def _splash(q, k, v, segment_ids, window, placement: Placement, softcap=None, interpret=False):
     def local(q, k, v, segment_ids):
-        kernel = _splash_kernel(q.shape[2], q.shape[1], window, interpret)
+        kernel = _splash_kernel(q.shape[2], q.shape[1], window, interpret, softcap=softcap)
         return _run_splash(kernel, q, k, v, segment_ids, segment_ids)
 
     if placement.batch is None:
         return local(q, k, v, segment_ids)
     if placement.sequence is not None:
-        return _splash_over_sequence(q, k, v, segment_ids, window, placement, interpret)
+        return _splash_over_sequence(q, k, v, segment_ids, window, placement, softcap, interpret)
     spec = jax.sharding.PartitionSpec(placement.batch, None, placement.tensor, None)
     rows = jax.sharding.PartitionSpec(placement.batch, None)
     return jax.shard_map(local, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False)(
@@ -247,7 +261,7 @@ def _splash(q, k, v, segment_ids, window, placement: Placement, interpret=False)
     )
 
 
-def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, interpret):
+def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, softcap, interpret):
     """Splash attention with a sharded sequence, balanced so that every device does the same work under a causal mask.
 
     The row is cut into twice as many chunks as there are devices; device d computes chunk d and the chunk as far from
@@ -259,7 +273,9 @@ def _splash_over_sequence(q, k, v, segment_ids, window, placement: Placement, in
     length, parts = q.shape[1], mesh.shape[axis]
     balanced = window is None and length % (2 * parts * 128) == 0
     order = balanced_order(length, parts) if balanced else None
-    kernel = _splash_kernel(q.shape[2] // mesh.shape[placement.tensor], length, window, interpret, order, parts)
+    kernel = _splash_kernel(
+        q.shape[2] // mesh.shape[placement.tensor], length, window, interpret, order, parts, softcap
+    )
     own_segments = segment_ids if order is None else segment_ids[:, order]
 
     def local(kernel, q, k, v, own_segments, segment_ids):

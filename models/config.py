@@ -195,8 +195,8 @@ class DecoderConfig:
     """RMSNorm or LayerNorm."""
     norm_eps: float = 1e-6
     """Added to the variance in a norm."""
-    norm_placement: Literal["pre", "post"] = "post"
-    """"pre" is h = x + A(N x), "post" is h = x + N(A(x)) (OLMo 2 and 3)."""
+    norm_placement: Literal["pre", "post", "sandwich"] = "post"
+    """"pre" is h = x + A(N x), "post" is h = x + N(A(x)) (OLMo 2 and 3), "sandwich" is h = x + N(A(N x)) (Gemma 2)."""
     qk_norm: bool = False
     """One RMSNorm over the whole projected query and key, all heads together, before the rotation."""
     qkv_bias: bool = False
@@ -236,6 +236,19 @@ class DecoderConfig:
     full_attention_layers: tuple[int, ...] | None = added_later(None)
     """With a window, the layers (0-based) that have full attention, in place of `full_attention_every`; layers whose
     pattern does not repeat are compiled one by one."""
+    activation: Literal["silu", "gelu_tanh"] = added_later("silu")
+    """The activation of the gate in the feed-forward layer: "silu" (SwiGLU) or "gelu_tanh" (GeGLU with the tanh
+    approximation, Gemma)."""
+    norm_offset: float = added_later(0.0)
+    """Added to the scale of an RMSNorm: Gemma stores scales around 0 and has 1."""
+    scale_embeddings: bool = added_later(False)
+    """Whether embeddings are multiplied by √width, rounded to the activation type (Gemma)."""
+    query_scalar: float | None = added_later(None)
+    """Attention scores are divided by its square root; None for `head_dim`."""
+    attention_softcap: float | None = added_later(None)
+    """Bounds attention scores s to c · tanh(s / c) (Gemma 2); None for no bound."""
+    logits_softcap: float | None = added_later(None)
+    """Bounds the logits of the vocabulary in the same way; None for no bound."""
     vision: VisionConfig | None = added_later(None)
     """What the model sees pictures with (Molmo); None for a model of text alone."""
 
@@ -256,7 +269,8 @@ class DecoderConfig:
             most = MAX_LAYERS if name == "layers" else MAX_SIZE
             if not 0 < getattr(self, name) <= most:
                 raise UserError(f"{name} must be a whole number from 1 to {most:,}, not {getattr(self, name)!r}")
-        _check_above_zero(self, "", ("norm_eps", "rope_theta", "full_attention_every"))
+        positive = ("norm_eps", "rope_theta", "full_attention_every", "query_scalar", "attention_softcap")
+        _check_above_zero(self, "", (*positive, "logits_softcap"))
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout {self.dropout} must be at least 0 and below 1")
         if self.heads % self.kv_heads:

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from models.config import Placement
+from models.layers import soft_cap
 
 MASKED = -1e30  # finite: a fully masked block later gets the weight exp(MASKED − m) = 0, where −inf would give NaN
 _BLOCK_BYTES = 2 * 2**20  # of keys, and as many of values; both are double-buffered in VMEM, within its default 16 MiB
@@ -49,6 +50,7 @@ def decode_attention(
     *,
     window: int | None = None,
     placement: Placement = Placement(),  # noqa: B008 - frozen
+    softcap: float | None = None,
     block: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -62,6 +64,7 @@ def decode_attention(
         counts: int32 [B], columns before `clock` that belong to the row.
         window: keys that a query attends to, its own included; None for all.
         placement: the mesh axes that rows and heads are sharded over.
+        softcap: bounds the scores s to c · tanh(s / c); None for no bound.
         block: columns per fetch; left out, as many as make 2 MiB of keys.
         interpret: run the kernel in Pallas's interpreter, on any platform.
 
@@ -71,7 +74,7 @@ def decode_attention(
     reach = counts if window is None else jnp.minimum(counts, window - 1)
     first = jnp.maximum(clock - reach, 0).astype(jnp.int32)
     layer, clock = (jnp.reshape(jnp.asarray(x, jnp.int32), (1,)) for x in (layer, clock))
-    run = functools.partial(_local, block=block, interpret=interpret)
+    run = functools.partial(_local, block=block, interpret=interpret, softcap=softcap)
     if placement.batch is None:
         return run(q, keys, values, first, layer, clock)
     spec = jax.sharding.PartitionSpec
@@ -97,7 +100,7 @@ def _tiles(rows: int, heads: int, group: int, columns: int, row_bytes: int, bloc
     return next(n for n in range(most, 0, -1) if rows % n == 0), h, block
 
 
-def _local(q, keys, values, first, layer, clock, *, block: int | None, interpret: bool):
+def _local(q, keys, values, first, layer, clock, *, block: int | None, interpret: bool, softcap: float | None):
     b, count, hd = q.shape
     _, _, kv, columns, _ = keys.shape
     group, size = count // kv, jnp.dtype(keys.dtype).itemsize
@@ -112,7 +115,7 @@ def _local(q, keys, values, first, layer, clock, *, block: int | None, interpret
     mine = pl.BlockSpec((rows, heads * group, hd), at)
     part = pl.BlockSpec((1, rows, heads, block, hd), cached)
     carried = [pltpu.VMEM((rows, heads * group, n), jnp.float32) for n in (128, 128, hd)]
-    kernel = functools.partial(_kernel, group=group, block=block, ragged=columns % block != 0)
+    kernel = functools.partial(_kernel, group=group, block=block, ragged=columns % block != 0, softcap=softcap)
     scores = b * count * columns
     return pl.pallas_call(
         kernel,
@@ -137,7 +140,7 @@ def _least(ref, start, count: int):
 
 def _kernel(
     first_ref, layer_ref, clock_ref, q_ref, k_ref, v_ref, out_ref, m_ref, total_ref, sum_ref,
-    *, group: int, block: int, ragged: bool,
+    *, group: int, block: int, ragged: bool, softcap: float | None,
 ):  # fmt: skip
     rows, heads = q_ref.shape[0], k_ref.shape[2]
     start, c, clock = pl.program_id(0) * rows, pl.program_id(2), clock_ref[0]
@@ -157,14 +160,14 @@ def _kernel(
             written = c * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) <= clock
         for r in range(rows):
             seen = (column >= first_ref[start + r]) & (column <= clock)
-            _row(r, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum_ref)
+            _row(r, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum_ref, softcap)
 
     @pl.when(c == pl.num_programs(2) - 1)
     def _():
         out_ref[...] = (sum_ref[...] / total_ref[...][..., :1]).astype(out_ref.dtype)
 
 
-def _row(r: int, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum_ref) -> None:
+def _row(r: int, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum_ref, softcap) -> None:
     """Online softmax of one row over a block.
 
     Keeps the running maximum of the scores (`m`), the sum of weights (`total`) and the weighted sum of values (`sum`).
@@ -177,7 +180,7 @@ def _row(r: int, seen, written, head, q_ref, k_ref, v_ref, m_ref, total_ref, sum
     for h in range(heads):
         own = q if heads == 1 else jnp.where(head == h, q, jnp.zeros_like(q))
         scores += product(own, k_ref[0, r, h], (((1,), (1,)), ((), ())))
-    scores = jnp.where(seen, scores, MASKED)
+    scores = jnp.where(seen, soft_cap(scores, softcap), MASKED)
     old = m_ref[r]
     m = jnp.maximum(old, scores.max(axis=1, keepdims=True))
     keep, p = jnp.exp(old - m), jnp.exp(scores - m[:, :1])

@@ -26,6 +26,7 @@ from models.layers import (
     Linear,
     RMSNorm,
     SwiGLU,
+    embed,
     linear_each,
     matrix_std,
     residual_norm,
@@ -73,8 +74,8 @@ class Attention(nn.Module):
         self.v = Linear(c.width, kv_inner, std, c.qkv_bias, self.flatten)
         self.o = Linear(inner, c.width, matrix_std(c, c.width, output=True), flatten=self.flatten)
         if c.qk_norm:
-            self.q_norm = RMSNorm(inner, c.norm_eps)
-            self.k_norm = RMSNorm(kv_inner, c.norm_eps)
+            self.q_norm = RMSNorm(inner, c.norm_eps, c.norm_offset)
+            self.k_norm = RMSNorm(kv_inner, c.norm_eps, c.norm_offset)
 
     def __call__(self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: BlockAttend) -> jax.Array:
         c = self.config
@@ -89,12 +90,15 @@ class Attention(nn.Module):
         if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, rope, self.platform), rotate(k, rope, self.platform)
+        if c.query_scalar is not None and c.query_scalar != c.head_dim:  # `attend` divides by √head_dim
+            q = q * jnp.asarray((c.head_dim / c.query_scalar) ** 0.5, q.dtype)
         out = attend(q, k, v)
         return checkpoint_name(self.o(out.reshape(*out.shape[:-2], -1)), "output")
 
 
 class Block(nn.Module):
-    """One layer. Norms "pre": h = x + A(N x), y = h + F(N h). "post": h = x + N(A(x)), y = h + N(F(h))."""
+    """One layer. Norms "pre": h = x + A(N x), y = h + F(N h). "post": h = x + N(A(x)), y = h + N(F(h)). "sandwich" has
+    both: h = x + N(A(N x)), y = h + N(F(N h))."""
 
     config: DecoderConfig
     platform: str
@@ -104,9 +108,9 @@ class Block(nn.Module):
         c = self.config
         self.attn = Attention(c, self.platform, self.flatten)
         self.mlp = SwiGLU(c, self.platform, self.flatten)
-        if c.norm_placement == "pre":
+        if c.norm_placement != "post":
             self.pre_attn_norm, self.pre_ffn_norm = residual_norm(c), residual_norm(c)
-        else:
+        if c.norm_placement != "pre":
             self.post_attn_norm, self.post_ffn_norm = residual_norm(c), residual_norm(c)
 
     def __call__(
@@ -114,13 +118,11 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The output [B, S, d] for x [B, S, d], and what the layer reports for auxiliary losses (empty when dense)."""
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        if self.config.norm_placement == "pre":
-            h = x + self._drop(self.attn(self.pre_attn_norm(x), rope, attend), keys[0])
-            y, report = self.feed_forward(self.pre_ffn_norm(h))
-            return h + self._drop(y, keys[1]), report
-        h = x + self._drop(self.post_attn_norm(self.attn(x, rope, attend)), keys[0])
-        y, report = self.feed_forward(h)
-        return h + self._drop(self.post_ffn_norm(y), keys[1]), report
+        before, after = self.config.norm_placement != "post", self.config.norm_placement != "pre"
+        a = self.attn(self.pre_attn_norm(x) if before else x, rope, attend)
+        h = x + self._drop(self.post_attn_norm(a) if after else a, keys[0])
+        y, report = self.feed_forward(self.pre_ffn_norm(h) if before else h)
+        return h + self._drop(self.post_ffn_norm(y) if after else y, keys[1]), report
 
     def feed_forward(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The feed-forward layer F(x) [B, S, d], and what it reports for auxiliary losses."""
@@ -206,7 +208,7 @@ class Decoder:
         """Scores of targets int32 [B, S] given hidden states [B, S, d]; see `token_scores`."""
         return token_scores(
             hidden, self.head_kernel(params), targets, chunk=self.compute.logits_chunk, temperature=temperature,
-            placement=self.placement,
+            placement=self.placement, softcap=self.config.logits_softcap,
         )  # fmt: skip
 
     def head_kernel(self, params: Params) -> jax.Array:
@@ -238,7 +240,7 @@ class Decoder:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = segment_positions(segment_ids)
-        x = params["embed"]["table"].astype(dtype)[tokens]
+        x = embed(c, params["embed"]["table"].astype(dtype), tokens)
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
         x, reports = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
@@ -269,7 +271,7 @@ class Decoder:
         def attend(q, k, v, window, carry, number):
             out = attention(
                 q, k, v, segment_ids=segment_ids, window=window, kernel=compute.attention, platform=self.platform,
-                placement=self.placement,
+                placement=self.placement, softcap=c.attention_softcap,
             )  # fmt: skip
             return out, carry
 

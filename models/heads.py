@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from models.config import Placement
+from models.layers import soft_cap
 
 
 class TokenScores(NamedTuple):
@@ -28,9 +29,12 @@ class TokenScores(NamedTuple):
     correct: jax.Array
 
 
-def head_logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-    """float32 [..., V] logits of hidden states [..., d] under a head [d, V]; inputs in the hidden states' type."""
-    return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+def head_logits(hidden: jax.Array, kernel: jax.Array, softcap: float | None = None) -> jax.Array:
+    """float32 [..., V] logits of hidden states [..., d] under a head [d, V]; inputs in the hidden states' type.
+
+    `softcap` bounds them (`layers.soft_cap`).
+    """
+    return soft_cap(jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32), softcap)
 
 
 def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -43,7 +47,7 @@ def scalar_head(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def token_scores(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, *, chunk: int = 1024, temperature: float = 1.0,
-    placement: Placement = Placement(),  # noqa: B008 - frozen
+    placement: Placement = Placement(), softcap: float | None = None,  # noqa: B008 - frozen
 ) -> TokenScores:  # fmt: skip
     """Scores of `targets` under softmax(hidden · kernel / temperature).
 
@@ -56,17 +60,21 @@ def token_scores(
         placement: the mesh axes that rows, sequences and vocabulary are sharded over. Under a mesh each device scans
             its own shard; the head is gathered once and its gradient summed over devices once. The compiler alone
             would do both in every chunk.
+        softcap: bounds the logits before the temperature divides them.
     """
     if placement.batch is None:
-        return _local_scores(hidden, kernel, targets, chunk, temperature, None)
+        return _local_scores(hidden, kernel, targets, chunk, temperature, softcap, None)
     rows = jax.sharding.PartitionSpec(placement.batch, placement.sequence)
     columns = jax.sharding.PartitionSpec(None, placement.tensor)
-    own = functools.partial(_local_scores, chunk=chunk, temperature=temperature, axis=placement.tensor)
+    own = functools.partial(_local_scores, chunk=chunk, temperature=temperature, softcap=softcap,
+                            axis=placement.tensor)  # fmt: skip
     mapped = jax.shard_map(own, in_specs=(rows, columns, rows), out_specs=rows, check_vma=False)
     return mapped(hidden, kernel, targets)
 
 
-def _local_scores(hidden, kernel, targets, chunk: int, temperature: float, axis: str | None) -> TokenScores:
+def _local_scores(
+    hidden, kernel, targets, chunk: int, temperature: float, softcap: float | None, axis: str | None
+) -> TokenScores:
     """`token_scores` of one device's rows; the vocabulary is sharded over the mesh axis `axis` (None: it is not)."""
     rows, length = targets.shape
     width = _chunk_length(rows, length, chunk)
@@ -74,7 +82,7 @@ def _local_scores(hidden, kernel, targets, chunk: int, temperature: float, axis:
     if padding:  # the last chunk is padded; its extra scores are cut off below
         hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
         targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    scores = _scores(hidden, kernel, targets, width, temperature, axis)
+    scores = _scores(hidden, kernel, targets, width, temperature, softcap, axis)
     return TokenScores(*(field[:, :length] for field in scores))
 
 
@@ -103,15 +111,15 @@ def _sum(x: jax.Array, axis: str | None) -> jax.Array:
     return x if axis is None else jax.lax.psum(x, axis)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _scores(hidden, kernel, targets, width, temperature, axis):
-    return _scores_forward(hidden, kernel, targets, width, temperature, axis)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+def _scores(hidden, kernel, targets, width, temperature, softcap, axis):
+    return _scores_forward(hidden, kernel, targets, width, temperature, softcap, axis)[0]
 
 
-def _scores_forward(hidden, kernel, targets, width, temperature, axis):
+def _scores_forward(hidden, kernel, targets, width, temperature, softcap, axis):
     def one(_, chunk):
         h, y = chunk
-        logits = head_logits(h, kernel) / temperature
+        logits = head_logits(h, kernel, softcap) / temperature
         largest = logits.max(axis=-1)
         if axis is not None:
             largest = jax.lax.pmax(largest, axis)
@@ -129,8 +137,10 @@ def _scores_forward(hidden, kernel, targets, width, temperature, axis):
     return scores, (hidden, kernel, targets, scores.logsumexp, scores.entropy)
 
 
-def _scores_backward(width, temperature, axis, saved, cotangents):
+def _scores_backward(width, temperature, softcap, axis, saved, cotangents):
     """d logits = g_logprob (onehot − p) + g_logsumexp p − g_entropy p (log p + H); `correct` has no gradient.
+
+    Of soft-capped logits z = c · tanh(u / c) the gradient is multiplied by dz / du = 1 − (z / c)².
 
     With a sharded vocabulary, each device holds an equal share of the cotangents (the scores are replicated), so they
     are summed over `axis` first. The gradient of `hidden` covers this device's shard of the vocabulary only;
@@ -142,10 +152,13 @@ def _scores_backward(width, temperature, axis, saved, cotangents):
 
     def one(d_kernel, chunk):
         h, y, lse, ent, g_logprob, g_lse, g_entropy = (x[..., None] if x.ndim == 2 else x for x in chunk)
-        logp = head_logits(h, kernel) / temperature - lse
+        logits = head_logits(h, kernel, softcap)
+        logp = logits / temperature - lse
         p = jnp.exp(logp)
         hit = jax.lax.broadcasted_iota(jnp.int32, p.shape, p.ndim - 1) == _own_targets(y, kernel, axis)
         d_logits = p * (g_lse - g_logprob - g_entropy * (logp + ent)) + jnp.where(hit, g_logprob, 0.0)
+        if softcap is not None:
+            d_logits *= 1 - (logits / softcap) ** 2
         d_logits = (d_logits / temperature).astype(h.dtype)
         d_hidden = d_logits @ kernel.astype(h.dtype).T
         tokens = (((0, 1), (0, 1)), ((), ()))

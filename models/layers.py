@@ -40,7 +40,7 @@ def matrix_std(config: DecoderConfig, fan_in: int, output: bool = False) -> floa
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · scale over the last `size` elements, all in float32, then back to the input's type.
+    """x / √(mean(x²) + eps) · (offset + scale) over the last `size` elements, in float32, then in the input's type.
 
     These elements may span several axes: a norm over all heads takes [..., H, hd] without a reshape. With a reshape, a
     TPU's compiler changes the layout twice, which took 4 % of a training step at 7B.
@@ -48,10 +48,12 @@ class RMSNorm(nn.Module):
 
     size: int
     eps: float
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (self.size,), jnp.float32)
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), (self.size,), jnp.float32)
+        scale = scale + self.offset if self.offset else scale
         count = next(n for n in range(1, x.ndim + 1) if math.prod(x.shape[-n:]) == self.size)
         axes = tuple(range(-count, 0))
         y = x.astype(jnp.float32)
@@ -73,7 +75,20 @@ class LayerNorm(nn.Module):
 
 def residual_norm(config: DecoderConfig) -> nn.Module:
     """The family's norm for vectors of the residual stream."""
-    return LayerNorm(config.norm_eps) if config.norm == "layernorm" else RMSNorm(config.width, config.norm_eps)
+    if config.norm == "layernorm":
+        return LayerNorm(config.norm_eps)
+    return RMSNorm(config.width, config.norm_eps, config.norm_offset)
+
+
+def embed(config: DecoderConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The embeddings of tokens [...] in a table [V, d], in the type of the table; scaled where the model does so."""
+    x = table[tokens]
+    return x * jnp.asarray(math.sqrt(config.width), x.dtype) if config.scale_embeddings else x
+
+
+def soft_cap(x: jax.Array, cap: float | None) -> jax.Array:
+    """cap · tanh(x / cap); x itself where `cap` is None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def matmul(x: jax.Array, kernel: jax.Array, flatten: bool = True) -> jax.Array:
@@ -121,8 +136,11 @@ def linear_each(x: jax.Array, layers: Sequence[Linear], platform: str) -> list[j
     return [p + layer.bias.astype(x.dtype) if layer.use_bias else p for p, layer in zip(parts, layers, strict=True)]
 
 
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"silu": nn.silu, "gelu_tanh": nn.gelu}
+
+
 class SwiGLU(nn.Module):
-    """down(silu(gate x) ⊙ up x)."""
+    """down(silu(gate x) ⊙ up x), or with the activation of the configuration in the place of silu."""
 
     config: DecoderConfig
     platform: str
@@ -137,7 +155,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = linear_each(x, [self.gate, self.up], self.platform)
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-        return checkpoint_name(self.down(nn.silu(gate) * up), "down")
+        return checkpoint_name(self.down(_ACTIVATIONS[self.config.activation](gate) * up), "down")
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:

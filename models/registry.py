@@ -23,6 +23,8 @@ FAMILY_NAMES = (
     "olmoe",
     "llama",
     "qwen2",
+    "mistral",
+    "gemma2",
 )
 
 

@@ -31,8 +31,8 @@ def family():
     """Builds, initialises, runs, and comes back from a folder of Hugging Face as it went."""
     import models
 
-    preset = models.preset("mistral-7b-v0.3")
-    assert models.build(preset).abstract_params()["layers"]["mlp"]["up"]["kernel"].shape == (32, 4096, 14336)
+    preset = models.preset("seed-oss-36b")
+    assert models.build(preset).abstract_params()["layers"]["mlp"]["up"]["kernel"].shape == (64, 5120, 27648)
     return _round_trip(
         preset.replace(layers=2, width=32, heads=4, kv_heads=2, head_dim=8, ffn=48, vocab=64, vocab_used=64)
     )

@@ -51,8 +51,9 @@ def check_against_fresh_pass(model, params, prompts, out, *, greedy, temperature
 
 UNROLLED = (
     "olmo-clipped-tied", "olmo2-grouped-wide-heads", "olmo3", "olmoe", "llama3-grouped-tied", "qwen2-windows",
+    "mistral-windows", "gemma2",
 )  # fmt: skip
-SCANNED = ("olmo3", "olmo3-irregular", "olmo3-grouped-yarn", "olmoe", "qwen2-grouped-tied")
+SCANNED = ("olmo3", "olmo3-irregular", "olmo3-grouped-yarn", "olmoe", "qwen2-grouped-tied", "gemma2")
 
 
 @pytest.mark.parametrize(("name", "unroll"), [(n, True) for n in UNROLLED] + [(n, False) for n in SCANNED])

@@ -24,12 +24,13 @@ def case(rows, heads, kv, columns, dtype, seed=0):
     return draw(rows, heads, HEAD), draw(*shape), draw(*shape)
 
 
-def reference(q, keys, values, layer, counts, clock, window):
+def reference(q, keys, values, layer, counts, clock, window, softcap=None):
     q, k, v = (np.asarray(x.astype(jnp.float32), np.float64) for x in (q, keys[layer], values[layer]))
     out, group = np.zeros_like(q), q.shape[1] // k.shape[1]
     for b, h in np.ndindex(*q.shape[:2]):
         low = max(0, clock - min(counts[b], counts[b] if window is None else window - 1))
         scores = k[b, h // group, low : clock + 1] @ q[b, h] / np.sqrt(HEAD)
+        scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
         p = np.exp(scores - scores.max())
         out[b, h] = p @ v[b, h // group, low : clock + 1] / p.sum()
     return out
@@ -58,6 +59,14 @@ def test_the_kernel_attends_to_a_rows_own_columns(rows, heads, kv, columns, wind
     out = decode_attention(q, keys, values, layer, counts, clock, window=window, block=block, interpret=True)
     assert out.dtype == q.dtype
     assert apart(out.astype(jnp.float32), reference(q, keys, values, layer, counts, clock, window)) <= bound
+
+
+def test_the_kernel_bounds_scores_by_a_soft_cap():
+    q, keys, values = case(3, 4, 2, 256, "float32")
+    counts = np.array([0, 100, 200], np.int32)
+    out = decode_attention(q, keys, values, 1, counts, 230, softcap=0.7, block=128, interpret=True)
+    assert apart(out, reference(q, keys, values, 1, counts, 230, None, 0.7)) <= 1e-6
+    assert apart(out, reference(q, keys, values, 1, counts, 230, None)) > 1e-3
 
 
 def test_what_no_row_can_see_is_never_used():

@@ -46,6 +46,13 @@ OPTIONS = [
     ("llama-linear", {"rope_scaling": None}),
     ("qwen2-yarn", {"rope_scaling": None}),
     ("qwen2-yarn", {"rope_theta": 10_000.0}),
+    ("mistral-windows", {"window": 7}),
+    ("gemma2", {"attention_softcap": None}),
+    ("gemma2", {"logits_softcap": None}),
+    ("gemma2", {"query_scalar": None}),
+    ("gemma2", {"full_attention_every": 3}),
+    ("gemma2", {"activation": "silu"}),
+    ("gemma2", {"scale_embeddings": False}),
 ]
 
 

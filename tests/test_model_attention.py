@@ -61,11 +61,11 @@ def test_blocked_gradients_equal_dense_gradients(length, window):
         np.testing.assert_allclose(got, want, atol=5e-5)
 
 
-@pytest.mark.parametrize("window", [None, 60])
-def test_splash_in_interpret_mode_equals_dense(window):
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (60, None), (60, 0.5)])
+def test_splash_in_interpret_mode_equals_dense(window, softcap):
     q, k, v, segments = random_inputs(2, batch=1, length=256, heads=2, kv_heads=1, head_dim=128)
-    want = attention(q, k, v, segment_ids=segments, window=window, kernel="dense")
-    got = _splash(q, k, v, segments, window, Placement(), interpret=True)
+    want = attention(q, k, v, segment_ids=segments, window=window, kernel="dense", softcap=softcap)
+    got = _splash(q, k, v, segments, window, Placement(), softcap, interpret=True)
     real = np.asarray(segments)[..., None, None] > 0
     np.testing.assert_allclose(np.where(real, got, 0), np.where(real, want, 0), atol=2e-5)
 
@@ -86,5 +86,8 @@ def test_kernel_choice_follows_the_platform():
     assert choose_kernel("auto", "tpu", 100, 128, jnp.bfloat16) == "blocked"
     assert choose_kernel("auto", "gpu", 4096, 128, jnp.bfloat16) == "cudnn"
     assert choose_kernel("auto", "gpu", 4096, 128, jnp.float32) == "blocked"
+    assert choose_kernel("auto", "gpu", 4096, 128, jnp.bfloat16, 50.0) == "blocked"  # cuDNN's kernel has no soft cap
+    with pytest.raises(UserError, match="no soft cap"):
+        choose_kernel("cudnn", "gpu", 4096, 128, jnp.bfloat16, 50.0)
     with pytest.raises(UserError, match="unknown attention kernel 'flash'"):
         choose_kernel("flash", "cpu", 512, 64, jnp.float32)

@@ -15,8 +15,9 @@ def inputs(rows=3, length=23, width=16, vocab=50):
     return hidden, kernel, jax.random.randint(keys[2], (rows, length), 0, vocab)
 
 
-def whole(hidden, kernel, targets, temperature=1.0):
-    logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64) / temperature
+def whole(hidden, kernel, targets, temperature=1.0, softcap=None):
+    logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
+    logits = (logits if softcap is None else softcap * np.tanh(logits / softcap)) / temperature
     lse = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     logp = logits - lse[..., None]
     target = np.take_along_axis(logp, np.asarray(targets)[..., None], -1)[..., 0]
@@ -24,15 +25,15 @@ def whole(hidden, kernel, targets, temperature=1.0):
 
 
 @pytest.mark.parametrize("chunk", [1, 9, 12, 64, 10_000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_scores_equal_those_of_whole_logits(chunk, temperature):
-    scores = token_scores(*inputs(), chunk=chunk, temperature=temperature)
-    for got, want in zip(scores, whole(*inputs(), temperature), strict=True):
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (0.7, 2.0)])
+def test_scores_equal_those_of_whole_logits(chunk, temperature, softcap):
+    scores = token_scores(*inputs(), chunk=chunk, temperature=temperature, softcap=softcap)
+    for got, want in zip(scores, whole(*inputs(), temperature, softcap), strict=True):
         np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_gradients_equal_those_of_whole_logits(temperature):
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (0.7, 2.0)])
+def test_gradients_equal_those_of_whole_logits(temperature, softcap):
     hidden, kernel, targets = inputs()
     weights = jax.random.normal(jax.random.key(5), (3, *targets.shape))
 
@@ -40,11 +41,11 @@ def test_gradients_equal_those_of_whole_logits(temperature):
         return (weights[0] * logprobs + weights[1] * lse**2 + weights[2] * entropy).sum()
 
     def chunked(hidden, kernel):
-        s = token_scores(hidden, kernel, targets, chunk=15, temperature=temperature)
+        s = token_scores(hidden, kernel, targets, chunk=15, temperature=temperature, softcap=softcap)
         return combine(s.logprobs, s.logsumexp, s.entropy)
 
     def plain(hidden, kernel):
-        logits = head_logits(hidden, kernel) / temperature
+        logits = head_logits(hidden, kernel, softcap) / temperature
         logp = jax.nn.log_softmax(logits)
         target = jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
         return combine(target, jax.nn.logsumexp(logits, -1), -(jnp.exp(logp) * logp).sum(-1))

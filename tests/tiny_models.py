@@ -9,7 +9,7 @@ import numpy as np
 
 from models import trees
 from models.config import DecoderConfig, Experts, RopeScaling
-from models.families import llama, olmo, olmoe, qwen2
+from models.families import gemma2, llama, mistral, olmo, olmoe, qwen2
 
 VOCAB = 67
 # A large eps, so that a model with another one computes visibly different logits.
@@ -19,6 +19,12 @@ _OLMO2 = {**_ODD, **olmo.ARCHITECTURES["olmo2"]}
 _OLMO3 = {**_ODD, **olmo.ARCHITECTURES["olmo3"]}
 _LLAMA = {**_ODD, **llama.ARCHITECTURE}
 _QWEN2 = {**_ODD, **qwen2.ARCHITECTURE, "rope_theta": 1e6}
+_MISTRAL = {**_ODD, **mistral.ARCHITECTURE, "rope_theta": 1e6}
+# Soft caps far below the scores and logits of these weights, so that leaving one out shows.
+_GEMMA2 = {
+    **_ODD, **gemma2.ARCHITECTURE, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 12, "rope_theta": 10_000.0,
+    "tie_embeddings": True, "window": 6, "full_attention_every": 2, "attention_softcap": 1.5, "logits_softcap": 3.0,
+}  # fmt: skip
 _YARN = RopeScaling("yarn", factor=4.0, original_context=16)
 
 CASES: dict[str, DecoderConfig] = {
@@ -46,6 +52,12 @@ CASES: dict[str, DecoderConfig] = {
     "qwen2-grouped-tied": DecoderConfig("qwen2", **{**_QWEN2, "heads": 4}, kv_heads=1, tie_embeddings=True),
     "qwen2-yarn": DecoderConfig("qwen2", **_QWEN2, head_dim=16, rope_scaling=_YARN),
     "qwen2-windows": DecoderConfig("qwen2", **_QWEN2, head_dim=16, window=6, full_attention_layers=(0,)),
+    "mistral-grouped": DecoderConfig("mistral", **{**_MISTRAL, "heads": 4}, kv_heads=2, head_dim=10),
+    "mistral-windows": DecoderConfig("mistral", **_MISTRAL, head_dim=8, window=6, full_attention_every=4),
+    "gemma2": DecoderConfig("gemma2", **_GEMMA2, query_scalar=7.0),
+    "gemma2-without-caps": DecoderConfig(
+        "gemma2", **{**_GEMMA2, "attention_softcap": None, "logits_softcap": None}, query_scalar=12.0
+    ),
 }  # fmt: skip
 
 

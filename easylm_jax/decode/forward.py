@@ -21,7 +21,7 @@ from models.config import Placement
 from models.decode_attention import decode_attention, fits_kernel
 from models.decoder import cast_kernels
 from models.heads import head_logits
-from models.layers import residual_norm
+from models.layers import embed, residual_norm, soft_cap
 from models.model import Attend, Model, Params
 
 Weights = dict[str, Any]
@@ -109,11 +109,11 @@ def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Arra
     def attend(q, k, v, window, part, layer):
         out = attention(
             q, k, v, segment_ids=segments, window=window, kernel=model.compute.attention, platform=model.platform,
-            placement=model.placement,
+            placement=model.placement, softcap=model.config.attention_softcap,
         )  # fmt: skip
         return out, kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), 0)
 
-    x = weights["embed"]["table"][tokens]
+    x = embed(model.config, weights["embed"]["table"], tokens)
     return run_layers(model, weights["layers"], x, model.ropes(jnp.maximum(index, 0)), attend, cache)[1]
 
 
@@ -132,19 +132,19 @@ def step(
     """
     attend = functools.partial(
         attend_cached, counts=counts, clock=clock, kernel=model.compute.attention, platform=model.platform,
-        placement=model.placement,
+        placement=model.placement, softcap=model.config.attention_softcap,
     )  # fmt: skip
-    x = weights["embed"]["table"][tokens[:, None]]
+    x = embed(model.config, weights["embed"]["table"], tokens[:, None])
     if model.placement.batch is not None:  # rows are split over more axes for sampling; undo that here
         x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.placement.batch))
     x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
     hidden: Any = residual_norm(model.config).apply({"params": weights["norm"]}, x)  # flax does not type its result
-    return head_logits(hidden[:, 0], weights["head"]), cache
+    return head_logits(hidden[:, 0], weights["head"], model.config.logits_softcap), cache
 
 
 def attend_cached(
     q, k, v, window, part, layer, *, counts, clock, kernel: str = "auto", platform: str = "cpu",
-    placement: Placement = Placement(), interpret: bool = False,  # noqa: B008 - frozen
+    placement: Placement = Placement(), softcap: float | None = None, interpret: bool = False,  # noqa: B008 - frozen
 ) -> tuple[jax.Array, Any]:  # fmt: skip
     """Attention of one query per row, q [B, 1, H, hd], over the cached keys of the row and its own key.
 
@@ -155,8 +155,9 @@ def attend_cached(
     if layer is not None and fits_kernel(platform, q.shape[3], columns, q.dtype, kernel):
         keys, values = part
         out = decode_attention(
-            q[:, 0], keys, values, layer, counts, clock, window=window, placement=placement, interpret=interpret
-        )
+            q[:, 0], keys, values, layer, counts, clock, window=window, placement=placement, softcap=softcap,
+            interpret=interpret,
+        )  # fmt: skip
         return out[:, None], part
     start: Any = 0
     if window is not None and 2 * window <= columns:  # copying the window is cheaper than reading all columns
@@ -169,7 +170,7 @@ def attend_cached(
     b, _, heads, hd = q.shape
     grouped = (q * hd**-0.5).reshape(b, keys.shape[1], -1, hd)
     scores = jnp.einsum("bkgd,bkcd->bkgc", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, MASKED)
+    scores = jnp.where(visible[:, None, None], soft_cap(scores, softcap), MASKED)
     p = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     out = jnp.einsum("bkgc,bkcd->bkgd", p.astype(values.dtype), values) / p.sum(axis=-1, keepdims=True)
     return out.astype(q.dtype).reshape(b, 1, heads, hd), part

@@ -61,7 +61,7 @@ DENSE = (
     Row("score.weight", "score.kernel", transpose=True),
 )
 
-# Llama, Qwen 2 and OLMoE. OLMo 2 and 3 use the second name for a different norm (`olmo.POST_NORM`).
+# Llama, Qwen 2, Mistral and OLMoE. OLMo 2 and 3 use the second name for a different norm (`olmo.POST_NORM`).
 PRE_NORM = (
     Row(f"{_LAYER}input_layernorm.weight", "layers.pre_attn_norm.scale"),
     Row(f"{_LAYER}post_attention_layernorm.weight", "layers.pre_ffn_norm.scale"),
@@ -121,6 +121,12 @@ LLAMA_ARCHITECTURE: dict[str, Any] = {
     "qkv_clip": None,
     "window": None,
     "experts": None,
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "scale_embeddings": False,
+    "query_scalar": None,
+    "attention_softcap": None,
+    "logits_softcap": None,
 }
 
 
@@ -149,6 +155,10 @@ class ConfigFile(TypedDict, total=False):
     layer_types: list[str] | None
     sliding_window: int | None
     clip_qkv: float | None
+    query_pre_attn_scalar: float | None
+    attn_logit_softcapping: float | None
+    final_logit_softcapping: float | None
+    hidden_activation: str | None
 
 
 _REQUIRED = {

@@ -26,6 +26,8 @@ ONE_PER_FAMILY = [
     "olmoe",
     "llama3-grouped-tied",
     "qwen2-yarn",
+    "mistral-windows",
+    "gemma2",
 ]
 
 
@@ -146,7 +148,17 @@ def test_our_shards_load_in_transformers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["olmo2-7b", "olmo3-7b", "olmo-7b-0424", "llama3.1-8b", "llama3.2-1b", "qwen2.5-math-7b"]
+    "name",
+    [
+        "olmo2-7b",
+        "olmo3-7b",
+        "olmo-7b-0424",
+        "llama3.1-8b",
+        "llama3.2-1b",
+        "qwen2.5-math-7b",
+        "mistral-7b-v0.1",
+        "gemma2-27b",
+    ],
 )
 def test_presets_have_the_parameters_that_transformers_makes(name):
     config = models.preset(name)

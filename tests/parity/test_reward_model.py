@@ -7,6 +7,7 @@ import pytest
 
 import models
 from models.config import DecoderConfig
+from models.families import gemma2
 
 pytestmark = pytest.mark.parity
 
@@ -18,6 +19,18 @@ CONFIGS = {
     "olmo2": CONFIG,
     "llama": CONFIG.replace(family="llama", norm_placement="pre", qk_norm=False),
     "qwen2": CONFIG.replace(family="qwen2", norm_placement="pre", qk_norm=False, qkv_bias=True),
+    "mistral": CONFIG.replace(family="mistral", norm_placement="pre", qk_norm=False, window=5, full_attention_every=3),
+    "gemma2": CONFIG.replace(
+        family="gemma2",
+        head_dim=8,
+        tie_embeddings=True,
+        window=5,
+        full_attention_every=2,
+        query_scalar=5.0,
+        attention_softcap=2.0,
+        logits_softcap=3.0,
+        **gemma2.ARCHITECTURE,
+    ),
 }
 
 
