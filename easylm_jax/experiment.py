@@ -325,7 +325,6 @@ def _keep_compiled_programs(out: Path) -> None:
     """Enables JAX's persistent compilation cache, so that a resumed run need not compile again."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str((out / "cache" / "programs").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -49,7 +49,7 @@ class StandIn:
             "GCLOUD_STAND_IN": str(self.root), "STAND_IN_PYTHON": sys.executable, "EASYLM_PYTHON": sys.executable,
             PODS: str(folder / "pods of mine"), "TMPDIR": str(folder), "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true", "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+            "--xla_llvm_disable_expensive_passes=true",
         }  # fmt: skip
 
     def start(self, script: str, *arguments: Any, **environment: str) -> subprocess.Popen:

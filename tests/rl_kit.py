@@ -205,7 +205,7 @@ def made() -> Made:
     write(folder / "prompts.jsonl", [prompt(i) for i in range(32)])
     recipe = Recipe("rl", base_stages(folder))
     ready = Experiment(recipe, folder / "runs")
-    with devices(1), compiled_programs():
+    with devices(1):
         for stage in ready.in_order():
             ready.run(stage)
     return Made(folder, folder / "runs")
@@ -219,24 +219,6 @@ def _keep() -> tempfile.TemporaryDirectory:
 def home() -> Path:
     """The folder in which the run is (or will be) made."""
     return Path(_keep().name)
-
-
-@contextlib.contextmanager
-def compiled_programs() -> Iterator[None]:
-    """Programs are compiled with few optimisations, in half the time, and kept in a folder that the session shares."""
-    settings = {
-        "jax_compilation_cache_dir": str(home() / "programs"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
 
 
 def experiment(out: Path, *stages: Stage, mesh: str = "fsdp=-1", decode_mesh: str | None = None) -> Experiment:

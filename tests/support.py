@@ -135,11 +135,7 @@ class Launcher:
 
     def __init__(self, folder: Path):
         self.folder, self._count = folder, 0
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
-        }
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

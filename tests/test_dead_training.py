@@ -17,7 +17,7 @@ FOREVER = dataclasses.replace(rl_kit.RATE, abort_after=None)  # skipped updates 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_process():
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield
 
 

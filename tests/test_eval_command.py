@@ -17,7 +17,7 @@ RECIPE_WORDS = r"sequence_length|sampling\.|DataSpec|in fields|stage table|entri
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield
 
 

@@ -39,7 +39,7 @@ TABLE = Evaluate(
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield
 
 

@@ -72,7 +72,7 @@ def test_a_new_recipe_runs_as_it_is(name, model, tmp_path):
     shorter = [f"{stage.name}.steps=3" for stage in load_recipe(f"own_{kind}.py").stages if stage.trains]
     recipe = load_recipe(f"own_{kind}.py", shorter)
     experiment = Experiment(recipe, tmp_path / "runs")
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         for stage in experiment.in_order():
             experiment.run(stage)
     for stage in recipe.stages:

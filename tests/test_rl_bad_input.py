@@ -113,7 +113,7 @@ def test_models_of_another_vocabulary_are_refused(finished, tmp_path):
 
 @pytest.fixture
 def in_process():
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield
 
 

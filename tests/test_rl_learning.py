@@ -29,7 +29,7 @@ def ready(tmp_path_factory):
     coarse = Reward(verifier="rl_kit:coarse", missing_end=None)
     coin = rl_kit.online_dpo("coin", batch=16, samples=2, steps=1, reward=coarse)
     stages = [dataclasses.replace(stage, validation=held_out, check=rl_kit.VERIFIER) for stage in STAGES.values()]
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield rl_kit.experiment(tmp_path_factory.mktemp("learning"), coin, *stages)
 
 

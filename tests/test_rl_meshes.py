@@ -24,12 +24,6 @@ CASES = [("dp=2,fsdp=2,tp=2", "ppo"), *SLOW]
 TWO = [("fsdp=2,cp=2,tp=2", "dp=-1,tp=4", "ppo")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_programs():
-    with rl_kit.compiled_programs():
-        yield
-
-
 def trained(folder, text, name, devices, decode_mesh=None, **more):
     """What two rollouts on a mesh sampled, their metrics, and the last state's parameters."""
     stages = [dataclasses.replace(stage, **more) if stage.name == name else stage for stage in STAGES]

@@ -29,7 +29,7 @@ STAGES = (
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield
 
 

@@ -30,7 +30,7 @@ def both(folder, stages):
     path = rl_kit.recipe_file(folder, stages)
     recipe = load_recipe(str(path))
     one, two = (Experiment(recipe, rl_kit.copy_of_run(folder / name)) for name in ("one", "two"))
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         for stage in one.in_order():
             one.run(stage)
     results = launcher().processes(

@@ -96,7 +96,7 @@ def stage(**more):
 
 
 def test_the_stage_counts_what_the_policy_writes(tmp_path):
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         ready = rl_kit.experiment(tmp_path, stage())
         ready.run(ready.recipe.stage("mv"))
     folder = ready.folder("mv")

@@ -62,7 +62,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
-    with rl_kit.devices(1), rl_kit.compiled_programs():
+    with rl_kit.devices(1):
         yield rl_kit.experiment(tmp_path_factory.mktemp("progress"), *STAGES.values())
 
 
