@@ -46,6 +46,8 @@ def lines(tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
         "data stats": ([cache], []),
         "data decontaminate": ([texts], ["--against", texts, "--out", str(folder / "decontaminated"), "--workers=1"]),
         "data dedup": ([texts], ["--out", str(folder / "deduplicated"), "--workers=1"]),
+        "data filter": ([texts], ["--out", str(folder / "filtered"), "--workers=1"]),
+        "data mix": ([texts], ["--rates=1", "--out", str(folder / "mixed.jsonl")]),
         "data tokenizer": ([texts], ["--vocab", "300", "--out", str(folder / "trained")]),
         "checkpoints list": ([empty], []),
         "checkpoints verify": ([empty], []),

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     helps = {
         "build": "build a packed cache from sources or a specification, or all caches of a recipe (RECIPE.py)",
         "inspect": "print packed rows as text, with the tokens that are trained on marked",
-        "stats": "print the statistics of a cache",
+        "stats": "print the statistics of a cache, or of files of rows",
         "tokenizer": "train a SentencePiece vocabulary on the sources",
         **data_curation.HELPS,
     }
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspecting.add_argument("--start", type=kinds.NATURAL, default=0, help="first row (default: 0)")
     inspecting.add_argument("--tokenizer", type=kinds.NAME, help="the tokenizer, if it was moved since the build")
     inspecting.add_argument("--ids", action="store_true", help="print the token ids too")
-    parsers["stats"].add_argument("cache", type=kinds.INPUT_FOLDER, help="a cache folder")
+    parsers["stats"].add_argument("paths", type=kinds.NAME, nargs="+", help="a cache folder, or files of rows")
     parsers["stats"].add_argument("--verify", action="store_true", help="compare all files with their checksums")
     training = parsers["tokenizer"]
     _add_sources(training)
@@ -246,11 +246,18 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
 
 
 def stats(arguments: argparse.Namespace) -> None:
-    """`easylm data stats`: prints the manifest; with --verify also compares all files with their checksums."""
+    """`easylm data stats`: prints the manifest of a cache (--verify compares all files with their checksums), or what
+    the rows of files hold."""
     from easylm_jax.data.inspection import summary
     from easylm_jax.data.opening import open_cache
+    from models.errors import UserError
 
-    cache = open_cache(arguments.cache)
+    if len(arguments.paths) > 1 or not Path(arguments.paths[0]).is_dir():
+        if arguments.verify:
+            raise UserError("data: --verify compares the files of a cache; name one cache folder")
+        _write_json(arguments.json, data_curation.stats_of_rows(arguments.paths))
+        return
+    cache = open_cache(arguments.paths[0])
     if arguments.verify:
         cache.verify()
     print(summary(cache))
