@@ -52,6 +52,15 @@ def test_checkpoint_ends_in_a_json_line_with_blocked_time_and_disk():
     assert config["checkpoint_mb"] <= config["largest_disk_mb"] < 4.5 * config["checkpoint_mb"]
 
 
+def test_curation_finds_every_planted_row_and_ends_in_a_json_line():
+    done = run("curation.py", "--rows", "3000", "--workers", "1")
+    config = last_line(done)["config"]
+    assert set(config["planted"]) > {"exact", "cased", "49%", "50%"} and config["peak_mb"] > 0
+    assert all(share == (form not in ("40%", "49%")) for form, share in config["planted"].items())
+    joined = {(t, s): share for t, s, share, _ in config["near_duplicates"]}
+    assert joined[0.8, 0.8957] == joined[0.7, 0.7021] == 1 and joined[0.8, 0.7021] == 0
+
+
 def test_a_peer_without_its_environment_is_one_line_and_exit_2(monkeypatch, tmp_path):
     import common
     import train
