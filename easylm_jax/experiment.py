@@ -26,14 +26,17 @@ import jax
 
 from easylm_jax import report
 from easylm_jax.checkpoint import needs, preflight, store
+from easylm_jax.checkpoint.derive import average, upcycle
 from easylm_jax.checkpoint.resume import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
     GRPO,
     PPO,
     SFT,
+    Average,
     BestOfN,
     Evaluate,
+    Losses,
     MajorityVote,
     MakeData,
     OnlineDPO,
@@ -42,12 +45,14 @@ from easylm_jax.config import (
     RewardModel,
     Stage,
     Tokenizer,
+    Upcycle,
     fields,
 )  # fmt: skip
 from easylm_jax.config.load import load_recipe
 from easylm_jax.config.workspace import MEND, Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
+from easylm_jax.evaluate.losses import losses
 from easylm_jax.plan import topology
 from easylm_jax.plan.programs import (
     Program,
@@ -110,6 +115,9 @@ STAGES: dict[type[Stage] | str, StageKind] = {
     BestOfN: StageKind(best_of_n, generation),
     MajorityVote: StageKind(majority_vote, generation),
     Evaluate: StageKind(evaluate, evaluation),
+    Losses: StageKind(losses),
+    Average: StageKind(average),
+    Upcycle: StageKind(upcycle),
 }
 
 

@@ -318,3 +318,11 @@ class MoEDecoder(Decoder):
             "expert_load_min": Auxiliary(load.min(axis=1).mean() * tokens, tokens, 0.0),
             "dropped_copies": Auxiliary(dropped, jnp.zeros(()), 0.0),
         }
+
+
+class RoutingDecoder(MoEDecoder):
+    """The decoder whose output has in `aux` what every layer reports of its router, stacked over layers, in place of
+    auxiliary losses: the fields of `Routing`. For analyses."""
+
+    def auxiliary(self, reports: dict[str, jax.Array], segment_ids: jax.Array) -> Any:
+        return reports

@@ -325,10 +325,10 @@ def test_old_kinds_keep_their_cache_keys(tmp_path, tokenizer):
     vocabulary = load_tokenizer(tokenizer)
     assert cache_key(streamed, vocabulary, [[]]) == cache_key(plain, vocabulary, [[]])
     old = spec.to_dict()
-    for name in ("max_side_length", "max_pairs_per_row", "keep"):
+    for name in ("max_side_length", "max_pairs_per_row", "keep", "order"):
         assert old.pop(name) is None
     source = old["sources"][0]
-    for name in ("format", "data_files", "data_dir", "streaming"):
+    for name in ("format", "data_files", "data_dir", "streaming", "base"):
         assert not source.pop(name)
     old["tokenizer"], source["path"] = vocabulary.hash, [["a.jsonl", 3, "00"]]
     text = json.dumps({"version": 1, "spec": old}, sort_keys=True)

@@ -162,3 +162,47 @@ def test_tfds_sets_are_read_by_name(folder, tokenizer, monkeypatch):
 def test_a_tfds_set_that_cannot_be_loaded_is_one_line(folder, tokenizer):
     with pytest.raises(UserError, match="cannot load tfds:no_such_set_at_all"):
         build_cache(DataSpec((Source("tfds:no_such_set_at_all"),), tokenizer, 64), folder / "tfds")
+
+
+def test_the_published_mixtures_are_read_by_seqio_alone_as_by_a_cache(folder, tokenizer):
+    """The sources are small copies of the repositories; names, rates and fractions are those of the tables."""
+    from recipes import mixes, seqio_mixtures
+
+    for number, (repository, subset) in enumerate(
+        sorted({(mix.repository, part.subset) for mix in mixes.MIXES.values() for part in mix.parts})
+    ):
+        place = folder / "copies" / repository / "data" / subset
+        place.mkdir(parents=True)
+        write_jsonl(place / "a.jsonl", [{"text": f"{text} {number}"} for text in corpus(40)])
+    for repository in mixes.CHATS.values():
+        place = folder / "copies" / repository / "data"
+        place.mkdir(parents=True)
+        write_jsonl(place / "a.jsonl", [{"messages": turns} for turns in conversations(3)])
+    seqio_mixtures.register("kit_", str(folder / "copies"))
+    for name in ("dolmino_1124_100b", "olmoe_mix_0924"):
+        mix = mixes.MIXES[name]
+        total = sum(part.rate for part in mix.parts)
+        mixture = seqio.get_mixture_or_task(f"kit_{name}")
+        rates = {task.name: mixture.get_rate(task) / total for task in mixture.tasks}
+        cache = build_cache(DataSpec((Source(f"seqio:kit_{name}"),), tokenizer, 512, packing="none"), folder / name)
+        ours = load_tokenizer(tokenizer)
+        for part, place in zip(mix.parts, map(_place_of(cache, mix), mix.parts), strict=True):
+            task = f"kit_{seqio_mixtures.task_name(mix, part)}"
+            examples = seqio.get_mixture_or_task(task).get_dataset(None, "train", shuffle=False).as_numpy_iterator()
+            texts = [example["text"].decode() for example in examples]
+            assert len(texts) == round(40 * (part.fraction or 1.0))
+            rows = cache.read(np.arange(place["first_row"], place["first_row"] + place["rows"]))
+            documents = [
+                ours.decode(ids[marks > 0][:-1]) for ids, marks in zip(rows["tokens"], rows["segment_ids"], strict=True)
+            ]
+            assert documents == texts
+            assert place["rate"] == pytest.approx(rates[task])
+    assert seqio.get_mixture_or_task("kit_tulu3_sft").splits == ("train",)
+    assert seqio.get_mixture_or_task("dolmino_1124_300b_table13")  # registered by the import, on the hub
+
+
+def _place_of(cache, mix):
+    from recipes import seqio_mixtures
+
+    parts = {part["sources"][0]: part for part in cache.manifest["parts"]}
+    return lambda part: parts[f"seqio:kit_{seqio_mixtures.task_name(mix, part)}"]

@@ -19,6 +19,7 @@ from easylm_jax.runtime.mesh import parse_mesh
 from easylm_jax.runtime.sharding import check_rows, parameter_shardings
 from easylm_jax.train.optimizer import make_optimizer
 from easylm_jax.train.schedule import Schedule
+from recipes import mixes
 from recipes.__main__ import FOLDER, recipe_files, summary, table
 from recipes.olmo2 import data as olmo2_data
 
@@ -111,6 +112,8 @@ def test_recipe_fits_the_pod_it_names(name):
     sizes = parse_mesh("fsdp=-1", topology.parse(recipe.pod).count)
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     for stage in recipe.stages:
+        if not isinstance(stage, Train):
+            continue
         preset = preset_of(recipe, stage)
         model = models.build(preset, stage.compute)
         shapes = model.abstract_params()
@@ -169,7 +172,8 @@ def test_olmo2_stage_1_is_table_1(row):
 
 
 def test_olmo2_stage_1_reads_the_mix_of_table_4():
-    shares = {source.subset: source.weight for source in olmo2_data.olmo_mix(True).sources}
+    (source,) = olmo2_data.olmo_mix(True).sources
+    shares = {part.subset: part.rate for part in mixes.MIXES[source.path.removeprefix("seqio:")].parts}
     assert sum(shares.values()) == pytest.approx(3900, rel=2e-3)
     assert shares["dclm"] / sum(shares.values()) == pytest.approx(0.951, abs=1e-3)
 
@@ -187,7 +191,9 @@ OLMO2_STAGE2 = [
 def test_olmo2_stage_2_anneals_to_zero_from_where_stage_1_stopped(row):
     size, runs, start = row
     recipe = load(f"recipes/olmo2/stage2_{size}.py")
-    stage1, *anneals = recipe.stages
+    stage1, *anneals = (stage for stage in recipe.stages if stage.trains)
+    soup = [stage for stage in recipe.stages if not stage.trains]
+    assert [stage.ingredients for stage in soup] == [tuple(s.name for s in anneals)] * (size != "1b")
     assert [(stage.steps, stage.seed) for stage in anneals] == [(steps, seed) for _, seed, steps in runs]
     for stage, (billions, _, _) in zip(anneals, runs, strict=True):
         rate = schedule(stage)
@@ -202,23 +208,31 @@ def test_olmo2_stage_2_anneals_to_zero_from_where_stage_1_stopped(row):
 
 
 def test_dolmino_50b_is_the_mix_of_table_13():
-    percent = {"dclm": 47.2, "flan": 16.6, "pes2o": 5.85, "wiki": 7.11, "stackexchange": 2.45, "math": 20.8}
-    sources = olmo2_data.dolmino("50B", True).sources
-    total = sum(source.weight for source in sources)
+    """The two compositions agree at 50B: that of the file lists in billions of tokens, that of the table in percent."""
+    lists, table = mixes.MIXES["dolmino_1124_50b"], mixes.MIXES["dolmino_1124_50b_table13"]
+    total = sum(part.rate for part in lists.parts)
     assert total == pytest.approx(51.47)
-    for source in sources:
-        assert 100 * source.weight / total == pytest.approx(percent[source.subset], abs=0.06)
+    for part, percent in zip(lists.parts, table.parts, strict=True):
+        assert 100 * part.rate / total == pytest.approx(percent.rate, abs=0.06)
 
 
-@pytest.mark.parametrize("budget", olmo2_data.BUDGETS)
+@pytest.mark.parametrize("budget", ["50b", "100b", "300b"])
 def test_dolmino_uses_the_share_of_each_source_that_its_tokens_say(budget):
     """What a mix takes of a source is what Table 5 has of it times the share, unless the source is repeated."""
     available = {"dclm": 752, "flan": 17.0, "pes2o": 58.6, "wiki": 3.7, "stackexchange": 1.26, "math": 10.7}
-    for source in olmo2_data.dolmino(budget, True).sources:
-        passes = source.weight / (available[source.subset] * (source.fraction or 1.0))
+    for part in mixes.MIXES[f"dolmino_1124_{budget}"].parts:
+        passes = part.rate / (available[part.subset] * (part.fraction or 1.0))
         # The 100B list names one part of the maths three times and the rest twice.
-        expected = 2.32 if (budget, source.subset) == ("100B", "math") else max(1, round(passes))
+        expected = 2.32 if (budget, part.subset) == ("100b", "math") else max(1, round(passes))
         assert passes == pytest.approx(expected, rel=0.02)
+
+
+def test_recipes_name_the_published_mixtures():
+    named = {"olmo2/stage1_7b": "olmo_mix_1124", "olmo2/stage2_13b": "dolmino_1124_300b",
+             "olmoe/stage1_1b_7b": "olmoe_mix_0924"}  # fmt: skip
+    for recipe, mixture in named.items():
+        stages = load(f"recipes/{recipe}.py").stages
+        assert f"seqio:{mixture}" in {source.path for stage in stages if stage.trains for source in stage.data.sources}
 
 
 def test_olmo3_7b_follows_its_two_cosines():
@@ -268,7 +282,7 @@ def test_olmoe_is_tables_2_and_10():
     assert (stage.load_balancing, stage.router_z) == (0.01, 0.001)
     assert stage.optimizer.decay_embeddings and stage.optimizer.weight_decay == 0.1
     assert tokens(stage) / 1e12 == pytest.approx(5.03, abs=5e-3)
-    assert sum(source.weight for source in stage.data.sources) == pytest.approx(4068, abs=1)
+    assert sum(part.rate for part in mixes.MIXES["olmoe_mix_0924"].parts) == pytest.approx(4068, abs=1)
     fall = schedule(annealing)
     assert (float(fall(0)), fall.warmup, float(fall(annealing.steps))) == (pytest.approx(4e-5), 0, 0.0)
     assert annealing.keep_moments and tokens(annealing) / 1e9 == pytest.approx(100, abs=0.1)

@@ -94,6 +94,12 @@ def _known(stage: Stage, use: ModelUse, workspace: Workspace, download: bool) ->
 
 def _of_stage(what: str, name: str, workspace: Workspace, download: bool) -> _Known:
     source = workspace.recipe.stage(name)
+    if source.derived_from is not None:
+        if workspace.done(source) is not None:
+            return _of_files(workspace.model(name), download)
+        known = _known(source, ModelUse("", source.derived_from, "any"), workspace, download)
+        config = None if known.config is None else source.derived(known.config)
+        return dataclasses.replace(known, config=config)
     if not source.trains:
         raise UserError(
             f"{what} {name} is a {type(source).__name__} stage, which leaves no model; name one that trains"

@@ -217,7 +217,7 @@ def average(folders: Sequence[Any], out: Any) -> str:
       folders: at least two step folders, or stages' folders (their latest step), of the same architecture.
       out: the folder to create; `restore_params(out)` reads it.
     """
-    from easylm_jax.checkpoint import arrays, load
+    from easylm_jax.checkpoint import load
 
     if len(folders) < 2:
         raise UserError(f"average needs at least two checkpoints, {len(folders)} given; name another one")
@@ -226,21 +226,27 @@ def average(folders: Sequence[Any], out: Any) -> str:
         raise UserError(f"{target} exists already; give a new folder with --out")
     sources = [load.trained_step(folder) for folder in folders]
     mean = _mean(sources, _same_params(sources))
+    step = max(store.read_manifest(source).step for source in sources)
+    write_params(target, mean, {**described(sources[0]), "average_of": [str(s) for s in sources]}, step=step)
+    return str(target)
+
+
+def write_params(target: Any, params: dict[str, Any], meta: dict[str, Any], *, step: int) -> None:
+    """Writes parameters by name ("params.…") as a step folder; `UserError` when that fails."""
+    from easylm_jax.checkpoint import arrays
+
     target.parent.mkdir(parents=True, exist_ok=True)
     writer = arrays.CheckpointWriter(deadline_seconds=3600)
-    step = max(store.read_manifest(source).step for source in sources)
-    meta = {**_described(sources[0]), "average_of": [str(s) for s in sources]}
     try:
-        writer.start(target, mean, meta, step=step, kind="params", name=None)
+        writer.start(target, params, meta, step=step, kind="params", name=None)
         writer.wait()
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{target} could not be written: {store.write_failure(error)}") from error
     finally:
         writer.close()
-    return str(target)
 
 
-def _described(source: Any) -> dict[str, Any]:
+def described(source: Any) -> dict[str, Any]:
     """What the metadata of a checkpoint says about its model: architecture, tokenizer, template and compute dtype."""
     from easylm_jax.checkpoint import load
 

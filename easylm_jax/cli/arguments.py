@@ -165,6 +165,17 @@ def _short(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:60]}…{text[-30:]}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Part(Kind):
+    """One of several, as in 2/8: from 0/8 to 7/8, or from 1/8 to 8/8. The value is (number from 0, of how many)."""
+
+    def __call__(self, text: str) -> object:
+        number, _, of = self.checked(text).partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 0 <= int(number) <= int(of) and 0 < int(of) <= 100_000):
+            raise self.refused(repr(_short(text)))
+        return int(number) % int(of), int(of)
+
+
 TEXT = Kind("a text that is not empty")
 ANY = Any("any text, also an empty one")
 NAME = Name("a name or a path")
@@ -173,6 +184,7 @@ INPUT_FOLDER = InputFolder("a folder that exists")
 OUTPUT_FILE = OutputFile("a file that can be written")
 OUTPUT_FOLDER = OutputFolder("a folder that can be written to")
 _LARGEST = 2**31 - 1  # lengths and counts are int32 on the devices
+PART = Part("a number and how many there are, such as 0/8")
 COUNT = Number("a whole number of at least 1", low=1, high=_LARGEST)
 LENGTH = Number("a whole number of at least 2", low=2, high=_LARGEST)  # an input and a target
 NATURAL = Number("a whole number of at least 0", low=0, high=_LARGEST)

@@ -1,4 +1,4 @@
-"""`easylm data build|inspect|stats|tokenizer` and curation. Heavy modules are imported only in subcommands."""
+"""`easylm data build|merge|inspect|stats|tokenizer` and curation. Heavy modules are imported only in subcommands."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = {
     "build": "easylm data build a.jsonl --kind chat --template tulu --tokenizer sp:t.model --length 2048 --out cache",
+    "merge": "easylm data merge cache",
     "inspect": "easylm data inspect cache --rows 2",
     "stats": "easylm data stats cache --json stats.json",
     "tokenizer": "easylm data tokenizer texts.jsonl --vocab 8192 --out tok",
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
     helps = {
         "build": "build a packed cache from sources or a specification, or all caches of a recipe (RECIPE.py)",
+        "merge": "merge the parts of caches that `data build --shard I/N` made",
         "inspect": "print packed rows as text, with the tokens that are trained on marked",
         "stats": "print the statistics of a cache, or of files of rows",
         "tokenizer": "train a SentencePiece vocabulary on the sources",
@@ -41,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parsers[name] = commands.add_parser(name, help=text, epilog=f"example: {_EXAMPLES[name]}")
         parsers[name].set_defaults(run=globals().get(name) or _curate(getattr(data_curation, name)))
     _add_build(parsers["build"])
+    parsers["build"].add_argument(
+        "--shard",
+        type=kinds.PART,
+        metavar="I/N",
+        help="encode only part I of N (from 0 to N-1, or from 1 to N); `easylm data merge` joins all parts",
+    )
+    _add_build(parsers["merge"])
     inspecting = parsers["inspect"]
     inspecting.add_argument("cache", type=kinds.INPUT_FOLDER, help="a cache folder")
     inspecting.add_argument("--rows", type=kinds.COUNT, default=3, help="number of rows (default: 3)")
@@ -206,9 +215,51 @@ def build(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise UserError("data: build needs --out, the folder for caches")
     with shown_progress("data", enabled=True) as progress:  # this command need not start JAX
+        if arguments.shard is not None:
+            _build_part(arguments, _spec(arguments), arguments.out, progress)
+            return
         cache = build_cache(_spec(arguments), arguments.out, progress)
     print(summary(cache))
     _write_json(arguments.json, {"folder": str(cache.folder), **cache.manifest})
+
+
+def _build_part(arguments: argparse.Namespace, spec: DataSpec, folder: Any, progress: Any) -> None:
+    """Builds one part of a cache and prints where it is."""
+    from easylm_jax.data.cache import Cache
+    from easylm_jax.data.fill import Share
+    from easylm_jax.data.parts import build_part
+
+    made = build_part(spec, folder, Share(*arguments.shard), progress)
+    if isinstance(made, Cache):
+        print(f"cache       {made.folder} exists already")
+        _write_json(arguments.json, {"folder": str(made.folder)})
+        return
+    print(f"part        {made}\nwhen all are there: easylm data merge {folder}")
+    _write_json(arguments.json, {"part": str(made)})
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """`easylm data merge`: merges the parts of caches and prints the caches' folders and statistics."""
+    from easylm_jax.data.build import shown_progress
+    from easylm_jax.data.inspection import summary
+    from easylm_jax.data.parts import merge as merge_parts
+    from models.errors import UserError
+
+    sources = arguments.sources
+    folder, spec = arguments.out, None
+    if len(sources) == 1 and any(Path(sources[0]).glob(".parts-*")):
+        folder = sources[0]
+    elif sources and _is_recipe(sources[0]):
+        folder = Path(arguments.out or "runs") / "cache"
+    elif folder is None:
+        where = f" {sources[0]} has none;" if sources else ""
+        raise UserError(f"data: merge needs the folder in which parts were built;{where} give it, or --out")
+    elif sources or arguments.spec:
+        spec = _spec(arguments)
+    with shown_progress("data", enabled=True) as progress:
+        caches = merge_parts(folder, spec, progress)
+    print("\n\n".join(summary(cache) for cache in caches))
+    _write_json(arguments.json, {"folders": [str(cache.folder) for cache in caches]})
 
 
 def _is_recipe(source: str) -> bool:
@@ -221,7 +272,7 @@ def _is_recipe(source: str) -> bool:
 def _build_recipe(arguments: argparse.Namespace) -> None:
     """Builds the caches that the stages of a recipe read, and the tokenizers and files that these are built from."""
     from easylm_jax.config.load import load_recipe
-    from easylm_jax.data.build import stage_cache
+    from easylm_jax.data.build import shown_progress, stage_cache
     from easylm_jax.data.inspection import summary
     from easylm_jax.experiment import Experiment
     from models.errors import UserError
@@ -232,17 +283,23 @@ def _build_recipe(arguments: argparse.Namespace) -> None:
     caches: dict[str, Any] = {}
     for any_stage in experiment.in_order():
         if not any_stage.trains:
-            experiment.run(any_stage)
+            if any_stage.family == "data":
+                experiment.run(any_stage)
             continue
         stage = cast("Train", any_stage)
         specs = {stage.name: stage.data}
         if stage.validation is not None:
             specs[f"{stage.name} validation"] = stage.validation.data
         for name, spec in specs.items():
+            if arguments.shard is not None:
+                with shown_progress(name, enabled=True) as progress:
+                    _build_part(arguments, experiment.data(spec), experiment.out / "cache", progress)
+                continue
             cache = stage_cache(experiment, spec)
             print(f"── {name} ──\n{summary(cache)}")
             caches[name] = {"folder": str(cache.folder), **cache.manifest}
-    _write_json(arguments.json, caches)
+    if arguments.shard is None:
+        _write_json(arguments.json, caches)
 
 
 def stats(arguments: argparse.Namespace) -> None:

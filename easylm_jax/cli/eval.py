@@ -106,7 +106,7 @@ _WORDS = {
 
 def _in_flags(error: UserError, stage: str, init: str, arguments: argparse.Namespace) -> str:
     """The message of an error with the command's own options in place of a stage and its fields."""
-    from easylm_jax.data.assemble import NothingKept
+    from easylm_jax.data.fill import NothingKept
     from easylm_jax.decode.generator import ContextTooShort
 
     text = str(error).removeprefix(f"stage {stage}: ").replace(f"entries {init}", arguments.model)

@@ -26,7 +26,9 @@ Training stages return their loss from `objective`. A new training method is a c
 
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
 from easylm_jax.config.data import DataSpec, Source
+from easylm_jax.config.derive import Average, Upcycle
 from easylm_jax.config.evaluate import Entry, Evaluate, Published, Task
+from easylm_jax.config.losses import HeldOut, Losses
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, ParameterGroup, SkipStep
 from easylm_jax.config.recipe import Recipe
 from easylm_jax.config.reward import JudgeModel, Reward, Sampling
@@ -40,6 +42,7 @@ __all__ = [
     "GRPO",
     "PPO",
     "SFT",
+    "Average",
     "BestOfN",
     "Checkpoints",
     "Compute",
@@ -47,8 +50,10 @@ __all__ = [
     "DecoderConfig",
     "Entry",
     "Evaluate",
+    "HeldOut",
     "JudgeModel",
     "LoraConfig",
+    "Losses",
     "MajorityVote",
     "Generate",
     "MakeData",
@@ -70,5 +75,6 @@ __all__ = [
     "Task",
     "Tokenizer",
     "Train",
+    "Upcycle",
     "Validation",
 ]

@@ -11,6 +11,7 @@ from easylm_jax.config import fields
 from easylm_jax.config.bounds import Count, Positive, Seed
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.runtime.functions import load_function
+from models.config import DecoderConfig
 from models.errors import UserError
 
 
@@ -120,6 +121,16 @@ class Stage:
     def model_uses(self) -> tuple[ModelUse, ...]:
         """All models that the stage reads, with what it asks of them."""
         return ()
+
+    @property
+    def derived_from(self) -> str | None:
+        """The model that this stage's own is computed from without training, which has its tokenizer; None for stages
+        that train, and for those that leave no model."""
+        return None
+
+    def derived(self, config: DecoderConfig) -> DecoderConfig:
+        """The architecture of this stage's model, given that of `derived_from`."""
+        return config
 
     @property
     def rows_per_update(self) -> int:

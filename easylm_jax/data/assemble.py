@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import array
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,111 +11,125 @@ import numpy as np
 
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data import filters, packing
-from easylm_jax.data.cache import SEGMENT, left_out
-from easylm_jax.data.examples import Counts, Encoder
-from easylm_jax.data.loader import permutation
-from easylm_jax.data.records import BadRecord
-from easylm_jax.data.sources import read_records
+from easylm_jax.data.cache import SEGMENT
+from easylm_jax.data.examples import Counts, Encoder, Example
+from easylm_jax.data.fill import NothingKept, Progress, Times, fill
+from easylm_jax.data.store import GrowingArray, TokenStore
 from easylm_jax.data.tokenizer import Tokenizer
 from models.errors import UserError
 
-Progress = Callable[[int, int | None, str], None]
-_BATCH_RECORDS = 512
-_BATCH_CHARACTERS = 4_000_000
 _CHUNK_TOKENS = 1 << 22
 
 
-class NothingKept(UserError):
-    """No record of a source is kept; `counts` says why."""
+class _Whole:
+    """Takes all encoded records of a build: documents into the store, the rest to the encoder."""
 
-    def __init__(self, spec: DataSpec, source: Source, counts: Counts):
-        reasons = ", ".join(f"{n:,} {why}" for why, n in left_out(dataclasses.asdict(counts)).items())
-        why = f"all {counts.read:,} are left out: {reasons}" if counts.read else "it holds no records"
-        if counts.overlong_dropped:
-            why += f"; at most sequence_length {spec.sequence_length} tokens fit"
-        first_bad = f"; the first bad one: {counts.first_bad}" if counts.first_bad else ""
-        what = "no prompt" if spec.kind == "prompts" else "nothing to train on"
-        super().__init__(f"data: source {source.path} gave {what} ({why}){first_bad}")
-        self.source, self.counts = source, counts
+    def __init__(self, spec: DataSpec, sources: list[Source], store: TokenStore, encoder: Encoder):
+        self.spec, self.sources, self.store, self.encoder = spec, sources, store, encoder
+        self.counts: list[Counts] = []
+        self.times: list[Times] = []
+        self._before = 0  # records of the streams of this source that are read
 
+    def example(self, example: Example, source: int, sampled: bool) -> None:
+        placed = dataclasses.replace(example, document=self._before + example.document)
+        self.store.add(placed.ids, placed.trained, placed.document, sampled)
+        self.encoder.stored(placed, source)
 
-class TokenStore:
-    """Tokens and loss masks of all documents in two flat files on disk; lengths and indices stay in memory.
+    def block(self, source: int, stream: int, counts: Counts) -> None:
+        pass
 
-    `unit` consecutive documents belong together: 2 for the two sides of a pair, else 1.
-    """
+    def stream(self, source: int, stream: int, records: int) -> None:
+        self._before += records
 
-    def __init__(self, folder: Path, vocab_size: int, marks: bool, unit: int = 1):
-        self.unit = unit
-        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
-        self._paths = [folder / "store.tokens", folder / "store.marks"]
-        self._files = [open(path, "wb") for path in self._paths]  # noqa: SIM115 - closed in `close` and `remove`
-        self._marks = marks
-        self._lengths, self._documents, self._sources = array.array("q"), array.array("q"), array.array("q")
-
-    def add(self, ids: np.ndarray, trained: np.ndarray | None, source: int, document: int) -> None:
-        """Appends one document: ids int [n], loss mask [n] (None: all trained), index of its source and record."""
-        self._files[0].write(ids.astype(self.dtype).tobytes())
-        if self._marks:
-            marks = np.ones(len(ids), np.uint8) if trained is None else trained
-            self._files[1].write(marks.astype(np.uint8).tobytes())
-        self._lengths.append(len(ids))
-        self._documents.append(document)
-        self._sources.append(source)
-
-    def close(self) -> None:
-        """Finishes writing and memory-maps the files."""
-        for file in self._files:
-            file.close()
-        self.lengths = np.array(self._lengths, np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.documents, self.sources = np.array(self._documents, np.int64), np.array(self._sources, np.int64)
-        self.tokens = np.memmap(self._paths[0], self.dtype, "r") if len(self.lengths) else np.zeros(0, self.dtype)
-        self.marks = np.memmap(self._paths[1], np.uint8, "r") if self._marks and len(self.lengths) else None
-
-    def remove(self) -> None:
-        """Closes and deletes the files."""
-        for file, path in zip(self._files, self._paths, strict=True):
-            file.close()
-            path.unlink(missing_ok=True)
+    def source(self, source: int, counts: Counts, times: Times, streams: int) -> None:
+        if not counts.kept:
+            raise NothingKept(self.spec, self.sources[source], counts)
+        self.counts.append(counts)
+        self.times.append(times)
+        self.store.end_source()
+        self._before = 0
 
 
 def assemble(spec: DataSpec, tokenizer: Tokenizer, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Writes the arrays of a cache into `folder` and returns their entries of the manifest."""
+    """Reads all sources, writes the arrays of a cache into `folder` and returns their entries of the manifest."""
     listed = expand_sources(spec.sources)
     sources = [source for _, source in listed]
-    encoder = make_encoder(spec, tokenizer, folder)
-    # Loss masks are stored where a token may be untrained: conversations, and windows that the repetition filter masks.
-    marked = spec.kind != "text" or (spec.repetition_filter and spec.packing == "concat")
-    store = TokenStore(folder, tokenizer.vocab_size, marked, encoder.unit)
+    encoder, store = make_encoder(spec, tokenizer, folder), make_store(spec, tokenizer, folder).create()
     try:
-        counts = _fill(store, sources, encoder, progress)
+        sink = _Whole(spec, sources, store, encoder)
+        fill(spec, sources, encoder, sink, progress)
         store.close()
-        mixed = len(sources) > 1 and (spec.temperature is not None or sources[0].weight is not None)
-        groups = [[index] for index in range(len(sources))] if mixed else [list(range(len(sources)))]
-        progress(0, None, "pack")
-        plans = [
-            encoder.plan(store.lengths, np.concatenate([_chosen(spec, store, sources, index) for index in group]))
-            for group in groups
-        ]
-        totals = _write(encoder, store, plans, len(sources), progress)
-        columns = {"tokens": "input and target ids" if encoder.layout == "next_token" else "ids, padded on the right"}
-        if marked and encoder.layout == "next_token":
-            columns["loss_weights"] = "1 where trained"
-        for name, (values, what) in encoder.columns(plans).items():
-            np.save(folder / "columns" / f"{name}.npy", values)
-            columns[name] = what
+        return pack(listed, sink.times, encoder, store, sink.counts, folder, progress)
     finally:
         store.remove()
         encoder.close()
+
+
+def make_store(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> TokenStore:
+    """An empty store for the documents of a spec. Loss masks are stored where a token may be untrained: conversations,
+    and windows that the repetition filter masks."""
+    marked = spec.kind != "text" or (spec.repetition_filter and spec.packing == "concat")
+    return TokenStore(folder, tokenizer.vocab_size, marked, 2 if spec.kind == "preference" else 1)
+
+
+def pack(
+    listed: list[tuple[int, Source]], times: list[Times], encoder: Encoder, store: TokenStore, counts: list[Counts],
+    folder: Path, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Packs the documents of a closed store into the arrays of a cache; returns their entries of the manifest."""
+    spec = encoder.spec
+    sources = [source for _, source in listed]
+    mixed = len(sources) > 1 and (spec.temperature is not None or sources[0].weight is not None)
+    groups = [[index] for index in range(len(sources))] if mixed else [list(range(len(sources)))]
+    progress(0, None, "pack")
+    plans = [_Planned(encoder, store, times, group) for group in groups]
+    totals = _write(encoder, store, plans, len(sources), folder, progress)
+    columns = {"tokens": "input and target ids" if encoder.layout == "next_token" else "ids, padded on the right"}
+    if store.masks is not None and encoder.layout == "next_token":
+        columns["loss_weights"] = "1 where trained"
+    for name, (values, what) in encoder.columns([plan for group in plans for plan in group.kept]).items():
+        np.save(folder / "columns" / f"{name}.npy", values)
+        columns[name] = what
     described = [
         {**dataclasses.asdict(source), "listed": index, "records": dataclasses.asdict(count), **per_source}
         for (index, source), count, per_source in zip(listed, counts, totals.pop("per_source"), strict=True)
     ]
-    parts = parts_of(spec, sources, groups, [plan.rows for plan in plans])
-    rows = sum(plan.rows for plan in plans)
+    parts = parts_of(spec, sources, groups, [group.rows for group in plans])
+    rows = sum(group.rows for group in plans)
     facts = {"layout": encoder.layout, "rows": rows, **totals, **encoder.facts()}
     return {**facts, "columns": columns, "parts": parts, "sources": described}
+
+
+class _Planned:
+    """The plans of the rows of a group of sources that are packed together.
+
+    Documents that are joined are planned in chunks, so that memory does not grow with their number; other packings sort
+    all documents by length, which takes about 60 bytes for each. `rows` is known before the first plan; `kept` holds
+    the plans where further columns follow from them.
+    """
+
+    def __init__(self, encoder: Encoder, store: TokenStore, times: list[Times], group: list[int]):
+        self._spec, self._store, self._times, self._group = encoder.spec, store, times, group
+        self.kept: list[packing.Plan] = []
+        self.width = encoder.spec.sequence_length
+        if encoder.spec.packing == "concat":
+            self._total = sum(int(lengths.sum()) for _, lengths in self._chunks())
+            self.rows, self.width = packing.concat_rows(self._total, self.width), self.width + 1
+        else:
+            units = np.concatenate([units for units, _ in self._chunks()])
+            self.kept = [encoder.plan(store.lengths, units)]
+            self.rows = self.kept[0].rows
+
+    def __iter__(self) -> Iterator[packing.Plan]:
+        if self._spec.packing != "concat":
+            return iter(self.kept)
+        return packing.concat_chunks(self._chunks(), self._total, self._spec.sequence_length)
+
+    def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Units in reading order and the lengths of their first documents."""
+        for source in self._group:
+            for units in self._store.units(source, *self._times[source]):
+                yield units, self._store.documents["length"][units * self._store.unit].astype(np.int64)
 
 
 def make_encoder(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> Encoder:
@@ -150,65 +163,6 @@ def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:
     return expanded
 
 
-def _batches(records: Iterator[tuple[Any, str]]) -> Iterator[list[tuple[Any, str]]]:
-    """Batches of records, limited in number and in characters, to bound memory with long documents."""
-    batch: list[tuple[Any, str]] = []
-    size = 0
-    for item in records:
-        batch.append(item)
-        size += _characters(item[0])
-        if len(batch) >= _BATCH_RECORDS or size >= _BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _characters(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, list) else 0
-
-
-def _fill(store: TokenStore, sources: list[Source], encoder: Encoder, progress: Progress) -> list[Counts]:
-    """Reads and encodes all sources into the store. `UserError` for a bad record or a source without documents."""
-    all_counts, done = [], 0
-    for index, source in enumerate(sources):
-        counts = Counts()
-        progress(done, None, "read")
-        try:
-            for batch in _batches(read_records(source)):
-                for example in encoder.encode(batch, source, counts):
-                    store.add(example.ids, example.trained, index, example.document)
-                    encoder.stored(example, index)
-                progress(done + counts.read, None, "read")
-        except BadRecord as error:
-            raise UserError(f"data: {error}") from None
-        if not counts.kept:
-            raise NothingKept(encoder.spec, source, counts)
-        done += counts.read
-        all_counts.append(counts)
-    return all_counts
-
-
-def _chosen(spec: DataSpec, store: TokenStore, sources: list[Source], index: int) -> np.ndarray:
-    """Units (documents or pairs) of a source; a count or fraction takes whole passes and a random part of one."""
-    documents = np.flatnonzero(store.sources[:: store.unit] == index)
-    source = sources[index]
-    if source.count is None and source.fraction is None:
-        return documents
-    wanted = source.count if source.count is not None else round((source.fraction or 0.0) * len(documents))
-    if wanted == 0:
-        raise UserError(
-            f"data: fraction {source.fraction} of {len(documents)} documents of {source.path} is none; raise it"
-        )
-    passes, rest = divmod(wanted, len(documents))
-    sampled = np.sort(permutation(len(documents), "resample", spec.seed, index)[:rest].astype(np.int64))
-    return np.concatenate([np.tile(documents, passes), documents[sampled]])
-
-
 def parts_of(spec: DataSpec, sources: list[Source], groups: list[list[int]], rows: list[int]) -> list[dict]:
     """Ranges of rows that are sampled at given rates; a single one where all rows are shuffled together. `rows` has
     the number of rows of each group of sources."""
@@ -226,26 +180,23 @@ def parts_of(spec: DataSpec, sources: list[Source], groups: list[list[int]], row
 
 
 def _write(
-    encoder: Encoder, store: TokenStore, plans: list[packing.Plan], source_count: int, progress: Progress
+    encoder: Encoder, store: TokenStore, groups: list[_Planned], source_count: int, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Writes the columns and the table of segments, chunk by chunk, and counts tokens as training will use them."""
-    spec, tokenizer, folder = encoder.spec, encoder.tokenizer, encoder.folder
-    assert folder is not None, "a build has a folder"
+    spec, tokenizer = encoder.spec, encoder.tokenizer
     (folder / "columns").mkdir()
-    rows, width = sum(plan.rows for plan in plans), plans[0].width
+    rows, width = sum(group.rows for group in groups), groups[0].width
     new = np.lib.format.open_memmap
     tokens = new(folder / "columns" / "tokens.npy", "w+", store.dtype, (rows, width))
     marks = None
-    if store.marks is not None and encoder.layout == "next_token":
+    if store.masks is not None and encoder.layout == "next_token":
         marks = new(folder / "columns" / "loss_weights.npy", "w+", np.uint8, (rows, width))
-    segments = new(folder / "segments.npy", "w+", SEGMENT, (sum(len(plan.row) for plan in plans),))
+    segments = GrowingArray(folder / "segments.npy", SEGMENT)
     offsets = new(folder / "row_offsets.npy", "w+", np.int64, (rows + 1,))
     statistics = _Statistics(spec, tokenizer, source_count)
     row = segment = 0
-    for plan in plans:
-        table = segments[segment : segment + len(plan.row)]
-        table["start"], table["length"] = plan.start, plan.length
-        table["source"], table["document"] = store.sources[plan.document], store.documents[plan.document]
+    for plan in (plan for group in groups for plan in group):
+        segments.append(_table(store, plan))
         inside = plan.row_offsets()
         offsets[row : row + plan.rows + 1] = segment + inside
         step = max(1, _CHUNK_TOKENS // width)
@@ -261,10 +212,18 @@ def _write(
                 marks[row + first : row + last] = chunk.marks
             progress(row + last, rows, "write")
         row, segment = row + plan.rows, segment + len(plan.row)
-    for written in (tokens, marks, segments, offsets):
+    segments.close()
+    for written in (tokens, marks, offsets):
         if written is not None:
             written.flush()
     return statistics.summary(rows * spec.sequence_length)
+
+
+def _table(store: TokenStore, plan: packing.Plan) -> np.ndarray:
+    table = np.zeros(len(plan.row), SEGMENT)
+    table["start"], table["length"] = plan.start, plan.length
+    table["source"], table["document"] = store.sources_of(plan.document), store.documents["number"][plan.document]
+    return table
 
 
 @dataclasses.dataclass
@@ -284,16 +243,16 @@ def _gather(store: TokenStore, plan: packing.Plan, part: slice, first: int, last
     document = plan.document[part]
     ticks = packing.within(length)
     place = np.repeat(row * plan.width + start, length) + ticks
-    source = np.repeat(store.starts[document] + plan.offset[part], length) + ticks
+    source = np.repeat(store.documents["start"][document].astype(np.int64) + plan.offset[part], length) + ticks
     shape = (last - first, plan.width)
     tokens = np.full(shape, pad_id, store.dtype)
     tokens.reshape(-1)[place] = store.tokens[source]
     owner = np.zeros(shape, np.int64)
-    owner.reshape(-1)[place] = np.repeat(store.sources[document], length)
+    owner.reshape(-1)[place] = np.repeat(store.sources_of(document), length)
     marks = None
-    if store.marks is not None:
+    if store.masks is not None:
         marks = np.zeros(shape, np.uint8)
-        marks.reshape(-1)[place] = store.marks[source]
+        marks.reshape(-1)[place] = store.masks[source]
     return _Chunk(tokens, marks, owner, row, start, length)
 
 

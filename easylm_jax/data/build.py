@@ -58,22 +58,19 @@ def build_cache(
         UserError: the sources or their records are unusable, or the cache cannot be written.
     """
     root = Path(folder)
-    tokenizer = load_tokenizer(spec.tokenizer)
-    known = _known_files(root)
-    files = [_fingerprints(spec, source, known) for source in spec.sources]
-    key = cache_key(spec, tokenizer, files)
+    tokenizer, files, key = inputs_of(spec, root)
     final = root / key[:16]
-    if _finished(final, key):
+    if finished(final, key):
         return open_cache(final)
     if not build:
         return _wait_for(final, key, timeout)
-    _make_root(root)
+    make_root(root)
     with contextlib.ExitStack() as held:
         try:
             has_lock = held.enter_context(locked(root / f".lock-{key[:16]}", timeout))
         except Locked as other:
             raise UserError(f"cache: {other.owner} has been building for over {timeout:.0f} s; stop it first") from None
-        if _finished(final, key):  # another process built it while this one waited
+        if finished(final, key):  # another process built it while this one waited
             return open_cache(final)
         mine = f".building-{key[:16]}-{socket.gethostname()}-"
         # Left by killed builds on this host: whoever holds the lock is the only one that builds here.
@@ -83,10 +80,19 @@ def build_cache(
         work = root / f"{mine}{os.getpid()}"
         try:
             _build(spec, tokenizer, files, key, work, progress or (lambda done, total, phase: None))
-            _publish(work, final, key)
+            publish(work, final, key)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return open_cache(final)
+
+
+def inputs_of(spec: DataSpec, root: Path) -> tuple[Tokenizer, list[list[dict[str, Any]]], str]:
+    """The tokenizer of a spec, the facts of the files of each of its sources, and the key of its cache."""
+    tokenizer, known = load_tokenizer(spec.tokenizer), _known_files(root)
+    files = [_fingerprints(spec, source, known) for source in spec.sources]
+    if spec.add_bos and tokenizer.bos_id is None:
+        raise UserError(f"data: add_bos is set but tokenizer {tokenizer.spec} has no start token")
+    return tokenizer, files, cache_key(spec, tokenizer, files)
 
 
 def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, Any]]]) -> str:
@@ -99,7 +105,10 @@ def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, A
         _drop_defaults(source, ADDED_LATER["source"])
         if facts:
             source["path"] = [[Path(fact["path"]).name, fact["bytes"], fact["sha256"]] for fact in facts]
-    text = json.dumps({"version": cache_files.VERSION, "spec": described}, sort_keys=True)
+    described_all: dict[str, Any] = {"version": cache_files.VERSION, "spec": described}
+    if any(source.count is not None or source.fraction is not None for source in spec.sources):
+        described_all["sampling"] = 2  # of records before they are encoded; caches made before sampled documents
+    text = json.dumps(described_all, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -136,29 +145,32 @@ class _SourceFile(TypedDict):
     sha256: str
 
 
-def _finished(final: Path, key: str) -> bool:
+def finished(final: Path, key: str) -> bool:
+    """Whether the cache of a key is there, complete."""
     return (final / "manifest.json").exists() and cache_files.read_manifest(final)["fingerprint"] == key
 
 
-def _make_root(root: Path) -> None:
+def make_root(root: Path) -> None:
+    """Makes the folder of caches."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cache: cannot make the folder {root}: {error.strerror}") from None
 
 
-def _publish(work: Path, final: Path, key: str) -> None:
+def publish(work: Path, final: Path, key: str) -> None:
+    """Renames a finished build to its place."""
     try:
         cache_files.publish(work, final)
     except OSError:
         # Where locks do not work across hosts, another host may have finished first: same key, same bytes.
-        if not _finished(final, key):
+        if not finished(final, key):
             raise UserError(f"cache: {final} exists but is not a cache; move it away and build again") from None
 
 
 def _wait_for(final: Path, key: str, timeout: float) -> Cache:
     deadline = time.monotonic() + timeout
-    while not _finished(final, key):
+    while not finished(final, key):
         if time.monotonic() > deadline:
             raise UserError(f"cache: {final} did not appear within {timeout:.0f} s; is its builder running?")
         time.sleep(0.5)
@@ -168,8 +180,6 @@ def _wait_for(final: Path, key: str, timeout: float) -> Cache:
 def _build(spec: DataSpec, tokenizer: Tokenizer, files: list, key: str, work: Path, progress: Progress) -> None:
     from easylm_jax.data import assemble
 
-    if spec.add_bos and tokenizer.bos_id is None:
-        raise UserError(f"data: add_bos is set but tokenizer {tokenizer.spec} has no start token")
     try:
         work.mkdir()
         if spec.kind == "tokens":
@@ -178,7 +188,7 @@ def _build(spec: DataSpec, tokenizer: Tokenizer, files: list, key: str, work: Pa
             facts = assemble.assemble(spec, tokenizer, work, progress)
         for source in facts["sources"]:
             source["files"] = files[source["listed"]]
-        manifest = _manifest(spec, tokenizer, key, facts)
+        manifest = manifest_of(spec, tokenizer, key, facts)
         if spec.kind == "tokens":
             manifest["unigram_entropy_nats"] = shards.ShardCache(work, manifest).entropy()
         cache_files.finish(work, manifest)
@@ -186,7 +196,8 @@ def _build(spec: DataSpec, tokenizer: Tokenizer, files: list, key: str, work: Pa
         raise UserError(f"cache: cannot write below {work.parent}: {error.strerror or error}") from None
 
 
-def _manifest(spec: DataSpec, tokenizer: Tokenizer, key: str, facts: dict[str, Any]) -> dict[str, Any]:
+def manifest_of(spec: DataSpec, tokenizer: Tokenizer, key: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of a cache with the entries `facts` of its arrays."""
     fields = dataclasses.asdict(spec)
     del fields["sources"]
     return {

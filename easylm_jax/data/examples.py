@@ -129,9 +129,10 @@ def check_roles(messages: Sequence[dict[str, str]], spec: DataSpec, where: str) 
 
 @dataclasses.dataclass
 class Counts:
-    """Counts of the records of one source: read, kept, and left out or changed by reason."""
+    """Counts of the records of one source: read, not sampled, kept, and left out or changed by reason."""
 
     read: int = 0
+    not_sampled: int = 0
     bad: int = 0
     kept: int = 0
     empty: int = 0
@@ -152,16 +153,21 @@ class Encoder:
 
     unit = 1
     layout = "next_token"
+    has_notes = False  # whether `stored` takes what examples carry besides tokens
 
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path | None = None):
         self.spec, self.tokenizer, self.folder = spec, tokenizer, folder
         self.whole = spec.packing != "concat"
 
-    def encode(self, batch: Sequence[tuple[Record | BadRecord, str]], source: Source, counts: Counts) -> list[Example]:
-        """Encodes one batch. With `on_bad="error"` the first bad record raises `BadRecord`; otherwise it is counted."""
+    def encode(
+        self, batch: Sequence[tuple[Record | BadRecord, str]], source: Source, counts: Counts, numbers: Sequence[int]
+    ) -> list[Example]:
+        """Encodes one batch of records, whose numbers become those of the examples.
+
+        With `on_bad="error"` the first bad record raises `BadRecord`; otherwise it is counted.
+        """
         prepared: list[tuple[int, str, Any]] = []
-        for record, where in batch:
-            document, counts.read = counts.read, counts.read + 1
+        for (record, where), document in zip(batch, numbers, strict=True):
             try:
                 if isinstance(record, BadRecord):
                     raise record
@@ -186,7 +192,10 @@ class Encoder:
         """Called for each stored example, in order; `source` is the index of its source."""
 
     def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
-        """Packs `units` (indices into the store, int64 [n]); `document` of the plan is an index into the store."""
+        """Packs `units` (indices into the store, int64 [n]); `document` of the plan is an index into the store.
+
+        Documents that are joined ("concat") are planned by `packing.concat_chunks`, which needs no array of them all.
+        """
         assert self.spec.packing is not None, "DataSpec sets a default"
         plan = packing.PACKERS[self.spec.packing](lengths[units], self.spec.sequence_length)
         return dataclasses.replace(plan, document=units[plan.document])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -39,21 +40,51 @@ def concat(lengths: np.ndarray, sequence_length: int) -> Plan:
     The last token of a window is the first of the next: a target in the first and an input in the second, so that every
     token but the very first is a target exactly once. The last window is padded, not dropped.
     """
-    size = sequence_length
-    ends = np.cumsum(lengths, dtype=np.int64)
+    chunk = (np.arange(len(lengths), dtype=np.int64), np.asarray(lengths, np.int64))
+    return next(concat_chunks([chunk], int(chunk[1].sum()), sequence_length))
+
+
+def concat_rows(total: int, sequence_length: int) -> int:
+    """The number of windows of `total` concatenated tokens."""
+    return max(1, -(-(total - 1) // sequence_length)) if total else 0
+
+
+def concat_chunks(chunks: Iterable[tuple[np.ndarray, np.ndarray]], total: int, sequence_length: int) -> Iterator[Plan]:
+    """`concat` of documents that come in chunks of (numbers, lengths), int64 [n] each, with `total` tokens together.
+
+    Yields a plan of the rows that each chunk completes, with rows counted from 0 and the documents' own numbers, so
+    that memory holds one chunk.
+    """
+    size, rows = sequence_length, concat_rows(total, sequence_length)
+    numbers = lengths = np.zeros(0, np.int64)
+    base = done = end_of_all = 0  # the first token of the pending documents, rows planned, tokens seen
+    for new_numbers, new_lengths in chunks:
+        numbers, lengths = np.concatenate([numbers, new_numbers]), np.concatenate([lengths, new_lengths])
+        end_of_all += int(new_lengths.sum())
+        ready = rows if end_of_all == total else (end_of_all - 1) // size
+        if ready > done or not total:
+            yield _windows(numbers, lengths, base, done, ready, total, size)
+            done = ready
+        used = int(np.searchsorted(base + np.cumsum(lengths), done * size, side="right"))
+        base += int(lengths[:used].sum())
+        numbers, lengths = numbers[used:], lengths[used:]
+
+
+def _windows(numbers, lengths, base: int, row_first: int, row_last: int, total: int, size: int) -> Plan:
+    """The plan of windows `row_first` to `row_last` (exclusive) of documents whose first token is token `base`."""
+    ends = base + np.cumsum(lengths, dtype=np.int64)
     starts = ends - lengths
-    total = int(ends[-1]) if len(ends) else 0
-    rows = max(1, -(-(total - 1) // size)) if total else 0
-    first = np.arange(rows, dtype=np.int64) * size
+    first = np.arange(row_first, row_last, dtype=np.int64) * size
     last = np.minimum(first + size + 1, total)
     document_first = np.searchsorted(ends, first, side="right")
     document_last = np.searchsorted(ends, last - 1, side="right")
     counts = document_last - document_first + 1
-    row = np.repeat(np.arange(rows, dtype=np.int64), counts)
+    row = np.repeat(np.arange(len(first), dtype=np.int64), counts)
     document = np.repeat(document_first, counts) + within(counts)
     begin = np.maximum(first[row], starts[document])
     end = np.minimum(last[row], ends[document])
-    return Plan(row, begin - first[row], document, begin - starts[document], end - begin, rows, size + 1)
+    place, offset = begin - first[row], begin - starts[document]
+    return Plan(row, place, numbers[document], offset, end - begin, len(first), size + 1)
 
 
 def best_fit(lengths: np.ndarray, sequence_length: int, most: int | None = None) -> Plan:

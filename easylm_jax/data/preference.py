@@ -165,6 +165,7 @@ class PairEncoder(Encoder):
     """Encodes pairs: two examples each, chosen and rejected, consecutive in the store and in a row."""
 
     unit = 2
+    has_notes = True
 
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path | None = None):
         super().__init__(spec, tokenizer, folder)

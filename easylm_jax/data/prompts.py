@@ -100,6 +100,7 @@ class PromptEncoder(Encoder):
     """Encodes prompts, one per row, and writes the columns that `keep` names (None = all) to `records.jsonl`."""
 
     layout = "prompts"
+    has_notes = True
 
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path):
         super().__init__(spec, tokenizer, folder)

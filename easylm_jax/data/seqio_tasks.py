@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data.examples import messages_of, text_of
+from easylm_jax.data.fill import sampled_records
 from easylm_jax.data.records import BadRecord
 from easylm_jax.data.seqio_read import _seqio, read_task
-from easylm_jax.data.sources import read_records
 from models.errors import UserError
 
 
@@ -23,8 +23,11 @@ def declare_task(
     *,
     kind: Literal["text", "chat"] = "text",
     encode: DataSpec | None = None,
+    seed: int = 42,
 ):
     """Registers and returns the seqio Task `name`, with one source for each split (a single Source is "train").
+
+    A source's `count` or `fraction` resamples it with `seed`.
 
     Its examples hold `text`, or for kind "chat" `messages` as a JSON string. With `encode`, a spec whose tokenizer,
     template and `train_on` apply, they also hold `targets` (token ids) and `loss_weights`, as in training.
@@ -47,7 +50,7 @@ def declare_task(
 
     def examples(split: str) -> Iterator[dict[str, Any]]:
         source = splits[split]
-        for record, where in read_records(source):
+        for record, where in sampled_records(source, seed):
             yield from _task_examples(record, where, source, kind, encoder)
 
     def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
@@ -83,7 +86,7 @@ def _task_examples(record: Any, where: str, source: Source, kind: str, encoder: 
         if encoder is None:
             yield example
             return
-        for encoded in encoder.encode([(record, where)], source, Counts()):
+        for encoded in encoder.encode([(record, where)], source, Counts(), [0]):
             marks = [1.0] * len(encoded.ids) if encoded.trained is None else encoded.trained.tolist()
             yield {**example, "targets": encoded.ids, "loss_weights": marks}
     except BadRecord as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import glob
 import gzip
 import hashlib
 import io
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -91,6 +92,14 @@ def read_records(source: Source) -> Iterator[tuple[Record | BadRecord, str]]:
         records = itertools.chain.from_iterable(_read_file(file, source) for file in files_of(source))
     stop = None if source.limit is None else source.skip + source.limit
     return itertools.islice(records, source.skip, stop)
+
+
+def read_streams(source: Source) -> list[Callable[[], Iterator[tuple[Record | BadRecord, str]]]]:
+    """Functions that read a source in parts, whose records one after the other are those of `read_records`: each file
+    of a source of files, the whole source where it is a named set or has `skip` or `limit`."""
+    if source.named or source.skip or source.limit is not None:
+        return [functools.partial(read_records, source)]
+    return [functools.partial(_read_file, file, source) for file in files_of(source)]
 
 
 def _split_name(source: Source) -> tuple[str, str]:

@@ -68,6 +68,8 @@ def config_of(init: str, recipe: Recipe) -> DecoderConfig:
     stage = recipe.stage(init)
     if is_training(stage):
         return stage_config(stage, recipe)
+    if stage.derived_from is not None:
+        return stage.derived(config_of(stage.derived_from, recipe))
     raise UserError(f"recipe {recipe.name}: stage {init} trains no model; init must name a stage that does")
 
 

@@ -26,7 +26,8 @@ FAMILIES = {
     "Pretrain": "train", "SFT": "train", "RewardModel": "train", "DPO": "train",
     "PPO": "rl", "GRPO": "rl", "OnlineDPO": "rl",
     "BestOfN": "synthesize", "MajorityVote": "synthesize",
-    "Evaluate": "evaluate",
+    "Evaluate": "evaluate", "Losses": "evaluate",
+    "Average": "checkpoint", "Upcycle": "checkpoint",
 }  # fmt: skip
 # The metrics with the seconds of each part of an RL step. A step of other stages has only the update.
 RL_CLOCKS = {"rollout": "rollout_seconds", "score": "score_seconds", "update": "update_seconds"}

@@ -7,7 +7,7 @@ src/scripts/official/OLMo2 (32B).
 
 import dataclasses
 
-from easylm_jax.config import Checkpoints, Compute, OptimizerConfig, Pretrain
+from easylm_jax.config import Average, Checkpoints, Compute, OptimizerConfig, Pretrain, Stage
 from recipes.olmo2 import data
 
 
@@ -101,3 +101,8 @@ def stage2(stage1: Pretrain, size: str, budget: str, seed: int) -> Pretrain:
         seed=seed,
         optimizer=dataclasses.replace(stage1.optimizer, lr=f"{s.stage2_lr} linear to 0"),
     )
+
+
+def with_soup(stage1: Pretrain, *anneals: Pretrain) -> tuple[Stage, ...]:
+    """The stages of mid-training, and the plain average of its ends (Section 4.5)."""
+    return (stage1, *anneals, Average("soup", ingredients=tuple(stage.name for stage in anneals)))

@@ -1,16 +1,14 @@
 """OLMo 2 13B, stage 2: mid-training on 100B tokens three times and 300B once (arXiv 2501.00656, Tables 5, 13 and 14).
 
-Stage 1 is `recipes/olmo2/stage1_13b.py`; it is not run again. The released model is the parameter average of the four
-(a soup):
-
-    easylm checkpoints average runs/olmo2-13b/stage2-* --out runs/olmo2-13b/soup
+Stage 1 is `recipes/olmo2/stage1_13b.py`; it is not run again. The released model is the parameter average of the
+four: the stage `soup`.
 
 Departs from the paper: shares are those of the runs' file lists, not of Table 13; in the 100B mix all maths is repeated
 2.3 times, where one part was repeated three times and the rest twice.
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo2.sizes import stage2
+from recipes.olmo2.sizes import stage2, with_soup
 from recipes.olmo2.stage1_13b import recipe as base
 
 (stage1,) = base.stages
@@ -18,7 +16,7 @@ recipe = Recipe(
     base.name,
     mesh=base.mesh,
     pod=base.pod,
-    stages=(
+    stages=with_soup(
         stage1,
         *(stage2(stage1, "13b", "100B", seed) for seed in (1110, 2662, 6209)),
         stage2(stage1, "13b", "300B", seed=2662),

@@ -1,13 +1,11 @@
 """OLMo 2 7B, stage 2: mid-training on 50B tokens in three data orders (arXiv 2501.00656, Tables 5, 13 and 14).
 
-Stage 1 is `recipes/olmo2/stage1_7b.py`; it is not run again. The released model is the parameter average of the three
-(a soup):
-
-    easylm checkpoints average runs/olmo2-7b/stage2-50b-seed{42,42069,666} --out runs/olmo2-7b/soup
+Stage 1 is `recipes/olmo2/stage1_7b.py`; it is not run again. The released model is the parameter average of the three:
+the stage `soup`.
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo2.sizes import stage2
+from recipes.olmo2.sizes import stage2, with_soup
 from recipes.olmo2.stage1_7b import recipe as base
 
 (stage1,) = base.stages
@@ -15,5 +13,5 @@ recipe = Recipe(
     base.name,
     mesh=base.mesh,
     pod=base.pod,
-    stages=(stage1, *(stage2(stage1, "7b", "50B", seed) for seed in (42, 42069, 666))),
+    stages=with_soup(stage1, *(stage2(stage1, "7b", "50B", seed) for seed in (42, 42069, 666))),
 )

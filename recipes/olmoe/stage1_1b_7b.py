@@ -9,23 +9,14 @@ Departs from the paper: the load of experts is balanced over the whole batch, no
 
 import dataclasses
 
-from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, Pretrain, Recipe, Source
-
-TOKENS = {  # OLMoE-Mix (Table 2), in billions
-    "dclm": 3860.0,  # DCLM-Baseline
-    "starcoder": 101.0,
-    "pes2o": 57.2,
-    "arxiv": 21.1,
-    "open-web-math": 12.7,
-    "algebraic-stack": 12.6,
-    "wiki": 3.69,
-}
+from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, Pretrain, Recipe
+from recipes import mixes
 
 stage1 = Pretrain(
     "stage1",
     model="olmoe-1b-7b",
     data=DataSpec(
-        tuple(Source("hf:allenai/OLMoE-mix-0924", subset=name, weight=tokens) for name, tokens in TOKENS.items()),
+        (mixes.source("olmoe_mix_0924"),),  # Table 2
         "hf:allenai/gpt-neox-olmo-dolma-v1_5",
         4096,
         packing="concat",

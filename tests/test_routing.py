@@ -1,0 +1,107 @@
+"""Routing analyses: formulas on routings made by hand, and OLMoE's published counts through the same functions."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from easylm_jax.evaluate import routing
+
+# Two layers, four tokens, the two experts of each of three
+BY_HAND = np.array(
+    [
+        [[0, 1], [0, 2], [1, 0], [2, 1]],
+        [[2, 0], [2, 1], [2, 0], [2, 1]],
+    ],
+    np.uint8,
+)
+
+
+def test_counts_and_loads():
+    np.testing.assert_array_equal(routing.expert_counts(BY_HAND, 3), [[3, 3, 2], [2, 2, 4]])
+    np.testing.assert_array_equal(routing.expert_counts(BY_HAND, 3, k=1), [[2, 1, 1], [0, 0, 4]])
+    np.testing.assert_allclose(routing.load(np.array([[3, 3, 2]])), [[9 / 8, 9 / 8, 6 / 8]])
+    even, one = routing.load_entropy(np.array([[5, 5, 5, 5], [0, 20, 0, 0]]))
+    assert (even, one) == (pytest.approx(np.log(4)), 0.0)
+
+
+def test_saturation_is_the_share_of_experts_that_stay():
+    later = np.array([[[1, 0], [1, 2], [2, 0], [2, 1]], [[2, 0]] * 4], np.uint8)
+    np.testing.assert_allclose(routing.saturation(BY_HAND, later, 2), [(2 + 1 + 1 + 2) / 8, (2 + 1 + 2 + 1) / 8])
+    np.testing.assert_allclose(routing.saturation(BY_HAND, later, 1), [1 / 4, 1])
+    np.testing.assert_array_equal(routing.saturation(BY_HAND, BY_HAND, 2), [1, 1])
+    random = np.random.default_rng(0)
+    earlier, final = (np.argsort(random.random((1, 20_000, 64)))[..., :8] for _ in range(2))
+    assert routing.saturation(earlier, final, 8)[0] == pytest.approx(8 / 64, rel=0.02)
+    assert routing.saturation(earlier, final, 1)[0] == pytest.approx(1 / 64, rel=0.2)
+
+
+def test_coactivation_counts_all_pairs_or_those_of_neighbouring_ranks():
+    together = routing.coactivation(BY_HAND, 3)
+    # layer 0: {0,1}, {0,2}, {1,0}, {2,1}: expert 0 has 3 tokens, with 1 twice and with 2 once
+    np.testing.assert_allclose(together[0], [[0, 2 / 3, 1 / 3], [2 / 3, 0, 1 / 3], [1 / 2, 1 / 2, 0]])
+    three = np.array([[[0, 1, 2], [2, 0, 1]]])
+    np.testing.assert_allclose(routing.coactivation(three, 4)[0, 0], [0, 1, 1, 0])
+    np.testing.assert_allclose(routing.coactivation(three, 4, adjacent=True)[0, 0], [0, 1, 1 / 2, 0])
+    assert (routing.coactivation(three, 4)[0, 3] == 0).all()  # an expert without tokens
+
+
+def test_domains_and_flows():
+    shares = routing.domain_specialisation(routing.expert_counts(BY_HAND, 3), 2)
+    np.testing.assert_allclose(shares, [[3 / 4, 3 / 4, 2 / 4], [2 / 4, 2 / 4, 4 / 4]])
+    pairs = routing.layer_pairs(BY_HAND, 0, 1, 3)
+    np.testing.assert_array_equal(pairs, [[0, 0, 2], [0, 0, 1], [0, 0, 1]])
+    assert routing.cross_layer_flow(pairs) == [(0, 2, 0.5), (1, 2, 0.25), (2, 2, 0.25)]
+    assert routing.cross_layer_flow(np.ones((4, 4))) == []
+
+
+def test_vocabulary_specialisation():
+    ids = np.array([7, 7, 9, 7])
+    found = routing.vocabulary_specialisation(BY_HAND, ids, 3, k=1)
+    np.testing.assert_array_equal(found.ids, [7, 9])
+    np.testing.assert_array_equal(found.total, [3, 1])
+    np.testing.assert_allclose(found.by_token, [[2 / 3, 1], [1, 1]])
+    np.testing.assert_allclose(found.mean, [5 / 6, 1])
+    np.testing.assert_allclose(found.weighted, [3 / 4, 1])
+    assert routing.top_tokens(BY_HAND[0], ids, 0, 3, k=2, least=2) == [(7, 2 / 3, 3)]
+    assert routing.top_tokens(BY_HAND[0], ids, 0, 3, k=2, least=1) == [(9, 1.0, 1), (7, 2 / 3, 3)]
+
+
+def published(shared_data, model, kind, domain, experts):
+    """Counts of a domain for layers 0, 7 and 15: [3, E]."""
+    path = shared_data / "routing" / "routing" / model / kind / f"{domain}.json.gz"
+    layers = json.loads(gzip.decompress(path.read_bytes()))
+    return np.array([[layer.get(str(expert), 0) for expert in range(experts)] for layer in layers])
+
+
+def test_published_counts_show_that_experts_of_olmoe_specialise_in_domains_and_mixtrals_do_not(shared_data):
+    """Figure 22: on arXiv and GitHub some experts of OLMoE get far more than 12.5 %; Mixtral stays near 25 %."""
+    largest = {}
+    for domain in ("arxiv", "github", "wikipedia", "c4"):
+        counts = published(shared_data, "olmoe", "expert_counts", domain, 64)
+        shares = routing.domain_specialisation(counts, 8)
+        np.testing.assert_allclose(shares.sum(axis=1), 8)
+        assert counts.sum(axis=1).max() == counts.sum(axis=1).min()  # every layer routes every token
+        largest[domain] = shares.max()
+    assert largest["arxiv"] > 0.5 and largest["github"] > 0.5
+    assert largest["c4"] < largest["arxiv"]
+    mixtral = [
+        routing.domain_specialisation(published(shared_data, "mistral", "expert_counts", domain, 8), 2).max()
+        for domain in ("arxiv", "github", "wikipedia", "c4")
+    ]
+    assert max(mixtral) < 0.45
+
+
+def test_published_first_choices_agree_with_their_flows(shared_data):
+    """The pairs of layers 0 and 7 add up to the first choices of either."""
+    path = shared_data / "routing" / "routing" / "olmoe" / "expert_counts_crosslayer_top1" / "github.json.gz"
+    pairs = np.zeros((64, 64), np.int64)
+    for key, count in json.loads(gzip.decompress(path.read_bytes()))[0].items():
+        pairs[tuple(map(int, key.split("|")))] = count
+    first = published(shared_data, "olmoe", "expert_counts_top1", "github", 64)
+    np.testing.assert_array_equal(pairs.sum(axis=1), first[0])
+    np.testing.assert_array_equal(pairs.sum(axis=0), first[1])
+    flows = routing.cross_layer_flow(pairs)
+    assert flows and all(flow.share > 1.5 / 64**2 for flow in flows)
+    np.testing.assert_allclose(routing.domain_specialisation(first, 1).sum(axis=1), 1)
