@@ -42,6 +42,7 @@ def lines(tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
     return {
         "run": ([recipe], ["--list"]),
         "data build": ([texts], built),
+        "data merge": ([texts], built),
         "data inspect": ([cache], []),
         "data stats": ([cache], []),
         "data decontaminate": ([texts], ["--against", texts, "--out", str(folder / "decontaminated"), "--workers=1"]),

@@ -5,6 +5,8 @@ import functools
 import http.server
 import json
 import re
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -332,3 +334,47 @@ def test_what_shards_cannot_give_is_refused(change, line):
         DataSpec(
             **{"sources": (Source("a.npy"),), "tokenizer": "sp:t", "sequence_length": S, "kind": "tokens"} | change
         )
+
+
+OPENING = """
+import json, resource, sys, time
+from easylm_jax.data import DataSpec, Loader, build_cache
+spec = DataSpec.from_dict(json.loads(sys.argv[1]))
+memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+from easylm_jax.data import load_tokenizer; load_tokenizer(spec.tokenizer); import tensorstore
+before, began = memory(), time.perf_counter()
+loader = Loader(build_cache(spec, sys.argv[2]), 64, seed=3)
+batch = loader.batch_at(1234)
+took = {"seconds": time.perf_counter() - began, "MB": memory() - before}
+print(json.dumps({**took, "first": batch["tokens"][0, :8].tolist()}))
+"""
+
+
+@pytest.mark.slow
+def test_two_gigabytes_in_fifty_files_are_opened_with_little_memory(tmp_path, tokenizer):
+    """Windows, multiplicities and order beside an independent reading; the print has the seconds of the opening."""
+    size, length = 20_000_003, 2048
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(50):
+        random.integers(4, 400, size, "u2").tofile(folder / f"{number:02d}.npy")
+    listed = [f"{number:02d}.npy" for number in [*range(50), 7, 7, 31]]
+    (folder / "list.txt").write_text("\n".join(listed))
+    spec = DataSpec(Source(str(folder / "list.txt")), tokenizer, length, kind="tokens", document_mask=False)
+    command = [sys.executable, "-c", OPENING, json.dumps(spec.to_dict()), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    opened = json.loads(done.stdout)
+    print(opened)
+    assert opened["MB"] < 200
+    cache = build_cache(spec, tmp_path / "cache")
+    each = size // length
+    assert cache.rows == 53 * each
+    loader = Loader(cache, 64, seed=3)
+    for step in (0, 1234, 5000, loader.steps_per_epoch + 77):
+        batch, rows = loader.batch_at(step)["tokens"], loader.rows_at(step)
+        for row, tokens in zip(rows, batch, strict=True):
+            file, window = divmod(int(row), each)
+            raw = np.fromfile(folder / listed[file], "<u2", length, offset=2 * length * window)
+            np.testing.assert_array_equal(tokens, raw)
+    assert loader.batch_at(1234)["tokens"][0, :8].tolist() == opened["first"]

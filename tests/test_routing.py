@@ -1,12 +1,24 @@
 """Routing analyses: formulas on routings made by hand, and OLMoE's published counts through the same functions."""
 
+import dataclasses
 import gzip
 import json
 
+import jax
 import numpy as np
 import pytest
+from data_kit import corpus, sentencepiece, write_jsonl
 
+import models
+from easylm_jax.checkpoint import load
+from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
+from easylm_jax.checkpoint.store import Retention
+from easylm_jax.config import DecoderConfig, Source
+from easylm_jax.data import load_tokenizer
 from easylm_jax.evaluate import routing
+from models.config import Experts
+from models.families.olmoe import ARCHITECTURE
+from models.moe import RoutingDecoder
 
 # Two layers, four tokens, the two experts of each of three
 BY_HAND = np.array(
@@ -105,3 +117,59 @@ def test_published_first_choices_agree_with_their_flows(shared_data):
     flows = routing.cross_layer_flow(pairs)
     assert flows and all(flow.share > 1.5 / 64**2 for flow in flows)
     np.testing.assert_allclose(routing.domain_specialisation(first, 1).sum(axis=1), 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small mixture with three checkpoints, on the way from one set of parameters to another, and two texts."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = sentencepiece(folder / "tokenizer")
+    config = DecoderConfig(
+        "olmoe", layers=2, width=16, heads=2, ffn=8, vocab=420, context=32, experts=Experts(8, 2), **ARCHITECTURE
+    )
+    meta = {
+        "model": dataclasses.asdict(config),
+        "tokenizer": tokenizer,
+        "tokenizer_hash": load_tokenizer(tokenizer).hash,
+    }
+    first, last = (jax.jit(models.build(config).init)(jax.random.key(seed)) for seed in (0, 1))
+    with Checkpointer(folder / "moe" / "checkpoints", Retention(latest=3), asynchronous=False) as checkpointer:
+        for step, share in ((1, 0.0), (50, 0.7), (100, 1.0)):
+            mixed = jax.tree.map(lambda a, b, s=share: (1 - s) * a + s * b, first, last)
+            checkpointer.save(step, {"params": mixed}, meta)
+    for name, turn in (("a", 1), ("b", -1)):
+        write_jsonl(folder / f"{name}.jsonl", [{"text": text[::turn]} for text in corpus(60)])
+    return folder
+
+
+def test_a_run_is_analysed_step_by_step(run, tmp_path):
+    from easylm_jax.evaluate import routing_page, routing_run
+
+    sources = {name: Source(str(run / f"{name}.jsonl")) for name in "ab"}
+    result = routing_run.analyse(str(run / "moe"), "all", sources, 300, tmp_path, tmp_path / "cache")
+    assert [step["step"] for step in result["steps"]] == [1, 50, 100]
+    ends = [step["saturation"]["2"] for step in result["steps"]]
+    assert ends[2] == [1.0, 1.0] and all(a < b < 1 for a, b in zip(ends[0], ends[1], strict=True))
+    assert all(np.log(8) * 0.9 < entropy <= np.log(8) for entropy in result["steps"][0]["router_entropy"])
+    for domain in result["domains"].values():
+        np.testing.assert_allclose(np.sum(domain["shares"]["2"], axis=1), 2)
+        assert domain["tokens"] >= 300 - 32
+    assert json.loads((tmp_path / "routing.json").read_text())["steps"] == result["steps"]
+    text, page = routing_page.text(result), (tmp_path / "routing.html").read_text()
+    assert "100.0%" in text and page.count("<svg") == 2 + 1 + 2 + 2
+    chosen = reference_choice(run)
+    counts = routing.expert_counts(chosen, 8)
+    np.testing.assert_allclose(result["steps"][-1]["load_max"], routing.load(counts).max(axis=1), rtol=1e-6)
+
+
+def reference_choice(run):
+    """The choices of the last step on the first text, by the reports of the layers in one pass over all rows."""
+    from easylm_jax.evaluate import routing_run
+
+    folder = routing_run.checkpoints_of(str(run / "moe"), "100")[0][1]
+    cache = routing_run.text_cache(folder, Source(str(run / "a.jsonl")), 300, run / "cache")
+    batch = cache.read(np.arange(-(-300 // 32)))
+    model = RoutingDecoder(load.model_of(str(folder)))
+    place = {name: batch[name] for name in ("positions", "segment_ids")}
+    chosen = model(restore_params(folder), batch["tokens"], **place).aux["chosen"]
+    return np.asarray(chosen)[:, batch["loss_weights"] > 0]

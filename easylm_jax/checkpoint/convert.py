@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import models
-from easylm_jax.checkpoint import hub
+from easylm_jax.checkpoint import hub, revision
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from easylm_jax.checkpoint.load import model_of, model_tokenizer, resolve_model
 from easylm_jax.checkpoint.resume import guard_fresh_start
@@ -19,7 +19,8 @@ from models.errors import UserError
 
 
 def from_hf(source: str, target: str, *, dtype: str | None = None, overwrite: bool = False) -> None:
-    """Writes the model of a Hugging Face folder (or hub name) as checkpoint 0 of the stage folder `target`.
+    """Writes the model of a Hugging Face folder (or hub name) as a checkpoint of the stage folder `target`: of the step
+    that its revision names (`hf:allenai/OLMo-2-1124-7B@stage1-step928646-tokens3896B`), otherwise 0.
 
     `source` may begin with "hf:". The checkpoint records where it came from, so that its tokenizer is found again.
     """
@@ -30,8 +31,9 @@ def from_hf(source: str, target: str, *, dtype: str | None = None, overwrite: bo
     model, params = models.load_hf(folder, dtype=dtype)
     local = Path(name).expanduser()
     meta = {"model": dataclasses.asdict(model.config), "source": str(local.absolute()) if local.is_dir() else name}
+    found = revision.parse(name) if "@" in name else None
     with Checkpointer(Path(target) / "checkpoints", asynchronous=False) as checkpointer:
-        checkpointer.save(0, {"params": params}, meta)
+        checkpointer.save(0 if found is None else found.step, {"params": params}, meta)
 
 
 def to_hf(

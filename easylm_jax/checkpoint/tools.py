@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict
 
-from easylm_jax.checkpoint import store
+from easylm_jax.checkpoint import revision, store
 from easylm_jax.checkpoint.store import Retention
 from models import reading
 from models.errors import UserError
@@ -18,7 +18,8 @@ BATCH_BYTES = 1 << 30  # of arrays in memory at once while checkpoints are compa
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed checkpoint. `age`: seconds since its commit; `kind`: "full", "params" or "average"."""
+    """One committed checkpoint. `age`: seconds since its commit; `kind`: "full", "params" or "average"; `revision`: its
+    name as OLMo's repositories name checkpoints (`revision.py`), where its batch is known."""
 
     step: int
     kind: str
@@ -26,6 +27,7 @@ class Entry:
     bytes: int
     age: float
     folder: str
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,20 @@ def list_checkpoints(stage_folder: Any) -> list[Entry]:
 
 def _entry(folder: Any) -> Entry:
     manifest = store.read_manifest(folder)
-    parts = store.read_meta(folder).get("average_of") if manifest.kind == "params" else None
+    meta = store.read_meta(folder)
+    parts = meta.get("average_of") if manifest.kind == "params" else None
     kind, name = ("average", f"of {len(parts)} checkpoints") if parts else (manifest.kind, manifest.name)
     age = max(0.0, time.time() - manifest.saved_at)
-    return Entry(manifest.step, kind, name, store.total_bytes(folder), age, str(folder))
+    return Entry(manifest.step, kind, name, store.total_bytes(folder), age, str(folder), _revision(meta, manifest.step))
+
+
+def _revision(meta: dict[str, Any], step: int) -> str | None:
+    """The revision of a step of a stage that trains on data of one length; None for other checkpoints."""
+    config = meta.get("config") or {}
+    name, batch, length = config.get("name"), config.get("batch"), (config.get("data") or {}).get("sequence_length")
+    if not (isinstance(name, str) and isinstance(batch, int) and isinstance(length, int)):
+        return None
+    return str(revision.of_stage(name, step, batch * length))
 
 
 def verify(folder: Any) -> dict[str, list[str]]:
