@@ -35,6 +35,7 @@ CONVERSATIONS = {"tulu-v2-sft-mixture": 326_154, "tulu-3-sft-mixture": 939_344}
 
 # What `init` names on the hub, as a preset of the same shape.
 PRESET = {
+    "allenai/OLMoE-1B-7B-0924": "olmoe-1b-7b",
     "meta-llama/Llama-2-7b-hf": "llama2-7b",
     "meta-llama/Llama-2-13b-hf": "llama2-13b",
     "meta-llama/Llama-2-70b-hf": "llama2-70b",
@@ -350,3 +351,13 @@ def test_examples_in_the_documentation_load(tmp_path):
         file = tmp_path / f"example{number}.py"
         file.write_text(example, encoding="utf-8")
         assert load_recipe(str(file)).stages
+
+
+def test_olmoe_is_adapted_as_its_released_commands_say():
+    sft, dpo, kto = (load(f"recipes/olmoe/{name}_1b_7b.py").stage(name) for name in ("sft", "dpo", "kto"))
+    steps = updates(sft, 607_950)
+    assert steps == 2 * 4749 and schedule(sft, steps).warmup == 284  # 9,500 updates; 3 % of warm-up, rounded down
+    assert (schedule(sft, steps).peak, sft.reduction, sft.data.template) == (2e-5, "sequence_sum", "olmo")
+    assert updates(dpo, 60_917) == 5709 and (dpo.beta, dpo.loss, schedule(dpo, 5712).peak) == (0.1, "dpo", 5e-7)
+    assert (2 * kto.batch, kto.steps) == (32, 5000) and 32 * kto.steps / (2 * 60_917) == pytest.approx(1.3, abs=0.02)
+    assert {(stage.load_balancing, stage.router_z) for stage in (sft, dpo, kto)} == {(0.0, 0.0)}
