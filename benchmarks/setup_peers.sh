@@ -16,6 +16,7 @@ requirements() {
     hf) echo "torch==2.13.0 transformers==5.23.0" ;;
     trl) echo "torch==2.13.0 transformers==5.23.0 trl==1.16.0 accelerate==1.15.0 datasets==5.2.0" ;;
     tunix) echo "google-tunix==0.1.7 jax==0.10.2 jaxlib==0.10.2 flax==0.12.8 optax==0.2.8 transformers==5.12.1" ;;
+    lm_eval) echo "lm-eval[hf]==0.4.13 torch==2.13.0 transformers==5.23.0" ;;
     math_verify) echo "math-verify[antlr4-13-2]==0.9.0" ;;
     *) return 1 ;;
   esac
@@ -26,6 +27,7 @@ imports() {
     hf) echo "import torch, transformers; transformers.Olmo2ForCausalLM" ;;
     trl) echo "import torch, trl; trl.SFTTrainer" ;;
     tunix) echo "import jax; from tunix.models.llama3 import model" ;;
+    lm_eval) echo "from lm_eval.models.huggingface import HFLM" ;;
     math_verify) echo "import math_verify" ;;
   esac
 }
@@ -54,10 +56,10 @@ build() {
 }
 
 peers=("$@")
-[ ${#peers[@]} -gt 0 ] || peers=(hf trl tunix math_verify)
+[ ${#peers[@]} -gt 0 ] || peers=(hf trl tunix lm_eval math_verify)
 for name in "${peers[@]}"; do
   if ! requirements "$name" >/dev/null; then
-    echo "setup_peers.sh: no peer called '$name'; there are hf, trl, tunix and math_verify" >&2
+    echo "setup_peers.sh: no peer called '$name'; there are hf, trl, tunix, lm_eval and math_verify" >&2
     exit 2
   fi
 done

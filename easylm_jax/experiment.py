@@ -52,6 +52,7 @@ from easylm_jax.config.load import load_recipe
 from easylm_jax.config.workspace import MEND, Workspace
 from easylm_jax.data.stage import make_data, train_tokenizer
 from easylm_jax.evaluate import evaluate
+from easylm_jax.evaluate.columns import asker
 from easylm_jax.evaluate.losses import losses
 from easylm_jax.plan import topology
 from easylm_jax.plan.programs import (
@@ -213,6 +214,10 @@ def _as_user_error(error: Exception, out: str) -> Exception:
 
 class Experiment(Workspace):
     """Runs the stages of a recipe in its workspace."""
+
+    def asker(self, stage: Any, decoder: Any, mesh: Any) -> Callable[[Any, int], dict[str, float]] | None:
+        """`evaluate.columns.asker`: the rooms that train and evaluate do not know each other."""
+        return asker(stage, self, decoder, mesh)
 
     def progress(self, stage: Stage) -> str:
         """The progress of a stage, as text."""

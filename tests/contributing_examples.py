@@ -144,10 +144,10 @@ def benchmark():
     _lines("problems.jsonl", [{"question": f"one two {i}", "answer": str(i)} for i in range(4)])
     options = ("--task", "gsm_plus=problems.jsonl", "--max-new-tokens", "3", "--longest-prompt", "40")
     vocabulary = ("--tokenizer", "sp:tokenizer.model", "--template", "tulu")
-    assert main(["eval", "hf:tiny", *options, *vocabulary, "--json", "table.json"]) == 0
-    table = json.loads(Path("table.json").read_text())
-    assert [task["name"] for task in table["tasks"]] == ["GSM-Plus"] and table["tasks"][0]["prompts"] == 4
-    return table["rows"][0]["score"]
+    assert main(["eval", "hf:tiny", *options, *vocabulary, "--json", "results.json"]) == 0
+    (task,) = json.loads(Path("results.json").read_text())["tasks"]
+    assert (task["task"], task["title"], task["n"]) == ("gsm_plus", "GSM-Plus", 4)
+    return task["score"]
 
 
 def stage_kind():

@@ -21,7 +21,7 @@ RUN = {"ruff", "mypy"}
 PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
 ASKED_FOR = {"accelerate"}  # by the trainers of transformers, which the comparison runs
 # Extras that production code may import, inside functions alone, since they need not be there.
-OPTIONAL = ("instructions", "wandb")
+OPTIONAL = ("instructions", "wandb", "evals")
 
 
 def plain(name):
@@ -181,7 +181,7 @@ def test_the_walk_finds_a_hint_that_is_wrong(text, found):
     [
         (unlisted, "import requests", ["requests"]),
         (unlisted, "def f():\n    from matplotlib import pyplot", ["matplotlib"]),
-        (unlisted, "import importlib\nimportlib.import_module('jinja2')", ["jinja2"]),
+        (unlisted, "import importlib\nimportlib.import_module('simplejson')", ["simplejson"]),
         (unlisted, "import json, jax.numpy, orbax.checkpoint, easylm_jax.config", []),
         (unlisted, "def f():\n    import wandb", []),
         (extras_at_the_top, "import wandb", ["wandb"]),

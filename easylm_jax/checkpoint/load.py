@@ -16,8 +16,9 @@ from easylm_jax.checkpoint import hub, store
 from easylm_jax.checkpoint.checkpointer import restore_params
 from easylm_jax.config import Compute
 from easylm_jax.config.workspace import checkpoint_of, read_done
-from easylm_jax.data import load_tokenizer
+from easylm_jax.data import load_tokenizer, tokenizer_template
 from easylm_jax.data.tokenizer import Tokenizer, differing_token, restrict_vocab
+from easylm_jax.data.tokenizer_template import template_file
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.mesh import make_mesh
 from models import reading, registry
@@ -171,7 +172,10 @@ def resolve_model(model: str) -> tuple[str, dict[str, Any], str | None]:
     path = Path(model)
     if model.startswith("hf:") or (not is_checkpoint(model) and any(path.glob("*.safetensors"))):
         folder = hub.resolve(model.removeprefix("hf:"))
-        return f"hf:{folder}", {"config": {"data": {"add_bos": _adds_bos(folder)}}}, f"hf:{folder}"
+        data: dict[str, Any] = {"add_bos": _adds_bos(folder)}
+        if template_file(folder) is not None:
+            data["template"] = tokenizer_template.NAME
+        return f"hf:{folder}", {"config": {"data": data}}, f"hf:{folder}"
     folder, meta = checked_meta(path)
     return f"run:{folder}", meta, tokenizer_of(folder, meta)
 

@@ -1,9 +1,10 @@
-"""`easylm eval MODEL --task NAME`: evaluates a trained model on named benchmarks, without a recipe."""
+"""`easylm eval MODEL --task NAME[,…]`: asks a model the documents of benchmarks, without a recipe."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from easylm_jax.cli.parser import add_stop_and_seed
 from models.errors import UserError
 
 if TYPE_CHECKING:
-    from easylm_jax.config import Task
+    from easylm_jax.config import Ask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,29 +22,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         type=kinds.NAME,
         metavar="MODEL",
+        nargs="?",
         help="a stage's or checkpoint's folder, or hf:FOLDER (or hf:OWNER/NAME on the hub)",
     )
     parser.add_argument(
-        "--task", type=kinds.NAME, metavar="NAME[=FILE]", action="append", required=True,
-        help="a benchmark such as gsm8k or ifbench (an unknown name lists them all), optionally with its prompts in "
-        "FILE; may be repeated",
+        "--task", type=kinds.NAME, metavar="NAME[=FILE][,…]", action="append", default=[],
+        help="a benchmark such as gsm8k or arc_challenge:mc, optionally with its documents in FILE; may be repeated",
     )  # fmt: skip
     parser.add_argument(
-        "--template", metavar="NAME", help="chat template (default: the one the stage was trained with)"
+        "--suite", type=kinds.NAME, metavar="NAME",
+        help="the benchmarks of a paper's table, such as tulu3-dev; --task NAME=FILE then names the file of one",
+    )  # fmt: skip
+    parser.add_argument(
+        "--list", action="store_true", help="print all benchmarks and suites: settings, examples, source"
     )
+    parser.add_argument(
+        "--shots",
+        type=kinds.NATURAL,
+        metavar="N",
+        help="solved examples before each question (default: the benchmark's)",
+    )
+    parser.add_argument(
+        "--shots-from", type=kinds.NAME, metavar="NAME=FILE", action="append", default=[],
+        help="read the solved examples of a benchmark from FILE; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--template", metavar="NAME",
+        help="chat template (default: the one the stage was trained with); none asks everything as plain text",
+    )  # fmt: skip
     parser.add_argument(
         "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
     )
     parser.add_argument(
-        "--limit", type=kinds.COUNT, metavar="N", help="use only the first N prompts of each task, long or short"
-    )
+        "--steps", type=kinds.NAME, metavar="all|N,…",
+        help="ask these checkpoints of a stage's folder: one table and one figure",
+    )  # fmt: skip
+    parser.add_argument(
+        "--judge", type=kinds.NAME, metavar="MODEL",
+        help="who judges responses where a benchmark needs it: a model as above, or https://host/v1#model",
+    )  # fmt: skip
+    parser.add_argument("--limit", type=kinds.COUNT, metavar="N", help="ask only the first N documents of each task")
     parser.add_argument(
         "--max-new-tokens", type=kinds.COUNT, metavar="N", help="maximum response length (default: the benchmark's)"
     )
     parser.add_argument(
         "--longest-prompt", type=kinds.LENGTH, metavar="N",
         help="leave out prompts of more than N tokens, for a model with a short context (default: an error); the table "
-        "says how many",
+        "says how many documents it is of",
     )  # fmt: skip
     parser.add_argument(
         "--temperature", type=kinds.NON_NEGATIVE, metavar="T", help="sampling temperature (default: the benchmark's)"
@@ -55,118 +80,206 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=kinds.OUTPUT_FOLDER, metavar="DIR", default="runs", help="folder for results (default: runs)"
     )
-    parser.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the table to FILE")
+    parser.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the results to FILE")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """`easylm eval`: evaluates and prints the table; an interrupted evaluation is resumed."""
-    from easylm_jax import report
-    from easylm_jax.checkpoint import load
-    from easylm_jax.config import Compute, Entry, Evaluate, Recipe, fields
-    from easylm_jax.experiment import Experiment
+    """`easylm eval`: asks what is not yet known, prints the table and writes the results."""
+    if arguments.list:
+        _print_list()
+        return 0
+    if arguments.model is None:
+        raise UserError("give a MODEL, or --list for the benchmarks")
+    asks = _asks(arguments)
+    if not asks:
+        raise UserError("nothing is asked; name a benchmark with --task, or a suite with --suite (--list names all)")
+    from easylm_jax.evaluate import asking, judges
+    from easylm_jax.runtime.files import write_json
 
-    init, meta, known_tokenizer = load.resolve_model(arguments.model)
-    trained = meta.get("config") or {}
-    tokenizer = arguments.tokenizer or known_tokenizer
-    template = arguments.template or (trained.get("data") or {}).get("template")
-    if not tokenizer:
-        raise UserError(f"the tokenizer of {arguments.model} is not known; give it with --tokenizer")
-    if not template:
-        raise UserError(f"the chat template of {arguments.model} is not known; give it with --template, such as tulu")
-    tasks = tuple(_task(text, tokenizer, template, arguments) for text in arguments.task)
-    dtype = (trained.get("compute") or {}).get("dtype") or _default_dtype()
-    stage = Evaluate(
-        "table", title=f"{arguments.model} on {', '.join(task.name for task in tasks)}", seed=arguments.seed,
-        tasks=tasks, entries=(Entry(Path(arguments.model).name or arguments.model, (init,)),),
-        compute=Compute(dtype=dtype),
-    )  # fmt: skip
-    experiment = Experiment(Recipe(f"eval-{fields.digest(fields.encode(stage))[:8]}", (stage,)), Path(arguments.out))
-    try:
-        experiment.run(stage)
-    except UserError as error:
-        raise UserError(_in_flags(error, stage.name, init, arguments)) from error
-    print(report.tables.text(report.collect(experiment.root)))
-    table = experiment.root / "table.json"
-    print(f"\n{table}; responses: {experiment.folder(stage.name) / 'samples.jsonl'}")
+    for ask in asks:
+        asking.resolve(ask)  # an unknown name is an error before the model is loaded
+    judge = None if arguments.judge is None else judges.judge_of(arguments.judge)
+    steps = _steps(arguments)
+    answered = [(step, *_ask(model, asks, arguments, judge)) for step, model in steps]
+    results, folder = answered[-1][1], answered[-1][2]
+    if arguments.steps is not None:
+        results["steps"] = [{"step": step, **one} for step, one, _ in answered]
+    write_json(folder / "results.json", results)
+    print(_table(results) if arguments.steps is None else _table_of_steps(results["steps"]))
+    print(f"\n{folder / 'results.json'}")
+    if arguments.steps is not None:
+        print(_write_figure(results["steps"], folder / "steps.html"))
     if arguments.json:
-        _copy(table, Path(arguments.json))
+        _write(results, Path(arguments.json))
     return 0
 
 
-# What messages that are written for recipes say, and what a user of this command can do instead.
-_WORDS = {
-    "max_new_tokens of task": "--max-new-tokens of task",
-    "than the one of the stage's data (": "than --tokenizer (",
-    "; use the same one for both": "; leave --tokenizer out to use the model's own",
-    "; name it in fields": "; give a file with the columns of the published set",
-    "; name it in DataSpec.keep": "; give a file with the columns of the published set",
-    "; name one in DataSpec.keep": "; give a file with the columns of the published set",
-}
+def _steps(arguments: argparse.Namespace) -> list[tuple[int | None, str]]:
+    """(step, model) of each checkpoint to ask."""
+    if arguments.steps is None:
+        return [(None, arguments.model)]
+    from easylm_jax.checkpoint import store
 
-
-def _in_flags(error: UserError, stage: str, init: str, arguments: argparse.Namespace) -> str:
-    """The message of an error with the command's own options in place of a stage and its fields."""
-    from easylm_jax.data.fill import NothingKept
-    from easylm_jax.decode.generator import ContextTooShort
-
-    text = str(error).removeprefix(f"stage {stage}: ").replace(f"entries {init}", arguments.model)
-    if isinstance(error, ContextTooShort):
-        room, fits = error.context - error.longest, error.context - error.max_new_tokens
-        ways = [f"allow at most {room} new tokens with --max-new-tokens"] if room > 0 else []
-        ways += [f"leave longer prompts out with --longest-prompt {fits}"] if fits > 1 else []
-        exceed = f"{error.longest} tokens and {error.max_new_tokens} new ones exceed the context of {error.context}"
-        task = text.partition(": a prompt of")[0]
-        return f"{task}: a prompt of {exceed} tokens of {arguments.model}; {' or '.join(ways)}"
-    if isinstance(error, NothingKept) and error.counts.overlong_dropped:
-        bound = "raise --longest-prompt" if arguments.longest_prompt is not None else "the prompts are too long"
-        more = ", or raise --limit" if arguments.limit is not None else ""
-        asked = f"none of the {error.counts.read:,} prompts of {error.source.path} is short enough"
-        return f"{asked}; {bound}{more}"
-    for words, own in _WORDS.items():
-        text = text.replace(words, own)
-    return text
-
-
-def _default_dtype() -> str:
-    import jax
-
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def _task(text: str, tokenizer: str, template: str, arguments: argparse.Namespace) -> Task:
-    from easylm_jax.evaluate.tasks import TASKS, with_sampling
-    from easylm_jax.runtime.functions import resolve
-
-    name, _, path = text.partition("=")
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}; choose one of {', '.join(TASKS)}")
-    if path and not Path(path).is_file():
-        raise UserError(f"no file {path}; give a file with the prompts of {name}")
-    task = resolve(TASKS[name])(tokenizer, template, path or None)
-    sampling: dict[str, Any] = {"stop_strings": (*task.sampling.stop_strings, *arguments.stop)}
-    if arguments.max_new_tokens is not None:
-        sampling["max_new_tokens"] = arguments.max_new_tokens
-    if arguments.temperature is not None:
-        sampling["temperature"] = arguments.temperature
-    if arguments.longest_prompt is not None:
-        task = dataclasses.replace(task, data=dataclasses.replace(task.data, sequence_length=arguments.longest_prompt))
-    if arguments.limit is not None or arguments.longest_prompt is not None:  # means by instruction need the whole set
-        task = dataclasses.replace(task, also=tuple(one for one in task.also if "'count'" not in one[1]))
-    samples = task.samples if arguments.samples is None else arguments.samples
-    if samples > 1 and (task.sampling.temperature if arguments.temperature is None else arguments.temperature) == 0:
+    folder = store.checkpoints_folder(arguments.model)
+    there = store.committed_steps(folder)
+    wanted = there if arguments.steps == "all" else [_number(text) for text in arguments.steps.split(",")]
+    missing = [step for step in wanted if step not in there]
+    if missing or not wanted:
+        known = f"it has {', '.join(map(str, there))}" if there else "it has none"
         raise UserError(
-            f"task {task.name}: {samples} greedy responses to a prompt would all be the same; give a --temperature "
-            f"above 0{'' if arguments.samples is None else ', or --samples 1'}"
+            f"{arguments.model} has no checkpoint of step {missing[0] if missing else arguments.steps}; {known}"
         )
-    changed = {"limit": arguments.limit} | ({} if arguments.samples is None else {"samples": arguments.samples})
-    return dataclasses.replace(with_sampling(task, **sampling), **changed)
+    return [(step, str(folder / str(step))) for step in wanted]
 
 
-def _copy(table: Path, target: Path) -> None:
+def _number(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise UserError(f"--steps {text!r} is neither all nor a list of steps such as 100,200")
+    return int(text)
+
+
+def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) -> tuple[dict[str, Any], Path]:
+    """The results of one model, and the folder where its responses are kept."""
+    from easylm_jax.checkpoint.load import load, resolve_model
+    from easylm_jax.config import fields
+    from easylm_jax.evaluate import harness, suites
+    from easylm_jax.runtime.monitor import counting
+
+    model = load(name, tokenizer=arguments.tokenizer)
+    identity = harness.identity(*resolve_model(name)[:2], model)
+    folder = Path(arguments.out) / f"eval-{fields.digest(identity)[:8]}"
+    answered = []
+    for ask in asks:
+        with counting(ask.benchmark, None, "documents") as progress:
+            answered.append(harness.ask_model(
+                model, ask, folder, identity=identity, seed=arguments.seed, longest_prompt=arguments.longest_prompt,
+                judge=judge, progress=functools.partial(_show, progress),
+            ))  # fmt: skip
+    results = harness.results(name, answered)
+    if arguments.suite is not None:
+        by_name = {task["task"]: task for task in results["tasks"]}
+        results["averages"][arguments.suite] = suites.table(suites.load(arguments.suite), by_name)
+    return results, folder
+
+
+def _show(progress: Any, done: int, total: int) -> None:
+    progress.update(done, {})
+
+
+def _asks(arguments: argparse.Namespace) -> list[Ask]:
+    """What the options ask for: the benchmarks of the suite, whose files `--task NAME=FILE` may name, and the tasks."""
+    from easylm_jax.config import Ask
+
+    shots_from = dict(_named(text, "--shots-from") for text in arguments.shots_from)
+    named = [part.partition("=")[::2] for one in arguments.task for part in one.split(",") if part]
+    if arguments.suite is not None:
+        from easylm_jax.evaluate import suites
+
+        members, files = suites.load(arguments.suite).benchmarks(), dict(named)
+        further = [(name, path) for name, path in named if name not in _known(members)]
+        named = [(name, files.get(name, files.get(name.partition(":")[0], ""))) for name in members] + further
+    unused = set(shots_from) - _known(name for name, _ in named)
+    if unused:
+        raise UserError(f"--shots-from names {min(unused)}, which is no --task")
+    return [
+        Ask(
+            name, file=path or None, shots=arguments.shots, limit=arguments.limit, template=arguments.template,
+            shots_from=shots_from.get(name, shots_from.get(name.partition(":")[0])), samples=arguments.samples,
+            max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature,
+            stop_strings=tuple(arguments.stop),
+        )
+        for name, path in named
+    ]  # fmt: skip
+
+
+def _known(names: Iterable[str]) -> set[str]:
+    """Names of benchmarks with and without their settings."""
+    return {part for name in names for part in (name, name.partition(":")[0])}
+
+
+def _named(text: str, option: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise UserError(f"{option} {text!r} is not NAME=FILE")
+    return name, path
+
+
+def _table(results: dict[str, Any]) -> str:
+    """The scores as text, with their standard errors; of a suite its columns and average."""
+    lines = [(results["model"], "metric", "score", "n")]
+    for task in results["tasks"]:
+        for name, one in task["metrics"].items():
+            scale = 100 if task["units"][name] == "share" else 1
+            lines.append((task["task"] if name == task["metric"] else "", name, _score(one, scale), f"{task['n']:,}"))
+    for name, table in results["averages"].items():
+        lines += [(f"{name}: {title}", "", _score(one), "") for title, one in table["columns"].items()]
+        lines.append((f"{name}: average", "", _score(table) if table["score"] is not None else "–", ""))
+    return _aligned(lines, left=2)
+
+
+def _score(one: dict[str, Any] | None, scale: float = 100) -> str:
+    return "–" if one is None else f"{scale * one['score']:.2f} ± {scale * one['stderr']:.2f}"
+
+
+def _table_of_steps(steps: list[dict[str, Any]]) -> str:
+    """A row for each checkpoint, a column for each task."""
+    lines = [("step", *(task["task"] for task in steps[0]["tasks"]))]
+    for one in steps:
+        scales = [100 if task["units"][task["metric"]] == "share" else 1 for task in one["tasks"]]
+        scores = (_score(task, scale) for task, scale in zip(one["tasks"], scales, strict=True))
+        lines.append((str(one["step"]), *scores))
+    return _aligned(lines, left=0)
+
+
+def _aligned(lines: Sequence[tuple[str, ...]], left: int) -> str:
+    """Columns of text; the first `left` are aligned on the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if at < left else cell.rjust(width)
+                  for at, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    )  # fmt: skip
+
+
+def _write_figure(steps: list[dict[str, Any]], path: Path) -> Path:
+    """A page with the scores of all tasks against the step."""
+    from easylm_jax.report import html, plots
+
+    titles = [(task["task"], task["units"][task["metric"]]) for task in steps[0]["tasks"]]
+    series = [
+        plots.Series(
+            title, [(float(one["step"]), one["tasks"][at]["score"] * (100 if unit == "share" else 1)) for one in steps],
+            colour=at % plots.COLOURS, look="both",
+        )
+        for at, (title, unit) in enumerate(titles)
+    ]  # fmt: skip
+    chart = plots.line_chart(series, x_label="step", y_label="score")
+    facts = [("checkpoints", str(len(steps))), ("documents", str(sum(task["n"] for task in steps[0]["tasks"])))]
+    page = html.document(
+        "Scores by checkpoint", steps[-1]["model"], facts, "", [("Scores", f"<figure>{chart}</figure>")]
+    )
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _print_list() -> None:
+    from easylm_jax.evaluate import benchmark, suites
+
+    for name, one in benchmark.everything():
+        metrics = ", ".join(metric.name for metric in one.metrics)
+        first = one.documents[0]
+        source = first.path + (f" ({first.subset})" if first.subset else "")
+        more = f" and {len(one.documents) - 1} more" if len(one.documents) > 1 else ""
+        print(f"{name:<28} {one.request:<22} {one.shots:>2} examples  {metrics:<40} {source}{more}")
+    for name, suite in suites.SUITES.items():
+        lacks = f"; lacks {', '.join(suite.missing())}" if suite.missing() else ""
+        print(f"\nsuite {name}: {suite.title} ({suite.source}){lacks}\n  {', '.join(suite.benchmarks())}")
+
+
+def _write(results: dict[str, Any], target: Path) -> None:
     from easylm_jax.runtime.files import write_json
-    from models import reading
 
     try:
-        write_json(target, reading.read_json(table))
+        write_json(target, results)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; give another file with --json") from error

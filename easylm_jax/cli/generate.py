@@ -191,11 +191,10 @@ def _record(text: str, where: str) -> Messages:
 
 def encode(source: LoadedModel, messages: Messages, template: str | None, number: int = 1) -> list[int]:
     """Token ids of a prompt: the conversation up to the start of the response, or its plain text without a template."""
-    from easylm_jax.config import chat_templates
-    from easylm_jax.data import templates
+    from easylm_jax.data import templates, tokenizer_template
 
     if template is not None:
-        roles = chat_templates.get_template(template).turns
+        roles = tokenizer_template.roles_of(template)
         unknown = next((turn["role"] for turn in messages if turn["role"] not in roles), None)
         if unknown is not None:
             raise UserError(f"prompt {number} has the role {unknown!r}; template {template} has {', '.join(roles)}")

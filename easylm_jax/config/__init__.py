@@ -27,7 +27,7 @@ Training stages return their loss from `objective`. A new training method is a c
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.derive import Average, Upcycle
-from easylm_jax.config.evaluate import Entry, Evaluate, Published, Task
+from easylm_jax.config.evaluate import Ask, Benchmarks, Entry, Evaluate, Published, Task
 from easylm_jax.config.losses import HeldOut, Losses
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, ParameterGroup, SkipStep
 from easylm_jax.config.recipe import Recipe
@@ -43,6 +43,8 @@ __all__ = [
     "PPO",
     "SFT",
     "Average",
+    "Ask",
+    "Benchmarks",
     "BestOfN",
     "Checkpoints",
     "Compute",

@@ -221,7 +221,8 @@ class DataSpec:
 
         if self.template is None:
             raise UserError(f"data: kind {self.kind!r} needs a template, for example 'tulu'")
-        get_template(self.template)
+        if self.template != "tokenizer":  # the one that the tokenizer carries
+            get_template(self.template)
         if self.add_bos:
             raise UserError(f"data: add_bos is for kind 'text'; with kind {self.kind!r} the template places BOS")
 

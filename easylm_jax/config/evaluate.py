@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from easylm_jax.config import fields
 from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of_data
-from easylm_jax.config.bounds import Count
+from easylm_jax.config.bounds import Count, NonNegative
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.reward import Sampling
 from models.config import Compute
@@ -35,6 +35,42 @@ class Task:
     """A reward model that selects one of several responses; None takes their mean."""
     also: tuple[tuple[str, str], ...] = ()
     """Further columns, as (name, expression over the same responses)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A benchmark by name, and what is asked otherwise than it says (`easylm eval --list`)."""
+
+    benchmark: str
+    """Its name, with the setting where it has several: "arc_challenge" or "arc_challenge:mc"."""
+    file: str | None = None
+    """A file with the documents, in the schema of the published set; None for the published set."""
+    shots: int | None = None
+    """Solved examples before each question; None for the benchmark's number."""
+    shots_from: str | None = None
+    """A file with the solved examples; None for the published ones."""
+    limit: Count | None = None
+    """Asks the first documents only."""
+    template: str | None = None
+    """The chat template of chat prompts; None for the model's own, "none" for plain text."""
+    max_new_tokens: Count | None = None
+    """The most tokens of a response; None for the benchmark's number."""
+    temperature: NonNegative | None = None
+    """Divides the logits; None for the benchmark's."""
+    samples: Count | None = None
+    """Responses to each prompt; None for the benchmark's number."""
+    stop_strings: tuple[str, ...] = ()
+    """Further texts that end a response."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmarks:
+    """Benchmarks that a model is asked while it is trained; their scores stand in the metrics as `benchmark/<name>`."""
+
+    asks: tuple[Ask, ...]
+    """The benchmarks and their settings."""
+    every: Count = 1000
+    """Steps between two evaluations; the last step is always evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +120,17 @@ class Evaluate(Stage):
     """Published numbers, which the report prints beside ours."""
     compute: Compute = Compute()
     """How the models are computed."""
+    benchmarks: tuple[Ask, ...] = fields.added_later(())
+    """Further columns: benchmarks by name."""
     average: tuple[str, ...] = fields.added_later(())
     """The tasks whose mean is the score of a row; empty for all."""
 
     def __post_init__(self):
         super().__post_init__()
-        if not (self.tasks and self.entries):
+        if not ((self.tasks or self.benchmarks) and self.entries):
             raise UserError(f"stage {self.name}: give at least one task and one entry")
+        if self.reference is not None and not self.tasks:
+            raise UserError(f"stage {self.name}: the KL divergence is measured on the prompts of a task; give one")
         methods = [entry.method for entry in self.entries]
         for entry in self.entries:
             if entry.over is not None and entry.over not in methods:
@@ -98,13 +138,19 @@ class Evaluate(Stage):
             if not entry.stages:
                 raise UserError(f"stage {self.name}: {entry.method} names no stage")
         for name in self.average:
-            if name not in [task.name for task in self.tasks]:
+            if name not in self.columns:
                 raise UserError(f"stage {self.name}: average names {name!r}, which is no task of it")
+        for name in self.columns:
+            if self.columns.count(name) > 1:
+                raise UserError(f"stage {self.name}: two tasks are called {name!r}")
         for task in self.tasks:
-            if [other.name for other in self.tasks].count(task.name) > 1:
-                raise UserError(f"stage {self.name}: two tasks are called {task.name!r}")
             if task.data.kind != "prompts":
                 raise UserError(f"stage {self.name}: task {task.name} must have prompts (kind 'prompts')")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns."""
+        return (*(task.name for task in self.tasks), *(ask.benchmark for ask in self.benchmarks))
 
     @property
     def models(self) -> dict[str, str | None]:
@@ -113,8 +159,9 @@ class Evaluate(Stage):
     @property
     def model_uses(self) -> tuple[ModelUse, ...]:
         data = tuple(task.data for task in self.tasks)
-        longest = max(self.tasks, key=lambda task: task.sampling.max_new_tokens)
-        asked = (data, longest.sampling.least_context, f"max_new_tokens of task {longest.name}")
+        longest = max(self.tasks, key=lambda task: task.sampling.max_new_tokens, default=None)
+        least = 1 if longest is None else longest.sampling.least_context
+        asked = (data, least, "" if longest is None else f"max_new_tokens of task {longest.name}")
         names = dict.fromkeys(name for entry in self.entries for name in entry.stages)
         uses = [ModelUse("entries", name, "language", *asked) for name in names]
         if self.reference is not None:
@@ -128,12 +175,12 @@ class Evaluate(Stage):
 
     @property
     def work(self) -> str:
-        return ", ".join(task.name for task in self.tasks)
+        return ", ".join(self.columns)
 
     @property
     def averaged(self) -> tuple[str, ...]:
         """Names of the tasks whose mean is a row's score."""
-        return self.average or tuple(task.name for task in self.tasks)
+        return self.average or self.columns
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from easylm_jax.config import fields
 from easylm_jax.config.base import Checkpoints, ModelUse, Monitoring, Stage, Validation, models_of, stages_of_data
 from easylm_jax.config.bounds import BelowOne, Bounds, Count, NonNegative, Positive
 from easylm_jax.config.data import DataSpec
+from easylm_jax.config.evaluate import Benchmarks
 from easylm_jax.config.expression import parse_call
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig
 from easylm_jax.runtime.functions import resolve
@@ -46,6 +47,8 @@ class Train(Stage):
     """What is trained on."""
     validation: Validation | None = None
     """Held-out data, evaluated with the stage's loss; None for none."""
+    benchmarks: Benchmarks | None = fields.added_later(None)
+    """Benchmarks that the model is asked while it is trained; None for none."""
     batch: Count
     """Rows of the packed cache in one step."""
     accumulate: Count = 1

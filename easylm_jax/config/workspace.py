@@ -7,6 +7,7 @@ runs/cache/              packed data caches, shared by all runs
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -74,6 +75,13 @@ class Workspace:
         """What decides the result of a stage: its fields and, under `needs`, those of the stages it needs."""
         own = {name: value for name, value in fields.encode(stage).items() if name not in stage.NOT_HASHED}
         return {**own, "needs": {need: self.settings(self.recipe.stage(need)) for need in stage.needs}}
+
+    def asker(self, stage: Any, decoder: Any, mesh: Any) -> Callable[[Any, int], dict[str, float]] | None:
+        """`(parameters, step)` → the scores of the benchmarks that a model is asked while stage `stage` trains it; None
+        if there are none."""
+        if stage.benchmarks is not None:
+            raise UserError(f"stage {stage.name}: benchmarks are asked where a recipe is run (`easylm run`)")
+        return None
 
     def done(self, stage: Stage) -> Done | None:
         """The contents of `done.json`, or None when the stage is not done."""

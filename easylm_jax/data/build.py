@@ -23,7 +23,7 @@ from easylm_jax.config.base import Stage, Validation
 from easylm_jax.config.data import ADDED_LATER, DataSpec
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import cache as cache_files
-from easylm_jax.data import shards
+from easylm_jax.data import shards, tokenizer_template
 from easylm_jax.data.cache import Cache
 from easylm_jax.data.opening import open_cache
 from easylm_jax.data.sources import file_fingerprint, read_records, source_files
@@ -99,6 +99,8 @@ def cache_key(spec: DataSpec, tokenizer: Tokenizer, files: list[list[dict[str, A
     """SHA-256 of everything that decides the bytes of the cache; paths of files and of the tokenizer are not part."""
     described = spec.to_dict()
     described["tokenizer"] = tokenizer.hash
+    if spec.template == tokenizer_template.NAME:  # its text, which the tokenizer's hash does not cover
+        described["template"] = tokenizer_template.tokenizer_template(tokenizer).source
     _drop_defaults(described, ADDED_LATER["spec"])
     for source, facts in zip(described["sources"], files, strict=True):
         del source["streaming"], source["base"]

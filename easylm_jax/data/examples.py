@@ -11,7 +11,7 @@ import numpy as np
 
 from easylm_jax.config import chat_templates
 from easylm_jax.config.data import ROLES, DataSpec, Source
-from easylm_jax.data import filters, packing, templates
+from easylm_jax.data import filters, packing, templates, tokenizer_template
 from easylm_jax.data.records import BadRecord, Record, parse_json
 from easylm_jax.data.tokenizer import Tokenizer
 
@@ -116,6 +116,8 @@ def _conversation(record: Record, source: Source, spec: DataSpec, where: str) ->
 def template_of(spec: DataSpec) -> chat_templates.Template:
     """The chat template of a spec, which all kinds of data but "text" have."""
     assert spec.template is not None, "checked by DataSpec"
+    if spec.template == tokenizer_template.NAME:
+        return tokenizer_template.of_spec(spec.tokenizer)
     return chat_templates.get_template(spec.template)
 
 

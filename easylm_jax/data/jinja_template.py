@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from easylm_jax.config.chat_templates import CONTENT, EOS, Template, Token, get_template
+from easylm_jax.config.chat_templates import CONTENT, EOS, Template, Token
 from easylm_jax.data.templates import token_id
+from easylm_jax.data.tokenizer_template import TokenizerTemplate, resolve
 
 if TYPE_CHECKING:
     from easylm_jax.data.tokenizer import Tokenizer
@@ -20,7 +21,8 @@ def to_jinja(template: str | Template, tokenizer: Tokenizer) -> str:
     It renders what `templates.render` renders, and with `add_generation_prompt` what `templates.generation_prompt`
     renders. One thing it cannot express: `transformers` encodes the name of a control token in a message to that token.
     """
-    return _Writer(get_template(template) if isinstance(template, str) else template, tokenizer).source()
+    template = resolve(template, tokenizer)
+    return template.source if isinstance(template, TokenizerTemplate) else _Writer(template, tokenizer).source()
 
 
 class _Writer:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from easylm_jax.config.chat_templates import get_template
 from easylm_jax.config.data import Source
 from easylm_jax.data import examples, preference, prompts, templates
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.sources import read_records
 from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.data.tokenizer_template import resolve, roles_of
 from models.errors import UserError
 
 MOST_MEASURED = 2000  # rows whose tokens are counted
@@ -108,7 +108,7 @@ def _lengths(
         conversations = [prompts.prompt_of(record, source, where)]
     else:
         conversations = [examples.messages_of(record, source, where)]
-    known = get_template(template).turns
+    known = roles_of(template)
     for role in dict.fromkeys(message["role"] for messages in conversations for message in messages):
         if role not in known:
             raise BadRecord(f"{where}: template {template} has no {role} turn")
@@ -118,5 +118,6 @@ def _lengths(
             yield characters // _CHARACTERS_PER_TOKEN + _TOKENS_PER_TURN * len(messages)
         return
     render = templates.generation_prompt if kind == "prompts" else templates.render
-    for ids, _ in templates.tokenize([render(template, messages) for messages in conversations], tokenizer):
+    chosen = resolve(template, tokenizer)
+    for ids, _ in templates.tokenize([render(chosen, messages) for messages in conversations], tokenizer):
         yield len(ids)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from easylm_jax.config.chat_templates import CONTENT, Messages, Template, Token, get_template
+from easylm_jax.data.tokenizer_template import TokenizerTemplate, resolve
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def render(
     first or follows another trained turn.
     """
     template = get_template(template) if isinstance(template, str) else template
+    if isinstance(template, TokenizerTemplate):
+        return [Piece(*part) for part in template.pieces(messages, train_on=train_on)]
     offset = 0
     if template.default_system is not None and messages and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": template.default_system}, *messages]
@@ -86,6 +89,8 @@ def render(
 def generation_prompt(template: str | Template, messages: Messages) -> list[Piece]:
     """The conversation and the start of the response, which a model continues. No piece is trained."""
     template = get_template(template) if isinstance(template, str) else template
+    if isinstance(template, TokenizerTemplate):
+        return [Piece(*part) for part in template.generation_pieces(messages)]
     open_end = dataclasses.replace(template, separator_at_end=True)
     pieces = [dataclasses.replace(piece, trained=False) for piece in render(open_end, messages)]
     return pieces + [_piece(part, len(messages), False) for part in template.generation]
@@ -108,7 +113,9 @@ def end_tokens(template: str | Template | None, tokenizer: Tokenizer) -> tuple[i
     """Ids that end a response: the tokenizer's EOS, and the tokens that the template puts after an assistant turn."""
     found = {tokenizer.eos_id}
     if template is not None:
-        template = get_template(template) if isinstance(template, str) else template
+        template = resolve(template, tokenizer)
+        if isinstance(template, TokenizerTemplate):
+            return tuple(sorted(found | {token_id(Token(name), tokenizer) for name in template.ends}))
         turn = template.turns["assistant"]
         after = turn[turn.index(CONTENT) + 1 :]
         found |= {token_id(part, tokenizer) for part in after if isinstance(part, Token)}
@@ -183,4 +190,4 @@ def _assemble(plan: list, encoded: list, tokenizer: Tokenizer) -> tuple[np.ndarr
 
 def encode_prompt(template: str | Template, messages: Messages, tokenizer: Tokenizer) -> list[int]:
     """Token ids of `generation_prompt`."""
-    return tokenize([generation_prompt(template, messages)], tokenizer)[0][0].tolist()
+    return tokenize([generation_prompt(resolve(template, tokenizer), messages)], tokenizer)[0][0].tolist()

@@ -1,10 +1,12 @@
-"""Evaluates finished models on held-out prompts and writes one table.
+"""Evaluates models: benchmarks, log-likelihoods, and the stage that writes a table.
 
-    models x tasks → responses → scores, one for each prompt → table.json, samples.jsonl, report.html
+    benchmark → documents → requests → responses → scores with standard errors     benchmark.py, asking.py, harness.py
+    models x tasks → responses → scores, one for each prompt → table.json           stage.py
 
 All models are given the same prompts with the same seeds, so differences are computed prompt by prompt (paired).
 """
 
+from easylm_jax.evaluate.likelihood import loglikelihood
 from easylm_jax.evaluate.moderation import parse_moderation
 from easylm_jax.evaluate.preferences import cohens_kappa, preference_sections
 from easylm_jax.evaluate.stage import evaluate
@@ -15,6 +17,7 @@ __all__ = [
     "cohens_kappa",
     "difference",
     "evaluate",
+    "loglikelihood",
     "mean",
     "parse_moderation",
     "preference_sections",

@@ -21,14 +21,16 @@ from typing import Any, NotRequired, TypedDict, cast
 import jax
 import numpy as np
 
-from easylm_jax.checkpoint.load import ModelSource, model_from
-from easylm_jax.config import Entry, Evaluate, Reward, Task, fields
+from easylm_jax.checkpoint.load import LoadedModel, ModelSource, model_from, model_tokenizer, resolve_model
+from easylm_jax.config import Ask, Entry, Evaluate, Reward, Task, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
 from easylm_jax.data.build import first_records, stage_cache
+from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_samples, prepare_generator
 from easylm_jax.decode.rollout import Rollout
+from easylm_jax.evaluate import columns, harness
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.objectives import base, target_scores
 from easylm_jax.rewards.responses import scored_responses
@@ -127,7 +129,8 @@ def _key(stage: Evaluate, name: str, workspace: Workspace) -> str:
         for model in (name, stage.reference, *reward_models)
         if model is not None
     }
-    return fields.digest([models, stage.tasks, stage.kl_prompts, stage.seed, stage.compute])
+    asked = [stage.benchmarks] if stage.benchmarks else []
+    return fields.digest([models, stage.tasks, stage.kl_prompts, stage.seed, stage.compute, *asked])
 
 
 class _TaskPrompts:
@@ -182,10 +185,28 @@ def _evaluate_model(
         with progress.phase(f"{name}: scoring {task.name}"):
             results["tasks"][task.name], scored = _score_task(stage, prompts, sampled, scorers, workspace, mesh)
         responses += scored
+    for ask in stage.benchmarks:
+        with progress.phase(f"{name}: {ask.benchmark}"):
+            results["tasks"][ask.benchmark] = _ask(stage, name, ask, source, params, workspace, mesh)
     if stage.reference is not None:
         with progress.phase(f"{name}: KL from {stage.reference}"):
             results["kl"] = _kl_to_reference(stage, source, params, tasks[0], workspace, mesh)
     return results, responses
+
+
+def _ask(
+    stage: Evaluate, name: str, ask: Ask, source: ModelSource, params: PyTree, workspace: Workspace,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, Any]:  # fmt: skip
+    """The results of one model on a benchmark; its responses are kept beside those of the tasks."""
+    init, meta, own = resolve_model(workspace.model(name).removeprefix("run:"))
+    tokenizer = model_tokenizer(name, source.config, meta, own, own=own)
+    data = (meta.get("config") or {}).get("data") or {}
+    decoder = restrict_vocab(source.decoder, tokenizer)
+    model = LoadedModel(decoder, params, mesh, tokenizer, data.get("template"), bool(data.get("add_bos")))
+    folder = workspace.folder(stage.name) / "models" / _file_name(name)
+    asked = harness.ask_model(model, ask, folder, identity=_key(stage, name, workspace), seed=stage.seed)
+    return columns.column_of(asked)
 
 
 def _score_task(
@@ -275,7 +296,7 @@ def _kl_to_reference(
 
 def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks: list[_TaskPrompts]) -> dict[str, Any]:
     """The content of `table.json`."""
-    names = [prompts.task.name for prompts in tasks]
+    names = [*(prompts.task.name for prompts in tasks), *(ask.benchmark for ask in stage.benchmarks)]
     scores = {  # [seeds, prompts] for each method and task
         entry.method: {
             task: np.array([results[stage_name]["tasks"][task]["scores"] for stage_name in entry.stages])
@@ -289,7 +310,10 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
         "title": stage.title,
         "recipe": workspace.recipe.name,
         "stage": stage.name,
-        "tasks": [prompts.facts for prompts in tasks],
+        "tasks": [
+            *(prompts.facts for prompts in tasks),
+            *(columns.facts_of(ask, next(iter(scores.values()))[ask.benchmark].shape[1]) for ask in stage.benchmarks),
+        ],
         **({"average": list(stage.average)} if stage.average else {}),
         "rows": rows,
         "seconds": sum(one.get("seconds", 0.0) for one in done if one),

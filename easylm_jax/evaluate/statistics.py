@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,3 +50,20 @@ def _prompt_variance(values: np.ndarray) -> float:
 def _seed_variance(scores: np.ndarray) -> float:
     """The variance of the mean of scores [seeds, prompts] due to seeds; 0 with a single seed."""
     return float(scores.mean(axis=1).var(ddof=1) / len(scores)) if len(scores) > 1 else 0.0
+
+
+def grouped_mean(values: np.ndarray, groups: Sequence[str]) -> Estimate:
+    """The mean of the groups' means (macro average) of values [documents], each with its group."""
+    parts = [values[[other == group for other in groups]] for group in dict.fromkeys(groups)]
+    variance = sum(_prompt_variance(part) for part in parts) / len(parts) ** 2
+    return Estimate(float(np.mean([part.mean() for part in parts])), float(variance**0.5))
+
+
+def ratio(pairs: np.ndarray) -> Estimate:
+    """Σ numerator / Σ denominator of pairs [documents, 2]; the standard error is that of the linearised ratio."""
+    top, bottom = pairs.sum(axis=0)
+    value = top / bottom
+    rest = pairs[:, 0] - value * pairs[:, 1]
+    count = len(pairs)
+    stderr = (count / (count - 1) * (rest**2).sum()) ** 0.5 / abs(bottom) if count > 1 else 0.0
+    return Estimate(float(value), float(stderr))

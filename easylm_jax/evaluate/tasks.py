@@ -1,19 +1,19 @@
-"""Benchmarks by name: their prompts, sampling settings and verifiers.
+"""Benchmarks as the tasks of a recipe: prompts, sampling settings and verifiers.
 
-    easylm eval runs/quickstart/sft --task ifbench --data IFBench_test.jsonl
     Evaluate("table", tasks=(tasks.gsm8k(tokenizer, "tulu"), tasks.ifbench(tokenizer, "tulu")), …)
 
-Each is a function of a tokenizer and a chat template, since prompts are rendered for a model. `path` replaces the
-published set by a file with the same columns.
+Each is a function of a tokenizer and a chat template, since the prompts of a recipe are rendered when its data are
+prepared. Title, source, verifiers and sampling are those of the benchmark (`easylm_jax/evaluate/benchmarks/`). `path`
+replaces the published set by a file with the same columns.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-from easylm_jax.config import DataSpec, Sampling, Source, Task
+from easylm_jax.config import DataSpec, Source, Task
+from easylm_jax.evaluate.benchmark import load
 
 PROMPT = 2048  # maximum prompt length in tokens; no prompt of these sets is longer
 
@@ -27,40 +27,35 @@ GROUPS = {
 
 
 def gsm8k(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """GSM8K: 1,319 problems, zero-shot, greedy, 512 tokens; the last number is the answer (spec tulu3 §6.1)."""
-    source = Source(path) if path else Source("hf:openai/gsm8k:test", subset="main")
-    return Task("GSM8K", _prompts(source, tokenizer, template, "answer"), "gsm8k", Sampling(512, temperature=0.0))
+    """`benchmarks/gsm8k.py` as a task."""
+    return _task("gsm8k", tokenizer, template, path)
 
 
 def math500(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """MATH-500, greedy, 3,072 tokens, with the grader of Spurious Rewards (spec spurious_rewards §6)."""
-    source = Source(path) if path else Source("hf:HuggingFaceH4/MATH-500:test")
-    return _competition("MATH-500", source, tokenizer, template, Sampling(3072, temperature=0.0), 1)
+    """`benchmarks/math500.py` as a task."""
+    return _task("math500", tokenizer, template, path)
 
 
 def amc(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """83 problems of the AMC: the mean over 8 responses at temperature 0.6, and pass@8 (spec spurious §6)."""
-    source = Source(path) if path else Source("hf:AI-MO/aimo-validation-amc")
-    return _competition("AMC", source, tokenizer, template, Sampling(3072, temperature=0.6), 8)
+    """`benchmarks/amc.py` as a task; pass@8 is a further column."""
+    return _task("amc", tokenizer, template, path)
 
 
 def aime2024(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """30 problems of AIME 2024, with the settings of `amc`."""
-    source = Source(path) if path else Source("hf:HuggingFaceH4/aime_2024")
-    return _competition("AIME 2024", source, tokenizer, template, Sampling(3072, temperature=0.6), 8)
+    """`benchmarks/aime2024.py` as a task; pass@8 is a further column."""
+    return _task("aime2024", tokenizer, template, path)
 
 
 def aime2025(tokenizer: str, template: str, path: str | None = None) -> Task:
-    """30 problems of AIME 2025, with the settings of `amc`; published after the models of the papers."""
-    source = Source(path) if path else Source("hf:math-ai/aime25:test")
-    return _competition("AIME 2025", source, tokenizer, template, Sampling(3072, temperature=0.6), 8)
+    """`benchmarks/aime2025.py` as a task; pass@8 is a further column."""
+    return _task("aime2025", tokenizer, template, path)
 
 
 def ifeval(
     tokenizer: str, template: str, path: str | None = None, *, categories: bool = False, version: str = "r26"
 ) -> Task:
     """IFEval: 541 prompts with 25 kinds of instructions; see `instructions`."""
-    source = Source(path or "hf:google/IFEval")
+    source = _source("ifeval", path)
     return instructions("IFEval", source, tokenizer, template, IFEVAL, categories=categories, version=version)
 
 
@@ -68,7 +63,7 @@ def ifbench(
     tokenizer: str, template: str, path: str | None = None, *, categories: bool = False, version: str = "r26"
 ) -> Task:
     """IFBench: 300 prompts with 58 kinds of instructions; see `instructions`."""
-    source = Source(path or "hf:allenai/IFBench_test")
+    source = _source("ifbench", path)
     return instructions("IFBench", source, tokenizer, template, IFBENCH, categories=categories, version=version)
 
 
@@ -92,16 +87,22 @@ def instructions(
             also.append((group, f"{prompts} / {size} * {call}"))
     data = _prompts(source, tokenizer, template, "instruction_id_list", "kwargs")
     verifier = f"instructions({version!r}, 'loose', 'prompt')"
-    return Task(name, data, verifier, Sampling(2048, temperature=0.0), also=tuple(also))
+    sampling = load("ifeval").sampling
+    assert sampling is not None
+    return Task(name, data, verifier, sampling, also=tuple(also))
 
 
-def _competition(
-    name: str, source: Source, tokenizer: str, template: str, sampling: Sampling, samples: int
-) -> Task:  # fmt: skip
-    """Problems with short answers; a further column is the share of responses with Python (spec spurious §6)."""
-    data = _prompts(source, tokenizer, template, "answer")
-    also = (("python", "python"),)
-    return Task(name, data, "math(style='spurious')", sampling, samples=samples, also=also)
+def _task(name: str, tokenizer: str, template: str, path: str | None) -> Task:
+    """A generative benchmark whose metrics are reward expressions: the first is the score, the others columns."""
+    one = load(name)
+    assert one.sampling is not None and all(isinstance(metric.score, str) for metric in one.metrics)
+    verifier, *also = [(metric.name, str(metric.score)) for metric in one.metrics]
+    data = _prompts(_source(name, path), tokenizer, template, "answer")
+    return Task(one.title, data, verifier[1], one.sampling, samples=one.samples, also=tuple(also))
+
+
+def _source(name: str, path: str | None) -> Source:
+    return Source(path) if path else load(name).documents[0]
 
 
 def _prompts(source: Source, tokenizer: str, template: str, *keep: str) -> DataSpec:
@@ -111,15 +112,3 @@ def _prompts(source: Source, tokenizer: str, template: str, *keep: str) -> DataS
 def with_sampling(task: Task, **changes: Any) -> Task:
     """The task with changed sampling settings, such as `max_new_tokens=10_240, stop_strings=("</answer>",)`."""
     return dataclasses.replace(task, sampling=dataclasses.replace(task.sampling, **changes))
-
-
-# A new benchmark is a function and a line here: the function, or its "module:function".
-TASKS: dict[str, Callable[..., Task] | str] = {
-    "gsm8k": gsm8k,
-    "math500": math500,
-    "amc": amc,
-    "aime2024": aime2024,
-    "aime2025": aime2025,
-    "ifeval": ifeval,
-    "ifbench": ifbench,
-}

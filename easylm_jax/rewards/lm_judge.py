@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from easylm_jax.checkpoint import load as checkpoint_load
-from easylm_jax.config import JudgeModel, Sampling, chat_templates
+from easylm_jax.config import JudgeModel, Sampling
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
+from easylm_jax.data.tokenizer_template import resolve
 from easylm_jax.decode import ScoredCompletions, engine_for, rollout
 from easylm_jax.rewards.judge_prompts import JudgeQuestions, Messages, judge_questions
 from easylm_jax.runtime import sharding
@@ -52,7 +53,7 @@ class LMJudge:
                 f"{model.config.context}; lower sampling.max_new_tokens"
             )
         self.params, self.tokenizer, self.template, self.sampling = params, tokenizer, template, sampling
-        self.chat_template = chat_templates.get_template(chat_template)
+        self.chat_template = resolve(chat_template, tokenizer)
         self.seed, self.room = seed, model.config.context - sampling.max_new_tokens
         self._ends = templates.end_tokens(self.chat_template, tokenizer)
         self._engine = engine_for(restrict_vocab(model, tokenizer), sampling.slots, mesh)

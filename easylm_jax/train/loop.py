@@ -62,6 +62,8 @@ class Job:
         fingerprint: of the data, the batch size and the seed.
         validates: whether there is held-out data.
         validate_every: steps between validations; None validates after the last step only.
+        ask: `(parameters, step)` → the scores of benchmarks, by the name of the metric; None asks none.
+        ask_every: steps between two evaluations on benchmarks; they are asked after the last step too.
         steps: total number of steps.
         checkpoints: when to save and what to keep.
         monitoring: where metrics go.
@@ -81,6 +83,8 @@ class Job:
     checkpoints: Checkpoints
     monitoring: Monitoring
     meta: Mapping[str, Any]
+    ask: Callable[[PyTree, int], dict[str, float]] | None = None
+    ask_every: int | None = None
 
 
 class Loop(abc.ABC):
@@ -219,12 +223,16 @@ class Loop(abc.ABC):
                 unread = step, pending
                 stopping = self.stop.agreed(step)
                 saving = stopping or self.saves.due(step) or step == job.steps or self._is_permanent(step)
-                validating = self._validation_due(step)
-                if saving or validating:
+                validating, asking = self._validation_due(step), self._asking_due(step)
+                if saving or validating or asking:
                     last = self.read(pending)
             if validating:
                 last |= self._validate(state, step)
-            if saving or validating:  # metrics are written before the checkpoint commits, so a kill loses none
+            if asking:
+                last |= self._ask(state, step)
+            if (
+                saving or validating or asking
+            ):  # metrics are written before the checkpoint commits, so a kill loses none
                 self._log(step, last)
                 unread = None
             if saving:
@@ -281,6 +289,20 @@ class Loop(abc.ABC):
     def _validation_due(self, step: int) -> bool:
         every = self.job.validate_every
         return self.job.validates and (step == self.job.steps or bool(every and step % every == 0))
+
+    def _asking_due(self, step: int) -> bool:
+        every = self.job.ask_every
+        return every is not None and (step == self.job.steps or step % every == 0)
+
+    def _ask(self, state: PyTree, step: int) -> dict[str, float]:
+        """The scores of the benchmarks after `step`."""
+        assert self.job.ask is not None
+        (trained,) = self.trained(state).values()
+        with self.monitor.phase("evaluate", step):
+            scores = self.job.ask(trained.params, step)
+        shown = ", ".join(f"{name.partition('/')[2]} {value:.4g}" for name, value in scores.items())
+        self.monitor.message(f"step {step}: {shown}")
+        return scores
 
     def validate_first(self, state: PyTree, known: Metrics) -> None:
         """Validates the parameters before the first update and writes the metrics line of step 0, with those metrics

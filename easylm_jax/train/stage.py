@@ -46,6 +46,9 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     sharding.check_heads(source.config, mesh)
     model = source.decoder
     objective = stage.objective(model, training=True)
+    if stage.benchmarks is not None and stage.lora is not None:
+        raise UserError(f"stage {stage.name}: benchmarks are not asked of an adapter; evaluate its merged model")
+    ask = workspace.asker(stage, model, mesh)
     tokenizer = workspace.data(stage.data).tokenizer
     cache = stage_cache(workspace, stage.data, stage.name)
     held_out = held_out_cache(workspace, stage, stage.validation)
@@ -76,6 +79,8 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
         fingerprint=loader.fingerprint,
         validates=held_out is not None,
         validate_every=stage.validation.every if stage.validation else None,
+        ask=ask,
+        ask_every=stage.benchmarks.every if stage.benchmarks else None,
         steps=steps,
         checkpoints=stage.checkpoints,
         monitoring=stage.monitoring,

@@ -1,0 +1,1 @@
+"""One file for each benchmark; see `easylm_jax.evaluate.benchmark`."""

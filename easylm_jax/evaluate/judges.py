@@ -1,0 +1,81 @@
+"""Who answers the questions about responses: a model of this project, or a server with OpenAI's interface."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from easylm_jax import decode
+from easylm_jax.checkpoint.load import load
+from easylm_jax.data import templates
+from easylm_jax.runtime.endpoint import Client, Endpoint, request
+from models.errors import UserError
+
+Messages = list[dict[str, str]]
+Judge = Callable[[Sequence[Messages]], list[str]]
+REPLY = 1024  # most tokens of a reply
+KEY = "OPENAI_API_KEY"
+
+
+def judge_of(name: str, **endpoint: Any) -> Judge:
+    """A judge by name: `https://host/v1#model`, a stage's or checkpoint's folder, or `hf:…`.
+
+    Replies are greedy. A question that leaves no room for a reply in the context of a judge has the reply "", which no
+    benchmark reads as a verdict. `endpoint` are fields of `runtime.endpoint.Endpoint` for a server.
+
+    Raises:
+        UserError: the model cannot be loaded or has no chat template; later, the server does not answer.
+    """
+    if name.startswith(("http://", "https://")):
+        return _Server(name, endpoint)
+    return _Local(name)
+
+
+class _Local:
+    """A judge on the devices of this process."""
+
+    def __init__(self, name: str):
+        self.model = load(name)
+        if self.model.template is None:
+            raise UserError(f"judge {name}: its chat template is not known; give a stage or a folder that has one")
+        self.template = self.model.template
+
+    def __call__(self, conversations: Sequence[Messages]) -> list[str]:
+        model = self.model
+        prompts = [templates.encode_prompt(self.template, turns, model.tokenizer) for turns in conversations]
+        room = model.decoder.config.context
+        new = min(REPLY, max(1, room // 2))
+        fitting = [number for number, prompt in enumerate(prompts) if len(prompt) + new <= room]
+        replies = [""] * len(prompts)
+        if fitting:
+            done = decode.generate(
+                model.decoder, model.params, [prompts[number] for number in fitting], max_new_tokens=new,
+                temperature=0.0, eos_ids=templates.end_tokens(self.template, model.tokenizer),
+                mesh=model.mesh if model.mesh.size > 1 else None,
+                detokenize=functools.partial(model.tokenizer.decode, skip_special=True),
+            )  # fmt: skip
+            for row, number in enumerate(fitting):
+                tokens = done.tokens[row, : done.lengths[row]].tolist()
+                replies[number] = model.tokenizer.decode(tokens, skip_special=True)
+        return replies
+
+
+class _Server:
+    """A judge behind a server of chat completions; its key, where it needs one, is in `OPENAI_API_KEY`."""
+
+    def __init__(self, name: str, endpoint: Mapping[str, Any]):
+        address, _, model = name.partition("#")
+        if not model:
+            raise UserError(f"judge {name}: name its model behind a #, as https://host/v1#model")
+        self.client = Client(Endpoint(address, model, KEY if os.environ.get(KEY) else None, **endpoint))
+
+    def __call__(self, conversations: Sequence[Messages]) -> list[str]:
+        bodies = {str(i): request(turns, temperature=0, max_tokens=REPLY) for i, turns in enumerate(conversations)}
+        replies = [""] * len(conversations)
+        for number, answer in self.client.ask_all(bodies):
+            if answer.failed is not None:
+                raise UserError(f"judge {self.client.endpoint.url}: {answer.failed}; what is known is kept")
+            replies[int(number)] = answer.text
+        return replies

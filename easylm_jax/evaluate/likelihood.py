@@ -1,0 +1,342 @@
+"""Log-likelihoods of continuations given contexts, bitwise independent of what else is asked.
+
+    context  = c_1 … c_n        prefix pass(es) over c_1 … c_{n−1}: keys and values of every layer, in a cache
+    continuation = y_1 … y_m    scoring pass over c_n, y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i)
+
+A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to
+a bucket of its own. Every shape therefore follows from the request's own lengths. A device computes one row at a time
+(`ROWS` of them on accelerators), so on a CPU in float32 a score has the same bits whatever stands beside the request,
+in whatever order or number, and on any mesh that splits rows alone. On accelerators rows share matrix products, whose
+tiles a neighbour does not change either, but the compiler promises nothing; with `tp` sums are split and may differ in
+the last bits.
+
+Requests with the same context share its passes, and contexts that begin with the same pieces (few-shot examples)
+share those: reading a piece again would give the same bits.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from easylm_jax.runtime import chunked
+from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
+from models.attention import MASKED
+from models.config import Placement
+from models.decoder import cast_kernels
+from models.errors import UserError
+from models.heads import head_logits
+from models.layers import embed, residual_norm, soft_cap
+from models.model import Model, Params
+
+Request = tuple[Sequence[int], Sequence[int]]  # token ids of the context and of the continuation
+CHUNK = 128  # tokens of a whole piece of a context, and most tokens of a scoring pass
+ROWS = {"cpu": 1}  # rows of one pass on one device
+OTHER_ROWS = 16
+TARGETS = 8  # continuations that share a scoring pass: they differ in their last token only
+KEPT = 64  # states after whole pieces that are kept for later contexts
+_CACHE = jax.sharding.PartitionSpec(None, BATCH_AXES, "tp")  # of [layers, rows, KV, columns, hd]
+
+
+def loglikelihood(
+    model: Model, params: Params, requests: Sequence[Request], *, mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[float, bool]]:  # fmt: skip
+    """Log-probabilities of continuations.
+
+    Args:
+        model: with a vocabulary head; ids beyond `config.vocab_used` take part in the softmax, as in training.
+        params: its parameters, in any float type; on `mesh`, if one is given.
+        requests: (context ids, continuation ids). An empty context stands for the model's BOS token, or EOS where it
+            has none. The log-probability of an empty continuation is 0.
+        mesh: rows are split over its batch axes.
+        progress: called with the number of requests answered since its last call.
+
+    Returns:
+        For each request the sum of the log-probabilities in nats (float32) and whether greedy decoding would have
+        given the continuation.
+
+    Raises:
+        UserError: a request exceeds the context, has a token outside of the vocabulary, or the model has no
+            vocabulary head.
+    """
+    return [
+        (float(tokens.sum(dtype=np.float32)), bool(greedy.all()))
+        for tokens, greedy in token_logprobs(model, params, requests, mesh=mesh, progress=progress)
+    ]
+
+
+def token_logprobs(
+    model: Model, params: Params, requests: Sequence[Request], *, mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """For each request the log-probability of every token of its continuation, float32 [m], and whether it is the most
+    likely one, bool [m]; see `loglikelihood`."""
+    checked = [_checked(model, request, number) for number, request in enumerate(requests)]
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        return _Scorer(model, params, mesh).run(checked, progress)
+
+
+def _checked(model: Model, request: Request, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    c = model.config
+    if c.scalar_head:
+        raise UserError("log-likelihood: the model is a reward model (scalar head), which has no vocabulary")
+    start = c.eos_id if c.bos_id is None else c.bos_id
+    context, continuation = (tuple(map(int, part)) for part in request)
+    if not context:
+        if start is None:
+            raise UserError(f"log-likelihood: request {number} has no context, and the model has no BOS token")
+        context = (start,)
+    if len(context) + len(continuation) - 1 > c.context:
+        raise UserError(
+            f"log-likelihood: request {number} has {len(context) + len(continuation)} tokens, and the model a context "
+            f"of {c.context}; shorten its context"
+        )
+    worst = next((i for i in (*context, *continuation) if not 0 <= i < c.vocab), None)
+    if worst is not None:
+        raise UserError(f"log-likelihood: request {number} has the token {worst}, and the model {c.vocab} tokens")
+    return context, continuation
+
+
+def bucket(length: int) -> int:
+    """The smallest of 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, … (2ⁿ and, from 24 on, 3 · 2ⁿ) that is at least
+    `length`."""
+    size = 1
+    while size < length:
+        size = size * 3 // 2 if size >= 16 and size & (size - 1) == 0 else size * 4 // 3 if size > 16 else size * 2
+    return size
+
+
+def _columns(tokens: int) -> int:
+    """Columns of a cache that holds `tokens` tokens: a bucketed number of whole pieces; 0 for an empty one."""
+    pieces = -(-tokens // CHUNK)
+    size = 1 if pieces else 0
+    while size < pieces:  # 1, 2, 3, 4, 6, 8, 12, …
+        size = 2 if size == 1 else size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size * CHUNK
+
+
+class _State(NamedTuple):
+    """Keys and values [layers, rows, KV, columns, hd] of the first `counts` [rows] tokens of some sequences."""
+
+    keys: jax.Array
+    values: jax.Array
+    counts: np.ndarray
+
+
+class _Scorer:
+    """Passes of one model over rows of one mesh."""
+
+    def __init__(self, model: Model, params: Params, mesh: jax.sharding.Mesh | None):
+        split = mesh is not None and mesh.size > 1
+        placement = Placement(batch=BATCH_AXES, tensor="tp", experts="ep") if split else Placement()
+        self.model: Model = dataclasses.replace(model, placement=placement)  # type: ignore[type-var]
+        self.mesh, self.params = mesh, params
+        self.rows = ROWS.get(model.platform, OTHER_ROWS) * (1 if mesh is None else batch_split(mesh))
+        self.states: collections.OrderedDict[tuple, _State] = collections.OrderedDict()
+
+    def run(
+        self, requests: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], progress: Callable[[int], None] | None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+        """The log-probabilities of all requests, in their order."""
+        results: list[Any] = [(np.zeros(0, np.float32), np.zeros(0, bool))] * len(requests)
+        contexts: dict[tuple[int, ...], list[int]] = {}
+        for number, (context, continuation) in enumerate(requests):
+            if continuation:
+                contexts.setdefault(context, []).append(number)
+        for wave in self._waves(contexts):
+            state = self._read([context[:-1] for context in wave])
+            todo = [self._groups(requests, contexts[context]) for context in wave]
+            for shape in sorted({shape for groups in todo for shape in groups}):
+                queues = [collections.deque(groups.get(shape, ())) for groups in todo]
+                while any(queues):
+                    taken = [queue.popleft() if queue else [] for queue in queues]
+                    self._score(state, wave, taken, requests, results)
+                    if progress is not None:
+                        progress(sum(map(len, taken)))
+        return results
+
+    def _waves(self, contexts: dict[tuple[int, ...], list[int]]) -> Iterator[list[tuple[int, ...]]]:
+        """Contexts by `self.rows`, those of a wave with the same shapes; in order, for their common beginnings."""
+        waiting: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        for context in sorted(contexts):
+            whole, rest = divmod(len(context) - 1, CHUNK)
+            wave = waiting.setdefault((whole, bucket(rest) if rest else 0), [])
+            wave.append(context)
+            if len(wave) == self.rows:
+                yield wave[:]
+                wave.clear()
+        yield from (wave for wave in waiting.values() if wave)
+
+    def _groups(self, requests, numbers: list[int]) -> dict[int, list[list[int]]]:
+        """Requests of one context by bucketed length, in groups that one scoring pass answers: their continuations
+        differ in the last token alone, so that the model reads the same tokens."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for number in numbers:
+            groups.setdefault(requests[number][1][:-1], []).append(number)
+        found: dict[int, list[list[int]]] = {}
+        for read, members in groups.items():
+            shape = len(read) + 1 if len(read) >= CHUNK else bucket(len(read) + 1)
+            found.setdefault(shape, []).extend(members[i : i + TARGETS] for i in range(0, len(members), TARGETS))
+        return found
+
+    def _read(self, contexts: list[tuple[int, ...]]) -> _State:
+        """The state after some contexts with the same shapes."""
+        length = len(contexts[0]) // CHUNK * CHUNK
+        key = tuple(context[:length] for context in contexts)
+        missing = []
+        while length and key not in self.states:
+            missing.append(key)
+            length -= CHUNK
+            key = tuple(context[:length] for context in contexts)
+        state = self.states[key] if length else self._empty()
+        if length:
+            self.states.move_to_end(key)
+        for key in reversed(missing):
+            state = self._extend(state, [context[-CHUNK:] for context in key])
+            self.states[key] = state
+            while len(self.states) > KEPT:
+                self.states.popitem(last=False)
+        whole = len(contexts[0]) // CHUNK * CHUNK
+        return self._extend(state, [context[whole:] for context in contexts]) if len(contexts[0]) > whole else state
+
+    def _empty(self) -> _State:
+        c = self.model.config
+        shape = (c.layers, self.rows, c.kv_heads, 0, c.head_dim)
+        empty = jnp.zeros(shape, self.model.compute.dtype)
+        return _State(empty, empty, np.zeros(self.rows, np.int32))
+
+    def _extend(self, state: _State, tokens: list[tuple[int, ...]]) -> _State:
+        """The state after further tokens of each row."""
+        lengths = [len(part) for part in tokens]
+        inputs = self._padded(tokens, bucket(max(lengths)))
+        room = -(-int(state.counts.max()) // CHUNK) * CHUNK + inputs.shape[1]
+        rows = self._placed({"tokens": inputs, "counts": state.counts})
+        keys, values = _extend_program(cast(Any, self.model), self.mesh, _columns(room))(
+            self.params, state.keys, state.values, rows["tokens"], rows["counts"]
+        )
+        counts = state.counts.copy()
+        counts[: len(lengths)] += np.array(lengths, np.int32)
+        return _State(keys, values, counts)
+
+    def _score(self, state: _State, wave, taken: list[list[int]], requests, results) -> None:
+        """Answers a group of requests in each row."""
+        texts = [requests[numbers[0]][1] if numbers else () for numbers in taken]
+        read = [(*context[-1:], *text[:-1]) for context, text in zip(wave, texts, strict=True)]
+        longest = max(map(len, texts))
+        for begin in range(0, longest, CHUNK):
+            end = min(begin + CHUNK, longest)
+            inputs = self._padded([row[begin:end] for row in read], bucket(end - begin))
+            targets = np.zeros((self.rows, TARGETS, inputs.shape[1]), np.int32)
+            for row, numbers in enumerate(taken):
+                for at, number in enumerate(numbers):
+                    part = requests[number][1][begin:end]
+                    targets[row, at, : len(part)] = part
+            rows = self._placed({"tokens": inputs, "counts": state.counts, "targets": targets})
+            logprobs, greedy = jax.device_get(
+                _score_program(cast(Any, self.model), self.mesh)(
+                    self.params, state.keys, state.values, rows["tokens"], rows["counts"], rows["targets"]
+                )
+            )
+            for row, numbers in enumerate(taken):
+                for at, number in enumerate(numbers):
+                    size = len(requests[number][1][begin:end])
+                    parts = logprobs[row, at, :size], greedy[row, at, :size]
+                    results[number] = tuple(
+                        np.concatenate([old, new]) for old, new in zip(results[number], parts, strict=True)
+                    )
+            if end < longest:
+                state = self._extend(state, [row[begin:end] for row in read])
+
+    def _padded(self, rows: list[tuple[int, ...]], length: int) -> np.ndarray:
+        padded = np.zeros((self.rows, length), np.int32)
+        for row, tokens in enumerate(rows):
+            padded[row, : len(tokens)] = tokens
+        return padded
+
+    def _placed(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        if self.mesh is None:
+            return {name: jnp.asarray(array) for name, array in rows.items()}
+        return chunked.place_rows(rows, self.mesh)
+
+
+def _forward(model: Model, params: Params, keys, values, tokens, counts):
+    """Hidden states [R, n, d] of `tokens` [R, n], which follow `counts` [R] cached tokens of each row, and their own
+    keys and values [layers, R, KV, n, hd]."""
+    c = model.config
+    params = cast_kernels(params, model.compute.dtype)
+    rows, length = tokens.shape
+    positions = counts[:, None] + jnp.arange(length, dtype=jnp.int32)
+    cached = keys.shape[3]
+    own = jnp.broadcast_to(positions, (rows, length))
+    before = jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (rows, cached))
+    at = jnp.concatenate([before, own], axis=1)  # positions of the keys
+    there = jnp.concatenate([before < counts[:, None], jnp.ones((rows, length), bool)], axis=1)
+    age = positions[:, :, None] - at[:, None, :]
+    visible = there[:, None] & (age >= 0)
+
+    def attend(q, k, v, window, carry, layer):
+        k, v = (x.transpose(0, 2, 1, 3).astype(keys.dtype) for x in (k, v))
+        past = [jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values)]
+        carry = tuple(jax.lax.dynamic_update_index_in_dim(kept, x, layer, 0)
+                      for kept, x in zip(carry, (k, v), strict=True))  # fmt: skip
+        k, v = (jnp.concatenate(pair, axis=2) for pair in zip(past, (k, v), strict=True))
+        mask = visible if window is None else visible & (age < window)
+        grouped = (q * q.shape[-1] ** -0.5).reshape(rows, length, c.kv_heads, -1, q.shape[-1])
+        scores = jnp.einsum("bskgd,bkcd->bkgsc", grouped, k, preferred_element_type=jnp.float32)
+        scores = jnp.where(mask[:, None, None], soft_cap(scores, c.attention_softcap), MASKED)
+        p = jax.nn.softmax(scores, axis=-1)
+        out = jnp.einsum("bkgsc,bkcd->bskgd", p.astype(v.dtype), v)
+        return out.astype(q.dtype).reshape(q.shape), carry
+
+    shape = (c.layers, rows, c.kv_heads, length, c.head_dim)
+    x = embed(c, params["embed"]["table"], tokens)
+    carry = (jnp.zeros(shape, keys.dtype), jnp.zeros(shape, keys.dtype))
+    x, carry = model.walk(params["layers"], x, model.ropes(positions), attend, carry)
+    hidden = cast(jax.Array, residual_norm(c).apply({"params": params.get("final_norm", {})}, x))
+    return hidden, carry
+
+
+@functools.lru_cache(maxsize=256)
+def _extend_program(model: Any, mesh: jax.sharding.Mesh | None, columns: int):
+    """`(params, keys, values, tokens, counts)` → the cache with `columns` columns that holds these tokens too."""
+
+    def extend(params, keys, values, tokens, counts):
+        _, new = _forward(model, params, keys, values, tokens, counts)
+
+        def put(old, new):  # [layers, R, KV, columns, hd], written where each row ends
+            old = jnp.pad(old, ((0, 0), (0, 0), (0, 0), (0, columns - old.shape[3]), (0, 0)))
+            write = lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, 0, start, 0))  # noqa: E731
+            return jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(old, new, counts)
+
+        return put(keys, new[0]), put(values, new[1])
+
+    if mesh is None:
+        return jax.jit(extend)
+    return jax.jit(extend, out_shardings=jax.sharding.NamedSharding(mesh, _CACHE))
+
+
+@functools.lru_cache(maxsize=16)
+def _score_program(model: Any, mesh: jax.sharding.Mesh | None):
+    """`(params, keys, values, tokens, counts, targets [R, A, n])` → log-probabilities and whether each target is the
+    most likely token, [R, A, n]."""
+
+    def score(params, keys, values, tokens, counts, targets):
+        hidden, _ = _forward(model, params, keys, values, tokens, counts)
+        logits = head_logits(hidden, model.head_kernel(params), model.config.logits_softcap)  # float32 [R, n, V]
+        largest = logits.max(axis=-1)
+        logsumexp = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))
+        chosen = jnp.take_along_axis(logits[:, None], targets[..., None], axis=-1)[..., 0]
+        return chosen - logsumexp[:, None], chosen >= largest[:, None]
+
+    if mesh is None:
+        return jax.jit(score)
+    return jax.jit(score, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
