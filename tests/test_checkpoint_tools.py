@@ -50,6 +50,24 @@ def test_list_shows_step_size_age_name_and_kind(tmp_path, capsys):
         tools.list_checkpoints(tmp_path / "nowhere")
 
 
+def test_list_shows_whole_checkpoints_beside_a_damaged_one(tmp_path, capsys):
+    stage = tmp_path / "stage"
+    with Checkpointer(stage / "checkpoints", Retention(latest=3)) as checkpointer:
+        for step in (1, 2, 3):
+            checkpointer.save(step, {"params": params(0)}, {})
+    (stage / "checkpoints/2/manifest.json").write_text("{")
+    found = tools.list_checkpoints(stage)
+    assert [(e.step, e.kind, e.age is None) for e in found] == [
+        (1, "full", False),
+        (2, "damaged", True),
+        (3, "full", False),
+    ]
+    assert easylm_checkpoints("list", str(stage)) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["1", "full"], ["2", "damaged"], ["3", "full"]
+    ]  # fmt: skip
+
+
 def largest_file(step_folder):
     return max(
         (p for p in step_folder.rglob("*") if p.is_file() and p.name != "manifest.json"), key=lambda p: p.stat().st_size

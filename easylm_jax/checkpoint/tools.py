@@ -18,14 +18,15 @@ BATCH_BYTES = 1 << 30  # of arrays in memory at once while checkpoints are compa
 
 @dataclass(frozen=True)
 class Entry:
-    """One committed checkpoint. `age`: seconds since its commit; `kind`: "full", "params" or "average"; `revision`: its
-    name as OLMo's repositories name checkpoints (`revision.py`), where its batch is known."""
+    """One committed checkpoint. `kind`: "full", "params", "average", or "damaged" when its manifest cannot be read;
+    `bytes` and `age` (seconds since its commit): None if it is damaged; `revision`: its name as OLMo's repositories name
+    checkpoints (`revision.py`), where its batch is known."""
 
     step: int
     kind: str
     name: str | None
-    bytes: int
-    age: float
+    bytes: int | None
+    age: float | None
     folder: str
     revision: str | None = None
 
@@ -46,7 +47,7 @@ def list_checkpoints(stage_folder: Any) -> list[Entry]:
     An average, which `average` wrote to a folder of its own, is listed by that folder.
 
     Raises:
-      UserError: the folder does not exist, or a manifest cannot be read.
+      UserError: the folder does not exist, or the manifest of a step folder cannot be read.
     """
     root = store.checkpoints_folder(stage_folder)
     if not root.exists():
@@ -54,7 +55,14 @@ def list_checkpoints(stage_folder: Any) -> list[Entry]:
     if store.is_committed(root):
         return [_entry(root)]
     folders = [where / str(step) for where in (root, root / store.HISTORY) for step in store.committed_steps(where)]
-    return sorted((_entry(folder) for folder in folders), key=lambda e: (e.step, e.kind))
+    return sorted((_entry_of_stage(folder) for folder in folders), key=lambda e: (e.step, e.kind))
+
+
+def _entry_of_stage(folder: Any) -> Entry:
+    try:
+        return _entry(folder)
+    except reading.Damaged:
+        return Entry(int(folder.name), "damaged", None, None, None, str(folder))
 
 
 def _entry(folder: Any) -> Entry:

@@ -72,7 +72,8 @@ def _list(args: argparse.Namespace) -> tuple[int, Any, list[str]]:
     entries = list_checkpoints(args.folder)
     lines = [f"{'step':>10}  {'kind':<7}  {'size':>9}  {'age':>8}  {'revision':<32}  name"]
     for e in entries:
-        facts = f"{e.step:>10}  {e.kind:<7}  {_size(e.bytes):>9}  {_age(e.age):>8}"
+        size, age = "" if e.bytes is None else _size(e.bytes), "" if e.age is None else _age(e.age)
+        facts = f"{e.step:>10}  {e.kind:<7}  {size:>9}  {age:>8}"
         lines.append(f"{facts}  {e.revision or '':<32}  {e.name or ''}".rstrip())
     return 0, {"checkpoints": [e.__dict__ for e in entries]}, lines if entries else ["no checkpoints"]
 
