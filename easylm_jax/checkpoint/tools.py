@@ -19,8 +19,8 @@ BATCH_BYTES = 1 << 30  # of arrays in memory at once while checkpoints are compa
 @dataclass(frozen=True)
 class Entry:
     """One committed checkpoint. `kind`: "full", "params", "average", or "damaged" when its manifest cannot be read;
-    `bytes` and `age` (seconds since its commit): None if it is damaged; `revision`: its name as OLMo's repositories name
-    checkpoints (`revision.py`), where its batch is known."""
+    `bytes` and `age` (seconds since its commit): None if it is damaged; `revision`: its name as OLMo's repositories
+    name checkpoints (`revision.py`), where its batch is known."""
 
     step: int
     kind: str
