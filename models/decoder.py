@@ -114,17 +114,21 @@ class Block(nn.Module):
             self.post_attn_norm, self.post_ffn_norm = residual_norm(c), residual_norm(c)
 
     def __call__(
-        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: BlockAttend, dropout_key: jax.Array | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The output [B, S, d] for x [B, S, d], and what the layer reports for auxiliary losses (empty when dense)."""
+        self, x: jax.Array, rope: tuple[jax.Array, jax.Array], attend: BlockAttend,
+        dropout_key: jax.Array | None = None, routing: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
+        """The output [B, S, d] for x [B, S, d], and what the layer reports for auxiliary losses (empty when dense).
+
+        `routing` int [B, S, k] gives the experts of tokens where it is not negative, in a mixture.
+        """
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         before, after = self.config.norm_placement != "post", self.config.norm_placement != "pre"
         a = self.attn(self.pre_attn_norm(x) if before else x, rope, attend)
         h = x + self._drop(self.post_attn_norm(a) if after else a, keys[0])
-        y, report = self.feed_forward(self.pre_ffn_norm(h) if before else h)
+        y, report = self.feed_forward(self.pre_ffn_norm(h) if before else h, routing)
         return h + self._drop(self.post_ffn_norm(y) if after else y, keys[1]), report
 
-    def feed_forward(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def feed_forward(self, x: jax.Array, routing: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The feed-forward layer F(x) [B, S, d], and what it reports for auxiliary losses."""
         return self.mlp(x), {}
 
@@ -224,6 +228,7 @@ class Decoder:
         segment_ids: jax.Array | None = None,
         add_embeddings: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        routing: jax.Array | None = None,
     ) -> Output:
         """Hidden states of packed rows.
 
@@ -234,6 +239,8 @@ class Decoder:
             segment_ids: int32 [B, S]; 0 is padding; left out, each row is one document.
             add_embeddings: [B, S, d], added to the token embeddings (for example image features at image tokens).
             dropout_key: turns the configured dropout on.
+            routing: int [B, S, L, k], the experts that compute each token in each layer of a mixture; negative ones are
+                chosen by the routers, as all are without it.
         """
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
         if segment_ids is None:
@@ -243,7 +250,10 @@ class Decoder:
         x = embed(c, params["embed"]["table"].astype(dtype), tokens)
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
-        x, reports = self._layers(params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key)
+        x, reports = self._layers(
+            params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key,
+            None if routing is None else routing.transpose(2, 0, 1, 3),
+        )  # fmt: skip
         final_norm = params.get("final_norm", {})  # the norm of OLMo 1 has no parameters
         # `apply` returns a tuple only where collections are mutable, which none is here.
         hidden = cast(jax.Array, residual_norm(c).apply({"params": final_norm}, x))
@@ -264,7 +274,7 @@ class Decoder:
         table = functools.partial(rope_table, positions, c.head_dim, c.rope_theta)
         return {w: table(c.rope_scaling if w is None else sliding_scaling) for w in set(c.pattern)}
 
-    def _layers(self, layers, x, positions, segment_ids, dropout_key) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _layers(self, layers, x, positions, segment_ids, dropout_key, routing=None) -> tuple[jax.Array, dict]:
         """All layers, for training and scoring: x [B, S, d], and what the layers report, stacked over layers."""
         c, compute = self.config, self.compute
 
@@ -276,7 +286,9 @@ class Decoder:
             return out, carry
 
         keys = None if dropout_key is None or c.dropout == 0 else jax.random.split(dropout_key, c.layers)
-        x, _, aux = self._scan(layers, x, self.ropes(positions), attend, None, keys, compute.remat, compute.unroll)
+        x, _, aux = self._scan(
+            layers, x, self.ropes(positions), attend, None, keys, compute.remat, compute.unroll, routing
+        )
         return x, aux
 
     def walk(self, layers: Any, x: jax.Array, ropes: dict, attend: Attend, carry: Any) -> tuple[jax.Array, Any]:
@@ -285,16 +297,22 @@ class Decoder:
         With a list of layers, `carry` is a list with one item for each layer, and `attend` receives None as the index
         of the layer.
         """
-        if isinstance(layers, list):
-            parts = []
-            for layer, window, part in zip(layers, self.config.pattern, carry, strict=True):
-                x, part, _ = self._apply(layer, x, ropes, attend, window, part, None)
-                parts.append(part)
-            return x, parts
-        x, carry, _ = self._scan(layers, x, ropes, attend, carry)
-        return x, carry
+        return self.walk_with_reports(layers, x, ropes, attend, carry)[:2]
 
-    def _apply(self, layer, x, ropes, attend: Attend, window, carry, number, key=None):
+    def walk_with_reports(
+        self, layers: Any, x: jax.Array, ropes: dict, attend: Attend, carry: Any
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        """`walk`, and what the layers report, stacked over layers (empty when dense)."""
+        if isinstance(layers, list):
+            parts, reports = [], []
+            for layer, window, part in zip(layers, self.config.pattern, carry, strict=True):
+                x, part, report = self._apply(layer, x, ropes, attend, window, part, None)
+                parts.append(part)
+                reports.append(report)
+            return x, parts, jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
+        return self._scan(layers, x, ropes, attend, carry)
+
+    def _apply(self, layer, x, ropes, attend: Attend, window, carry, number, key=None, routing=None):
         """One layer: the new x, the new `carry`, and what the layer reports."""
 
         def inner(q, k, v):
@@ -303,32 +321,36 @@ class Decoder:
             return out
 
         with jax.named_scope("block"):
-            x, aux = self.block.apply({"params": layer}, x, ropes[window], inner, key)
+            # A block of another family need not know of routing.
+            given = () if routing is None else (routing,)
+            x, aux = self.block.apply({"params": layer}, x, ropes[window], inner, key, *given)
         return x, carry, aux
 
-    def _scan(self, layers, x, ropes, attend: Attend, carry, keys=None, remat: str = "none", unroll: int = 1):
+    def _scan(
+        self, layers, x, ropes, attend: Attend, carry, keys=None, remat: str = "none", unroll: int = 1, routing=None
+    ):
         """A scan over the stacked layers. One iteration is one period of the window pattern, so windows are static."""
         count, pattern = self.config.layers, self.config.pattern
         period = next(p for p in range(1, count + 1) if count % p == 0 and pattern[:p] * (count // p) == pattern)
         numbered = bool(jax.tree.leaves(carry))  # only attention with a carry uses the index of its layer
 
-        def run_block(layer, x, carry, number, key, window):
-            x, carry, aux = self._apply(layer, x, ropes, attend, window, carry, number, key)
+        def run_block(layer, x, carry, number, key, given, window):
+            x, carry, aux = self._apply(layer, x, ropes, attend, window, carry, number, key, given)
             return self._split(x), carry, aux
 
         def iteration(state, xs):
             (x, carry), (group, first) = state, xs
             reports = []
             for i, window in enumerate(pattern[:period]):
-                layer, key = jax.tree.map(lambda leaf, i=i: leaf[i], group)
+                layer, key, given = jax.tree.map(lambda leaf, i=i: leaf[i], group)
                 run: Callable[..., Any] = functools.partial(run_block, window=window)
                 if remat != "none":
                     run = jax.checkpoint(run, policy=_REMAT[remat], prevent_cse=False)
-                x, carry, aux = run(layer, x, carry, first + i if numbered else None, key)
+                x, carry, aux = run(layer, x, carry, first + i if numbered else None, key, given)
                 reports.append(aux)
             return (x, carry), jax.tree.map(lambda *leaves: jnp.stack(leaves), *reports)
 
-        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), (layers, keys))
+        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), (layers, keys, routing))
         firsts = jnp.arange(0, count, period) if numbered else None
         (x, carry), aux = jax.lax.scan(iteration, (x, carry), (groups, firsts), unroll=min(unroll, count // period))
         return x, carry, jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), aux)

@@ -73,7 +73,7 @@ class Model(Protocol):
     def __call__(
         self, params: Params, tokens: jax.Array, *, positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None, add_embeddings: jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout_key: jax.Array | None = None, routing: jax.Array | None = None,
     ) -> Output:  # fmt: skip
         """Hidden states of packed rows.
 
@@ -81,6 +81,7 @@ class Model(Protocol):
             tokens, positions, segment_ids: int32 [B, S]; segment 0 is padding.
             add_embeddings: [B, S, d], added to the token embeddings.
             dropout_key: turns the configured dropout on.
+            routing: int [B, S, L, k], the experts that compute each token (`models.moe`); None: the routers choose.
         """
         ...
 
@@ -104,6 +105,12 @@ class Model(Protocol):
         `carry` (a cache of keys and values) is passed from layer to layer and returned with the final x. `layers` is
         `params["layers"]`, or a list with one tree for each layer.
         """
+        ...
+
+    def walk_with_reports(
+        self, layers: Any, x: jax.Array, ropes: dict, attend: Attend, carry: Any
+    ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        """`walk`, and what the layers report, stacked over layers (empty when dense)."""
         ...
 
     def flops_per_token(self, sequence_length: int) -> float:

@@ -126,7 +126,7 @@ class ExpertKernels(NamedTuple):
 
 def mixture(
     x: jax.Array, kernels: ExpertKernels, k: int, *, backend: Backend, placement: Placement = Placement(),  # noqa: B008
-    interpret: bool = False,
+    interpret: bool = False, given: jax.Array | None = None,
 ) -> tuple[jax.Array, Routing]:  # fmt: skip
     """Σ over the k chosen experts of probability · down(silu(gate x) ⊙ up x).
 
@@ -137,6 +137,8 @@ def mixture(
         backend: see `models/grouped_matmul.py`.
         placement: the mesh axes that rows, sequences, experts and the experts' hidden size are sharded over.
         interpret: run Pallas kernels without a TPU, for tests.
+        given: int [B, S, k], experts that compute a token in place of the most probable ones, with the router's own
+            probabilities as weights; tokens with negative ones are routed as ever.
 
     Returns:
         [B, S, d] in the type of x, and the routing of each token.
@@ -144,21 +146,26 @@ def mixture(
     kernels = kernels._replace(**{name: getattr(kernels, name).astype(x.dtype) for name in ("gate", "up", "down")})
     run = functools.partial(_mixture, k=k, backend=backend, placement=placement, interpret=interpret)
     if placement.batch is None:
-        return run(x, kernels)
+        return run(x, kernels, given)
     spec: Any = PartitionSpec  # which stands in the place of arrays below
     rows, token = spec(placement.batch, placement.sequence, None), spec(placement.batch, placement.sequence)
     wide, tall = spec(placement.experts, None, placement.tensor), spec(placement.experts, placement.tensor, None)
     return jax.shard_map(
-        run, in_specs=(rows, ExpertKernels(spec(), wide, wide, tall)), out_specs=(rows, Routing(rows, rows, token)),
-        check_vma=False,
-    )(x, kernels)  # fmt: skip
+        run, in_specs=(rows, ExpertKernels(spec(), wide, wide, tall), None if given is None else rows),
+        out_specs=(rows, Routing(rows, rows, token)), check_vma=False,
+    )(x, kernels, given)  # fmt: skip
 
 
-def _mixture(x, kernels: ExpertKernels, *, k: int, backend: Backend, placement: Placement, interpret: bool):
+def _mixture(x, kernels: ExpertKernels, given, *, k: int, backend: Backend, placement: Placement, interpret: bool):
     """`mixture` of one device's tokens [B, S, d] and experts."""
     rows = x.reshape(-1, x.shape[-1])
     logits = jnp.matmul(rows.astype(jnp.float32), kernels.router.astype(jnp.float32), precision="highest")
-    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits), k)
+    probabilities = jax.nn.softmax(logits)
+    weights, chosen = jax.lax.top_k(probabilities, k)
+    if given is not None:
+        given = given.reshape(-1, k).astype(chosen.dtype)
+        chosen = jnp.where(given >= 0, given, chosen)
+        weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
     own, axis = chosen, placement.experts
     if axis is not None:
         rows, weights, own = (jax.lax.all_gather(part, axis, tiled=True) for part in (rows, weights, own))
@@ -256,11 +263,13 @@ class MoE(nn.Module):
         self.up = Stacked(e.count, c.width, c.ffn, matrix_std(c, c.width))
         self.down = Stacked(e.count, c.ffn, c.width, matrix_std(c, c.ffn, output=True))
 
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, Routing]:
+    def __call__(self, x: jax.Array, routing: jax.Array | None = None) -> tuple[jax.Array, Routing]:
         e = self.config.experts
         assert e is not None
         kernels = ExpertKernels(self.router.kernel, self.gate(), self.up(), self.down())
-        return mixture(x, kernels, e.active, backend=backend_for(self.platform), placement=self.placement)
+        return mixture(
+            x, kernels, e.active, backend=backend_for(self.platform), placement=self.placement, given=routing
+        )
 
 
 class MoEBlock(Block):
@@ -272,9 +281,9 @@ class MoEBlock(Block):
         super().setup()
         self.moe = MoE(self.config, self.platform, self.placement)
 
-    def feed_forward(self, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        y, routing = self.moe(x)
-        return y, routing._asdict()
+    def feed_forward(self, x: jax.Array, routing: jax.Array | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+        y, routed = self.moe(x, routing)
+        return y, routed._asdict()
 
 
 @dataclasses.dataclass(frozen=True)

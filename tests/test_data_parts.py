@@ -188,3 +188,20 @@ def test_parts_that_cannot_be_merged_are_one_line(specs, tmp_path):
         build_cache(none, tmp_path / "none")
     with pytest.raises(UserError, match="read in place"):
         parts.build_part(DataSpec((Source("a.npy"),), spec.tokenizer, 32, kind="tokens"), tmp_path, Share(0, 2))
+
+
+def test_datatroves_local_executor_builds_the_same_bytes(specs, one_builder, tmp_path):
+    pytest.importorskip("datatrove", reason="the extra `scale` is not installed")
+    from easylm_jax.data.datatrove_step import build_with_processes
+
+    cache = build_with_processes(specs["text"], str(tmp_path / "c"), tasks=2, workers=1, logs=str(tmp_path / "logs"))
+    assert content(cache.folder) == content(one_builder["text"].folder)
+
+
+def test_a_task_of_a_pipeline_builds_its_part(specs, one_builder, tmp_path):
+    from easylm_jax.data.datatrove_step import CachePart
+
+    step = CachePart(specs["text"], str(tmp_path))
+    for rank in (1, 0):
+        step(None, rank=rank, world_size=2)
+    assert content(parts.merge(tmp_path)[0].folder) == content(one_builder["text"].folder)

@@ -21,7 +21,7 @@ RUN = {"ruff", "mypy"}
 PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
 ASKED_FOR = {"accelerate"}  # by the trainers of transformers, which the comparison runs
 # Extras that production code may import, inside functions alone, since they need not be there.
-OPTIONAL = ("instructions", "wandb", "evals")
+OPTIONAL = ("instructions", "wandb", "evals", "scale")
 
 
 def plain(name):

@@ -60,6 +60,9 @@ class RL(SampledResponses, Train):
     """Upper bound of importance weights that correct for differences between sampler and trainer (truncated importance
     sampling; spec tulu3 §5.4). None is 2 with asynchronous rollouts and off without them; "off" disables them there
     too, as in the released PPO and GRPO of Tülu 3."""
+    router_replay: bool = fields.added_later(False)
+    """Whether the policy of a mixture of experts is trained with the experts that computed each token when it was
+    sampled, so that sampler and trainer do not differ by tokens that fall to other experts (docs/moe.md)."""
     check: str | None = None
     """The verifier (an expression) of greedy responses to the validation prompts: before the first update (step 0),
     every `validation.every` steps and at the end."""

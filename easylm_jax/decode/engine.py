@@ -68,7 +68,7 @@ class Engine:
         self._prepare = jax.jit(functools.partial(
             forward.prepare, self.model, unroll=self.unroll, join=join, mesh=mesh, gather=gather_weights
         ))  # fmt: skip
-        self._prefill = jax.jit(self._prefill_program)
+        self._prefill = jax.jit(self._prefill_program, static_argnames="routing")
         self._decode = jax.jit(
             functools.partial(loop.decode_block, self.model, mesh, block), static_argnums=0, donate_argnums=2
         )
@@ -79,6 +79,7 @@ class Engine:
         stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, detokenize: Detokenize | None = None,
         numbers: Sequence[int] | None = None, scores: bool = False, cancelled: Callable[[], bool] | None = None,
         progress: Callable[[int, int], None] | None = None, contexts: Sequence[Hashable] | None = None,
+        routing: bool = False,
     ) -> Completions | ScoredCompletions:  # fmt: skip
         """Generates responses to `prompts` with `params`.
 
@@ -101,6 +102,7 @@ class Engine:
             progress: called after every block with the numbers of finished responses and of tokens so far.
             contexts: what the model sees of each prompt besides its tokens, as a hashable value such as a digest of
                 its images. Prompts with equal tokens and contexts share one prefill.
+            routing: whether the scored completions of a mixture of experts hold the experts of every token.
 
         Raises:
             UserError: an argument is invalid (`Request.check`).
@@ -111,7 +113,7 @@ class Engine:
             numbers=tuple(range(len(prompts))) if numbers is None else tuple(int(n) for n in numbers),
             max_new_tokens=int(max_new_tokens), temperature=float(temperature), top_k=top_k, top_p=top_p,
             eos_ids=tuple(int(i) for i in eos_ids), stop_strings=tuple(stop_strings), detokenize=detokenize,
-            samples=samples, seed=seed, scores=scores,
+            samples=samples, seed=seed, scores=scores, routing=routing,
         )  # fmt: skip
         request.check(self.model.config, self.max_length)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
@@ -131,10 +133,14 @@ class Engine:
             sharding=self.sharding(layer_axis=not self.unroll),
         )  # fmt: skip
 
-    def _prefill_program(self, weights, tokens, lengths):
+    def _prefill_program(self, weights, tokens, lengths, routing: bool):
         tokens, lengths = loop.split_rows(tokens, self.mesh), loop.split_rows(lengths, self.mesh)
         cache = self.new_cache(*tokens.shape)
-        return forward.prefill(self.model, weights, tokens, lengths, cache)
+        cache, routed = forward.prefill(self.model, weights, tokens, lengths, cache, routing)
+        if routed is not None and self.mesh is not None:  # every process reads all rows
+            everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+            routed = jax.lax.with_sharding_constraint(routed, everywhere)
+        return cache, routed
 
     def bucket(self, length: int) -> int:
         """The smallest bucket size, 2ⁿ or 3 · 2ⁿ, that is at least `length`."""
@@ -150,11 +156,13 @@ class Engine:
 
 @dataclasses.dataclass
 class _Prefilled:
-    """The cache of prefilled prompts, and the responses (row of that cache, prompt, sample) that wait for a row."""
+    """The cache of prefilled prompts, and the responses (row of that cache, prompt, sample) that wait for a row;
+    `routing` has the experts of the prompts' tokens, where asked for, in the columns of the cache."""
 
     cache: kv.Cache
     bucket: int
     waiting: collections.deque[tuple[int, int, int]]
+    routing: np.ndarray | None = None
 
 
 class _Call:
@@ -169,6 +177,12 @@ class _Call:
         self.lengths = np.zeros(count, np.int32)
         self.ended = np.zeros(count, bool)
         self.finished = 0  # responses
+        self.routing: np.ndarray | None = None
+        if request.routing:
+            c, width = engine.model.config, max((len(prompt.tokens) for prompt in request.prompts), default=0)
+            assert c.experts is not None  # checked by `Request.check`
+            tokens = width + request.max_new_tokens
+            self.routing = np.full((count, tokens, c.layers, c.experts.active), -1, np.int16)
 
         duplicates: dict[Prompt, list[int]] = {}
         for i, prompt in enumerate(request.prompts):
@@ -190,7 +204,7 @@ class _Call:
         self.most_columns = _round_up(engine.bucket(longest) + request.max_new_tokens + slack, tile)
         greedy = request.temperature == 0
         self.mode = Mode(greedy, not greedy and request.top_k is not None, not greedy and request.top_p is not None,
-                         request.scores)  # fmt: skip
+                         request.scores, request.routing)  # fmt: skip
         self.settings = Settings(
             np.float32(request.temperature), np.int32(request.top_k or 0), np.float32(request.top_p or 0)
         )
@@ -214,7 +228,9 @@ class _Call:
             if progress is not None:
                 progress(self.finished, int(self.lengths.sum()))
         if self.request.scores:
-            return ScoredCompletions(tokens=self.tokens, lengths=self.lengths, ended=self.ended, **self.scores)
+            return ScoredCompletions(
+                tokens=self.tokens, lengths=self.lengths, ended=self.ended, routing=self.routing, **self.scores
+            )
         return Completions(self.tokens, self.scores["logprobs"], self.lengths)
 
     @property
@@ -240,6 +256,9 @@ class _Call:
                 source[row], prompt, sample = self.ready.waiting.popleft()
                 tokens = self.request.prompts[prompt].tokens
                 self.response[row] = prompt * samples + sample
+                if self.routing is not None and self.ready.routing is not None and len(tokens) > 1:
+                    known = self.ready.routing[source[row], self.ready.bucket - (len(tokens) - 1) :]
+                    self.routing[self.response[row], : len(tokens) - 1] = known
                 values = (tokens[-1], len(tokens) - 1, self.request.numbers[prompt], sample)
                 for name, value in zip(("token", "count", "prompt", "sample"), values, strict=True):
                     self.state[name][row] = value
@@ -264,7 +283,8 @@ class _Call:
         for i, ids in enumerate(batch):
             lengths[i] = len(ids) - 1
             tokens[i, bucket - lengths[i] :] = ids[:-1]
-        return _Prefilled(engine._prefill(self.weights, tokens, lengths), bucket, waiting)
+        cache, routed = engine._prefill(self.weights, tokens, lengths, routing=self.request.routing)
+        return _Prefilled(cache, bucket, waiting, None if routed is None else np.asarray(jax.device_get(routed)))
 
     def _compact(self) -> None:
         """Moves the active rows to a smaller batch once the queue is empty and few are left."""
@@ -339,6 +359,11 @@ class _Call:
                 self.tokens[response, cut:end] = self.tokens.dtype.type(self.engine.model.config.pad_id or 0)
                 new, end, done = cut - start, cut, True
                 self.ended[response] = True
+        if (
+            self.routing is not None and out.routing is not None
+        ):  # a step routes the token before the one that it samples
+            first = len(self.request.prompts[response // self.request.samples].tokens) - 1
+            self.routing[response, first + start : first + end] = out.routing[row, :new]
         for name, values in self.scores.items():
             if getattr(out, name) is not None:
                 values[response, start:end] = getattr(out, name)[row, :new]

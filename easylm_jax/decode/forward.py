@@ -86,15 +86,23 @@ def _unjoin(layer: Params, model: Model) -> Params:
 
 def run_layers(
     model: Model, layers: Any, x: jax.Array, ropes: dict, attend: Attend, cache: Cache
-) -> tuple[jax.Array, Cache]:
-    """Runs all blocks over x [B, S, d]; the attention of each layer receives its part of the cache and returns it."""
+) -> tuple[jax.Array, Cache, dict[str, jax.Array]]:
+    """Runs all blocks over x [B, S, d]; the attention of each layer receives its part of the cache and returns it. What
+    the layers report is dropped by the compiler where nobody reads it."""
     if isinstance(layers, list):
         layers = [_unjoin(layer, model) for layer in layers]
-    return model.walk(layers, x, ropes, attend, cache)
+    return model.walk_with_reports(layers, x, ropes, attend, cache)
 
 
-def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Array, cache: Cache) -> Cache:
-    """The cache with the keys and values of whole prompts.
+def _routing(reports: dict[str, jax.Array], wanted: bool) -> jax.Array | None:
+    """The experts of each token, int16 [B, S, L, k]; None where they are not wanted."""
+    return reports["chosen"].transpose(1, 2, 0, 3).astype(jnp.int16) if wanted else None
+
+
+def prefill(
+    model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Array, cache: Cache, routing: bool = False
+) -> tuple[Cache, jax.Array | None]:
+    """The cache with the keys and values of whole prompts, and with `routing` the experts of their tokens.
 
     Args:
         model: the model.
@@ -114,13 +122,16 @@ def prefill(model: Model, weights: Weights, tokens: jax.Array, lengths: jax.Arra
         return out, kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), 0)
 
     x = embed(model.config, weights["embed"]["table"], tokens)
-    return run_layers(model, weights["layers"], x, model.ropes(jnp.maximum(index, 0)), attend, cache)[1]
+    _, cache, reports = run_layers(model, weights["layers"], x, model.ropes(jnp.maximum(index, 0)), attend, cache)
+    return cache, _routing(reports, routing)
 
 
 def step(
-    model: Model, weights: Weights, tokens: jax.Array, counts: jax.Array, clock: jax.Array, cache: Cache
-) -> tuple[jax.Array, Cache]:
-    """One decode step: float32 logits [B, V] of the next token, and the cache with column `clock` written.
+    model: Model, weights: Weights, tokens: jax.Array, counts: jax.Array, clock: jax.Array, cache: Cache,
+    routing: bool = False,
+) -> tuple[jax.Array, Cache, jax.Array | None]:  # fmt: skip
+    """One decode step: float32 logits [B, V] of the next token, the cache with column `clock` written, and with
+    `routing` the experts of the tokens, int16 [B, 1, L, k].
 
     Args:
         model: the model.
@@ -137,9 +148,9 @@ def step(
     x = embed(model.config, weights["embed"]["table"], tokens[:, None])
     if model.placement.batch is not None:  # rows are split over more axes for sampling; undo that here
         x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.placement.batch))
-    x, cache = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
+    x, cache, reports = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)
     hidden: Any = residual_norm(model.config).apply({"params": weights["norm"]}, x)  # flax does not type its result
-    return head_logits(hidden[:, 0], weights["head"], model.config.logits_softcap), cache
+    return head_logits(hidden[:, 0], weights["head"], model.config.logits_softcap), cache, _routing(reports, routing)
 
 
 def attend_cached(

@@ -37,7 +37,7 @@ class Generator:
     def sample(
         self, params: PyTree, prompts: Cache, batch: dict[str, np.ndarray], *, samples: int = 1, seed: int = 0,
         greedy: bool | None = None, cancelled: Callable[[], bool] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, routing: bool = False,
     ) -> Rollout:  # fmt: skip
         """Samples responses to a batch of prompts; the scores of the rollout are 0.
 
@@ -50,12 +50,13 @@ class Generator:
             greedy: whether to decode greedily; by default, if the temperature is 0.
             cancelled: called between blocks of tokens; `decode.Cancelled` is raised once it returns True.
             progress: called between blocks with the numbers of finished responses and of tokens so far.
+            routing: whether the rollout keeps the experts of every token.
         """
         return rollout.sample(
             self.engine, params, batch, self.sampling, samples=samples, seed=seed, tokenizer=self.tokenizer,
             end_ids=rollout.end_ids(prompts, self.tokenizer),
             greedy=self.sampling.temperature == 0 if greedy is None else greedy, cancelled=cancelled,
-            progress=progress,
+            progress=progress, routing=routing,
         )  # fmt: skip
 
 

@@ -34,7 +34,8 @@ class Rows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """The output of a block of steps: `tokens`, `logprobs` and, if requested, the two scores, each [B, block].
+    """The output of a block of steps: `tokens`, `logprobs` and, if requested, the two scores, each [B, block], and the
+    experts of the token before each, `routing` int16 [B, block, L, k].
 
     Only the first `emitted` [B] entries of a row are valid. `steps` is the number of steps that were run.
     """
@@ -46,6 +47,7 @@ class Block(NamedTuple):
     emitted: jax.Array
     done: jax.Array
     steps: jax.Array
+    routing: jax.Array | None = None
 
 
 def decode_block(
@@ -74,7 +76,7 @@ def decode_block(
     scores = jnp.zeros(shape, jnp.float32) if mode.scores else None
     begin = Block(
         jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), scores, scores,
-        jnp.zeros_like(rows.count), rows.done, jnp.int32(0),
+        jnp.zeros_like(rows.count), rows.done, jnp.int32(0), _no_routing(model, shape) if mode.routing else None,
     )  # fmt: skip
 
     def goes_on(carry):
@@ -84,7 +86,7 @@ def decode_block(
     def one(carry):
         out, token, cache = carry
         i = out.steps
-        logits, cache = step(model, weights, token, rows.count + i, clock + i, cache)
+        logits, cache, routed = step(model, weights, token, rows.count + i, clock + i, cache, mode.routing)
         logits = _split_for_sampling(logits, mesh)
         sampled = sample_tokens(logits, keys, rows.generated + i, settings, mode, model.config.vocab_used)
         sampled = SampledTokens(*(split_rows(field, mesh) for field in sampled))
@@ -97,6 +99,7 @@ def decode_block(
             put(out.tokens, sampled.token), put(out.logprobs, sampled.logprob),
             put(out.logprobs_untruncated, sampled.logprob_untruncated), put(out.entropy, sampled.entropy),
             out.emitted + ~out.done, out.done | ended, i + 1,
+            _put_routing(out.routing, routed, i),
         )  # fmt: skip
         return out, sampled.token, cache
 
@@ -104,6 +107,19 @@ def decode_block(
     if mesh is not None:  # replicated, since every process reads all rows
         out = jax.lax.with_sharding_constraint(out, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     return cache, out
+
+
+def _no_routing(model: Model, shape: tuple[int, int]) -> jax.Array:
+    experts = model.config.experts
+    assert experts is not None, "checked by the engine"
+    return jnp.full((*shape, model.config.layers, experts.active), -1, jnp.int16)
+
+
+def _put_routing(routing: jax.Array | None, routed: jax.Array | None, column: jax.Array) -> jax.Array | None:
+    """`routing` with the experts [B, 1, L, k] of one step in its column; None where they are not collected."""
+    if routing is None or routed is None:
+        return None
+    return jax.lax.dynamic_update_slice(routing, routed, (0, column, 0, 0))
 
 
 def _split_for_sampling(logits: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:

@@ -38,6 +38,9 @@ class ScoredCompletions(NamedTuple):
         entropy: float32, of the model's distribution at temperature 1 at each token, in nats.
         ended: bool [rows], whether an end token or a stop string ended the response; the others were truncated at
             `max_new_tokens`.
+        routing: int16 [rows, longest prompt + max_new_tokens, L, k], where asked for: the experts that computed each
+            token of the prompt and the response, from the start of the prompt; −1 beyond, and at the last token of a
+            response, which no step has read.
     """
 
     tokens: np.ndarray
@@ -46,6 +49,7 @@ class ScoredCompletions(NamedTuple):
     logprobs_untruncated: np.ndarray
     entropy: np.ndarray
     ended: np.ndarray
+    routing: np.ndarray | None = None
 
 
 class Prompt(NamedTuple):
@@ -72,12 +76,15 @@ class Request:
     samples: int
     seed: int
     scores: bool
+    routing: bool = False
 
     def check(self, config: DecoderConfig, max_length: int) -> None:
         """Raises `UserError` if an argument is invalid for a model of this configuration."""
         for name, least in (("max_new_tokens", 1), ("samples", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"generate: {name} must be at least {least}, not {getattr(self, name)}")
+        if self.routing and (config.experts is None or not self.scores):
+            raise UserError("generate: routing is of a mixture of experts, and needs scores")
         if not 0 <= self.temperature < float("inf"):
             raise UserError(f"generate: temperature must be 0 (greedy) or positive, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:

@@ -46,6 +46,8 @@ class Rollout:
         scores: [B], raw, before gain, bias and the penalty for a missing end.
         samples: responses to each prompt.
         components: the score of each verifier by name, [B].
+        routing: int16 [B, P + T, L, k], the experts that computed each token from the start of the prompt (−1: not
+            known); None unless routers are replayed.
     """
 
     prompts: np.ndarray
@@ -60,6 +62,7 @@ class Rollout:
     scores: np.ndarray
     samples: int = 1
     components: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    routing: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
@@ -91,6 +94,7 @@ def sample(
     engine: Engine, params: PyTree, batch: dict[str, np.ndarray], sampling: Sampling, *, samples: int, seed: int,
     tokenizer: Tokenizer, end_ids: tuple[int, ...], greedy: bool = False,
     cancelled: Callable[[], bool] | None = None, progress: Callable[[int, int], None] | None = None,
+    routing: bool = False,
 ) -> Rollout:  # fmt: skip
     """Samples responses to a batch of prompts (`tokens`, `lengths`, `prompt_index`); the scores are 0.
 
@@ -104,7 +108,7 @@ def sample(
         top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
         eos_ids=end_ids, stop_strings=sampling.stop_strings, samples=samples, seed=seed,
         detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True, cancelled=cancelled,
-        progress=progress,
+        progress=progress, routing=routing,
     )  # fmt: skip
     assert isinstance(completions, ScoredCompletions)
     return Rollout(
@@ -119,7 +123,17 @@ def sample(
         entropy=completions.entropy,
         scores=np.zeros(len(completions.lengths), np.float32),
         samples=samples,
-    )
+        routing=None if completions.routing is None else _as_wide(
+            completions.routing, batch["tokens"].shape[1] + sampling.max_new_tokens
+        ),
+    )  # fmt: skip
+
+
+def _as_wide(routing: np.ndarray, width: int) -> np.ndarray:
+    """The experts of tokens with −1 up to `width` tokens."""
+    wide = np.full((len(routing), width, *routing.shape[2:]), -1, routing.dtype)
+    wide[:, : routing.shape[1]] = routing[:, :width]
+    return wide
 
 
 def text_of(rollout: Rollout, row: int, tokenizer: Tokenizer) -> str:
@@ -164,7 +178,7 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
 
     def merged(name: str) -> Any:
         values = [getattr(part, name) for part in rollouts]
-        if name == "samples":
+        if name == "samples" or values[0] is None:
             return values[0]
         if name == "components":
             return {key: np.concatenate([value[key] for value in values]) for key in values[0]}
@@ -176,7 +190,7 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
 def select(rollout: Rollout, rows: np.ndarray) -> Rollout:
     """The given rows of a rollout; they must be whole groups, in order."""
     names = [field.name for field in dataclasses.fields(Rollout) if field.name not in _NOT_PER_ROW]
-    arrays = {name: getattr(rollout, name)[rows] for name in names}
+    arrays = {name: value[rows] for name in names if (value := getattr(rollout, name)) is not None}
     components = {name: values[rows] for name, values in rollout.components.items()}
     return dataclasses.replace(rollout, **arrays, components=components)
 
@@ -211,7 +225,9 @@ def columns_of(rollout: Rollout) -> dict[str, np.ndarray]:
     real = index < totals[:, None]
     first = rollout.prompt_lengths[:, None] - 1
     mask = (index >= first) & (index < first + rollout.lengths[:, None])
+    replayed = {} if rollout.routing is None else {"routing": _as_wide(rollout.routing, tokens.shape[1])}
     return {
+        **replayed,
         "tokens": tokens,
         "targets": np.concatenate([tokens[:, 1:], np.zeros_like(tokens[:, :1])], axis=1),
         "segment_ids": real.astype(np.int32),

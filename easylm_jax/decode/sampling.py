@@ -24,6 +24,7 @@ class Mode(NamedTuple):
     top_k: bool = False
     top_p: bool = False
     scores: bool = False
+    routing: bool = False
 
 
 class Settings(NamedTuple):

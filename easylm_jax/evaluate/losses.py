@@ -23,7 +23,6 @@ from easylm_jax.runtime import processes, sharding
 from easylm_jax.runtime.files import write_json
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.runtime.monitor import counting
-from easylm_jax.runtime.processes import log_once
 from models.model import Model
 
 UNIT = "nats per token"
@@ -94,7 +93,6 @@ def losses(stage: Losses, workspace: Workspace) -> dict[str, Any]:
     if processes.is_first_process():
         write_json(workspace.folder(stage.name) / "losses.json", table)
         write_json(workspace.root / "table.json", table)
-    log_once(text(table))
     return {"table": "losses.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
 
 
@@ -145,17 +143,3 @@ def _mean(each: dict[str, Loss]) -> dict[str, float]:
     values = list(each.values())
     score = sum(loss.value for loss in values) / len(values)
     return {"score": score, "stderr": sum(loss.stderr**2 for loss in values) ** 0.5 / len(values)}
-
-
-def text(table: dict[str, Any]) -> str:
-    """The table as aligned text."""
-    columns: list[str] = table["sets"] if len(table["sets"]) > 1 else []
-    lines: list[list[str]] = [["", "loss", *columns, "difference"]]
-    for row in table["rows"]:
-        cells: list[dict[str, Any]] = [row, *(row["scores"][column] for column in columns)]
-        over = row.get("over")
-        apart = "" if over is None else f"{over['difference']:+.4f} ± {over['stderr']:.4f} ({over['method']})"
-        lines.append([row["method"], *(f"{cell['score']:.4f} ± {cell['stderr']:.4f}" for cell in cells), apart])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([f"{table['title']} ({table['unit']}; ± one standard error over rows)", *body])

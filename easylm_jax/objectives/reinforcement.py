@@ -23,7 +23,8 @@ from models.model import Model, Params
 
 def target_scores(model: Model, params: Params, batch: Batch, *, temperature: float = 1.0) -> TokenScores:
     """Log-probabilities and entropy of every target of a batch, each float32 [B, S]."""
-    return model.target_scores(params, forward(model, params, batch).hidden, batch["targets"], temperature)
+    hidden = forward(model, params, batch, replay=True).hidden
+    return model.target_scores(params, hidden, batch["targets"], temperature)
 
 
 def token_values(model: Model, params: Params, batch: Batch) -> jax.Array:
@@ -53,7 +54,7 @@ def policy_optimization(
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, frozen) -> Loss:
-        output = forward(model, params, batch)
+        output = forward(model, params, batch, replay=True)
         scores = model.target_scores(params, output.hidden, batch["targets"], temperature)
         loss, denominator, metrics = grpo_loss(
             scores.logprobs, batch["old_logprobs"], batch["advantages"], batch["mask"],

@@ -247,7 +247,7 @@ def reinforcement(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterato
 def _updates(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLPrograms) -> Iterator[Program]:
     """The updates of the policy and, if there is one, of the value model."""
     width, frozen = rollout.bucket(shapes.max_length(stage)), roles.placed.get("frozen", {})
-    rows = advantages.make_batch_builder(stage, mesh).abstract(width)
+    rows = advantages.make_batch_builder(stage, mesh, roles.policy.model.config).abstract(width)
     for name, start in (("policy", roles.policy), ("value", roles.value)):
         if start is not None:
             yield Program(

@@ -51,6 +51,7 @@ class StageData:
         done: content of `done.json`; None if it is not finished.
         samples: sampled responses by step.
         table, answers: the table of an evaluation, and those of its responses that a report shows.
+        losses: the table of a comparison of held-out losses.
         begun: when it was last started, in seconds since 1970.
     """
 
@@ -67,6 +68,7 @@ class StageData:
     table: dict[str, Any] | None
     answers: tuple[Line, ...]
     begun: float
+    losses: dict[str, Any] | None = None
 
     @cached_property
     def signature(self) -> str:
@@ -150,7 +152,8 @@ class RunData:
         """The tables of all evaluations, each with its stage."""
         found: list[tuple[dict[str, Any], StageData | None]] = []
         found += [(stage.table, stage) for stage in self.stages if stage.table is not None]
-        return found or ([(self.table, None)] if self.table is not None else [])
+        alone = self.table is not None and self.table.get("unit") is None  # of losses there is a stage
+        return found or ([(self.table, None)] if self.table is not None and alone else [])
 
     @property
     def unfinished(self) -> list[StageData]:
@@ -257,6 +260,7 @@ def _stage(folder: Path) -> StageData:
         metrics=tuple(read_metrics(folder)) if (folder / "metrics.jsonl").is_file() else (),
         samples=_samples(folder / "samples"),
         table=_table(table) if current else None,
+        losses=_table(folder / "losses.json") if done is not None else None,
         answers=tuple(filter(_is_shown, _lines_of(folder / "samples.jsonl"))) if current else (),
         begun=begun,
     )

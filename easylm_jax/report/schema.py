@@ -108,6 +108,7 @@ class Table(_Rows, total=False):
     """`table.json`."""
 
     title: str | None
+    unit: str | None
     recipe: str | None
     stage: str | None
     tasks: list[Task]

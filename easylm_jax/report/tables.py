@@ -39,7 +39,25 @@ def markdown(run: RunData) -> str:
 
 def ablations(run: RunData) -> list[Table]:
     """One table for each evaluation: methods in rows; ours, then the paper's columns where it has any."""
-    return [ablation(table, stage, run) for table, stage in run.tables]
+    losses = [loss_table(stage.losses) for stage in run.stages if stage.losses is not None]
+    return [*(ablation(table, stage, run) for table, stage in run.tables), *losses]
+
+
+def loss_table(table: dict[str, Any]) -> Table:
+    """A `losses.json`: the loss of each method, on each set where there are several, and differences."""
+    unit = str(table.get("unit") or "")
+    sets = _tasks(table["rows"])
+    columns = [Column("method", words=True), Column("loss", unit), *(Column(name, unit) for name in sets)]
+    rows = []
+    for row in table["rows"]:
+        cells = [row, *((row.get("scores") or {}).get(name, {}) for name in sets)]
+        over = row.get("over") or {}
+        apart = with_error(over.get("difference"), over.get("stderr"), 1, 4, sign=True)
+        losses = [with_error(cell.get("score"), cell.get("stderr"), 1, 4) for cell in cells]
+        rows.append((str(row["method"]), *losses, f"{apart} ({over['method']})" if over else NONE))
+    notes = ("± is one standard error over rows. Differences are taken row by row; below 0 is better.",)
+    title = str(table.get("title") or "Held-out losses")
+    return Table(title, (*columns, Column("difference", unit)), tuple(rows), notes)
 
 
 def ablation(table: dict[str, Any], stage: StageData | None = None, run: RunData | None = None) -> Table:

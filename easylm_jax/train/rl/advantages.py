@@ -28,14 +28,24 @@ from easylm_jax.objectives import (
 )
 from easylm_jax.objectives.base import FORWARD
 from easylm_jax.runtime import chunked
+from models.config import DecoderConfig
+from models.errors import UserError
 
 Columns = dict[str, np.ndarray]
 Metrics = dict[str, Any]
 
 
-def make_batch_builder(stage: RL, mesh: jax.sharding.Mesh) -> BatchBuilder:
-    """The batch builder of a stage's algorithm."""
-    return BATCH_BUILDERS[stage.algorithm](stage, mesh)
+def make_batch_builder(stage: RL, mesh: jax.sharding.Mesh, policy: DecoderConfig | None = None) -> BatchBuilder:
+    """The batch builder of a stage's algorithm; `policy` is needed where routers are replayed."""
+    builder = BATCH_BUILDERS[stage.algorithm](stage, mesh)
+    if stage.router_replay:
+        assert policy is not None
+        if policy.experts is None or stage.algorithm not in ("ppo", "grpo"):
+            what = "its policy is a dense model" if policy.experts is None else "its pairs are trained without it"
+            raise UserError(f"stage {stage.name}: router_replay is for PPO and GRPO of a mixture of experts; {what}")
+        builder.columns = (*builder.columns, "routing")
+        builder.routed = (policy.layers, policy.experts.active)
+    return builder
 
 
 class BatchBuilder:
@@ -46,6 +56,7 @@ class BatchBuilder:
     def __init__(self, stage: Any, mesh: jax.sharding.Mesh):
         self.stage, self.mesh = stage, mesh
         self.update_rows = stage.update_rows
+        self.routed: tuple[int, int] = (0, 0)  # layers and experts of a token in the column `routing`
         if stage.correction is not None:
             self.columns = (*self.columns, "weights")
 
@@ -63,9 +74,10 @@ class BatchBuilder:
 
     def abstract(self, width: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an update's batch for rows of `width` tokens."""
-        integers = dict.fromkeys(FORWARD, jnp.int32)
+        types = {**dict.fromkeys(FORWARD, jnp.int32), "routing": jnp.int16}
+        more = {"routing": self.routed}
         return {
-            name: jax.ShapeDtypeStruct((self.update_rows, width), integers.get(name, jnp.float32))
+            name: jax.ShapeDtypeStruct((self.update_rows, width, *more.get(name, ())), types.get(name, jnp.float32))
             for name in self.columns
         }
 

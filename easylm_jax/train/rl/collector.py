@@ -60,6 +60,7 @@ class RolloutCollector:
             sampled = self.generator.sample(
                 policy, self.loader.cache, self.loader.batch_at(prompt_batches_used + attempt), samples=stage.samples,
                 seed=rollout.rollout_seed(stage.seed, step, attempt), greedy=False, cancelled=self.stopping.is_set,
+                routing=stage.router_replay,
             )  # fmt: skip
             sampling += time.perf_counter() - began
             began = time.perf_counter()

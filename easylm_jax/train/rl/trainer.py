@@ -72,7 +72,7 @@ class RolloutLoop(Loop):
         self.engine = job.generator.engine
         self.collector = RolloutCollector(stage, job.generator, job.scorer, job.loader, job.scorer.mesh)
         self.async_collector: AsyncCollector | None = None
-        self.batches = advantages.make_batch_builder(stage, mesh)
+        self.batches = advantages.make_batch_builder(stage, mesh, self.model.config)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
         self.check_scorer = ExpressionScorer(stage.check, seconds=stage.reward.seconds) if stage.check else None
 
@@ -178,7 +178,12 @@ class RolloutLoop(Loop):
         """The columns with the log-probabilities of the policy and the reference and the values of every target."""
         in_chunks = functools.partial(chunked.in_chunks, size=self.score_rows, mesh=self.job.mesh)
         inputs = {name: columns[name] for name in base.FORWARD}
-        old, entropy = in_chunks(self.token_scores, [policy], inputs)
+        if self.job.stage.router_replay:
+            own, _ = in_chunks(self.token_scores, [policy], inputs)
+            columns = {**columns, "own_logprobs": own}
+            old, entropy = in_chunks(self.token_scores, [policy], {**inputs, "routing": columns["routing"]})
+        else:
+            old, entropy = in_chunks(self.token_scores, [policy], inputs)
         reference, _ = in_chunks(self.token_scores, [self.job.reference], inputs)
         columns = {**columns, "old_logprobs": old, "entropy": entropy, "reference_logprobs": reference}
         if value is not None:
@@ -248,7 +253,12 @@ class RolloutLoop(Loop):
         tokens = mask.sum()
         gap = np.where(mask, columns["old_logprobs"] - self._sampler_logprobs(columns), 0.0)
         divergence = np.where(mask, columns["old_logprobs"] - columns["reference_logprobs"], 0.0)
+        replayed = {}
+        if "own_logprobs" in columns:  # how large the gap would be if the trainer routed tokens anew
+            own = np.where(mask, columns["own_logprobs"] - self._sampler_logprobs(columns), 0.0)
+            replayed = {"sampler_gap_without_replay": float(np.abs(own).sum() / tokens)}
         return {
+            **replayed,
             "score": float(sampled.scores.mean()),
             "score_std": float(sampled.scores.std()),
             "ended": float(sampled.ended.mean()),
