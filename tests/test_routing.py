@@ -13,6 +13,7 @@ import models
 from easylm_jax.checkpoint import load
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from easylm_jax.checkpoint.store import Retention
+from easylm_jax.cli import main
 from easylm_jax.config import DecoderConfig, Source
 from easylm_jax.data import load_tokenizer
 from easylm_jax.evaluate import routing
@@ -173,3 +174,22 @@ def reference_choice(run):
     place = {name: batch[name] for name in ("positions", "segment_ids")}
     chosen = model(restore_params(folder), batch["tokens"], **place).aux["chosen"]
     return np.asarray(chosen)[:, batch["loss_weights"] > 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--steps", "7"], "has no checkpoint of step '7'; it has 1, 50, 100"),
+        (["--steps", "all", "--texts", "nameless"], "'nameless' must read NAME=FILE"),
+        (["--texts", "a=a.jsonl", "--texts", "a=b.jsonl"], "names 'a' twice"),
+        (["--texts", "a=gone.jsonl"], "no file at gone.jsonl"),
+    ],
+)
+def test_bad_options_are_one_line(options, line, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(run)
+    command = ["eval", "--routing", "moe", "--tokens", "100", "--out", str(tmp_path), *options]
+    if "--texts" not in options:
+        command += ["--texts", "a=a.jsonl"]
+    assert main.main(command) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and line in said[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easylm_jax.cli import arguments as kinds
+from easylm_jax.cli import eval_routing
 from easylm_jax.cli.parser import add_stop_and_seed
 from models.errors import UserError
 
@@ -81,10 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=kinds.OUTPUT_FOLDER, metavar="DIR", default="runs", help="folder for results (default: runs)"
     )
     parser.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the results to FILE")
+    eval_routing.add_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm eval`: asks what is not yet known, prints the table and writes the results."""
+    if arguments.routing is not None:
+        return eval_routing.main(arguments)
     if arguments.list:
         _print_list()
         return 0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from easylm_jax.config import fields
 from easylm_jax.config.bounds import Count, Positive, Seed
+from models.config import added_later
 from models.errors import UserError
 
 NAMED_PREFIXES = ("hf:", "tfds:", "seqio:")
@@ -71,7 +72,7 @@ class Source:
     """A folder of the repository of an `hf:` set."""
     streaming: bool = False
     """Whether records of an `hf:` set are read as they arrive and not downloaded first."""
-    base: str | None = None
+    base: str | None = added_later(None)
     """Where the files of a list lie that have no absolute path, such as `gs://bucket/preprocessed` (kind "tokens");
     None is beside the list."""
 
@@ -173,7 +174,7 @@ class DataSpec:
     """The most pairs of a row; None chooses from the data."""
     keep: tuple[str, ...] | None = None
     """Columns whose values are kept with each prompt, for verifiers; None for all."""
-    order: Literal["olmo"] | None = None
+    order: Literal["olmo"] | None = added_later(None)
     """"olmo" shuffles the windows of shards as OLMo's trainer does with the same seed; None in the order of all other
     data."""
 

@@ -133,7 +133,7 @@ class Engine:
             sharding=self.sharding(layer_axis=not self.unroll),
         )  # fmt: skip
 
-    def _prefill_program(self, weights, tokens, lengths, routing: bool):
+    def _prefill_program(self, weights, tokens, lengths, routing: bool = False):
         tokens, lengths = loop.split_rows(tokens, self.mesh), loop.split_rows(lengths, self.mesh)
         cache = self.new_cache(*tokens.shape)
         cache, routed = forward.prefill(self.model, weights, tokens, lengths, cache, routing)
@@ -283,7 +283,8 @@ class _Call:
         for i, ids in enumerate(batch):
             lengths[i] = len(ids) - 1
             tokens[i, bucket - lengths[i] :] = ids[:-1]
-        cache, routed = engine._prefill(self.weights, tokens, lengths, routing=self.request.routing)
+        asked = {"routing": True} if self.request.routing else {}
+        cache, routed = engine._prefill(self.weights, tokens, lengths, **asked)
         return _Prefilled(cache, bucket, waiting, None if routed is None else np.asarray(jax.device_get(routed)))
 
     def _compact(self) -> None:

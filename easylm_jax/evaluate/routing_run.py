@@ -1,4 +1,4 @@
-"""Routing analyses over the checkpoints of a run: choices on held-out text, tables and figures.
+"""Routing analyses over the checkpoints of a run: choices on held-out text, tables and figures (docs/routing.md).
 
 routing.json     all numbers that the tables and figures show
 routing.html     the figures
