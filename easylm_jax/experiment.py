@@ -68,6 +68,7 @@ from easylm_jax.runtime import exit_status, files, processes
 from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import dispatch_one_at_a_time, keep_freed_memory
 from easylm_jax.runtime.locks import Locked, locked
+from easylm_jax.runtime.mesh import ELASTIC, Indivisible
 from easylm_jax.runtime.monitor import duration
 from easylm_jax.runtime.processes import end_at_once, initialize_processes, log_once
 from easylm_jax.synthesize.best_of_n import best_of_n
@@ -164,6 +165,7 @@ def run(
     dispatch_one_at_a_time()
     initialize_processes()
     _keep_compiled_programs(Path(out))
+    processes.barrier("start")
     try:
         _check_pod(recipe)
         processes.require_shared_folder(Path(out))
@@ -180,6 +182,8 @@ def run(
         return exit_status.STOPPED
     except Exception as error:
         reported = _as_user_error(error, out)
+        if isinstance(error, Indivisible) and os.environ.get(ELASTIC):
+            end_at_once(error, exit_status.INDIVISIBLE)
         if jax.process_count() > 1:
             end_at_once(reported)
         if reported is error:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,24 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = REPOSITORY / "tpu_scripts"
 ZONE = "us-east5-a"
 PODS = "EASYLM_PODS"
+
+
+def small_project(folder: Path) -> Path:
+    """A project whose `easylm_jax` does what its arguments say, and needs no JAX: `sleep`, `wrong`, or nothing."""
+    (folder / "easylm_jax").mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "easylm_jax/runtime/launch", folder / "easylm_jax/runtime/launch")
+    for name in ("__init__.py", *(f"runtime/{name}.py" for name in ("__init__", "exit_status", "files", "locks"))):
+        shutil.copy(REPOSITORY / "easylm_jax" / name, folder / "easylm_jax" / name)
+    (folder / "easylm_jax" / "__main__.py").write_text(
+        "import os, sys, time\nprint(sys.argv[1:], os.environ.get('EASYLM_POD'), flush=True)\n"
+        "print([os.environ.get(f'EASYLM_{name}') for name in ('COORDINATOR', 'PROCESSES', 'PROCESS_ID')], flush=True)\n"
+        "if 'sleep' in sys.argv: time.sleep(60)\n"
+        "if 'wrong' in sys.argv: print('easylm: error: no such data'); sys.exit(2)\n"
+    )
+    for name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(SCRIPTS, folder / "tpu_scripts")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -41,12 +60,13 @@ class StandIn:
     """A Google Cloud project of pods that are processes of this machine."""
 
     def __init__(self, folder: Path, devices: int = 1):
-        self.root = folder / "cloud"
+        self.folder, self.root = folder, folder / "cloud"
         self.root.mkdir(parents=True)
         self.environment = {
             **{name: text for name, text in os.environ.items() if not name.startswith(("EASYLM_", "TPU_"))},
             "PATH": f"{REPOSITORY / 'tests' / 'stand-in'}:{os.environ['PATH']}",
-            "GCLOUD_STAND_IN": str(self.root), "STAND_IN_PYTHON": sys.executable, "EASYLM_PYTHON": sys.executable,
+            "GCLOUD_STAND_IN": str(self.root), "SSH_STAND_IN": str(folder / "hosts"),
+            "STAND_IN_PYTHON": sys.executable, "EASYLM_PYTHON": sys.executable,
             PODS: str(folder / "pods of mine"), "TMPDIR": str(folder), "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
             "--xla_llvm_disable_expensive_passes=true",
@@ -110,13 +130,32 @@ class StandIn:
 
     def processes(self, prefix: str = "") -> list[int]:
         """The processes of the workers whose `zone/pod/worker` begins with `prefix`."""
-        marker, found = f"STAND_IN_WORKER={self.root}:{prefix}".encode(), []
+        markers = tuple(f"STAND_IN_WORKER={root}:{prefix}".encode() for root in (self.root, self.folder / "hosts"))
+        found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 with contextlib.suppress(OSError):
-                    if any(one.startswith(marker) for one in (folder / "environ").read_bytes().split(b"\0")):
+                    if any(one.startswith(markers) for one in (folder / "environ").read_bytes().split(b"\0")):
                         found.append(int(folder.name))
         return found
+
+    def hosts(self, count: int) -> Path:
+        """A file of hosts that the stand-in for ssh reaches, by the names host-0, host-1, …"""
+        for i in range(count):
+            (self.folder / "hosts" / f"host-{i}").mkdir(parents=True)
+        path = self.folder / "my hosts.txt"
+        path.write_text("# the machines\n" + "".join(f"me@host-{i} localhost\n" for i in range(count)))
+        return path
+
+    def goes_down(self, host: int) -> None:
+        """A host that ssh reaches goes down: its processes end, and it refuses connections until `comes_back`."""
+        (self.folder / "hosts" / f"host-{host}" / "down").touch()
+        for pid in self.processes(f"host-{host}/"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def comes_back(self, host: int) -> None:
+        (self.folder / "hosts" / f"host-{host}" / "down").unlink()
 
     def home(self, name: str, worker: int, zone: str = ZONE) -> Path:
         return self.root / "pods" / zone / name / str(worker) / "home"

@@ -210,8 +210,8 @@ class FakePod:
             raise found
         return found if isinstance(found, Report) else Report("READY", tuple(found))
 
-    def launch(self):
-        self.did.append("launch")
+    def launch(self, workers=None):
+        self.did.append("launch" if workers is None else f"launch on {' '.join(map(str, workers))}")
         return self._launch
 
     def stop(self, now):
@@ -223,11 +223,11 @@ class FakePod:
         return self._recreate.pop(0) if self._recreate else 0
 
 
-def supervise(pod, **limits):
+def supervise(pod, elastic=None, **limits):
     """(exit status, what it said, how long it slept) with a clock that only sleeping moves."""
     said, slept = [], []
     made = Supervisor(
-        pod, dataclasses.replace(LIMITS, poll=1, leave=0, **limits),
+        pod, dataclasses.replace(LIMITS, poll=1, leave=0, **limits), elastic=elastic,
         say=said.append, sleep=slept.append, clock=lambda: sum(slept),
     )  # fmt: skip
     return made.run(), said, [pause for pause in slept if pause != 1]
@@ -293,6 +293,59 @@ def test_workers_that_stay_silent_are_taken_for_gone():
     status, said, _ = supervise(pod, unreachable=10)
     assert (status, pod.did) == (0, ["launch", "recreate", "launch"])
     assert said[0] == "worker 1 does not answer for 10 s"
+
+
+def four(lost=(), **how):
+    return [None if i in lost else one(**how) for i in range(4)]
+
+
+def test_an_elastic_run_goes_on_without_a_lost_worker_and_takes_it_back():
+    pod = FakePod(
+        [one("absent", step=None)] * 4, four(step=3), *[four(lost=[2])] * 4,
+        *[four(lost=[2], step=4)] * 2, *[four(step=6)] * 5, four(step=9), [one("ended", 0)] * 4,
+    )  # fmt: skip
+    status, said, pauses = supervise(pod, elastic=2, shrink=2, grow=3)
+    assert (status, pod.did, pauses) == (0, ["launch", "kill", "launch on 0 1 3", "stop", "launch"], [])
+    assert said == [
+        "worker 2 does not answer for 3 s", "restart 1 on workers 0, 1, 3", "worker 2 answers again",
+        "restart 2 on all workers", "finished after 2 restarts",
+    ]  # fmt: skip
+
+
+def test_what_a_worker_that_was_left_out_reports_does_not_count():
+    """It comes back with a job that its crash ended, or with none."""
+    back = [one("lost", -1), one(step=5), one(step=5), one(step=5)]
+    ended = [one("lost", -1), *[one("ended", 0)] * 3]
+    pod = FakePod([one("absent", step=None)] * 4, *[four(lost=[0])] * 4, back, ended)
+    status, _, _ = supervise(pod, elastic=2, shrink=2, grow=100)
+    assert (status, pod.did) == (0, ["launch", "kill", "launch on 1 2 3"])
+
+
+def test_rows_that_do_not_divide_over_the_workers_that_are_left_take_one_less():
+    odd = [one("ended", 78), None, one("ended", 75), one("ended", 75)]
+    two = [one("ended", 0), None, one("ended", 0), one("ended", 75)]
+    pod = FakePod([one("absent", step=None)] * 4, *[four(lost=[1])] * 4, odd, two)
+    status, said, _ = supervise(pod, elastic=2, shrink=2)
+    assert (status, pod.did) == (0, ["launch", "kill", "launch on 0 2 3", "kill", "launch on 0 2"])
+    assert "the rows do not divide over the devices that are left" in said[2]
+
+
+def test_an_elastic_run_with_too_few_workers_waits_for_them():
+    gone = [one(), *[None] * 3]
+    pod = FakePod([one("absent", step=None)] * 4, *[gone] * 12, [one(step=9)] * 4, [one("ended", 0)] * 4)
+    status, _, _ = supervise(pod, elastic=2, shrink=2, unreachable=10)
+    assert (status, pod.did) == (0, ["launch", "recreate", "launch"])
+
+
+def test_an_elastic_run_begins_on_the_workers_that_answer():
+    pod = FakePod([one("absent", step=None), None], [one("ended", 0), None])
+    assert supervise(pod, elastic=1)[0] == 0 and pod.did == ["launch on 0"]
+
+
+def test_a_slice_is_not_elastic(tmp_path):
+    scripts = supervisor.Scripts(tmp_path, "tulu", (), "run", ())
+    with pytest.raises(UserError, match="a TPU slice cannot run without one of its hosts"):
+        scripts.launch([0, 1])
 
 
 def test_ctrl_c_stops_the_run_gently():

@@ -54,7 +54,7 @@ for option in network subnetwork service-account labels tags; do
 done
 
 withdraw() { ask compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force --quiet; }
-# shellcheck disable=SC2317 # called by a trap
+# shellcheck disable=SC2317,SC2329 # called by a trap
 interrupted() {
   trap - INT TERM
   say "withdrawing the request in $ZONE"

@@ -129,6 +129,7 @@ class Checkpointer:
             if self._when_busy == "skip" and name is None and processes.agree_any(self._is_busy()):
                 return False
             self._finish_pending()
+            processes.barrier(f"save of step {step}", self._deadline)  # names a process that does not come to save
             text = json.dumps(meta)
             leaves = arrays.named_leaves(state)
             if self.retention.history and step % self.retention.history == 0:

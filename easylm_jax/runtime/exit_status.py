@@ -14,6 +14,8 @@ UNAVAILABLE = 69
 """EX_UNAVAILABLE of sysexits.h."""
 TEMPORARY = 75
 """EX_TEMPFAIL of sysexits.h."""
+INDIVISIBLE = 78
+"""EX_CONFIG of sysexits.h."""
 STOPPED = 130
 LOST = -1
 
@@ -31,6 +33,7 @@ TABLE: dict[int, Meaning] = {
     FAILED: Meaning("an unexpected error, with a traceback in the log", True),
     USER_ERROR: Meaning("an error that the user has to fix, in one line", False),
     TEMPORARY: Meaning("a hang that the watchdog ended, or another process of the run has ended", True),
+    INDIVISIBLE: Meaning("the rows do not divide over the devices that are left; an elastic run takes fewer", True),
     STOPPED: Meaning("a signal (preemption, Ctrl-C); the step is saved", True),
     LOST: Meaning("the process is gone without an exit status (the machine went down)", True),
 }

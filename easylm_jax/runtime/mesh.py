@@ -21,6 +21,14 @@ import numpy as np
 
 from models.errors import UserError
 
+ELASTIC = "EASYLM_ELASTIC"
+"""Set where a supervisor may start the run again on fewer devices (`exit_status.INDIVISIBLE`)."""
+
+
+class Indivisible(UserError):
+    """A mesh or a batch that does not divide over the devices; it may over fewer."""
+
+
 AXES = ("slice", "dp", "fsdp", "cp", "ep", "tp")
 BATCH_AXES = ("slice", "dp", "fsdp", "ep")
 
@@ -46,7 +54,7 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
         raise UserError(f"mesh {text!r}: only one axis may be -1, not {' and '.join(free)}")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if devices % fixed or (not free and fixed != devices):
-        raise UserError(
+        raise Indivisible(
             f"mesh {text!r} needs {'a multiple of ' if free else ''}{fixed} devices, but there are {devices}; "
             f"make one axis -1 or change the sizes so that their product is {devices}"
         )

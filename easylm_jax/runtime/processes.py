@@ -14,7 +14,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from easylm_jax.runtime import exit_status
+from easylm_jax.runtime import barriers, exit_status
 from models.errors import UserError
 
 
@@ -22,9 +22,12 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def barrier(name: str) -> None:
-    """Waits until every process has reached this call; returns at once if there is only one."""
-    if jax.process_count() > 1:
+def barrier(name: str, seconds: float | None = None) -> None:
+    """Waits until every process has reached this call; returns at once if there is only one.
+
+    Past a deadline (`barriers.wait`) it says who is late, and all processes dump their stacks and end with status 75.
+    """
+    if jax.process_count() > 1 and not barriers.wait(name, seconds):
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
@@ -91,6 +94,11 @@ def initialize_processes() -> None:
     if given and len(given) < len(names):
         missing = ", ".join(sorted(set(names) - set(given)))
         raise UserError(f"several processes need {', '.join(names)} all set; missing: {missing}")
+    _connect(bool(given))
+    barriers.join()
+
+
+def _connect(given: bool) -> None:
     if jax.distributed.is_initialized():
         return
     if given:
@@ -115,15 +123,16 @@ def on_tpu_host(platforms: str | None, environment: Mapping[str, str], libtpu: b
     return libtpu and not environment.get("TPU_SKIP_MDS_QUERY")
 
 
-def end_at_once(error: Exception) -> NoReturn:
+def end_at_once(error: Exception, as_user_error: int = exit_status.USER_ERROR) -> NoReturn:
     """Exits this process of a multi-process run at once, after an error that other processes may not have.
 
     A normal exit would wait for the other processes, and they for this one, for minutes. An immediate exit closes its
-    connections, so that the others exit too, with status 75 (temporary failure: restart the run).
+    connections, so that the others exit too, with status 75 (temporary failure: restart the run). An error of the user
+    ends with `as_user_error`.
     """
     status = exit_status.FAILED
     if isinstance(error, UserError):
-        status = exit_status.USER_ERROR
+        status = as_user_error
         print(f"easylm: error: {' '.join(str(error).split())}", file=sys.stderr)
     elif any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer")):
         status = exit_status.TEMPORARY

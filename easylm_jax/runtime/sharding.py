@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from easylm_jax.runtime.mesh import BATCH_AXES, batch_split, reshaped
+from easylm_jax.runtime.mesh import BATCH_AXES, Indivisible, batch_split, reshaped
 from models.config import Compute, DecoderConfig, Placement
 from models.errors import UserError
 from models.trees import leaf_names, named_map
@@ -63,7 +63,7 @@ def _sharding(name: str, shape: tuple[int, ...], rules: Rules, mesh: jax.shardin
         ways = {axis: mesh.shape[axis] for axis in ((mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ())}
         if size % math.prod(ways.values()):
             named = " x ".join(axis for axis, count in ways.items() if count > 1)
-            raise UserError(
+            raise Indivisible(
                 f"mesh: {name} of shape {shape} cannot be split {math.prod(ways.values())} ways along {named}; "
                 f"choose a size of {named} that divides {size}"
             )
@@ -137,7 +137,7 @@ def batch_with_shardings(
 def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
     """Raises a UserError unless `rows` divide into micro-batches, and each of these over the batch axes of the mesh."""
     if rows % (accumulate * batch_split(mesh)):
-        raise UserError(
+        raise Indivisible(
             f"a batch of {rows} rows cannot be split over {batch_split(mesh)} shards of the mesh "
             f"in {accumulate} micro-batches; make it a multiple of {accumulate * batch_split(mesh)}"
         )

@@ -3,9 +3,10 @@
 Each phase (a step, a save, …) has a deadline: the larger of 90 s and six times the median of its previous durations.
 The first time, a phase may take half an hour, since it may compile or read a large checkpoint. When a deadline passes,
 the stacks of all threads are written to `<folder>/stacks-<process>.txt` and stderr, and the process exits with status
-75 (EX_TEMPFAIL), so that a supervisor restarts it from the last checkpoint. A Python thread cannot detect a hang that
-holds the interpreter lock; another process can: `<folder>/heartbeat-<process>.json` is then no longer updated. The
-supervisor reads a copy of that file on the worker's own disk, which `EASYLM_HEARTBEAT_FILE` names.
+75 (EX_TEMPFAIL), so that a supervisor restarts it from the last checkpoint. With several processes, the line names
+those that are behind the others, and all of them dump their stacks and end (`runtime.barriers`). A Python thread cannot
+detect a hang that holds the interpreter lock; another process can: `<folder>/heartbeat-<process>.json` is then no
+longer updated. The supervisor reads a copy of that file on the worker's own disk, which `EASYLM_HEARTBEAT_FILE` names.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from easylm_jax.runtime import exit_status
+from easylm_jax.runtime import barriers, exit_status
 from easylm_jax.runtime.launch.worker import HEARTBEAT_VARIABLE
 
 
@@ -150,7 +151,9 @@ class Watchdog:
             self.check()
 
     def _write_heartbeat(self) -> None:
-        text = json.dumps(self.heartbeat()) + "\n"
+        beat = self.heartbeat()
+        barriers.publish({name: beat[name] for name in ("stage", "step", "phase")})
+        text = json.dumps(beat) + "\n"
         local = os.environ.get(HEARTBEAT_VARIABLE)
         for path in (self.heartbeat_path, *([Path(local)] if local else [])):
             temporary = path.with_suffix(".tmp")
@@ -160,6 +163,7 @@ class Watchdog:
                 os.replace(temporary, path)
 
     def _dump_and_exit(self, message: str) -> None:
+        message = barriers.hang_found(message)
         stacks = f"stacks of all threads are in {self.stacks_path}"
         text = f"easylm: hang: {message}; {stacks}; exit status {exit_status.TEMPORARY}"
         print(text, file=sys.stderr, flush=True)
