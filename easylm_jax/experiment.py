@@ -150,6 +150,11 @@ def run(
     show_config: bool = False,
 ) -> int:
     """Implements `easylm run`; returns the exit status."""
+    if "://" in out:
+        raise UserError(
+            f"--out {out}: a run writes to folders; mount the bucket on every host (tpu_scripts/setup.sh --mount "
+            "gs://BUCKET, or gcsfuse) and give the folder where it is mounted"
+        )
     recipe = load_recipe(path, overrides)
     if show_config:
         print(json.dumps(fields.encode(recipe), indent=2))

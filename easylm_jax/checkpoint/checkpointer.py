@@ -10,6 +10,7 @@ of the state nor on the mesh or the number of processes that wrote it. See `chec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from easylm_jax.checkpoint import arrays, store
+from easylm_jax.checkpoint.replica import Replica
 from easylm_jax.checkpoint.store import Retention
 from easylm_jax.runtime import processes
 from models.durable import sync
@@ -38,6 +40,7 @@ class Checkpointer:
       folder: the stage's `checkpoints` folder, visible to all processes; created if missing.
       asynchronous: `save` returns once the arrays are copied to the host; False waits for the commit.
       deadline_seconds: if a save takes longer, the next `save` or `wait` raises.
+      replica: also keeps the newest states on the hosts' own disks, and restores them first.
       when_busy: what `save` does while the previous save is still being written: "wait" for it, so that every step is
         saved, or "skip" this save. At most one save is pending at any time, which bounds memory and disk.
     """
@@ -50,6 +53,7 @@ class Checkpointer:
         asynchronous: bool = True,
         deadline_seconds: float = 600.0,
         when_busy: str = "wait",
+        replica: Replica | None = None,
     ) -> None:
         if when_busy not in ("wait", "skip"):
             raise UserError(f'checkpoints: when_busy is {when_busy!r}; give "wait" or "skip"')
@@ -60,6 +64,8 @@ class Checkpointer:
         self._asynchronous = asynchronous
         self._deadline = deadline_seconds
         self._when_busy = when_busy
+        self._replica = replica
+        self.restored_from = ""  # in words, where it was not this folder
         self._pending: _PendingSave | None = None
         self._last: tuple[int, float] | None = None
         if processes.is_first_process():
@@ -102,6 +108,11 @@ class Checkpointer:
         steps = self.steps()
         return steps[-1] if steps else None
 
+    def has_state(self) -> bool:
+        """Whether there is anything to restore. All processes must call it."""
+        found = self.latest_step() is not None
+        return bool(self._replicas()) if self._replica is not None and not found else found
+
     @property
     def last_committed(self) -> tuple[int, float] | None:
         """(step, Unix time) of the newest commit; None before the first."""
@@ -143,11 +154,20 @@ class Checkpointer:
                     text,
                 )
                 self._finish_pending()
+            if self._replica is not None:
+                self._replica.save(step, leaves, meta)
             self._start(self.folder / str(step), step, "full", name, leaves, text)
             if not self._asynchronous:
                 self._finish_pending()
             return True
         finally:
+            self.blocked_seconds += time.perf_counter() - began
+
+    def replicate(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Saves the state on the hosts' own disks alone, if there is a replica."""
+        if self._replica is not None:
+            began = time.perf_counter()
+            self._replica.save(step, arrays.named_leaves(state), meta)
             self.blocked_seconds += time.perf_counter() - began
 
     def _is_busy(self) -> bool:
@@ -265,6 +285,8 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            if self._replica is not None:
+                self._replica.close()
             self._queue.put(None)
             if self._pending is None:  # otherwise the save hangs, and joining the thread would hang too
                 self._thread.join()
@@ -299,6 +321,10 @@ class Checkpointer:
         self.wait()
         processes.barrier("checkpoint restore")  # process 0 has applied retention, so all processes see the same steps
         steps = self.steps()
+        if step is None and self._replica is not None:
+            found = self._from_replica(abstract_state, steps)
+            if found is not None:
+                return found
         if not steps:
             raise UserError(f"no checkpoint in {self.folder}; start the run from its beginning, or give another folder")
         if step is not None and step not in steps:
@@ -313,6 +339,35 @@ class Checkpointer:
                 raise UserError(f"checkpoint {step} in {self.folder} is damaged: {faults[0]}; {advice}")
         state = arrays.read_tree(folder, abstract_state)
         return state, store.read_meta(folder)
+
+    def _replicas(self) -> dict[int, dict[int, list[int]]]:
+        """By step, where its parts are on the hosts' own disks; steps of which all are there."""
+        assert self._replica is not None
+        return self._replica.holders()
+
+    def _from_replica(self, abstract_state: Any, steps: list[int]) -> tuple[Any, dict[str, Any]] | None:
+        """The newest state that is whole on the hosts' own disks, unless the newest whole checkpoint is later."""
+        assert self._replica is not None
+        replicas = self._replicas()
+        newest = steps[-1] if steps else -1
+        if replicas and max(replicas) < newest:
+            with contextlib.suppress(UserError):  # all are damaged
+                newest = self._newest_intact(steps)
+        for step in sorted((step for step in replicas if step >= newest), reverse=True):
+            state, words, fault = None, "", None
+            meta: dict[str, Any] = {}
+            try:
+                state, meta, words = self._replica.restore(abstract_state, step, replicas[step])
+            except UserError as error:
+                fault = str(error)
+            if processes.agree_any(fault is not None):
+                log.warning("replica of step %d: %s", step, fault or "another process could not restore it")
+                continue
+            self.restored_from = f"{words}; the newest checkpoint in {self.folder} is " + (
+                f"of step {newest}" if newest >= 0 else "none"
+            )
+            return state, meta
+        return None
 
     def _newest_intact(self, steps: list[int]) -> int:
         damaged: list[int] = []

@@ -33,6 +33,11 @@ class Checkpoints:
     """
     deadline_seconds: Positive = 600.0
     """A save that takes longer is an error."""
+    replica: str | None = fields.added_later(None)
+    """A folder on each host's own disk, such as "~/easylm/replica", for a copy of the newest states, each part also on
+    the next host; restored first. None keeps none (docs/checkpoints.md)."""
+    replica_every: Count = fields.added_later(1)
+    """With `replica`, every so many steps the state is copied there, also where no checkpoint is saved."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ still be told. Three kinds of keys:
 
     easylm/barrier/<name>/<n>/<process>   this process has arrived at the n-th barrier of that name
     easylm/progress/<process>             stage, step and phase, as of its last heartbeat
+    easylm/exchange/<name>/<n>/<process>  a text of this process for all others
     easylm/hang                           a process has found a hang; all dump their stacks and end with status 75
 """
 
@@ -27,7 +28,7 @@ from easylm_jax.runtime import exit_status
 VARIABLE = "EASYLM_BARRIER_SECONDS"
 SECONDS = 1800.0
 _POLL = 5.0  # seconds between two looks for a hang of another process
-_ARRIVED, _PROGRESS, _HANG = "easylm/barrier", "easylm/progress", "easylm/hang"
+_ARRIVED, _PROGRESS, _HANG, _TEXT = "easylm/barrier", "easylm/progress", "easylm/hang", "easylm/exchange"
 
 
 class Store(Protocol):
@@ -74,6 +75,14 @@ class Meeting:
                 f"barrier {name!r}: {self._named(late)} not there after {seconds:.0f} s, while "
                 f"{_count(len(here), 'process waits', 'processes wait')}"
             ) from None
+
+    def exchange(self, name: str, text: str, seconds: float) -> list[str]:
+        """Every process's text, by its number. Raises `Late` as `wait` does."""
+        key = f"{_TEXT}/{name}/{self._times[f'exchange {name}']}"
+        self._store.key_value_set(f"{key}/{self._index}", text)
+        self.wait(f"exchange {name}", seconds)
+        found = {int(path.rpartition("/")[2]): value for path, value in self._store.key_value_dir_get(key)}
+        return [found[process] for process in range(self._count)]
 
     def publish(self, progress: dict[str, Any]) -> None:
         """Tells the others where this process is: `stage`, `step`, `phase`."""
@@ -164,6 +173,29 @@ def wait(name: str, seconds: float | None = None) -> bool:
         _meeting.announce_hang(str(late))
         dump_and_exit(str(late))
     return True
+
+
+def exchange(name: str, text: str) -> list[str]:
+    """Every process's text, by its number; past the deadline of `wait`, all processes end as there."""
+    assert _meeting is not None, "the processes have not joined"
+    try:
+        return _meeting.exchange(name, text, float(os.environ.get(VARIABLE) or SECONDS))
+    except Late as late:
+        _meeting.announce_hang(str(late))
+        dump_and_exit(str(late))
+
+
+def own_address() -> str:
+    """The address of this host in the network in which the coordinator is."""
+    from jax._src import distributed
+
+    coordinator = (distributed.global_state.coordinator_address or "localhost:1").rpartition(":")[0]
+    with contextlib.suppress(OSError):
+        family, _, _, _, address = socket.getaddrinfo(coordinator, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing, but chooses the interface
+            return probe.getsockname()[0]
+    return socket.gethostname()
 
 
 def publish(progress: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention
+from easylm_jax.checkpoint.neighbour import of_this_run
+from easylm_jax.checkpoint.replica import Replica
 from easylm_jax.config import Checkpoints, Monitoring
 from easylm_jax.runtime import sharding
 from easylm_jax.runtime.monitor import Monitor, StopRequest
@@ -140,6 +142,7 @@ class Loop(abc.ABC):
         self.checkpointer = Checkpointer(
             job.folder / "checkpoints", Retention(c.latest, c.keep_every, c.history),
             when_busy=c.when_busy, deadline_seconds=c.deadline_seconds,
+            replica=None if c.replica is None else Replica(c.replica, str(job.folder.absolute()), of_this_run()),
         )  # fmt: skip
         with jax.set_mesh(job.mesh), self.monitor, self.checkpointer, StopRequest(self.monitor.message) as stop:
             self.stop = stop
@@ -188,7 +191,7 @@ class Loop(abc.ABC):
 
     def _restore_or_start(self) -> tuple[PyTree, int]:
         job = self.job
-        if self.checkpointer.latest_step() is None:
+        if not self.checkpointer.has_state():
             return job.fresh_state(), 0
         state, meta = self.checkpointer.restore(self.abstract)
         found = reading.fault(_ResumedMeta, meta)
@@ -208,7 +211,8 @@ class Loop(abc.ABC):
         self.tokens_seen = int(meta["data"]["tokens_seen"])
         self.validation = dict(meta.get("validation") or {})
         self.monitor.resume(meta["clocks"], start)
-        self.monitor.message(f"resuming at step {start} of {job.steps}")
+        source = f" from a {self.checkpointer.restored_from}" if self.checkpointer.restored_from else ""
+        self.monitor.message(f"resuming at step {start} of {job.steps}{source}")
         return state, start
 
     def _loop(self, state: PyTree, start: int) -> tuple[PyTree, Metrics]:
@@ -224,19 +228,22 @@ class Loop(abc.ABC):
                 stopping = self.stop.agreed(step)
                 saving = stopping or self.saves.due(step) or step == job.steps or self._is_permanent(step)
                 validating, asking = self._validation_due(step), self._asking_due(step)
-                if saving or validating or asking:
+                replicating = not saving and self._replica_due(step)
+                reading = saving or validating or asking or replicating
+                if reading:
                     last = self.read(pending)
             if validating:
                 last |= self._validate(state, step)
             if asking:
                 last |= self._ask(state, step)
-            if (
-                saving or validating or asking
-            ):  # metrics are written before the checkpoint commits, so a kill loses none
+            if reading:  # metrics are written before the checkpoint commits, so a kill loses none
                 self._log(step, last)
                 unread = None
             if saving:
                 self._save(step, state, final=stopping or step == job.steps)
+            elif replicating:
+                with self.monitor.phase("checkpoint", step):
+                    self.checkpointer.replicate(step, state, self._meta(step))
             if stopping and step < job.steps:
                 self.checkpointer.wait()
                 raise Stopped(f"{job.name}: stopped at step {step} of {job.steps}, which is saved; run again to resume")
@@ -248,12 +255,7 @@ class Loop(abc.ABC):
 
     def _save(self, step: int, state: PyTree, final: bool) -> None:
         with self.monitor.phase("checkpoint", step):
-            meta = {
-                **self.job.meta,
-                "data": {"fingerprint": self.job.fingerprint, "step": step, "tokens_seen": self.tokens_seen},
-                "validation": self.validation,
-                "clocks": self.monitor.clocks(),
-            }
+            meta = self._meta(step)
             if final or self._is_permanent(step):
                 self.checkpointer.wait()  # an earlier save in progress must not make this one be skipped
             before = self.checkpointer.blocked_seconds
@@ -261,6 +263,19 @@ class Loop(abc.ABC):
                 self.monitor.checkpoint_saved()
             if not final:
                 self._report_saving(step, self.checkpointer.blocked_seconds - before)
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        """The metadata of a checkpoint of this step."""
+        return {
+            **self.job.meta,
+            "data": {"fingerprint": self.job.fingerprint, "step": step, "tokens_seen": self.tokens_seen},
+            "validation": self.validation,
+            "clocks": self.monitor.clocks(),
+        }
+
+    def _replica_due(self, step: int) -> bool:
+        c = self.job.checkpoints
+        return c.replica is not None and step % c.replica_every == 0
 
     def _describe_saving(self) -> str:
         """What each checkpoint is about to write, and how often."""

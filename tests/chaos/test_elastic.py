@@ -1,4 +1,4 @@
-"""A run on hosts that are lost and come back: it goes on with those that are left, at the same batch, without a hand."""
+"""A run on hosts that are lost and come back: it goes on with those that are left, at the same batch."""
 
 import re
 import sys
