@@ -106,7 +106,8 @@ def write_part(path: Path, step: int, process: int, count: int, blocks: Iterable
     """Writes a part whole: under another name, synced, then renamed. Returns its bytes."""
     entries, arrays, offset = [], [], 0
     for block in blocks:
-        data = memoryview(block.data).cast("B") if block.data is not None and block.data.size else b""
+        assert block.data is not None
+        data = block.data.reshape(-1).view(np.uint8).data
         entries.append([block.name, block.dtype, block.shape, block.start, block.stop, offset, zlib.crc32(data)])
         arrays.append(data)
         offset += len(data)

@@ -68,7 +68,7 @@ class Replica:
                 return
             try:
                 self._write(*item)
-            except OSError as error:
+            except Exception as error:  # training goes on, and the checkpoints are there
                 if not self._said:
                     log.warning("the replica of step %d could not be written: %s", item[0], error)
                 self._said = True

@@ -3,8 +3,8 @@
     prompts → engine → responses with behaviour log-probabilities → scores → rows [B, S]
 
 A row holds one prompt and its response. A per-token value is stored at the position whose target is that token (see
-`objectives.reinforcement`). All arrays are in host memory and identical on every process: values that only one process
-computes (verifier scores) are broadcast from process 0.
+`objectives.reinforcement`). All arrays are in host memory and identical on every process: of values that the processes
+share out among them (verifier scores), each gets all.
 """
 
 from __future__ import annotations

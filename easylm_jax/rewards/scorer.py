@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from easylm_jax.objectives import score_responses
 from easylm_jax.rewards import lm_judge
 from easylm_jax.rewards.lm_judge import LMJudge
 from easylm_jax.rewards.verify import ExpressionScorer, Scores
-from easylm_jax.runtime import chunked, compiler
+from easylm_jax.runtime import chunked, compiler, processes
 from models.config import Compute
 from models.errors import UserError
 from models.model import Model
@@ -126,42 +127,57 @@ def score_rollout(
     scorers: Sequence[ExpressionScorer], sampled: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0,
     step: int = 0, attempt: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
 ) -> list[Scores]:  # fmt: skip
-    """The scores of a rollout under each expression, computed by process 0 and broadcast to the others.
+    """The scores of a rollout under each expression; every process verifies its share of the prompts and gets all.
 
     `model` and `judge`, float [B], are the scores of the reward model and of the LM judge, for expressions that use
     them.
     """
-    results: list[Scores] = []
-    if jax.process_index() == 0:
-        group = any(scorer.reads_group for scorer in scorers)
-        texts, records = rollout.responses_and_records(
-            sampled, cache, tokenizer, seed=seed, step=step, attempt=attempt, group=group
+    group = any(scorer.reads_group for scorer in scorers)
+    texts, records = rollout.responses_and_records(
+        sampled, cache, tokenizer, seed=seed, step=step, attempt=attempt, group=group
+    )
+    own = share_of(sampled.rows, sampled.samples, jax.process_index(), jax.process_count())
+    if own.start == own.stop:  # more processes than prompts
+        none = [Scores(np.zeros(0), dict.fromkeys(scorer.names, np.zeros(0)), 0, 0.0) for scorer in scorers]
+        return [_joined(result, own.start) for result in none]
+    results = [
+        scorer(
+            texts[own], records[own], model=None if model is None else model[own],
+            judge=None if judge is None else judge[own],
         )
-        results = [scorer(texts, records, model=model, judge=judge) for scorer in scorers]
-    if jax.process_count() == 1:
-        return results
-    own: Sequence[Scores | None] = results or [None] * len(scorers)
-    return [_broadcast(scorer, result, sampled.rows) for scorer, result in zip(scorers, own, strict=True)]
+        for scorer in scorers
+    ]  # fmt: skip
+    return results if jax.process_count() == 1 else [_joined(result, own.start) for result in results]
 
 
-def _broadcast(scorer: ExpressionScorer, result: Scores | None, rows: int) -> Scores:
-    """The result of process 0, on every process; `result` is None on the others."""
-    from jax.experimental import multihost_utils
+def share_of(rows: int, samples: int, index: int, count: int) -> slice:
+    """The rows that process `index` of `count` verifies: whole groups of `samples` rows, as many as others or one more
+    or less."""
+    groups = rows // samples
+    first, last = (groups * place // count * samples for place in (index, index + 1))
+    return slice(first, last)
 
-    names = scorer.names
-    table = np.zeros((len(names) + 1, rows))
-    counts = np.zeros(2)
-    if result is not None:
-        table[0] = result.scores
-        for index, name in enumerate(names):
-            table[index + 1] = result.components[name]
-        counts[:] = result.timed_out, result.busy_seconds
-    # Sent as 32-bit words, since a transfer of float64 may round.
-    words = multihost_utils.broadcast_one_to_all(np.concatenate([table.reshape(-1), counts]).view(np.uint32))
-    values = np.ascontiguousarray(np.asarray(words)).view(np.float64)
-    table = values[:-2].reshape(table.shape)
-    components = {name: table[index + 1] for index, name in enumerate(names)}
-    return Scores(table[0], components, int(values[-2]), float(values[-1]))
+
+def _joined(own: Scores, first: int) -> Scores:
+    """The scores of all rows on every process, from those of its share, which begins at row `first`."""
+    value = {
+        "scores": own.scores.tolist(), "components": {name: part.tolist() for name, part in own.components.items()},
+        "timed_out": own.timed_out, "busy_seconds": own.busy_seconds,
+        "reasons": {first + row: reason for row, reason in own.reasons.items()},
+    }  # fmt: skip
+    # Numbers in JSON are written so that they are read back exactly.
+    shares = [json.loads(text) for text in processes.gather_bytes(json.dumps(value).encode())]
+
+    def column(parts: Iterable[list[float]]) -> np.ndarray:
+        return np.array([number for part in parts for number in part], np.float64)
+
+    return Scores(
+        column(share["scores"] for share in shares),
+        {name: column(share["components"][name] for share in shares) for name in own.components},
+        sum(share["timed_out"] for share in shares),
+        sum(share["busy_seconds"] for share in shares),
+        {int(row): reason for share in shares for row, reason in share["reasons"].items()},
+    )
 
 
 def make_scorer(

@@ -32,7 +32,7 @@ class Scores:
         components: the score of each verifier by its call, float64 [B].
         timed_out: number of verifier calls that were stopped; their score is 0.
         busy_seconds: time of the calls, summed over the workers.
-        reasons: the reasons that the verifiers gave for a row's scores, by row; on the first process only.
+        reasons: the reasons that the verifiers gave for a row's scores, by row.
     """
 
     scores: np.ndarray

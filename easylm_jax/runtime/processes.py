@@ -51,6 +51,18 @@ def agree_largest(here: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.array(here))))
 
 
+def gather_bytes(here: bytes) -> list[bytes]:
+    """The bytes that every process gives, by its number; every process gets the same result."""
+    if jax.process_count() == 1:
+        return [here]
+    from jax.experimental import multihost_utils
+
+    row = np.zeros(4 + agree_largest(len(here)), np.uint8)
+    row[: 4 + len(here)] = np.frombuffer(len(here).to_bytes(4, "little") + here, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(row))
+    return [bytes(one[4 : 4 + int.from_bytes(bytes(one[:4]), "little")]) for one in rows]
+
+
 def require_shared_folder(folder: Path) -> None:
     """Checks that every process sees what the first one writes in `folder`, which is created if needed.
 
