@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pod_kit import StandIn
-from support import RECIPE, largest_difference, losses, project, reference, with_vocabulary
+from support import largest_difference, losses, reference, with_vocabulary
 
 from easylm_jax.runtime.monitor.metrics import FILE_NAME
 
@@ -28,16 +28,14 @@ def steps_made(folder: Path) -> int:
 def test_a_host_that_is_lost_and_comes_back_costs_at_most_a_step_each_time(count, batch, steps, tmp_path):
     """2 → 1 → 2 and 4 → 3 → 4: losses are those of an undisturbed run on all hosts, to 1e-6."""
     cloud = StandIn(tmp_path / "cloud of hosts")
-    text = RECIPE.replace("batch=8, steps=8", f"batch={batch}, steps={steps}")
-    recipe = project(tmp_path / "project", text)
-    hosts, stage = cloud.hosts(count), ("--only", "pretrain", "mesh=dp=-1")
-    reference()
+    recipe, hosts = reference().recipe, cloud.hosts(count)
+    changed = (f"pretrain.batch={batch}", f"pretrain.steps={steps}", "mesh=dp=-1", "--only", "pretrain")
     quiet, out = with_vocabulary(tmp_path / "quiet runs"), with_vocabulary(tmp_path / "runs")
     try:
         cloud.works("elsewhere/ssh.sh", "setup", hosts)
         run = ("elsewhere/ssh.sh", "supervise", hosts, *QUICK, "--elastic", "1")
-        cloud.works(*run, "--job", "quiet", "--", recipe, "--out", quiet, *stage, timeout=500)
-        process = cloud.start(*run, "--", recipe, "--out", out, *stage)
+        cloud.works(*run, "--job", "quiet", "--", recipe, "--out", quiet, *changed, timeout=500)
+        process = cloud.start(*run, "--", recipe, "--out", out, *changed)
         folder = out / "tiny" / "pretrain"
 
         def until(reached: int) -> None:

@@ -3,6 +3,7 @@ deleted. Its checkpoints are bit for bit those of a run that nothing disturbed."
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import rl_kit
 from pod_kit import ZONE, StandIn
 from support import RECIPE, project
 
@@ -23,7 +25,12 @@ pytestmark = pytest.mark.chaos
 
 STEPS = 60
 QUICK = ("--poll", "0.3", "--pause", "0.1", "--leave", "20")
-WORKERS = 2
+WORKERS = 4
+PPO_STEPS = 12
+PPO = f"""
+    ppo("ppo", batch=8, mini_batch=4, steps={PPO_STEPS}, checkpoints=Checkpoints(every=1, latest=3),
+        reward=Reward(model="reward", verifier="model + 'rl_kit:share_of_e'", missing_end=-1.0)),
+"""
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +101,32 @@ def test_a_preempted_pod_saves_its_step_and_goes_on_on_a_new_one(undisturbed):
     err = disturbed(undisturbed, "spot", lambda cloud: cloud.preempt("spot", notice=30))
     assert re.search(r"the pod is (PREEMPTED|SUSPENDED)|exit status 130", err), err
     assert f"spot is ready in {ZONE}" in err
+
+
+def test_ppo_on_four_workers_goes_on_when_one_is_killed_and_ends_bit_identical(tmp_path):
+    """Rollouts, verifiers on every worker, reward and value model: killed in the middle, once."""
+    cloud = StandIn(tmp_path)
+    (tmp_path / "project").mkdir()
+    recipe = rl_kit.recipe_file(tmp_path / "project", PPO)
+    shutil.copy(Path(rl_kit.__file__), recipe.parent)  # the recipe imports it; workers have no tests
+    outs = [rl_kit.copy_of_run(tmp_path / name) for name in ("quiet", "killed")]
+    try:
+        ready(cloud, "ppo")
+        run = ("supervise.sh", "ppo", *QUICK)
+        said = cloud.works(*run, "--job", "quiet", "--", recipe, "--out", outs[0], timeout=1200)
+        assert "finished after 0 restarts" in said.err
+        process = cloud.start(*run, "--", recipe, "--out", outs[1])
+        metrics, end = outs[1] / "rl" / "ppo" / FILE_NAME, time.monotonic() + 600
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < PPO_STEPS // 3:
+            assert process.poll() is None and time.monotonic() < end, process.communicate()
+            time.sleep(0.02)
+        os.kill(cloud.pid("ppo", 2), signal.SIGKILL)
+        _, err = process.communicate(timeout=1200)
+        assert process.returncode == 0, err
+        assert re.search(r"worker 2 ended, ppo step \d+, exit status -9", err) and "finished after 1 restart" in err
+        found = diff(outs[1] / "rl" / "ppo", outs[0] / "rl" / "ppo")
+        assert found.identical, found.differ
+        cloud.works("delete.sh", "ppo")
+        assert cloud.nothing_left()
+    finally:
+        cloud.close()
