@@ -62,6 +62,7 @@ def lines(tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
         "new": (["sft"], ["--model", empty, "--data", texts]),
         "report": ([str(folder / "run")], []),
         "check": ([responses], []),
+        "moderate": ([responses], ["--model", empty]),
     }
 
 

@@ -13,6 +13,7 @@ PROJECT = {"easylm_jax", "models", "recipes"}
 # The distribution of a module, where its name is another one. A table, because an extra need not be installed here.
 DISTRIBUTION = {
     "PIL": "pillow",
+    "sklearn": "scikit-learn",
     "orbax": "orbax-checkpoint",
     "tensorboardX": "tensorboardx",
 }

@@ -6,8 +6,9 @@ import pytest
 from tiny_models import CASES, VOCAB, random_params
 
 import models
-from easylm_jax.evaluate import likelihood, loglikelihood
-from easylm_jax.evaluate.likelihood import token_logprobs
+from easylm_jax.decode import likelihood
+from easylm_jax.decode.likelihood import token_logprobs
+from easylm_jax.evaluate import loglikelihood
 from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 

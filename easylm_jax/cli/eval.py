@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from easylm_jax.cli import arguments as kinds
 from easylm_jax.cli import eval_routing
 from easylm_jax.cli.parser import add_stop_and_seed
+from easylm_jax.config.evaluate import PREFERENCE_ASKS, PREFERENCE_BENCHES
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -77,12 +78,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=kinds.COUNT, metavar="N", help="responses per prompt (default: the benchmark's)"
     )
+    _add_preference_arguments(parser)
     add_stop_and_seed(parser)
     parser.add_argument(
         "--out", type=kinds.OUTPUT_FOLDER, metavar="DIR", default="runs", help="folder for results (default: runs)"
     )
     parser.add_argument("--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the results to FILE")
     eval_routing.add_arguments(parser)
+
+
+def _add_preference_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of benches of preference pairs (`--suite m_rewardbench`)."""
+    parser.add_argument(
+        "--data", type=kinds.NAME, metavar="PATH",
+        help="preference benches: a folder with a file for each language, or a file of pairs (or an hf: set)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--languages",
+        type=kinds.NAME,
+        metavar="CODE,…",
+        help="preference benches: only these, such as deu_Latn,kor_Hang",
+    )
+    parser.add_argument(
+        "--reference", type=kinds.NAME, metavar="MODEL",
+        help="preference benches: judge by DPO's implicit reward against this model; none is reference-free",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ask", choices=PREFERENCE_ASKS, default="pair",
+        help="preference benches: how a language model judges: pairs in both orders, ratings, or the letters' logits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compat", choices=("mrb",), help="preference benches: the quirks of M-RewardBench's own runner"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -94,6 +121,11 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.model is None:
         raise UserError("give a MODEL, or --list for the benchmarks")
+    if arguments.suite in PREFERENCE_BENCHES:
+        return _judge_preferences(arguments)
+    unused = [name for name in ("data", "languages", "reference", "compat") if getattr(arguments, name) is not None]
+    if unused:
+        raise UserError(f"--{unused[0]} is for --suite {', '.join(PREFERENCE_BENCHES)}")
     asks = _asks(arguments)
     if not asks:
         raise UserError("nothing is asked; name a benchmark with --task, or a suite with --suite (--list names all)")
@@ -113,6 +145,29 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"\n{folder / 'results.json'}")
     if arguments.steps is not None:
         print(_write_figure(results["steps"], folder / "steps.html"))
+    if arguments.json:
+        _write(results, Path(arguments.json))
+    return 0
+
+
+def _judge_preferences(arguments: argparse.Namespace) -> int:
+    """A bench of preference pairs: prints and writes its tables."""
+    from easylm_jax.evaluate.preferences import command
+    from easylm_jax.runtime.files import write_json
+    from easylm_jax.runtime.monitor import counting
+
+    options = command.Options(
+        arguments.reference, arguments.ask, arguments.template, arguments.tokenizer, arguments.compat, arguments.seed
+    )
+    languages = arguments.languages.split(",") if arguments.languages else None
+    with counting(arguments.suite, None, "items") as progress:
+        results, folder = command.evaluate_bench(
+            arguments.model, arguments.suite, arguments.data, options, Path(arguments.out), languages=languages,
+            limit=arguments.limit, progress=lambda code, done, total: progress.update(done, {}),
+        )  # fmt: skip
+    write_json(folder / "results.json", results)
+    print((folder / "tables.md").read_text(encoding="utf-8"))
+    print(folder / "results.json")
     if arguments.json:
         _write(results, Path(arguments.json))
     return 0
@@ -275,6 +330,7 @@ def _print_list() -> None:
         source = first.path + (f" ({first.subset})" if first.subset else "")
         more = f" and {len(one.documents) - 1} more" if len(one.documents) > 1 else ""
         print(f"{name:<28} {one.request:<22} {one.shots:>2} examples  {metrics:<40} {source}{more}")
+    print(f"\nbenches of preference pairs, by --suite and --data: {', '.join(PREFERENCE_BENCHES)}")
     for name, suite in suites.SUITES.items():
         lacks = f"; lacks {', '.join(suite.missing())}" if suite.missing() else ""
         print(f"\nsuite {name}: {suite.title} ({suite.source}){lacks}\n  {', '.join(suite.benchmarks())}")

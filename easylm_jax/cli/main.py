@@ -83,6 +83,10 @@ COMMANDS: dict[str, Command] = {
         "print the tables of a run, or of several side by side, and write them with figures as one HTML page",
         "easylm report runs/quickstart",
     ),
+    "moderate": Command(
+        "classify prompts and responses with a moderator: harmful requests, refusals, harmful responses",
+        "easylm moderate conversations.jsonl --model runs/wildguard-small/moderator --json moderated.jsonl",
+    ),
     "check": Command(
         "check whether responses follow the instructions of their prompts (IFBench, IFEval)",
         "easylm check responses.jsonl --prompts IFBench_test.jsonl",

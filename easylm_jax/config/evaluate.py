@@ -13,6 +13,10 @@ from easylm_jax.config.reward import Sampling
 from models.config import Compute
 from models.errors import UserError
 
+# Benches of preference pairs (`evaluate/preferences`), which `easylm eval --suite` runs too, and how models are asked.
+PREFERENCE_BENCHES = ("m_rewardbench", "rewardbench", "rewardbench2", "pairs")
+PREFERENCE_ASKS = ("pair", "ratings", "logits")
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:

@@ -8,6 +8,7 @@
     "math + overlong(2048, 512)"            options of a verifier
     "10 * 'my.module:check'"                a function of the user; alone, it needs no quotes
     "ifeval + 1 if model > 7 else ifeval"   `model` is the reward model's score, `judge` the judge model's
+    "moderator * judge"                     `moderator` is the probability that a response is harmless
 
 An expression is parsed once, and its verifiers are looked up then, so that a misspelt name is an error before any work.
 It is evaluated by walking the syntax tree; it is never executed as Python.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Mapping
 
 from models.errors import UserError
 
-MODEL, JUDGE = "model", "judge"  # scores of models; all other names are verifiers
+MODEL, JUDGE, MODERATOR = MODELS = ("model", "judge", "moderator")  # scores of models; all other names are verifiers
 _FUNCTIONS: dict[str, Callable[..., float]] = {"min": min, "max": max, "abs": abs}
 _ARITHMETIC: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -41,7 +42,7 @@ class Expression:
     Attributes:
         text: the source text.
         calls: the verifiers that it needs, each once, as text for `registry.verifier` with their options.
-        uses_model, uses_judge: whether it contains the score of a reward model or of a judge.
+        uses_model, uses_judge, uses_moderator: whether it contains the score of that model.
 
     Raises:
         UserError: the text is not a valid reward expression.
@@ -61,10 +62,10 @@ class Expression:
         names: set[str] = set()
         self._check(self._root, names)
         self.calls = tuple(self._calls)
-        self.uses_model, self.uses_judge = MODEL in names, JUDGE in names
+        self.uses_model, self.uses_judge, self.uses_moderator = (name in names for name in MODELS)
 
     def __call__(self, values: Mapping[str, float]) -> float:
-        """The value of the expression, given a number for each of `calls`, and for "model" and "judge" if used."""
+        """The value of the expression, given a number for each of `calls`, and for those of `MODELS` that are used."""
         return self._value(self._root, values)
 
     def _wrong(self, why: str) -> UserError:
@@ -72,7 +73,7 @@ class Expression:
 
     def _check(self, node: ast.AST, names: set[str]) -> None:
         """Collects the verifiers and models that are used; raises `UserError` for what cannot be evaluated."""
-        if isinstance(node, ast.Name) and node.id in (MODEL, JUDGE):
+        if isinstance(node, ast.Name) and node.id in MODELS:
             names.add(node.id)
         elif (called := _call_of(node)) is not None:
             self._calls[called] = None
@@ -97,7 +98,7 @@ class Expression:
     def _value(self, node: ast.AST, values: Mapping[str, float]) -> float:
         if isinstance(node, ast.Constant) and not isinstance(node.value, str):
             return float(node.value)  # type: ignore[arg-type]
-        if isinstance(node, ast.Name) and node.id in (MODEL, JUDGE):
+        if isinstance(node, ast.Name) and node.id in MODELS:
             return float(values[node.id])
         if (called := _call_of(node)) is not None:
             return float(values[called])
@@ -136,7 +137,7 @@ def _call_of(node: ast.AST) -> str | None:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return repr(node.value) if ":" in node.value else None
     if isinstance(node, ast.Name):
-        return None if node.id in (MODEL, JUDGE) or node.id in _FUNCTIONS else node.id
+        return None if node.id in MODELS or node.id in _FUNCTIONS else node.id
     if isinstance(node, ast.Call) and not _is_function(node):
         return ast.unparse(node) if _call_of(node.func) is not None else None
     return None

@@ -9,6 +9,7 @@ from easylm_jax.config.base import ModelUse
 from easylm_jax.config.bounds import Bounds, Count, NonNegative, Positive
 from easylm_jax.config.data import DataSpec
 from easylm_jax.config.expression import Expression
+from easylm_jax.config.fields import added_later
 from easylm_jax.config.judge_templates import TEMPLATES
 from models.errors import UserError
 
@@ -87,6 +88,9 @@ class Reward:
     """A reward model: a stage, `hf:<name>` or `run:<folder>`. Without `verifier` its output is the score."""
     judge: JudgeModel | None = None
     """A language model that scores responses; `judge` in `verifier` is its score, from 0 to 1."""
+    moderator: str | None = added_later(None)
+    """A moderator: a stage, `hf:<name>` or `run:<folder>`; `moderator` in `verifier` is the probability that a response
+    is harmless (docs/moderation.md)."""
     verifier: str | None = None
     """A reward expression, from `"gsm8k"` to `"10 * math if r1_format else 0"` (docs/rlvr.md). A verifier in it is a
     name of docs/verifiers.md or `"module:function"`, called as `function(response, record)` with the columns of the
@@ -113,6 +117,13 @@ class Reward:
                 if uses_judge
                 else "reward: reward.judge is set but its score is not used; write `judge` into reward.verifier"
             )
+        uses_moderator = self.verifier is not None and Expression(self.verifier).uses_moderator
+        if uses_moderator != (self.moderator is not None):
+            raise UserError(
+                f"reward: {self.verifier!r} uses the score of a moderator; name it in reward.moderator"
+                if uses_moderator
+                else "reward: reward.moderator is set but not used; write `moderator` into reward.verifier"
+            )
         if self.verifier is None:
             return
         uses_model = Expression(self.verifier).uses_model
@@ -131,6 +142,8 @@ class Reward:
         )
         if self.judge is not None:
             uses.append(ModelUse("reward.judge.model", self.judge.model, "language"))
+        if self.moderator is not None:
+            uses.append(ModelUse("reward.moderator", self.moderator, "language"))
         return tuple(uses)
 
     @property

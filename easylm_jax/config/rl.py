@@ -183,7 +183,9 @@ class RL(SampledResponses, Train):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*super().needs, *models_of(*self.reward.models, self.reference)]))
+        return tuple(
+            dict.fromkeys([*super().needs, *models_of(*self.reward.models, self.reward.moderator, self.reference)])
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ class BestOfN(Generate):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*super().needs, *models_of(*self.reward.models)]))
+        return tuple(dict.fromkeys([*super().needs, *models_of(*self.reward.models, self.reward.moderator)]))
 
     @property
     def model_uses(self) -> tuple[ModelUse, ...]:

@@ -6,7 +6,7 @@
 All models are given the same prompts with the same seeds, so differences are computed prompt by prompt (paired).
 """
 
-from easylm_jax.evaluate.likelihood import loglikelihood
+from easylm_jax.decode.likelihood import loglikelihood
 from easylm_jax.evaluate.moderation import parse_moderation
 from easylm_jax.evaluate.preferences import cohens_kappa, preference_sections
 from easylm_jax.evaluate.stage import evaluate

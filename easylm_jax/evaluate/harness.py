@@ -24,9 +24,9 @@ from easylm_jax.checkpoint.load import LoadedModel
 from easylm_jax.config import Ask, fields
 from easylm_jax.data.templates import end_tokens
 from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.decode.likelihood import loglikelihood, token_logprobs
 from easylm_jax.evaluate.asking import PLAIN, Encoder, Question, questions, resolve
 from easylm_jax.evaluate.benchmark import Benchmark, Metric, Response, Scored
-from easylm_jax.evaluate.likelihood import loglikelihood, token_logprobs
 from easylm_jax.evaluate.statistics import Estimate, grouped_mean, mean, ratio
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes

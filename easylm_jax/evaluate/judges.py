@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from easylm_jax import decode
-from easylm_jax.checkpoint.load import load
+from easylm_jax.checkpoint.load import LoadedModel, load
 from easylm_jax.data import templates
 from easylm_jax.runtime.endpoint import Client, Endpoint, request
 from models.errors import UserError
@@ -30,17 +30,17 @@ def judge_of(name: str, **endpoint: Any) -> Judge:
     """
     if name.startswith(("http://", "https://")):
         return _Server(name, endpoint)
-    return _Local(name)
+    model = load(name)
+    if model.template is None:
+        raise UserError(f"judge {name}: its chat template is not known; give a stage or a folder that has one")
+    return Local(model, model.template)
 
 
-class _Local:
+class Local:
     """A judge on the devices of this process."""
 
-    def __init__(self, name: str):
-        self.model = load(name)
-        if self.model.template is None:
-            raise UserError(f"judge {name}: its chat template is not known; give a stage or a folder that has one")
-        self.template = self.model.template
+    def __init__(self, model: LoadedModel, template: str):
+        self.model, self.template = model, template
 
     def __call__(self, conversations: Sequence[Messages]) -> list[str]:
         model = self.model

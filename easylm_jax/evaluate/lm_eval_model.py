@@ -22,9 +22,9 @@ from easylm_jax import decode
 from easylm_jax.checkpoint.load import load
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer_template import resolve
+from easylm_jax.decode.likelihood import loglikelihood
 from easylm_jax.evaluate.asking import Encoder
 from easylm_jax.evaluate.harness import response_text, rolling_logprobs, start_token
-from easylm_jax.evaluate.likelihood import loglikelihood
 from models.errors import UserError
 
 

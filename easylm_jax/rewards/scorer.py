@@ -23,6 +23,7 @@ from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import score_responses
 from easylm_jax.rewards import lm_judge
 from easylm_jax.rewards.lm_judge import LMJudge
+from easylm_jax.rewards.moderator import Moderator, harmless_scores, load_moderator
 from easylm_jax.rewards.verify import ExpressionScorer, Scores
 from easylm_jax.runtime import chunked, compiler, processes
 from models.config import Compute
@@ -45,14 +46,17 @@ class RewardScorer:
         rows: responses in one forward pass of the reward model.
         seed: of the stage; random rewards depend on it.
         judge: the LM judge whose scores are `judge` in the expression.
+        moderator: whose probability of a harmless response is `moderator` in it.
     """
 
     def __init__(
         self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
         model: Model | None, params: PyTree, rows: int, seed: int = 0, judge: LMJudge | None = None,
+        moderator: Moderator | None = None,
     ):  # fmt: skip
         self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
         self.params, self.rows, self.seed, self.judge = params, rows, seed, judge
+        self.moderator = moderator
         self.expression: ExpressionScorer | None = None
         if reward.verifier is not None:
             self.expression = ExpressionScorer(
@@ -72,13 +76,16 @@ class RewardScorer:
         scores = None if self._score is None else self._check_finite(self._model_scores(sampled), sampled)
         if self.expression is not None:
             began = time.perf_counter()
-            judge_scores = None
+            judge_scores, harmless = None, None
+            if self.moderator is not None:
+                harmless = self._harmless(sampled, step)
+                metrics["moderator_score"] = float(harmless.mean())
             if self.judge is not None:
                 judge_scores, counts = self._judge_scores(sampled, step)
                 metrics |= counts
             (result,) = score_rollout(
                 [self.expression], sampled, self.cache, self.tokenizer, seed=self.seed, step=step, attempt=attempt,
-                model=scores, judge=judge_scores,
+                model=scores, judge=judge_scores, moderator=harmless,
             )  # fmt: skip
             metrics |= {"verify_seconds": time.perf_counter() - began, "verify_busy_seconds": result.busy_seconds,
                         "verifier_timeouts": result.timed_out}  # fmt: skip
@@ -114,6 +121,14 @@ class RewardScorer:
             )
         return scores
 
+    def _harmless(self, sampled: Rollout, step: int) -> np.ndarray:
+        """The moderator's probability that each response is harmless, float [B]; on every process."""
+        assert self.moderator is not None
+        texts, records = rollout.responses_and_records(
+            sampled, self.cache, self.tokenizer, seed=self.seed, step=step
+        )  # fmt: skip
+        return harmless_scores(self.moderator, [record["_messages"] for record in records], texts)
+
     def _judge_scores(self, sampled: Rollout, step: int) -> tuple[np.ndarray, dict[str, int]]:
         """The LM judge's score of each response, float [B], and its counts; on every process."""
         assert self.judge is not None
@@ -126,11 +141,11 @@ class RewardScorer:
 def score_rollout(
     scorers: Sequence[ExpressionScorer], sampled: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0,
     step: int = 0, attempt: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
+    moderator: np.ndarray | None = None,
 ) -> list[Scores]:  # fmt: skip
     """The scores of a rollout under each expression; every process verifies its share of the prompts and gets all.
 
-    `model` and `judge`, float [B], are the scores of the reward model and of the LM judge, for expressions that use
-    them.
+    `model`, `judge` and `moderator`, float [B], are the scores of these models, for expressions that use them.
     """
     group = any(scorer.reads_group for scorer in scorers)
     texts, records = rollout.responses_and_records(
@@ -143,7 +158,7 @@ def score_rollout(
     results = [
         scorer(
             texts[own], records[own], model=None if model is None else model[own],
-            judge=None if judge is None else judge[own],
+            judge=None if judge is None else judge[own], moderator=None if moderator is None else moderator[own],
         )
         for scorer in scorers
     ]  # fmt: skip
@@ -193,12 +208,16 @@ def make_scorer(
     if reward.judge is not None:
         judge_config = dataclasses.replace(reward.judge, model=workspace.model(reward.judge.model))
         judge = lm_judge.load(judge_config, decode_mesh or mesh, seed)
+    moderator = None
+    if reward.moderator is not None:
+        moderator = load_moderator(workspace.model(reward.moderator).removeprefix("run:"), mesh=decode_mesh or mesh)
+    models: dict[str, Any] = {"judge": judge, "moderator": moderator}
     if reward.model is None:
-        return RewardScorer(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, judge=judge)
+        return RewardScorer(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, **models)
     source = model_from(workspace.model(reward.model), mesh, compute=compute)
     check_context_length(name, source.config, cache, new_tokens)
     with jax.set_mesh(mesh):
         return RewardScorer(
             reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,
-            judge=judge,
+            **models,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from easylm_jax.config.expression import JUDGE, MODEL, Expression
+from easylm_jax.config.expression import JUDGE, MODEL, MODERATOR, Expression
 from easylm_jax.rewards.pool import Pool
 from easylm_jax.rewards.registry import verifier
 from models.errors import UserError
@@ -50,7 +50,8 @@ class ExpressionScorer:
             work. A verifier with the attribute `reads_group` receives all responses to the same prompt (`_group`).
         seconds: limit on the CPU time of one verifier call.
         workers: worker processes; by default one less than the cores, at most 16.
-        model_scores: whether the caller passes scores of models; otherwise `model` and `judge` are errors in the text.
+        model_scores: whether the caller passes scores of models; otherwise their names
+            (`config.expression.MODELS`) are errors in the text.
 
     Raises:
         UserError: the text is not a valid expression, names an unknown verifier, or uses model scores without
@@ -61,7 +62,8 @@ class ExpressionScorer:
         self, text: str, *, seconds: float = SECONDS, workers: int | None = None, model_scores: bool = False
     ):  # fmt: skip
         self.expression = Expression(text)
-        if (self.expression.uses_model or self.expression.uses_judge) and not model_scores:
+        used = self.expression.uses_model, self.expression.uses_judge, self.expression.uses_moderator
+        if any(used) and not model_scores:
             raise UserError(f"{text!r} uses a model's score, which only a reward has; use verifiers only here")
         self.seconds, self.workers = seconds, workers
         verifiers = [verifier(call) for call in self.expression.calls]
@@ -74,11 +76,11 @@ class ExpressionScorer:
 
     def __call__(
         self, responses: Sequence[str], records: Sequence[Mapping[str, Any]], *, model: np.ndarray | None = None,
-        judge: np.ndarray | None = None,
+        judge: np.ndarray | None = None, moderator: np.ndarray | None = None,
     ) -> Scores:  # fmt: skip
         """Scores responses, given the record of each one's prompt.
 
-        `model` and `judge`, float [B], are required if the expression uses them.
+        `model`, `judge` and `moderator`, float [B], are required if the expression uses them.
 
         Raises:
             UserError: a record lacks a column that a verifier reads, or a score is not a finite number.
@@ -96,7 +98,8 @@ class ExpressionScorer:
                 earlier = f"{reasons[row]}; " if row in reasons else ""
                 reasons[row] = f"{earlier}{name}{verdicts.reasons[row, column]}"
         columns = {call: components[display_name(call)] for call in calls}
-        columns |= {name: column for name, column in ((MODEL, model), (JUDGE, judge)) if column is not None}
+        given = ((MODEL, model), (JUDGE, judge), (MODERATOR, moderator))
+        columns |= {name: column for name, column in given if column is not None}
         scores = np.empty(len(responses))
         for row in range(len(responses)):
             scores[row] = self.expression({name: column[row] for name, column in columns.items()})

@@ -16,8 +16,8 @@ from tiny_models import CASES, random_params
 
 import models
 from easylm_jax.data import load_tokenizer
+from easylm_jax.decode.likelihood import token_logprobs
 from easylm_jax.evaluate.asking import Encoder
-from easylm_jax.evaluate.likelihood import token_logprobs
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,13 +63,13 @@ def kappa_interval(
     return float(low), float(high)
 
 
-def flip_rate(a: Mapping[Hashable, int], b: Mapping[Hashable, int]) -> float:
+def flip_rate(a: Mapping[Any, int], b: Mapping[Any, int]) -> float:
     """The share of items in both whose labels differ; NaN without a common item."""
     common = [key for key in a if key in b]
     return sum(a[key] != b[key] for key in common) / len(common) if common else math.nan
 
 
-def kappa_of(a: Mapping[Hashable, int], b: Mapping[Hashable, int]) -> float:
+def kappa_of(a: Mapping[Any, int], b: Mapping[Any, int]) -> float:
     """`cohens_kappa` over the items in both."""
     common = [key for key in a if key in b]
     return cohens_kappa([a[key] for key in common], [b[key] for key in common])

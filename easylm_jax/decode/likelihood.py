@@ -1,4 +1,5 @@
-"""Log-likelihoods of continuations given contexts, bitwise independent of what else is asked.
+"""Log-likelihoods of continuations given contexts, and scores of reward models, bitwise independent of what else is
+asked.
 
     context  = c_1 … c_n        prefix pass(es) over c_1 … c_{n−1}: keys and values of every layer, in a cache
     continuation = y_1 … y_m    scoring pass over c_n, y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i)
@@ -33,7 +34,7 @@ from models.attention import MASKED
 from models.config import Placement
 from models.decoder import cast_kernels
 from models.errors import UserError
-from models.heads import head_logits
+from models.heads import head_logits, scalar_head
 from models.layers import embed, residual_norm, soft_cap
 from models.model import Model, Params
 
@@ -80,15 +81,35 @@ def token_logprobs(
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """For each request the log-probability of every token of its continuation, float32 [m], and whether it is the most
     likely one, bool [m]; see `loglikelihood`."""
+    if model.config.scalar_head:
+        raise UserError("log-likelihood: the model is a reward model (scalar head), which has no vocabulary")
     checked = [_checked(model, request, number) for number, request in enumerate(requests)]
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         return _Scorer(model, params, mesh).run(checked, progress)
 
 
+def reward_scores(
+    model: Model, params: Params, requests: Sequence[Request], *, mesh: jax.sharding.Mesh | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Scores of a reward model at the last token of (prompt ids, response ids), float32 [N].
+
+    Responses to one prompt share its passes. The scores have the invariance of `loglikelihood`.
+
+    Raises:
+        UserError: the model has no scalar head, or a request exceeds its context or vocabulary.
+    """
+    if not model.config.scalar_head:
+        raise UserError("reward scores: the model is a language model; give a reward model (scalar head)")
+    # The last token of a continuation is only a target and never read, so one more is put behind the response.
+    longer = [_checked(model, (prompt, (*response, 0)), number) for number, (prompt, response) in enumerate(requests)]
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        results = _Scorer(model, params, mesh).run(longer, progress)
+    return np.array([values[-1] for values, _ in results], np.float32)
+
+
 def _checked(model: Model, request: Request, number: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     c = model.config
-    if c.scalar_head:
-        raise UserError("log-likelihood: the model is a reward model (scalar head), which has no vocabulary")
     start = c.eos_id if c.bos_id is None else c.bos_id
     context, continuation = (tuple(map(int, part)) for part in request)
     if not context:
@@ -327,10 +348,13 @@ def _extend_program(model: Any, mesh: jax.sharding.Mesh | None, columns: int):
 @functools.lru_cache(maxsize=16)
 def _score_program(model: Any, mesh: jax.sharding.Mesh | None):
     """`(params, keys, values, tokens, counts, targets [R, A, n])` → log-probabilities and whether each target is the
-    most likely token, [R, A, n]."""
+    most likely token, [R, A, n]; of a reward model, its scores at the tokens, the same for all targets."""
 
     def score(params, keys, values, tokens, counts, targets):
         hidden, _ = _forward(model, params, keys, values, tokens, counts)
+        if model.config.scalar_head:
+            values = jnp.broadcast_to(scalar_head(hidden, params["score"]["kernel"])[:, None], targets.shape)
+            return values, jnp.ones(targets.shape, bool)
         logits = head_logits(hidden, model.head_kernel(params), model.config.logits_softcap)  # float32 [R, n, V]
         largest = logits.max(axis=-1)
         logsumexp = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))

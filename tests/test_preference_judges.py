@@ -1,0 +1,322 @@
+"""Judges of preference items: scores that nothing else changes, implicit rewards, verdicts in both orders."""
+
+import functools
+import json
+import math
+import random
+
+import jax
+import numpy as np
+import pytest
+from data_kit import sentencepiece
+from preference_kit import MODEL, items, rows, write
+
+import models
+from easylm_jax.config.chat_templates import TEMPLATES
+from easylm_jax.data import load_tokenizer
+from easylm_jax.decode.likelihood import reward_scores
+from easylm_jax.evaluate.preferences import analyses, judges, tables
+from easylm_jax.evaluate.preferences.items import files_by_language, oddities, read_items
+from easylm_jax.evaluate.preferences.languages import LANGUAGES
+from easylm_jax.evaluate.preferences.run import judge_bench
+from easylm_jax.objectives import score_responses
+from models.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(sentencepiece(tmp_path_factory.mktemp("vocabulary")))
+
+
+def noisy(config, seed):
+    model = models.build(config)
+    params = model.init(jax.random.key(seed))
+    return model, jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size + seed), x.shape), params)
+
+
+@pytest.fixture(scope="module")
+def classifier(tokenizer):
+    model, params = noisy(MODEL.replace(scalar_head=True), 1)
+    return judges.Classifier(model, params, tokenizer, "tulu")
+
+
+@pytest.fixture(scope="module")
+def policies():
+    return noisy(MODEL, 2), noisy(MODEL, 3)
+
+
+def scores(judge, chosen):
+    return {(item.id, item.subset): outcome.scores for item, outcome in zip(chosen, judge(chosen), strict=True)}
+
+
+def test_scores_of_400_pairs_have_the_same_bits_in_any_batch_and_order(classifier):
+    pairs = items(400)
+    whole = scores(classifier, pairs)
+    assert len({value for own in whole.values() for value in own}) > 700
+    shuffled = random.Random(0).sample(pairs, len(pairs))
+    assert scores(classifier, shuffled) == whole
+    for size in (7, 64):
+        parts = {}
+        for start in range(0, len(pairs), size):
+            parts |= scores(classifier, shuffled[start : start + size])
+        assert parts == whole, size
+    for item in shuffled[:40]:  # alone, so that no prompt is shared
+        assert scores(classifier, [item])[item.id, item.subset] == whole[item.id, item.subset]
+
+
+def test_scores_are_those_of_a_whole_forward_pass(classifier, tokenizer):
+    pairs = items(12)
+    run = jax.jit(functools.partial(score_responses, classifier.model))
+    encoded = judges.encode(pairs, tokenizer, "tulu", 256)
+    got = scores(classifier, pairs)
+    for item, own in zip(pairs, encoded, strict=True):
+        for side, each in enumerate(own):
+            ids = np.zeros((1, 64), np.int32)
+            length = len(each.prompt) + len(each.answer)
+            ids[0, :length] = [*each.prompt, *each.answer]
+            want = float(run(classifier.params, ids, np.array([length]))[0])
+            assert abs(got[item.id, item.subset][side] - want) <= 1e-5
+            assert each.answer[-1] == tokenizer.eos_id and each.answer.count(tokenizer.eos_id) == 1
+
+
+def test_swapped_sides_reverse_the_result_and_a_tie_is_wrong(classifier):
+    import dataclasses
+
+    pairs = items(30)
+    swapped = [dataclasses.replace(item, completions=item.completions[::-1]) for item in pairs]
+    results, others = ([outcome.result for outcome in classifier(part)] for part in (pairs, swapped))
+    assert [a + b for a, b in zip(results, others, strict=True)] == [1.0] * 30
+    equal = [dataclasses.replace(item, completions=(item.completions[0],) * 2) for item in pairs[:3]]
+    assert [outcome.result for outcome in classifier(equal)] == [0.0] * 3
+    assert oddities(equal)["equal_answers"] == 3
+
+
+whole_logits = jax.jit(models.logits, static_argnums=0)
+
+
+def float64_logprobs(model, params, prompt, answer):
+    ids = np.zeros((1, 96), np.int32)
+    ids[0, : len(prompt) + len(answer)] = [*prompt, *answer]
+    logits = np.asarray(whole_logits(model, params, ids)[0, : len(prompt) + len(answer)], np.float64)
+    shifted = logits - logits.max(-1, keepdims=True)
+    logp = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return logp[np.arange(len(prompt) - 1, len(prompt) + len(answer) - 1), list(answer)]
+
+
+@pytest.mark.parametrize("template", ["tulu", "olmo", "tulu25", "plain"])
+def test_the_implicit_reward_is_that_of_a_float64_reference(template, policies, tokenizer):
+    """Templates with and without BOS; every answer has one end token, and no header counts."""
+    (model, params), (base_model, base) = policies
+    judge = judges.Implicit(
+        lambda encoded: judges.answer_logprobs(model, params, encoded),
+        lambda encoded: judges.answer_logprobs(base_model, base, encoded), tokenizer, template, 256,
+    )  # fmt: skip
+    pairs = items(6)
+    starts_with_bos = TEMPLATES[template].start != ()
+    for own, outcome in zip(judges.encode(pairs, tokenizer, template, 256), judge(pairs), strict=True):
+        for each, score in zip(own, outcome.scores, strict=True):
+            ours, theirs = (
+                float64_logprobs(m, p, each.prompt, each.answer) for m, p in ((model, params), (base_model, base))
+            )
+            assert abs(score - (ours.sum() - theirs.sum())) <= 1e-5 * max(1, len(each.answer))
+            ids = [*each.prompt, *each.answer]
+            assert ids.count(tokenizer.eos_id) == 1 and ids[-1] == tokenizer.eos_id
+            assert ids.count(tokenizer.bos_id) == int(starts_with_bos)
+
+
+def test_a_policy_that_is_its_reference_never_wins(policies, tokenizer):
+    (model, params), _ = policies
+    one = lambda encoded: judges.answer_logprobs(model, params, encoded)  # noqa: E731
+    outcomes = judges.Implicit(one, one, tokenizer, "tulu", 256)(items(10))
+    assert all(outcome.scores == (0.0, 0.0) and outcome.result == 0 for outcome in outcomes)
+
+
+def test_reference_free_norms(policies, tokenizer):
+    (model, params), _ = policies
+    one = lambda encoded: judges.answer_logprobs(model, params, encoded)  # noqa: E731
+    pair = items(1)
+    (encoded,) = judges.encode(pair, tokenizer, "tulu", 256, keep_tail=False)
+    logp = float64_logprobs(model, params, encoded[0].prompt, encoded[0].answer)
+    want = {"sum": logp.sum(), "avg": logp.mean(), "norm": -np.linalg.norm(logp)}
+    for norm, value in want.items():
+        judge = judges.Implicit(one, None, tokenizer, "tulu", 256, norm=norm)
+        assert abs(judge(pair)[0].scores[0] - value) <= 1e-4 and norm in judge.kind
+
+
+def test_long_pairs_lose_the_left_of_their_prompt_and_are_counted(tokenizer):
+    pair = items(19)[18:]
+    (whole,), (cut,) = (judges.encode(pair, tokenizer, "tulu", limit) for limit in (256, 30))
+    for long, short in zip(whole, cut, strict=True):
+        assert len(short.prompt) + len(short.answer) <= 30 and short.truncated != (long == short)
+        assert short.answer == long.answer[:29] and short.prompt == long.prompt[len(long.prompt) - len(short.prompt) :]
+    (left,) = judges.encode(pair, tokenizer, "tulu", 10, compat="mrb")
+    assert [*left[0].prompt, *left[0].answer] == [*whole[0].prompt, *whole[0].answer][-10:]
+
+
+def longer(texts):
+    """A judge that prefers the longer answer, whatever the order."""
+    replies = []
+    for turns in texts:
+        user = turns[-1]["content"]
+        a, b = (user.split(f"[The Start of Assistant {x}'s Answer]\n")[1].split("\n[The End")[0] for x in "AB")
+        replies.append("[[A]]" if len(a) > len(b) else "[[B]]")
+    return replies
+
+
+def test_judges_in_both_orders():
+    pairs = items(50)
+    right = [float(len(item.completions[0]) > len(item.completions[1])) for item in pairs]
+    unequal = [len(item.completions[0]) != len(item.completions[1]) for item in pairs]
+    outcomes = judges.PairJudge(longer)(pairs)
+    for outcome, want, differs in zip(outcomes, right, unequal, strict=True):
+        assert outcome.result == (want if differs else 0.5) and outcome.flipped is not differs
+    first = judges.PairJudge(lambda texts: ["[[A]]"] * len(texts))(pairs)
+    assert all(outcome.result == 0.5 and outcome.flipped for outcome in first)
+    mute = judges.PairJudge(lambda texts: ["well"] * len(texts))(pairs)
+    assert all(outcome.result == 0.5 and outcome.errors == 2 and outcome.flipped is None for outcome in mute)
+    once = judges.PairJudge(lambda texts: ["[[A]]"] * len(texts), order="random")(pairs)
+    assert 10 < sum(outcome.result for outcome in once) < 40 and all(len(o.verdicts) == 1 for o in once)
+
+
+def test_panels_and_ratings():
+    import dataclasses
+
+    pairs = items(20)
+    right, wrong = ([judges.Outcome(value)] * 20 for value in (1.0, 0.0))
+    assert [o.result for o in judges.panel([right, wrong, right])] == [1.0] * 20
+    assert [o.result for o in judges.panel([right, wrong, [judges.Outcome(0.5)] * 20])] == [0.5] * 20
+    with pytest.raises(UserError, match="odd number"):
+        judges.panel([right, wrong])
+    four = [dataclasses.replace(item, completions=(*item.completions, "c", "d"), kind="bon") for item in pairs]
+    nines = judges.RatingJudge(lambda texts: ["9"] * len(texts))(four)
+    assert [o.result for o in nines] == [0.25] * 20
+    mute = judges.RatingJudge(lambda texts: ["?"] * len(texts))(four)
+    assert [o.result for o in mute] == [0.25] * 20 and mute[0].errors == 4
+    ranked = judges.PairJudge(lambda texts: ["[[A]]"] * len(texts))(four)
+    assert 0 < sum(o.result for o in ranked) < 20
+
+
+def test_the_logit_judge_scores_both_orders(policies, tokenizer):
+    (model, params), _ = policies
+    judge = judges.LogitJudge(
+        models.build(MODEL.replace(context=2048)), params, tokenizer, "tulu"
+    )  # fmt: skip
+    outcomes = judge(items(3))
+    assert all(o.result in (0.0, 0.5, 1.0) and len(o.verdicts) == 2 and math.isfinite(o.scores[0]) for o in outcomes)
+    assert judge(items(3)) == outcomes
+
+
+def test_languages_are_named_to_the_judge(tmp_path):
+    german = items(23, "deu_Latn")
+    names = {item.subset: judges.language_names(item, None) for item in german}
+    assert names["donotanswer"] == {"source": "German", "target": "German"}
+    assert names["hep-go"] == {"source": "German", "target": "English"}
+    assert judges.language_names(german[0], "mrb")["target"] == "English"
+    assert judges.language_names(items(1)[0], None) == {"source": None, "target": None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench")
+    for code in ("eng_Latn", *LANGUAGES):
+        write(root / f"{code}.jsonl", rows(code, 23))
+    write(root / "translation.jsonl", [{**row, "source": "maple-hard/de-en"} for row in rows("deu_Latn", 4)])
+    return root
+
+
+def test_a_perfect_and_a_random_judge_end_to_end_and_the_same_bytes_again(folder, tmp_path):
+    class Perfect:
+        kind = "oracle"
+
+        def __call__(self, chosen):
+            return [judges.Outcome(1.0, (1.0, 0.0)) for _ in chosen]
+
+    class Coin:
+        kind = "coin"
+
+        def __call__(self, chosen):
+            flips = [random.Random(f"{item.id}{item.language}").random() < 0.5 for item in chosen]
+            return [judges.Outcome(float(flip), (float(flip), 0.5)) for flip in flips]
+
+    files = files_by_language(folder)
+    assert len(files) == 25
+
+    def run(judge, out):
+        return judge_bench(judge, files, out, bench="m_rewardbench", model="it", settings={"seed": 0})
+
+    perfect = run(Perfect(), tmp_path / "perfect")
+    assert perfect["averages"]["m_rewardbench"] == {"score": 1.0, "deviation": 0.0}
+    assert perfect["analysis"]["drop"]["deu_Latn"]["score"] == 0 and perfect["analysis"]["kappa_mean"] is None
+    coin = run(Coin(), tmp_path / "coin")
+    assert abs(coin["averages"]["m_rewardbench"]["score"] - 0.5) < 0.1  # 529 items: ± 0.06 at two standard errors
+    assert abs(coin["analysis"]["kappa_mean"]) < 0.2 and len(coin["tasks"]) == 25
+    run(Coin(), tmp_path / "again")
+    for name in ("scores.json", "tables.md", "heat_map.html", "items.kor_Hang.jsonl"):
+        assert (tmp_path / "coin" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    text = (tmp_path / "coin" / "tables.md").read_text()
+    assert "| Sino-Tibetan |" in text and "hard/de-en" in text
+    found = json.loads((tmp_path / "coin" / "scores.json").read_text())
+    page = tables.heat_map({"a": found, "b": found})
+    assert page.count("<tr>") == 3 and "English against other languages" in page
+    assert analyses.across_models({"a": 0.5, "b": 0.7}, {"a": 0.4, "b": 0.8})["spearman"] == 1
+
+
+def test_a_missing_language_leaves_no_average(folder, tmp_path, classifier):
+    files = {code: path for code, path in files_by_language(folder).items() if code in ("eng_Latn", "deu_Latn")}
+    results = judge_bench(classifier, files, tmp_path, bench="m_rewardbench", model="rm", settings={})
+    assert results["averages"]["m_rewardbench"]["score"] is None
+    assert len(results["analysis"]["missing_languages"]) == 22
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([{"prompt": "a", "chosen": "b"}], "no column rejected; it has prompt, chosen"),
+        ([{"chosen": "b", "rejected": "c"}], "no column prompt"),
+        ([{"id": 1, "prompt": "a", "chosen": "b", "rejected": "c"}] * 2, "the id '1'"),
+        ([{"prompt": 7, "chosen": "b", "rejected": "c"}], "neither a text nor a list of messages"),
+        (
+            [{side: [{"role": "user", "content": side}, {"role": "assistant", "content": "x"}]
+              for side in ("chosen", "rejected")}],
+            "prompts of chosen and rejected differ",
+        ),
+        ([], "no preference pair"),
+    ],
+)  # fmt: skip
+def test_wrong_records_are_one_clear_line(tmp_path, records, said):
+    with pytest.raises(UserError, match=said):
+        read_items(write(tmp_path / "pairs.jsonl", records))
+
+
+def test_other_forms_are_read(tmp_path):
+    turns = [{"role": "user", "content": "q"}]
+    answer = lambda text: [*turns, {"role": "assistant", "content": text}]  # noqa: E731
+    made = [
+        {"chosen": answer("a"), "rejected": answer("b")},
+        {"question": "q", "chosen": "a", "rejected": "b", "subset": "shp"},
+        {"prompt": turns, "chosen": "", "rejected": "b <|user|>"},
+        {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Focus", "id": "f1"},
+        {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties", "id": "tied:1"},
+    ]
+    found = read_items(write(tmp_path / "pairs.jsonl", made))
+    assert [item.kind for item in found] == ["pair", "pair", "pair", "bon", "ties"]
+    assert found[0].prompt == tuple(turns) and found[0].completions == ("a", "b") and found[1].subset == "shp"
+    assert found[4].correct == 2 and oddities(found)["empty_answers"] == 1
+    with pytest.raises(UserError, match="no file of kor_Hang"):
+        files_by_language(write(tmp_path / "x/deu_Latn.jsonl", made).parent, ["kor_Hang"])
+    with pytest.raises(UserError, match="no language of M-RewardBench"):
+        files_by_language(tmp_path / "empty")
+
+
+def test_a_language_model_gives_no_reward_scores(policies):
+    (model, params), _ = policies
+    with pytest.raises(UserError, match="give a reward model"):
+        reward_scores(model, params, [([1], [2])])
+
+
+def test_quality_of_translations_against_accuracy():
+    pytest.importorskip("sacrebleu")
+    references = {i: f"the quick brown fox number {i} jumps" for i in range(20)}
+    translations = {i: text if i % 2 else f"a dog {i}" for i, text in references.items()}
+    found = analyses.quality_against_accuracy(translations, references, {i: float(i % 2) for i in range(20)}, bins=2)
+    assert found["spearman"] > 0.8 and found["bins"][1]["accuracy"] == 1 and found["bins"][0]["chrf"] < 50
