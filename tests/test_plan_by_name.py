@@ -172,3 +172,13 @@ def test_the_plan_of_a_recipe_says_what_it_costs():
     assert f"chip-hours, EUR {money[0]:,.3g} to {money[1]:,.3g}" in told and "Prices are of 2030-01-01" in told
     assert "EUR" not in report.text([row], Recipe("r", recipe.stages), OWN, prices, "spot").splitlines()[-3]
     assert pods.default_jobs() >= 1
+
+
+def test_the_devices_of_asynchronous_rollouts_are_divided_by_what_each_side_takes():
+    programs = [("policy", 4.0), ("value", 2.0), ("score", 1.0), ("values", 1.0), ("reward", 1.0), ("prefill", 2.0),
+                ("decode", 8.0), ("judge's decode", 1.0)]  # fmt: skip
+    assert report.balance(programs) == (12.0, 8.0)
+    ppo, sft = (by_name.recipe_of(LLAMA, [], OWN).stage(name) for name in ("ppo", "sft"))
+    (line,) = report._balance(ppo, programs)
+    assert "rollouts take 12 s and training 8 s" in line and "with 60 % of the devices for rollouts" in line
+    assert report._balance(sft, programs) == []

@@ -194,12 +194,34 @@ def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology, prices: Pri
             if money is not None:
                 length += f", {prices.currency} {money[0]:,.3g} to {money[1]:,.3g}"
         lines.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
+        lines += _balance(recipe.stage(name), [(row.program.name, row.step[1]) for row in own])
         if host := max(row.compiled.host for row in own):
             lines.append(
                 f"{name}: {host / GIB:.2f} GiB per device are in host memory; transferring them every step is not "
                 "included in these seconds"
             )
     return [*lines, method(topology), prices.described(topology, kind)]
+
+
+_GENERATES = ("prefill", "decode", "reward")  # programs that make a rollout; an LM judge's have longer names
+
+
+def balance(programs: Sequence[tuple[str, float]]) -> tuple[float, float]:
+    """Seconds of a step that make a rollout, and that train on it, from the names of programs and their seconds."""
+    rollout = sum(seconds for name, seconds in programs if name.endswith(_GENERATES))
+    return rollout, sum(seconds for _, seconds in programs) - rollout
+
+
+def _balance(stage: Stage, programs: Sequence[tuple[str, float]]) -> list[str]:
+    """How an asynchronous stage's devices would be divided so that neither side waits for the other."""
+    if stage.family != "rl" or not getattr(stage, "asynchronous", 0):
+        return []
+    rollout, training = balance(programs)
+    share = 100 * rollout / (rollout + training) if rollout + training else 0.0
+    return [
+        f"{stage.name}: of a step, rollouts take {rollout:.3g} s and training {training:.3g} s on all devices; with "
+        f"{share:.0f} % of the devices for rollouts and the others for training, neither waits for the other"
+    ]
 
 
 def method_name(topology: Topology) -> str:
