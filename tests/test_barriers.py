@@ -32,6 +32,9 @@ class Service:
     def key_value_dir_get(self, key):
         return [(path, value) for path, value in self.values.items() if path == key or path.startswith(f"{key}/")]
 
+    def key_value_delete(self, key):
+        del self.values[key]
+
     def wait_at_barrier(self, name, milliseconds):
         with self.condition:
             self.met[name] = self.met.get(name, 0) + 1
@@ -52,6 +55,7 @@ def test_all_go_on_once_the_last_has_come_as_often_as_they_meet():
         other.start()
         first.wait("save", 10)
         other.join()
+    assert not any("barrier" in key for key in first._store.values)
 
 
 def test_who_is_late_is_named_with_its_host_and_where_it_was_last_seen():

@@ -179,6 +179,6 @@ def test_the_devices_of_asynchronous_rollouts_are_divided_by_what_each_side_take
                 ("decode", 8.0), ("judge's decode", 1.0)]  # fmt: skip
     assert report.balance(programs) == (12.0, 8.0)
     ppo, sft = (by_name.recipe_of(LLAMA, [], OWN).stage(name) for name in ("ppo", "sft"))
-    (line,) = report._balance(ppo, programs)
+    (line,) = report.balance_lines(ppo, programs)
     assert "rollouts take 12 s and training 8 s" in line and "with 60 % of the devices for rollouts" in line
-    assert report._balance(sft, programs) == []
+    assert report.balance_lines(sft, programs) == []

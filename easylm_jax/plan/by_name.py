@@ -160,6 +160,9 @@ def text(model: str, found: Sequence[Point], recipe: Recipe, prices: cost.Prices
         f"stages of the recipe {RECIPE}; change them with STAGE.FIELD=VALUE",
         "", report.aligned(lines), "",
         *(f"{point.stage.name}: {point.refused}" for point in found if point.refused is not None),
+        *(line for point in found if point.fits for line in report.balance_lines(point.stage, [
+            (program["program"], program["step_seconds"][1]) for program in point.programs
+        ])),
         report.method(pod), prices.described(pod, kind),
     ])  # fmt: skip
 

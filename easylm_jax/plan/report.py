@@ -194,7 +194,7 @@ def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology, prices: Pri
             if money is not None:
                 length += f", {prices.currency} {money[0]:,.3g} to {money[1]:,.3g}"
         lines.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
-        lines += _balance(recipe.stage(name), [(row.program.name, row.step[1]) for row in own])
+        lines += balance_lines(recipe.stage(name), [(row.program.name, row.step[1]) for row in own])
         if host := max(row.compiled.host for row in own):
             lines.append(
                 f"{name}: {host / GIB:.2f} GiB per device are in host memory; transferring them every step is not "
@@ -212,7 +212,7 @@ def balance(programs: Sequence[tuple[str, float]]) -> tuple[float, float]:
     return rollout, sum(seconds for _, seconds in programs) - rollout
 
 
-def _balance(stage: Stage, programs: Sequence[tuple[str, float]]) -> list[str]:
+def balance_lines(stage: Stage, programs: Sequence[tuple[str, float]]) -> list[str]:
     """How an asynchronous stage's devices would be divided so that neither side waits for the other."""
     if stage.family != "rl" or not getattr(stage, "asynchronous", 0):
         return []

@@ -36,6 +36,7 @@ class Store(Protocol):
 
     def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None: ...
     def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+    def key_value_delete(self, key: str) -> None: ...
     def wait_at_barrier(self, barrier_id: str, timeout_in_ms: int) -> None: ...
 
 
@@ -75,6 +76,7 @@ class Meeting:
                 f"barrier {name!r}: {self._named(late)} not there after {seconds:.0f} s, while "
                 f"{_count(len(here), 'process waits', 'processes wait')}"
             ) from None
+        self._store.key_value_delete(f"{key}/{self._index}")  # all have come, and a run has many barriers
 
     def exchange(self, name: str, text: str, seconds: float) -> list[str]:
         """Every process's text, by its number. Raises `Late` as `wait` does."""
