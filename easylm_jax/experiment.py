@@ -26,13 +26,14 @@ import jax
 
 from easylm_jax import report
 from easylm_jax.checkpoint import needs, preflight, store
-from easylm_jax.checkpoint.derive import average, upcycle
+from easylm_jax.checkpoint.derive import add_vision, average, upcycle
 from easylm_jax.checkpoint.resume import config_difference, guard_fresh_start
 from easylm_jax.config import (
     DPO,
     GRPO,
     PPO,
     SFT,
+    AddVision,
     Average,
     BestOfN,
     Evaluate,
@@ -120,6 +121,7 @@ STAGES: dict[type[Stage] | str, StageKind] = {
     Losses: StageKind(losses),
     Average: StageKind(average),
     Upcycle: StageKind(upcycle),
+    AddVision: StageKind(add_vision),
 }
 
 

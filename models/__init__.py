@@ -16,6 +16,7 @@
 | `moe.py`, `grouped_matmul.py` | mixtures of experts: routing, auxiliary losses; the products of the experts |
 | `families/` | one file for each family: released sizes, tensor names and `config.json` |
 | `registry.py` | names to configurations and models |
+| `molmo/` | pictures: crops and tokens, vision towers, the connector, and the decoder that sees |
 | `hf/` | import from and export to Hugging Face folders |
 """
 
@@ -23,9 +24,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from models.config import Compute, DecoderConfig, Experts, Placement, RopeScaling
+from models.config import Compute, DecoderConfig, Experts, Placement, RopeScaling, VisionConfig
 from models.errors import UserError
 from models.registry import build, family_modules, preset, presets
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from models.heads import TokenScores, head_logits, scalar_head, token_scores
     from models.hf.convert import load_hf, save_hf
     from models.model import Model
+    from models.molmo.batch import Pictures
 
 
 # Public names whose modules import JAX. They are imported on first use, so that the command line starts quickly.
@@ -55,6 +58,7 @@ __all__ = [
     "RopeScaling",
     "TokenScores",
     "UserError",
+    "VisionConfig",
     "build",
     "family_modules",
     "head_logits",
@@ -80,12 +84,15 @@ def logits(
     tokens: jax.Array,
     positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None,
+    images: Sequence[Pictures] | None = None,
 ) -> jax.Array:
     """Logits of every position, float32 [B, S, V]. For tests and small inputs; training uses `token_scores`.
 
     Args:
         tokens, positions, segment_ids: int32 [B, S]; segment 0 is padding. Without positions, they restart in each
             segment; without segment ids, each row is one document.
+        images: for each row what `models.molmo.image.tokenize` returned (or a list of these, or None); the row has
+            their `tokens`. For models that see pictures.
 
     Outside of `jax.set_mesh(mesh)` a model that was loaded for a mesh leaves the sharding of its activations to JAX.
     """
@@ -95,5 +102,18 @@ def logits(
 
     if jax.sharding.get_abstract_mesh().empty:
         model = dataclasses.replace(model, placement=Placement())  # type: ignore[type-var]
-    output = model(params, tokens, positions=positions, segment_ids=segment_ids)
+    if images is None and model.config.vision is not None and not isinstance(tokens, jax.core.Tracer):
+        images = [None] * len(tokens)  # tokens of a picture without it are an error
+    seen = {} if images is None else {"images": _collated(model, tokens, images)}
+    output = model(params, tokens, positions=positions, segment_ids=segment_ids, **seen)
     return head_logits(output.hidden, model.head_kernel(params), model.config.logits_softcap)
+
+
+def _collated(model: Model, tokens: jax.Array, images: Sequence[Pictures]) -> Any:
+    import numpy as np
+
+    from models.molmo.batch import collate
+
+    if model.config.vision is None:
+        raise UserError(f"a {model.config.family} model sees no pictures; leave images out")
+    return collate(np.asarray(tokens), images, model.config.vision)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from models.config import Placement
+from models.config import BRANCH, Placement
 from models.errors import UserError
 from models.layers import soft_cap
 
@@ -45,6 +45,7 @@ def attention(
     platform: str = "cpu",
     placement: Placement = Placement(),  # noqa: B008 - frozen
     softcap: float | None = None,
+    branches: bool = False,
 ) -> jax.Array:
     """softmax(q kᵀ / √hd) v under the packed causal mask.
 
@@ -56,6 +57,7 @@ def attention(
         platform: where the program will run: "cpu", "gpu" or "tpu".
         placement: the mesh axes that rows, sequences and heads are sharded over.
         softcap: bounds the scores s to c · tanh(s / c) before the mask; None for no bound.
+        branches: whether segments may be branches of others (`BRANCH`), which splash attention cannot express.
 
     Returns:
         [B, S, H, hd] in q's type; the softmax is in float32.
@@ -63,10 +65,15 @@ def attention(
     parts = 1 if placement.sequence is None else jax.sharding.get_abstract_mesh().shape[placement.sequence]
     name = choose_kernel(kernel, platform, q.shape[1] // parts, q.shape[3], q.dtype, softcap)
     if name == "splash":
-        return _splash(q, k, v, segment_ids, window, placement, softcap)
-    run: Callable[..., jax.Array] = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}[name]
+        if not branches:
+            return _splash(q, k, v, segment_ids, window, placement, softcap)
+        name = "blocked"
+    kernels: dict[str, Callable[..., jax.Array]] = {"blocked": _blocked, "dense": _dense, "cudnn": _cudnn}
+    run = kernels[name]
     if softcap is not None:
         run = functools.partial(run, softcap=softcap)
+    if branches:
+        run = functools.partial(run, branches=True)
     if placement.sequence is None:
         out = run(q, k, v, segment_ids, window)
     else:
@@ -99,7 +106,7 @@ def choose_kernel(
 
 def visible(
     segment_ids: jax.Array, queries: tuple[int, int], keys: tuple[int, int], window: int | None,
-    first: jax.Array | None = None,
+    first: jax.Array | None = None, branches: bool = False,
 ) -> jax.Array:  # fmt: skip
     """The attention mask, bool [B, queries, keys], for a span (start, stop) of queries and one of keys.
 
@@ -112,7 +119,9 @@ def visible(
         own = jax.lax.dynamic_slice_in_dim(segment_ids, first + queries[0], queries[1] - queries[0], axis=1)
     j = jnp.arange(*keys)[None, :]
     order = j <= i if window is None else (j <= i) & (i - j < window)
-    return order & (own[:, :, None] == segment_ids[:, None, slice(*keys)])
+    of_keys = segment_ids[:, None, slice(*keys)]
+    same = own[:, :, None] == of_keys
+    return order & (same | (of_keys == (own % BRANCH)[:, :, None]) if branches else same)
 
 
 def _over_sequence(run, q, k, v, segment_ids, window, placement: Placement):
@@ -175,12 +184,12 @@ def _token_major(out: jax.Array) -> jax.Array:
     return out.transpose(0, 3, 1, 2, 4).reshape(b, s, kv * g, hd)
 
 
-def _dense(q, k, v, segment_ids, window, first=None, softcap=None):
-    mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first)
+def _dense(q, k, v, segment_ids, window, first=None, softcap=None, branches=False):
+    mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first, branches)
     return _token_major(_attend(*_head_major(q, k, v), mask, softcap))
 
 
-def _blocked(q, k, v, segment_ids, window, first=None, softcap=None):
+def _blocked(q, k, v, segment_ids, window, first=None, softcap=None, branches=False):
     """Queries in blocks, each with the keys from the start of its window to its own end: half the work of `dense`.
 
     For long rows the backward pass recomputes each block's scores, so that memory grows with S · block instead of S².
@@ -191,7 +200,7 @@ def _blocked(q, k, v, segment_ids, window, first=None, softcap=None):
     q, k, v = _head_major(q, k, v)
 
     def one(q, k, v, segment_ids, first, queries, seen):
-        mask = visible(segment_ids, queries, seen, window, first)
+        mask = visible(segment_ids, queries, seen, window, first, branches)
         return _attend(q[:, :, :, slice(*queries)], k[:, :, slice(*seen)], v[:, :, slice(*seen)], mask, softcap)
 
     outputs = []
@@ -203,8 +212,8 @@ def _blocked(q, k, v, segment_ids, window, first=None, softcap=None):
     return _token_major(jnp.concatenate(outputs, axis=3))
 
 
-def _cudnn(q, k, v, segment_ids, window, first=None):
-    mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first)[:, None]
+def _cudnn(q, k, v, segment_ids, window, first=None, branches=False):
+    mask = visible(segment_ids, (0, q.shape[1]), (0, k.shape[1]), window, first, branches)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
 

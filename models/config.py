@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal
 from models import reading
 from models.errors import UserError
 
+# Segment s + k · BRANCH is the k-th of several texts that continue segment s: it sees segment s and itself. Texts about
+# a picture do not see each other, although they are in one row behind one copy of the picture (spec molmo §7.2).
+BRANCH = 1 << 16
 MAX_LAYERS, MAX_SIZE = 10_000, (1 << 31) - 1
 
 

@@ -20,13 +20,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from models.attention import attention
 from models.config import Compute, DecoderConfig, Placement
+from models.errors import UserError
 from models.flops import model_flops_per_token
 from models.heads import TokenScores, token_scores
 from models.layers import (
     Linear,
     RMSNorm,
     SwiGLU,
-    embed,
+    embed_rows,
     linear_each,
     matrix_std,
     residual_norm,
@@ -34,7 +35,7 @@ from models.layers import (
     rotate,
     truncated_normal,
 )
-from models.model import Attend, Auxiliary, Output, Params, Rules
+from models.model import Attend, Auxiliary, Images, Output, Params, Rules
 
 BlockAttend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (q, k, v) → output
 
@@ -229,6 +230,7 @@ class Decoder:
         add_embeddings: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
         routing: jax.Array | None = None,
+        images: Images | None = None,
     ) -> Output:
         """Hidden states of packed rows.
 
@@ -241,15 +243,18 @@ class Decoder:
             dropout_key: turns the configured dropout on.
             routing: int [B, S, L, k], the experts that compute each token in each layer of a mixture; negative ones are
                 chosen by the routers, as all are without it.
+            images: pictures, for models that see them.
         """
         c, dtype = self.config, jnp.dtype(self.compute.dtype)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         if positions is None:
             positions = segment_positions(segment_ids)
-        x = embed(c, params["embed"]["table"].astype(dtype), tokens)
+        x = self.embed(params["embed"], tokens, dtype)
         if add_embeddings is not None:
             x = x + add_embeddings.astype(dtype)
+        if images is not None:
+            x = x + self.embed_images(params, images, tokens.shape[1])
         x, reports = self._layers(
             params["layers"], self._split(self._rows(x)), positions, segment_ids, dropout_key,
             None if routing is None else routing.transpose(2, 0, 1, 3),
@@ -258,6 +263,14 @@ class Decoder:
         # `apply` returns a tuple only where collections are mutable, which none is here.
         hidden = cast(jax.Array, residual_norm(c).apply({"params": final_norm}, x))
         return Output(hidden, self.auxiliary(reports, segment_ids))
+
+    def embed(self, embed: Params, tokens: jax.Array, dtype: Any) -> jax.Array:
+        """Embeddings [B, S, d] of tokens in `dtype`; `embed` is `params["embed"]`."""
+        return embed_rows(self.config, embed["table"].astype(dtype), tokens)
+
+    def embed_images(self, params: Params, images: Images, length: int) -> jax.Array:
+        """What pictures add to the embeddings of their tokens; this model sees none."""
+        raise UserError(f"a {self.config.family} model sees no pictures; leave images out")
 
     def auxiliary(self, reports: dict[str, jax.Array], segment_ids: jax.Array) -> dict[str, Auxiliary]:
         """The auxiliary losses in what the layers report, each array stacked over layers; none for a dense model."""
@@ -281,7 +294,7 @@ class Decoder:
         def attend(q, k, v, window, carry, number):
             out = attention(
                 q, k, v, segment_ids=segment_ids, window=window, kernel=compute.attention, platform=self.platform,
-                placement=self.placement, softcap=c.attention_softcap,
+                placement=self.placement, softcap=c.attention_softcap, branches=c.vision is not None,
             )  # fmt: skip
             return out, carry
 

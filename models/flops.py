@@ -36,3 +36,20 @@ def model_flops_per_token(config: DecoderConfig, sequence_length: int) -> float:
     per_key = 4 * config.heads * config.head_dim
     attention = sum(per_key * mean_visible_keys(sequence_length, window) for window in config.pattern)
     return 2 * matmul_parameters(config) + attention
+
+
+def vision_flops(config: DecoderConfig, crops: int, patch_tokens: int) -> float:
+    """FLOPs of the forward pass from the crops of pictures to the embeddings of their patch tokens.
+
+    Those of the layers whose outputs are used, of pooling (four patches for a token) and of the projector.
+    """
+    vision = config.vision
+    assert vision is not None
+    width, tokens = vision.width, vision.grid**2 + 1
+    layers = max(vision.feature_layers) + 1
+    per_crop = 2 * tokens * (3 * vision.patch**2 * width + layers * (4 * width**2 + 2 * width * vision.ffn))
+    per_crop += 4 * layers * tokens**2 * width
+    inputs = width * len(vision.features)
+    pool = inputs * width * (1 + 2 * 4) + width**2
+    projector = vision.connector_ffn * (2 * width + config.width)
+    return float(crops * per_crop + 2 * patch_tokens * (pool + projector))

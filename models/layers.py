@@ -80,7 +80,7 @@ def residual_norm(config: DecoderConfig) -> nn.Module:
     return RMSNorm(config.width, config.norm_eps, config.norm_offset)
 
 
-def embed(config: DecoderConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
+def embed_rows(config: DecoderConfig, table: jax.Array, tokens: jax.Array) -> jax.Array:
     """The embeddings of tokens [...] in a table [V, d], in the type of the table; scaled where the model does so."""
     x = table[tokens]
     return x * jnp.asarray(math.sqrt(config.width), x.dtype) if config.scale_embeddings else x

@@ -13,6 +13,7 @@ import jax
 
 from models.config import Compute, DecoderConfig, Placement
 from models.heads import TokenScores
+from models.images import Images
 
 Params = dict[str, Any]
 Rules = tuple[tuple[str, tuple[str | None, ...]], ...]
@@ -73,7 +74,7 @@ class Model(Protocol):
     def __call__(
         self, params: Params, tokens: jax.Array, *, positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None, add_embeddings: jax.Array | None = None,
-        dropout_key: jax.Array | None = None, routing: jax.Array | None = None,
+        dropout_key: jax.Array | None = None, routing: jax.Array | None = None, images: Images | None = None,
     ) -> Output:  # fmt: skip
         """Hidden states of packed rows.
 
@@ -82,7 +83,16 @@ class Model(Protocol):
             add_embeddings: [B, S, d], added to the token embeddings.
             dropout_key: turns the configured dropout on.
             routing: int [B, S, L, k], the experts that compute each token (`models.moe`); None: the routers choose.
+            images: pictures, for models that see them (`config.vision`).
         """
+        ...
+
+    def embed(self, embed: Params, tokens: jax.Array, dtype: Any) -> jax.Array:
+        """Embeddings [B, S, d] of tokens in `dtype`; `embed` is `params["embed"]`."""
+        ...
+
+    def embed_images(self, params: Params, images: Images, length: int) -> jax.Array:
+        """[B, length, d]: what pictures add to the embeddings of their tokens; 0 at all others."""
         ...
 
     def head_kernel(self, params: Params) -> jax.Array:

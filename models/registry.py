@@ -25,6 +25,7 @@ FAMILY_NAMES = (
     "qwen2",
     "mistral",
     "gemma2",
+    "molmo",
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs the stages `Average` and `Upcycle`: a checkpoint of parameters that is computed from others, array by array."""
+"""Runs the stages `Average`, `Upcycle` and `AddVision`: a checkpoint that is computed from others, array by array."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from easylm_jax.checkpoint import arrays, load, store, tools
+from easylm_jax.checkpoint import arrays, hub, load, store, tools
 from easylm_jax.checkpoint.convert import from_hf
-from easylm_jax.config.derive import Average, Upcycle
+from easylm_jax.config.derive import AddVision, Average, Upcycle
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.processes import log_once
+from models import trees
+from models.config import DecoderConfig
+from models.hf.towers import read_tower
+from models.molmo import connector, tower
 
 _STD = 0.02  # of routers and of weights that are drawn anew (allenai/OLMoE, scripts/sparsify_ckpt_unsharded.py)
 _PROJECTIONS = ("gate", "up", "down")
@@ -63,6 +68,33 @@ def upcycled(dense: Mapping[str, np.ndarray], stage: Upcycle) -> dict[str, np.nd
     router = _STD * random.standard_normal((layers, width, stage.experts), np.float32)
     made["params.layers.moe.router.kernel"] = router
     return made
+
+
+def add_vision(stage: AddVision, workspace: Workspace) -> dict[str, Any]:
+    """Runs an `AddVision` stage; returns its entries of `done.json`."""
+    folder = workspace.folder(stage.name)
+    source = _step_folder(workspace.model(stage.init), folder / "parts" / "0")
+    config = stage.derived(load.model_of(str(source)))
+    names = [name for name in store.read_manifest(source).leaves if name.startswith("params.")]
+    made = {**arrays.read_arrays(source, names), **_seeing(stage, config)}
+    meta = {**tools.described(source), "model": dataclasses.asdict(config), "vision_from": stage.tower}
+    tools.write_params(_fresh(folder, 0), made, meta, step=0)
+    log_once(f"{stage.name}: {stage.init} sees with {stage.tower or 'a fresh tower'}")
+    return {"step": 0, "checkpoint": "checkpoints/0", "vision_from": stage.tower}
+
+
+def _seeing(stage: AddVision, config: DecoderConfig) -> dict[str, np.ndarray]:
+    """The parameters that are not the language model's, by name."""
+    vision_key, connector_key, new_key = jax.random.split(jax.random.key(stage.seed), 3)
+    parts = {
+        "vision": (
+            tower.init(stage.vision, vision_key) if stage.tower is None
+            else read_tower(hub.resolve(stage.tower.removeprefix("hf:")), stage.vision)
+        ),
+        "connector": connector.init(stage.vision, config.width, connector_key),
+        "embed": {"new": {"table": _STD * jax.random.normal(new_key, (stage.vision.extra_rows, config.width))}},
+    }  # fmt: skip
+    return {f"params.{name}": np.asarray(leaf) for name, leaf in trees.flatten(parts).items()}
 
 
 def _step_folder(model: str, target: Path) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from easylm_jax.checkpoint.load import LoadedModel
     from easylm_jax.data.tokenizer import Tokenizer
     from easylm_jax.decode import ScoredCompletions
+    from models.molmo.image import TokenizedImage
 
 PyTree = Any
 Messages = list[dict[str, str]]
@@ -48,6 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSONL",
         help=f"JSON lines with a prompt in one of the columns {', '.join(COLUMNS)}",
     )
+    parser.add_argument(
+        "--image",
+        type=kinds.INPUT_FILE,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a picture that every prompt is about, for models that see (Molmo); several for several pictures",
+    )
+    parser.add_argument(
+        "--max-crops", type=kinds.COUNT, metavar="N",
+        help="the most crops of a picture; more show more detail (default: as the model was trained)",
+    )  # fmt: skip
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--template", metavar="NAME", help="chat template (default: the one the stage was trained with)")
     how.add_argument("--raw", action="store_true", help="continue the plain text, without a chat template")
@@ -88,12 +101,14 @@ def main(arguments: argparse.Namespace) -> int:
     source = load(arguments.model, tokenizer=arguments.tokenizer)
     template = None if arguments.raw else arguments.template or source.template
     prompts = [encode(source, conversation, template, i) for i, conversation in enumerate(conversations, start=1)]
+    pictures = _pictures(source, arguments)
+    prompts = [_with_pictures(prompt, pictures) for prompt in prompts]
     max_new_tokens = _max_new_tokens(source, prompts, arguments.max_new_tokens)
     began = time.perf_counter()
     done = complete(
         source, prompts, end_ids=templates.end_tokens(template, source.tokenizer), max_new_tokens=max_new_tokens,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, samples=arguments.samples,
-        stop_strings=arguments.stop, seed=arguments.seed,
+        stop_strings=arguments.stop, seed=arguments.seed, images=[pictures] * len(prompts) if pictures else None,
     )  # fmt: skip
     seconds = time.perf_counter() - began
     records = list(_records(source.tokenizer, conversations, prompts, done, arguments.samples, template is not None))
@@ -203,6 +218,24 @@ def encode(source: LoadedModel, messages: Messages, template: str | None, number
         raise UserError(f"prompt {number} is a conversation; name its chat template with --template")
     start = [source.tokenizer.bos_id] if source.add_bos and source.tokenizer.bos_id is not None else []
     return start + source.tokenizer.encode(messages[0]["content"])
+
+
+def _pictures(source: LoadedModel, arguments: argparse.Namespace) -> list[TokenizedImage]:
+    """The pictures of `--image`, as the model reads them."""
+    vision = source.decoder.config.vision
+    if vision is None:
+        if arguments.image or arguments.max_crops:
+            raise UserError(f"{arguments.model} sees no pictures; leave --image and --max-crops out")
+        return []
+    from models.molmo.image import tokenize
+
+    return [tokenize(path, arguments.max_crops or vision.max_crops, vision) for path in arguments.image]
+
+
+def _with_pictures(prompt: list[int], pictures: Sequence[TokenizedImage]) -> list[int]:
+    """The prompt with the tokens of pictures behind its first token, the start of the text."""
+    seen = [token for picture in pictures for token in picture.tokens.tolist()]
+    return [*prompt[:1], *seen, *prompt[1:]] if seen else prompt
 
 
 def _max_new_tokens(source: LoadedModel, prompts: Sequence[Sequence[int]], requested: int | None) -> int:

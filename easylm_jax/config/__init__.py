@@ -26,7 +26,7 @@ Training stages return their loss from `objective`. A new training method is a c
 
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
 from easylm_jax.config.data import DataSpec, Source
-from easylm_jax.config.derive import Average, Upcycle
+from easylm_jax.config.derive import AddVision, Average, Upcycle
 from easylm_jax.config.evaluate import Ask, Benchmarks, Entry, Evaluate, Published, Task
 from easylm_jax.config.losses import HeldOut, Losses
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, ParameterGroup, SkipStep
@@ -38,6 +38,7 @@ from easylm_jax.config.train import DPO, SFT, Pretrain, RewardModel, Train
 from models.config import Compute, DecoderConfig, RopeScaling
 
 __all__ = [
+    "AddVision",
     "DPO",
     "GRPO",
     "PPO",

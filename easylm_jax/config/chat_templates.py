@@ -33,6 +33,7 @@ class Template:
     `start` begins the text, `turns[role]` are the pieces of a turn, `generation` begins a response to be sampled.
     `separator_at_end=False` leaves out what follows the end token of an assistant turn that is the last message.
     `strip` strips white space from contents. `default_system` is the system turn of conversations without one.
+    `lead` stands before the content of a response and is trained with it.
     `thinks`: responses begin with reasoning, which `generation` opens with <think>. A response that is the last
     message continues from there; earlier ones keep only the text after their </think>.
     """
@@ -44,6 +45,7 @@ class Template:
     strip: bool = False
     default_system: str | None = None
     thinks: bool = False
+    lead: str = ""
 
     def turn(self, messages: Messages, number: int) -> tuple[tuple[str | Token, ...], str]:
         """The pieces of a turn of a conversation, and its content."""
@@ -54,7 +56,8 @@ class Template:
                 content = content.rpartition("</think>")[2]
             else:
                 parts, content = (*self.generation, CONTENT, EOS), content.removeprefix("<think>")
-        return parts, content.strip() if self.strip else content
+        content = content.strip() if self.strip else content
+        return parts, self.lead + content if role == "assistant" else content
 
 
 def _llama3_turn(role: str) -> tuple[str | Token, ...]:
@@ -127,6 +130,19 @@ TEMPLATES: dict[str, Template] = {
             "between <answer> and </answer>, so: <think> what Assistant thinks </think> <answer> the answer "
             "</answer>.\n\n",
         ),
+    ),
+    # Molmo (arXiv 2409.17146, spec molmo §7.1): fine-tuning with roles, and captions behind a style and a length.
+    "molmo": Template(
+        turns={"user": (" User: ", CONTENT), "assistant": (" Assistant:", CONTENT, EOS)},
+        generation=(" Assistant:",),
+        start=(Token("bos", otherwise="eos"),),
+        lead=" ",
+    ),
+    "molmo_caption": Template(
+        turns={"user": (" ", CONTENT), "assistant": (CONTENT, EOS)},
+        generation=(),
+        start=(Token("bos", otherwise="eos"),),
+        lead=" ",
     ),
     # Prompt and completion concatenated: BOS + prompt + completion + EOS.
     "plain": Template(

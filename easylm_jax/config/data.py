@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from easylm_jax.config import fields
 from easylm_jax.config.bounds import Count, Positive, Seed
-from models.config import added_later
+from models.config import VisionConfig, added_later
 from models.errors import UserError
 
 NAMED_PREFIXES = ("hf:", "tfds:", "seqio:")
@@ -20,13 +20,18 @@ FIELDS = {
     "preference": ("system", "prompt", "chosen", "rejected", "margin"),
     "prompts": (*ROLES, "prompt", "chosen", "rejected"),
     "tokens": (),
+    "pictures": (),
 }
 # Left out of a cache's key at their defaults, so that caches made before these fields existed stay valid. `streaming`
 # changes how records are downloaded but not the records, so the key never includes it.
 ADDED_LATER = {
     "source": ("format", "data_files", "data_dir"),
-    "spec": ("max_side_length", "max_pairs_per_row", "keep", "order"),
-}
+    "spec": (
+        "max_side_length", "max_pairs_per_row", "keep", "order", "vision", "images", "max_crops", "row_crops",
+        "annotation_weight", "document_length",
+    ),
+}  # fmt: skip
+PICTURE_FIELDS = ("vision", "images", "max_crops", "row_crops", "annotation_weight", "document_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +142,10 @@ class DataSpec:
     `Tokenizer` stage."""
     sequence_length: Count
     """Input tokens of a row; of prompts, the most tokens of a prompt."""
-    kind: Literal["text", "chat", "preference", "prompts", "tokens"] = "text"
-    """What a record is: a document, a conversation, a pair of responses, or a prompt to respond to. "tokens" are
-    shards that hold token ids already and are read in place (docs/shards.md)."""
+    kind: Literal["text", "chat", "preference", "prompts", "tokens", "pictures"] = "text"
+    """What a record is: a document, a conversation, a pair of responses, a prompt to respond to, or a picture and what
+    is said about it (docs/molmo.md). "tokens" are shards that hold token ids already and are read in place
+    (docs/shards.md)."""
     template: str | None = None
     """The chat template (docs/data.md), which all kinds but "text" need."""
     packing: Literal["concat", "best_fit", "none", "files"] | None = None
@@ -177,6 +183,20 @@ class DataSpec:
     order: Literal["olmo"] | None = added_later(None)
     """"olmo" shuffles the windows of shards as OLMo's trainer does with the same seed; None in the order of all other
     data."""
+    vision: VisionConfig | None = None
+    """What the model sees pictures with, which decides their crops and tokens (kind "pictures")."""
+    images: str | None = None
+    """The folder that paths of pictures are relative to; None for that of the records."""
+    max_crops: Count | None = None
+    """The most crops of a picture besides the small copy of the whole; None for the model's."""
+    row_crops: Count | None = None
+    """The most crops of a row; None for what packing by tokens gives, and for one picture of a prompt. Batches have so
+    many, whatever is in them."""
+    document_length: Count | None = None
+    """The most tokens of a picture and its annotations, where a row holds several (kind "pictures"); None for
+    `sequence_length`."""
+    annotation_weight: Literal["root"] | None = None
+    """"root" weighs the tokens of n annotations of one picture by 1/√n, as Molmo was fine-tuned; None by 1."""
 
     def __post_init__(self):
         for name in ("sources", "keep"):  # one alone, or a list of JSON
@@ -187,7 +207,8 @@ class DataSpec:
         sources = self.sources
         if not sources:
             raise UserError("data: sources is empty; give at least one Source")
-        usual = {"packing": {"preference": "best_fit", "prompts": "none", "tokens": "files"}.get(self.kind, "concat")}
+        packings = {"preference": "best_fit", "prompts": "none", "tokens": "files", "pictures": "best_fit"}
+        usual = {"packing": packings.get(self.kind, "concat")}
         usual["overlong"] = "drop" if self.kind == "prompts" else "truncate"
         for name, value in usual.items():
             if getattr(self, name) is None:
@@ -256,6 +277,14 @@ class DataSpec:
         bare = next((source for source in self.sources if source.base is not None and self.kind != "tokens"), None)
         if bare is not None:
             raise UserError(f"data: base of source {bare.path} is for kind 'tokens'")
+        allowed = {"pictures": PICTURE_FIELDS, "prompts": PICTURE_FIELDS[:4]}.get(self.kind, ())
+        strange = [name for name in PICTURE_FIELDS if getattr(self, name) is not None and name not in allowed]
+        if strange:
+            raise UserError(f"data: {strange[0]} is for kind 'pictures', this is kind {self.kind!r}")
+        if self.kind == "pictures" or self.vision is not None:
+            self._check_pictures()
+        if self.kind == "pictures":
+            return
         if self.kind in ("text", "chat", "tokens"):
             formatted = next((source for source in self.sources if source.format is not None), None)
             if formatted is not None:
@@ -280,6 +309,19 @@ class DataSpec:
         if self.sequence_length < 4:
             raise UserError(f"data: sequence_length {self.sequence_length} has no room for the two sides of a pair")
 
+    def _check_pictures(self) -> None:
+        if self.template not in (None, "molmo", "molmo_caption"):
+            raise UserError(f"data: template {self.template!r} is not for pictures; use 'molmo' or 'molmo_caption'")
+        if self.vision is None:
+            raise UserError("data: kind 'pictures' needs vision, that of the model: for example preset(...).vision")
+        if self.longest > self.sequence_length:
+            raise UserError(f"data: document_length {self.document_length} is above sequence_length")
+        if self.packing == "concat" or not self.document_mask or self.repetition_filter or self.compat:
+            raise UserError(
+                "data: kind 'pictures' keeps documents whole and apart: packing is 'best_fit' or 'none', and "
+                "document_mask, repetition_filter and compat are left out"
+            )
+
     @property
     def side_limit(self) -> int:
         """The most tokens of one side of a pair."""
@@ -288,7 +330,12 @@ class DataSpec:
     @property
     def longest(self) -> int:
         """The most tokens of one document, or of one side of a pair with its prompt."""
-        return self.side_limit if self.kind == "preference" else self.sequence_length
+        return self.side_limit if self.kind == "preference" else self.document_length or self.sequence_length
+
+    @property
+    def prompt_crops(self) -> int:
+        """The most crops of the pictures of a prompt: those of one picture, or `row_crops`."""
+        return self.row_crops or 1 + (self.max_crops or (self.vision.max_crops if self.vision else 0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; the inverse of `from_dict`."""
@@ -301,7 +348,9 @@ class DataSpec:
             raise UserError("data: a specification is an object whose sources are a list")
         sources = values.get("sources", ())
         sources = tuple(source if isinstance(source, Source) else _construct(Source, source) for source in sources)
-        return _construct(cls, {**values, "sources": sources})
+        vision = values.get("vision")
+        vision = _construct(VisionConfig, vision) if isinstance(vision, Mapping) else vision
+        return _construct(cls, {**values, "sources": sources, "vision": vision})
 
 
 def _construct(cls: type, values: Mapping[str, Any]) -> Any:

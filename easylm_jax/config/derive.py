@@ -1,4 +1,4 @@
-"""Stages that make a model of finished ones without training: an average of several, and a mixture of experts."""
+"""Stages that make a model of finished ones without training: an average, a mixture of experts, a model that sees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from easylm_jax.config.base import ModelUse, Stage, models_of
 from easylm_jax.config.bounds import Bounds, Count
-from models.config import DecoderConfig, Experts
+from models.config import DecoderConfig, Experts, VisionConfig
 from models.errors import UserError
 
 
@@ -80,6 +80,47 @@ class Upcycle(Stage):
         if config.experts is not None:
             raise UserError(f"stage {self.name}: init {self.init} is a mixture of experts already; give a dense model")
         return config.replace(experts=Experts(self.experts, self.active))
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        return (ModelUse("init", self.init, "language"),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddVision(Stage):
+    """A model that sees (Molmo, arXiv 2409.17146) from a language model and a vision transformer. The connector and the
+    embeddings of pictures' tokens are fresh."""
+
+    family: ClassVar[str] = "checkpoint"
+    init: str
+    """The language model: a stage of the recipe, `run:<folder>`, or `hf:<folder or hub name>`."""
+    vision: VisionConfig
+    """The vision transformer's shape, such as `preset("molmo-7b-d").vision`; its tokens' ids are those of the data."""
+    tower: str | None = None
+    """The vision transformer: `hf:<folder or hub name>` of CLIP, SigLIP, DINOv2 or MetaCLIP; None for a fresh one."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.tower is not None and not self.tower.startswith("hf:"):
+            raise UserError(f"stage {self.name}: tower {self.tower!r} must be hf:<folder or hub name>")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(models_of(self.init))
+
+    @property
+    def compiles(self) -> bool:
+        return False
+
+    @property
+    def derived_from(self) -> str:
+        return self.init
+
+    def derived(self, config: DecoderConfig) -> DecoderConfig:
+        if config.norm != "rms" or config.tie_embeddings or config.scalar_head or config.window is not None:
+            what = "tied embeddings, a scalar head, windows or LayerNorm"
+            raise UserError(f"stage {self.name}: no Molmo can be built on init {self.init}: it has {what}")
+        return config.replace(family="molmo", vision=self.vision)
 
     @property
     def model_uses(self) -> tuple[ModelUse, ...]:

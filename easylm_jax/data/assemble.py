@@ -14,6 +14,7 @@ from easylm_jax.data import filters, packing
 from easylm_jax.data.cache import SEGMENT
 from easylm_jax.data.examples import Counts, Encoder, Example
 from easylm_jax.data.fill import NothingKept, Progress, Times, fill
+from easylm_jax.data.pictures import PictureEncoder, id_limit
 from easylm_jax.data.store import GrowingArray, TokenStore
 from easylm_jax.data.tokenizer import Tokenizer
 from models.errors import UserError
@@ -69,7 +70,8 @@ def make_store(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> TokenStore
     """An empty store for the documents of a spec. Loss masks are stored where a token may be untrained: conversations,
     and windows that the repetition filter masks."""
     marked = spec.kind != "text" or (spec.repetition_filter and spec.packing == "concat")
-    return TokenStore(folder, tokenizer.vocab_size, marked, 2 if spec.kind == "preference" else 1)
+    ids = tokenizer.vocab_size if spec.vision is None else id_limit(spec.vision, tokenizer)
+    return TokenStore(folder, ids, marked, 2 if spec.kind == "preference" else 1)
 
 
 def pack(
@@ -137,7 +139,8 @@ def make_encoder(spec: DataSpec, tokenizer: Tokenizer, folder: Path) -> Encoder:
     from easylm_jax.data.preference import PairEncoder
     from easylm_jax.data.prompts import PromptEncoder
 
-    return {"preference": PairEncoder, "prompts": PromptEncoder}.get(spec.kind, Encoder)(spec, tokenizer, folder)
+    kinds = {"preference": PairEncoder, "prompts": PromptEncoder, "pictures": PictureEncoder}
+    return kinds.get(spec.kind, Encoder)(spec, tokenizer, folder)
 
 
 def expand_sources(sources: Iterable[Source]) -> list[tuple[int, Source]]:

@@ -31,7 +31,13 @@ from models.errors import UserError
 VERSION = 1  # part of every key; raise it when the same inputs would give other bytes
 MEND = "delete the folder and build the cache again"
 DIGITS = 4300  # of a whole number in a record, which is kept whatever its size: as many as Python reads
-_PADDING_VALUES = {"pair_index": -1, "prompt_index": -1}  # in padding rows; 0 in all other columns
+_PADDING_VALUES = {
+    "pair_index": -1,
+    "prompt_index": -1,
+    "pictures": -1,
+    "pooling": -1,
+    "places": -1,
+}  # in padding rows; 0 in all other columns
 # Why a record is left out: the manifest's count, and how a person calls it.
 _LEFT_OUT = {
     "overlong_dropped": "too long", "empty": "empty", "repetitive_dropped": "repetitive",
@@ -115,6 +121,7 @@ class _PromptLine(TypedDict):
     record: int
     messages: list[dict[str, str]]
     columns: dict[str, Any]
+    images: NotRequired[list[dict[str, Any]]]
 
 
 class BatchColumns(Protocol):
@@ -201,7 +208,8 @@ class Cache:
 
     def record(self, number: int) -> dict[str, Any]:
         """The record of prompt `number` (as in `prompt_index`): the kept columns, and `_messages` (the conversation
-        without a response), `_source` (path) and `_record` (index in the source).
+        without a response), `_source` (path), `_record` (index in the source) and, where prompts may have pictures,
+        `_images` (their files and sizes).
 
         Raises:
             IndexError: there is no such prompt.
@@ -229,11 +237,13 @@ class Cache:
         if not 0 <= line["source"] < len(self.manifest["sources"]):
             raise self._damaged(f"records.jsonl: there is no source {line['source']}")
         path = self.manifest["sources"][line["source"]]["path"]
-        return {**line["columns"], "_messages": line["messages"], "_source": path, "_record": line["record"]}
+        seen = {"_images": line["images"]} if "images" in line else {}
+        return {**line["columns"], "_messages": line["messages"], "_source": path, "_record": line["record"], **seen}
 
     def _read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         batch = {name: np.array(column[rows]) for name, column in self.columns.items()}
-        if batch["tokens"].size and not 0 <= batch["tokens"].max() < self.manifest["tokenizer"]["vocab_size"]:
+        limit = self.manifest.get("id_limit", self.manifest["tokenizer"]["vocab_size"])
+        if batch["tokens"].size and not 0 <= batch["tokens"].max() < limit:
             raise self._damaged(f"there is no token {batch['tokens'].max()}")
         if self.manifest["layout"] != "next_token":
             self._check_prompts(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from easylm_jax.data.cache import MEND, Cache, read_manifest
+from easylm_jax.data.picture_store import PictureStore
 from easylm_jax.data.shards import ShardCache
 from models import reading
 from models.errors import UserError
@@ -30,4 +31,7 @@ def open_cache(folder: str | Path) -> Cache:
         path = reading.inside(folder, name, folder / "manifest.json", mend=MEND)
         if not path.is_file() or path.stat().st_size != facts["bytes"]:
             raise UserError(f"cache {folder}: {name} is missing or truncated; delete the folder and rebuild")
-    return ShardCache(folder, manifest) if "shards" in manifest else Cache(folder, manifest)
+    if "shards" in manifest:
+        return ShardCache(folder, manifest)
+    cache = Cache(folder, manifest)
+    return cache.with_columns(PictureStore(folder, manifest)) if manifest["spec"]["kind"] == "pictures" else cache

@@ -87,12 +87,18 @@ def _windows(numbers, lengths, base: int, row_first: int, row_last: int, total: 
     return Plan(row, place, numbers[document], offset, end - begin, len(first), size + 1)
 
 
-def best_fit(lengths: np.ndarray, sequence_length: int, most: int | None = None) -> Plan:
+def best_fit(
+    lengths: np.ndarray, sequence_length: int, most: int | None = None, *, extra: np.ndarray | None = None,
+    room: int | None = None,
+) -> Plan:  # fmt: skip
     """Best-fit decreasing: longest documents first, each into the fullest row with enough room.
 
-    `most` limits the documents of a row. Documents are not split (all `lengths` must be at most `sequence_length`).
+    `most` limits the documents of a row. With `room`, the `extra` int64 [n] of a row's documents (crops of pictures)
+    add up to at most so much. Documents are not split (all `lengths` must be at most `sequence_length`).
     Ties are resolved by document order, so that the plan is deterministic. O(n log sequence_length).
     """
+    if room is not None and extra is not None:
+        return _best_fit_of_two(lengths, sequence_length, extra, room)
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(lengths), np.int64)
     start_of = np.empty(len(lengths), np.int64)
@@ -119,6 +125,29 @@ def best_fit(lengths: np.ndarray, sequence_length: int, most: int | None = None)
                 open_rows[left] = []
                 bisect.insort(rooms, left)
             open_rows[left].append(row)
+    return _whole(row_of, start_of, lengths, rows, sequence_length)
+
+
+def _best_fit_of_two(lengths: np.ndarray, sequence_length: int, extra: np.ndarray, room: int) -> Plan:
+    """`best_fit` with two bounds: of the fullest rows that have tokens enough, the first with room for the rest.
+
+    Looks through the open rows from the fullest on, which costs at most as many looks as there are open rows; rows
+    without room for the smallest document are closed.
+    """
+    order = np.lexsort((-extra, -lengths))
+    least, least_extra = int(lengths.min(initial=0)), int(extra.min(initial=0))
+    row_of, start_of = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
+    open_rows: list[tuple[int, int, int]] = []  # free tokens, number, free extra; sorted
+    rows = 0
+    for document in order.tolist():
+        length, more = int(lengths[document]), int(extra[document])
+        at = bisect.bisect_left(open_rows, (length, -1, 0))
+        at = next((i for i in range(at, len(open_rows)) if open_rows[i][2] >= more), -1)
+        free, row, left = open_rows.pop(at) if at >= 0 else (sequence_length, rows, room)
+        rows += at < 0
+        row_of[document], start_of[document] = row, sequence_length - free
+        if free - length >= max(1, least) and left - more >= least_extra:
+            bisect.insort(open_rows, (free - length, row, left - more))
     return _whole(row_of, start_of, lengths, rows, sequence_length)
 
 

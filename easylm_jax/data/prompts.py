@@ -32,8 +32,10 @@ from easylm_jax.data.examples import (
     messages_of,
     template_of,
 )
+from easylm_jax.data.pictures import id_limit, images_of
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
+from models.molmo.image import Layout
 
 Messages = list[dict[str, str]]
 
@@ -122,7 +124,8 @@ class PromptEncoder(Encoder):
         }
 
     def facts(self) -> dict[str, Any]:
-        return {"prompts": len(self._offsets) - 1}
+        seeing = {} if self.spec.vision is None else {"id_limit": id_limit(self.spec.vision, self.tokenizer)}
+        return {"prompts": len(self._offsets) - 1, **seeing}
 
     def close(self) -> None:
         self._file.close()
@@ -141,11 +144,25 @@ class PromptEncoder(Encoder):
                     f"{where}: column {column!r} has values that JSON cannot hold; name the columns to keep in "
                     "DataSpec.keep"
                 )
-        return templates.generation_prompt(template_of(self.spec), messages), {"messages": messages, "columns": kept}
+        note: dict[str, Any] = {"messages": messages, "columns": kept}
+        layouts: list[Layout] = []
+        if self.spec.vision is not None:
+            note["images"], layouts = images_of(record, source, self.spec, where)
+            crops = sum(layout.crops for layout in layouts)
+            if crops > self.spec.prompt_crops:
+                what = f"{where}: pictures of {crops} crops, over row_crops {self.spec.prompt_crops}"
+                self._may_cut(what, counts)
+                return None
+        return templates.generation_prompt(template_of(self.spec), messages), note, layouts
 
     def _tokens(self, items: list[Any]) -> list[Any]:
-        encoded = templates.tokenize([pieces for pieces, _ in items], self.tokenizer)
-        return [(ids, note) for (ids, _), (_, note) in zip(encoded, items, strict=True)]
+        encoded = templates.tokenize([pieces for pieces, *_ in items], self.tokenizer)
+        found = []
+        for (ids, _), (_, note, layouts) in zip(encoded, items, strict=True):
+            if layouts:  # pictures stand behind the template's BOS
+                ids = np.concatenate([ids[:1], *(layout.tokens for layout in layouts), ids[1:]])
+            found.append((ids, note))
+        return found
 
     def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:
         ids, note = tokens

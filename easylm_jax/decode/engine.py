@@ -19,13 +19,14 @@ import jax
 import numpy as np
 
 from easylm_jax.decode import cache as kv
-from easylm_jax.decode import forward, loop
+from easylm_jax.decode import forward, loop, pictures
 from easylm_jax.decode.request import Completions, Detokenize, Prompt, Request, ScoredCompletions, cut_at_stop
 from easylm_jax.decode.sampling import Mode, Settings
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from easylm_jax.runtime.sharding import check_heads
 from models.config import Placement
 from models.model import Model, Params
+from models.molmo.batch import Pictures
 
 # The most tokens of one prefill, padding included; bounds its memory.
 PREFILL_TOKENS = {"cpu": 8192, "gpu": 65536, "tpu": 65536}
@@ -69,6 +70,7 @@ class Engine:
             forward.prepare, self.model, unroll=self.unroll, join=join, mesh=mesh, gather=gather_weights
         ))  # fmt: skip
         self._prefill = jax.jit(self._prefill_program, static_argnames="routing")
+        self._prefill_seeing = jax.jit(self._prefill_seeing_program)
         self._decode = jax.jit(
             functools.partial(loop.decode_block, self.model, mesh, block), static_argnums=0, donate_argnums=2
         )
@@ -79,7 +81,7 @@ class Engine:
         stop_strings: Sequence[str] = (), samples: int = 1, seed: int = 0, detokenize: Detokenize | None = None,
         numbers: Sequence[int] | None = None, scores: bool = False, cancelled: Callable[[], bool] | None = None,
         progress: Callable[[int, int], None] | None = None, contexts: Sequence[Hashable] | None = None,
-        routing: bool = False,
+        routing: bool = False, images: Sequence[Pictures] | None = None,
     ) -> Completions | ScoredCompletions:  # fmt: skip
         """Generates responses to `prompts` with `params`.
 
@@ -108,6 +110,10 @@ class Engine:
             UserError: an argument is invalid (`Request.check`).
         """
         tokens = [tuple(int(token) for token in prompt) for prompt in prompts]
+        shown: pictures.Shown = {}
+        if images is not None:
+            contexts, shown = pictures.contexts_of(images, len(prompts), self.model.config.vision)
+        pictures.check(tokens, contexts, self.model.config.vision)
         request = Request(
             prompts=tuple(map(Prompt, tokens, [None] * len(tokens) if contexts is None else contexts)),
             numbers=tuple(range(len(prompts))) if numbers is None else tuple(int(n) for n in numbers),
@@ -117,7 +123,7 @@ class Engine:
         )  # fmt: skip
         request.check(self.model.config, self.max_length)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            return _Call(self, self._prepare(params), request).run(cancelled, progress)
+            return _Call(self, self._prepare(params), request, shown).run(cancelled, progress)
 
     def sharding(self, *, layer_axis: bool) -> jax.sharding.NamedSharding | None:
         """The sharding of the cache: rows over the batch axes, heads over `tp`."""
@@ -141,6 +147,10 @@ class Engine:
             everywhere = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
             routed = jax.lax.with_sharding_constraint(routed, everywhere)
         return cache, routed
+
+    def _prefill_seeing_program(self, weights, rows: pictures.Rows):
+        rows = jax.tree.map(lambda x: loop.split_rows(x, self.mesh), rows)
+        return pictures.prefill(self.model, weights, rows, self.new_cache(*rows.tokens.shape))
 
     def bucket(self, length: int) -> int:
         """The smallest bucket size, 2ⁿ or 3 · 2ⁿ, that is at least `length`."""
@@ -168,8 +178,8 @@ class _Prefilled:
 class _Call:
     """The state of one call of `generate`: the queue of prompts, the rows and the cache."""
 
-    def __init__(self, engine: Engine, weights: forward.Weights, request: Request):
-        self.engine, self.weights, self.request = engine, weights, request
+    def __init__(self, engine: Engine, weights: forward.Weights, request: Request, shown: pictures.Shown):
+        self.engine, self.weights, self.request, self.shown = engine, weights, request, shown
         count = len(request.prompts) * request.samples
         shape = (count, request.max_new_tokens)
         self.tokens = np.full(shape, engine.model.config.pad_id or 0, np.int32)
@@ -270,22 +280,35 @@ class _Call:
         """Prefills the next prompts of one bucket, for up to `wanted` responses."""
         engine, bucket = self.engine, self._next_bucket()
         largest = max(1, min(self.rows, PREFILL_TOKENS[engine.model.platform] // bucket))
-        batch: list[tuple[int, ...]] = []
+        batch: list[Prompt] = []
         waiting: collections.deque[tuple[int, int, int]] = collections.deque()
         while self.queue and len(waiting) < wanted and len(batch) < largest and self._next_bucket() == bucket:
             prompt, indices = self.queue.popleft()
             waiting.extend((len(batch), index, s) for index in indices for s in range(self.request.samples))
-            batch.append(prompt.tokens)
+            batch.append(prompt)
+        if self.shown:
+            return _Prefilled(self._prefill_seeing(batch, bucket), bucket, waiting)
         small = max(1, largest // 8)  # two batch sizes for each bucket, so that few programs are compiled
         rows = _round_up(small if len(batch) <= small else largest, engine.split)
         tokens = np.zeros((rows, bucket), np.int32)
         lengths = np.zeros(rows, np.int32)
-        for i, ids in enumerate(batch):
+        for i, (ids, _) in enumerate(batch):
             lengths[i] = len(ids) - 1
             tokens[i, bucket - lengths[i] :] = ids[:-1]
         asked = {"routing": True} if self.request.routing else {}
         cache, routed = engine._prefill(self.weights, tokens, lengths, **asked)
         return _Prefilled(cache, bucket, waiting, None if routed is None else np.asarray(jax.device_get(routed)))
+
+    def _prefill_seeing(self, batch: list[Prompt], bucket: int) -> kv.Cache:
+        """The cache of prompts about pictures, each of which is computed once."""
+        engine, vision = self.engine, self.engine.model.config.vision
+        assert vision is not None, "checked by `contexts_of`"
+
+        def rows(count: int) -> int:  # powers of two, so that few programs are compiled
+            return _round_up(1 << (count - 1).bit_length(), engine.split)
+
+        laid = pictures.lay_out(batch, self.shown, vision, bucket, rows=rows, size=engine.bucket)
+        return engine._prefill_seeing(self.weights, laid)
 
     def _compact(self) -> None:
         """Moves the active rows to a smaller batch once the queue is empty and few are left."""

@@ -21,7 +21,7 @@ from models.config import Placement
 from models.decode_attention import decode_attention, fits_kernel
 from models.decoder import cast_kernels
 from models.heads import head_logits
-from models.layers import embed, residual_norm, soft_cap
+from models.layers import residual_norm, soft_cap
 from models.model import Attend, Model, Params
 
 Weights = dict[str, Any]
@@ -49,7 +49,8 @@ def prepare(
         layers = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(c.layers)]
         layers = [_join(layer) for layer in layers] if join else layers
     head = model.head_kernel(params)
-    return {"embed": params["embed"], "layers": layers, "norm": params.get("final_norm", {}), "head": head}
+    weights = {"embed": params["embed"], "layers": layers, "norm": params.get("final_norm", {}), "head": head}
+    return weights if c.vision is None else {**weights, **{part: params[part] for part in ("vision", "connector")}}
 
 
 def _only_tp(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
@@ -121,7 +122,7 @@ def prefill(
         )  # fmt: skip
         return out, kv.write(part, layer, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), 0)
 
-    x = embed(model.config, weights["embed"]["table"], tokens)
+    x = model.embed(weights["embed"], tokens, model.compute.dtype)
     _, cache, reports = run_layers(model, weights["layers"], x, model.ropes(jnp.maximum(index, 0)), attend, cache)
     return cache, _routing(reports, routing)
 
@@ -145,7 +146,7 @@ def step(
         attend_cached, counts=counts, clock=clock, kernel=model.compute.attention, platform=model.platform,
         placement=model.placement, softcap=model.config.attention_softcap,
     )  # fmt: skip
-    x = embed(model.config, weights["embed"]["table"], tokens[:, None])
+    x = model.embed(weights["embed"], tokens[:, None], model.compute.dtype)
     if model.placement.batch is not None:  # rows are split over more axes for sampling; undo that here
         x = jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(model.placement.batch))
     x, cache, reports = run_layers(model, weights["layers"], x, model.ropes(counts[:, None]), attend, cache)

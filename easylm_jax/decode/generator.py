@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from easylm_jax.config import Sampling
+from easylm_jax.config import DataSpec, Sampling, Source
 from easylm_jax.data import Cache
+from easylm_jax.data.picture_store import prompt_pictures
 from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.decode.engine import Engine, engine_for
@@ -56,8 +57,18 @@ class Generator:
             self.engine, params, batch, self.sampling, samples=samples, seed=seed, tokenizer=self.tokenizer,
             end_ids=rollout.end_ids(prompts, self.tokenizer),
             greedy=self.sampling.temperature == 0 if greedy is None else greedy, cancelled=cancelled,
-            progress=progress, routing=routing,
+            progress=progress, routing=routing, seen=_seen(prompts, batch["prompt_index"]),
         )  # fmt: skip
+
+
+def _seen(prompts: Cache, numbers: np.ndarray) -> rollout.Seen | None:
+    """The pictures of prompts by number; None where the prompts of a cache have none."""
+    pictures = prompt_pictures(prompts, numbers)
+    if pictures is None:
+        return None
+    spec = DataSpec.from_dict({**prompts.manifest["spec"], "sources": [Source("prompts")]})
+    assert spec.vision is not None
+    return rollout.Seen(pictures, spec.vision, spec.prompt_crops, spec.sequence_length)
 
 
 def prepare_generator(

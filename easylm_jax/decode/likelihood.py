@@ -35,7 +35,7 @@ from models.config import Placement
 from models.decoder import cast_kernels
 from models.errors import UserError
 from models.heads import head_logits, scalar_head
-from models.layers import embed, residual_norm, soft_cap
+from models.layers import residual_norm, soft_cap
 from models.model import Model, Params
 
 Request = tuple[Sequence[int], Sequence[int]]  # token ids of the context and of the continuation
@@ -319,7 +319,7 @@ def _forward(model: Model, params: Params, keys, values, tokens, counts):
         return out.astype(q.dtype).reshape(q.shape), carry
 
     shape = (c.layers, rows, c.kv_heads, length, c.head_dim)
-    x = embed(c, params["embed"]["table"], tokens)
+    x = model.embed(params["embed"], tokens, model.compute.dtype)
     carry = (jnp.zeros(shape, keys.dtype), jnp.zeros(shape, keys.dtype))
     x, carry = model.walk(params["layers"], x, model.ropes(positions), attend, carry)
     hidden = cast(jax.Array, residual_norm(c).apply({"params": params.get("final_norm", {})}, x))

@@ -97,11 +97,12 @@ class Request:
             raise UserError("generate: stop_strings holds an empty string, which would end every response; remove it")
         if len(self.numbers) != len(self.prompts):
             raise UserError(f"generate: {len(self.numbers)} numbers for {len(self.prompts)} prompts; give one for each")
+        ids = config.vocab + (0 if config.vision is None else config.vision.extra_rows)
         for i, (prompt, _) in enumerate(self.prompts):
             if not prompt:
                 raise UserError(f"generate: prompt {i} is empty; begin it with a token such as the model's BOS or EOS")
-            if not (min(prompt) >= 0 and max(prompt) < config.vocab):
-                raise UserError(f"generate: prompt {i} holds a token id outside 0…{config.vocab - 1}")
+            if not (min(prompt) >= 0 and max(prompt) < ids):
+                raise UserError(f"generate: prompt {i} holds a token id outside 0…{ids - 1}")
             if len(prompt) + self.max_new_tokens > max_length:
                 raise UserError(
                     f"generate: prompt {i} has {len(prompt)} tokens, which with max_new_tokens={self.max_new_tokens} "

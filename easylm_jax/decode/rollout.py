@@ -22,11 +22,29 @@ from easylm_jax.data.templates import end_tokens
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import Engine, ScoredCompletions
 from easylm_jax.objectives import final_scores
+from models.config import VisionConfig
+from models.molmo.batch import collate
+from models.molmo.image import TokenizedImage
 
 PyTree = Any
 LEAST_WIDTH = 16
-_NOT_PER_ROW = ("samples", "components")
+_NOT_PER_ROW = ("samples", "components", "seen")
 _RANDOM_REWARD_STREAM = 0x0D0C  # separates the random numbers of random rewards from every other use of a seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The pictures of rows, and the shape that their columns have: at most `crops` crops and `patch_tokens` places."""
+
+    pictures: list[list[TokenizedImage]]
+    vision: VisionConfig
+    crops: int
+    patch_tokens: int
+
+    def columns(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns of `models.images.Images` for rows of tokens [B, S]."""
+        found = collate(tokens, self.pictures, self.vision, crops=self.crops, patch_tokens=self.patch_tokens)
+        return found._asdict()
 
 
 @dataclasses.dataclass
@@ -48,6 +66,7 @@ class Rollout:
         components: the score of each verifier by name, [B].
         routing: int16 [B, P + T, L, k], the experts that computed each token from the start of the prompt (−1: not
             known); None unless routers are replayed.
+        seen: the pictures of the prompts, where they have some.
     """
 
     prompts: np.ndarray
@@ -63,6 +82,7 @@ class Rollout:
     samples: int = 1
     components: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     routing: np.ndarray | None = None
+    seen: Seen | None = None
 
     @property
     def rows(self) -> int:
@@ -94,12 +114,12 @@ def sample(
     engine: Engine, params: PyTree, batch: dict[str, np.ndarray], sampling: Sampling, *, samples: int, seed: int,
     tokenizer: Tokenizer, end_ids: tuple[int, ...], greedy: bool = False,
     cancelled: Callable[[], bool] | None = None, progress: Callable[[int, int], None] | None = None,
-    routing: bool = False,
+    routing: bool = False, seen: Seen | None = None,
 ) -> Rollout:  # fmt: skip
     """Samples responses to a batch of prompts (`tokens`, `lengths`, `prompt_index`); the scores are 0.
 
     `cancelled` is called between blocks of tokens; `decode.Cancelled` is raised once it returns True. `progress` is
-    called with the numbers of finished responses and of tokens so far.
+    called with the numbers of finished responses and of tokens so far. `seen` are the pictures of the prompts.
     """
     lengths = batch["lengths"]
     prompts = [row[:n].tolist() for row, n in zip(batch["tokens"], lengths, strict=True)]
@@ -108,7 +128,7 @@ def sample(
         top_k=None if greedy else sampling.top_k, top_p=None if greedy else sampling.top_p,
         eos_ids=end_ids, stop_strings=sampling.stop_strings, samples=samples, seed=seed,
         detokenize=functools.partial(tokenizer.decode, skip_special=True), scores=True, cancelled=cancelled,
-        progress=progress, routing=routing,
+        progress=progress, routing=routing, images=None if seen is None else seen.pictures,
     )  # fmt: skip
     assert isinstance(completions, ScoredCompletions)
     return Rollout(
@@ -126,6 +146,7 @@ def sample(
         routing=None if completions.routing is None else _as_wide(
             completions.routing, batch["tokens"].shape[1] + sampling.max_new_tokens
         ),
+        seen=None if seen is None else _rows_of(seen, np.repeat(np.arange(len(lengths)), samples)),
     )  # fmt: skip
 
 
@@ -134,6 +155,10 @@ def _as_wide(routing: np.ndarray, width: int) -> np.ndarray:
     wide = np.full((len(routing), width, *routing.shape[2:]), -1, routing.dtype)
     wide[:, : routing.shape[1]] = routing[:, :width]
     return wide
+
+
+def _rows_of(seen: Seen, rows: np.ndarray) -> Seen:
+    return dataclasses.replace(seen, pictures=[seen.pictures[row] for row in rows])
 
 
 def text_of(rollout: Rollout, row: int, tokenizer: Tokenizer) -> str:
@@ -180,6 +205,9 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
         values = [getattr(part, name) for part in rollouts]
         if name == "samples" or values[0] is None:
             return values[0]
+        if name == "seen":
+            pictures = [own for value in values if value is not None for own in value.pictures]
+            return None if values[0] is None else dataclasses.replace(values[0], pictures=pictures)
         if name == "components":
             return {key: np.concatenate([value[key] for value in values]) for key in values[0]}
         return np.concatenate(values)
@@ -192,7 +220,8 @@ def select(rollout: Rollout, rows: np.ndarray) -> Rollout:
     names = [field.name for field in dataclasses.fields(Rollout) if field.name not in _NOT_PER_ROW]
     arrays = {name: value[rows] for name in names if (value := getattr(rollout, name)) is not None}
     components = {name: values[rows] for name, values in rollout.components.items()}
-    return dataclasses.replace(rollout, **arrays, components=components)
+    seen = None if rollout.seen is None else _rows_of(rollout.seen, rows)
+    return dataclasses.replace(rollout, **arrays, components=components, seen=seen)
 
 
 def bucket(length: int) -> int:
@@ -215,7 +244,8 @@ def join(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def columns_of(rollout: Rollout) -> dict[str, np.ndarray]:
-    """The arrays of next-token training, the response `mask`, and the sampler's log-probabilities, each [B, S].
+    """The arrays of next-token training, the response `mask`, and the sampler's log-probabilities, each [B, S], and
+    those of pictures where prompts have some.
 
     The target at position i is token i + 1, so the n tokens of a response after a prompt of p tokens are the targets of
     positions p − 1 … p + n − 2.
@@ -235,6 +265,7 @@ def columns_of(rollout: Rollout) -> dict[str, np.ndarray]:
         "mask": mask.astype(np.float32),
         "sampler_logprobs": at_targets(rollout.sampler_logprobs, rollout, tokens.shape[1]),
         "untruncated_logprobs": at_targets(rollout.untruncated_logprobs, rollout, tokens.shape[1]),
+        **({} if rollout.seen is None else rollout.seen.columns(tokens)),
     }
 
 

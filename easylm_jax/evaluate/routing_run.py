@@ -104,8 +104,8 @@ def _looker(model: RoutingDecoder):
 
     @jax.jit
     def look(params, batch):
-        place = {name: jnp.asarray(batch[name]) for name in ("positions", "segment_ids")}
-        output = model(params, jnp.asarray(batch["tokens"]), **place)
+        tokens, positions, segment_ids = (jnp.asarray(batch[name]) for name in ("tokens", "positions", "segment_ids"))
+        output = model(params, tokens, positions=positions, segment_ids=segment_ids)
         reports: Any = output.aux
         log_p = jax.nn.log_softmax(reports["logits"])
         entropy = -(jnp.exp(log_p) * log_p).sum(axis=-1)

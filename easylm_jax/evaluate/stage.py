@@ -284,7 +284,7 @@ def _kl_to_reference(
     sampling = dataclasses.replace(prompts.task.sampling, temperature=1.0, top_k=None, top_p=None)
     generator = prepare_generator(stage.name, source.decoder, prompts.tokenizer, sampling, mesh)
     columns = rollout.columns_of(generator.sample(params, prompts.cache, batch, seed=stage.seed))
-    inputs = {name: columns[name] for name in base.FORWARD}
+    inputs = {name: columns[name] for name in (*base.FORWARD, *base.IMAGES) if name in columns}
 
     def logprobs(model: Model, params: PyTree) -> np.ndarray:
         program = _logprob_program(cast(Any, model), mesh)  # models are hashable, but the protocol does not declare it

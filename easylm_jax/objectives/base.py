@@ -5,15 +5,30 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
-from models.model import Auxiliary
+from models.config import VisionConfig
+from models.model import Auxiliary, Images
 
 FORWARD = ("tokens", "targets", "segment_ids", "positions")  # the columns of a batch that a forward pass reads
+IMAGES = Images._fields  # and those of its pictures, where it has some
 
 
 PyTree = Any
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def image_shapes(vision: VisionConfig, rows: int, crops: int, places: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the columns `IMAGES` for rows of so many crops and patch tokens."""
+    patches, shape = vision.grid**2, jax.ShapeDtypeStruct
+    shapes = Images(
+        crops=shape((rows, crops, patches, 3 * vision.patch**2), jnp.uint8),
+        padding=shape((rows, crops, patches), jnp.uint8),
+        pooling=shape((rows, places, 4), jnp.int32),
+        places=shape((rows, places), jnp.int32),
+    )
+    return shapes._asdict()
 
 
 class Loss(NamedTuple):

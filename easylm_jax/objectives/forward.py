@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from easylm_jax.objectives.base import Batch
-from models.model import Model, Output, Params
+from easylm_jax.objectives.base import IMAGES, Batch
+from models.model import Images, Model, Output, Params
 
 
 def forward(
@@ -20,5 +20,10 @@ def forward(
     given = {"routing": batch["routing"]} if replay and "routing" in batch else {}
     return model(
         params, batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"],
-        dropout_key=dropout_key, **given,
+        dropout_key=dropout_key, images=images_of(batch), **given,
     )  # fmt: skip
+
+
+def images_of(batch: Batch) -> Images | None:
+    """The pictures of a batch, from its columns of these names; None where it has none."""
+    return Images(*(batch[name] for name in IMAGES)) if IMAGES[0] in batch else None

@@ -32,7 +32,7 @@ _IGNORED = {
     "head_init",
 }  # fmt: skip
 # The fields of data that determine the shape of a batch.
-_DATA_FIELDS = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing")
+_DATA_FIELDS = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing", "row_crops")
 
 
 def key(stage: Any, recipe: Recipe, topology: Topology) -> str:

@@ -268,7 +268,11 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
     def flops(model: ModelSource) -> float:
         return _flops(model.config, width, rows, mesh, 1)
 
-    forward = sharding.batch_with_shardings(batch(objectives_base.FORWARD), mesh)
+    seen = stage.data
+    pictures = {} if seen.vision is None else objectives_base.image_shapes(
+        seen.vision, rows, seen.prompt_crops, seen.sequence_length
+    )  # fmt: skip
+    forward = sharding.batch_with_shardings({**batch(objectives_base.FORWARD), **pictures}, mesh)
     scored = roles.placed["reference"]
     # The policy's rollout parameters and the reference have one dtype, so one program scores both.
     yield Program(

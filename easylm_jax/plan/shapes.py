@@ -14,12 +14,13 @@ from easylm_jax.checkpoint import hub
 from easylm_jax.checkpoint.load import ModelSource, model_of
 from easylm_jax.config import RL, DataSpec, Generate, Recipe, Stage, Tokenizer, Train
 from easylm_jax.data import load_tokenizer
-from easylm_jax.objectives.base import FORWARD
+from easylm_jax.objectives.base import FORWARD, image_shapes
 from easylm_jax.train.state import with_router_losses
 from models import registry
-from models.config import Compute, DecoderConfig, Placement
+from models.config import Compute, DecoderConfig, Placement, VisionConfig
 from models.errors import UserError
 from models.hf.convert import read_config
+from models.molmo.image import layout
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -36,6 +37,9 @@ _PUBLISHED: tuple[tuple[str, str], ...] = (
     (r"llama-3\.1(-tulu-3)?-405b", "llama3.1-405b"), (r"(meta-)?llama-3-8b", "llama3-8b"),
     (r"(meta-)?llama-3-70b", "llama3-70b"), (r"llama-3\.2-1b", "llama3.2-1b"), (r"llama-3\.2-3b", "llama3.2-3b"),
     (r"qwen2\.5-math-(1\.5b|7b|72b)", r"qwen2.5-math-\1"),
+    (r"qwen2-(0\.5b|1\.5b|7b|72b)", r"qwen2-\1"),
+    (r"olmo-7b-1024-preview", "olmo2-7b"),
+    (r"molmo-7b-(d|o)", r"molmo-7b-\1"), (r"molmo-72b", "molmo-72b"), (r"molmoe-1b", "molmoe-1b"),
     (r"qwen2\.5-(0\.5b|1\.5b|3b|7b|14b|32b|72b)", r"qwen2.5-\1"),
 )  # fmt: skip
 _REWARD_MODEL = re.compile(r"(^|-)rm($|-)", re.IGNORECASE)  # names of models with a scalar head
@@ -137,7 +141,17 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
         columns["pair_index"] = jax.ShapeDtypeStruct((rows, most), jnp.int32)
         names = ("margins", *(("reference_chosen", "reference_rejected") if reference else ()))
         columns |= {name: jax.ShapeDtypeStruct((rows, most), jnp.float32) for name in names}
+    if data.vision is not None:
+        columns |= _pictures(data, data.vision, rows)
     return columns
+
+
+def _pictures(data: DataSpec, vision: VisionConfig, rows: int) -> Shapes:
+    """The columns of pictures. Without `row_crops`, a row is taken to be full of pictures of one crop and its copy,
+    which have the most crops for their tokens."""
+    small = layout(vision.image, vision.image, 1, vision)
+    crops = data.row_crops or small.crops * max(1, data.sequence_length // len(small.tokens))
+    return image_shapes(vision, rows, crops, data.sequence_length)
 
 
 def max_length(stage: RL | Generate) -> int:

@@ -27,7 +27,7 @@ FAMILIES = {
     "PPO": "rl", "GRPO": "rl", "OnlineDPO": "rl",
     "BestOfN": "synthesize", "MajorityVote": "synthesize",
     "Evaluate": "evaluate", "Losses": "evaluate",
-    "Average": "checkpoint", "Upcycle": "checkpoint",
+    "Average": "checkpoint", "Upcycle": "checkpoint", "AddVision": "checkpoint",
 }  # fmt: skip
 # The metrics with the seconds of each part of an RL step. A step of other stages has only the update.
 RL_CLOCKS = {"rollout": "rollout_seconds", "score": "score_seconds", "update": "update_seconds"}

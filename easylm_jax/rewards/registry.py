@@ -94,6 +94,12 @@ VERIFIERS: dict[str, Verifier | str] = {
     "code_stdio": code.code_stdio,
     "instructions": scoring.instructions,
     "by_dataset": by_dataset,
+    "count": "easylm_jax.rewards.pictures:count",
+    "count_valid": "easylm_jax.rewards.pictures:count_valid",
+    "points_f1": "easylm_jax.rewards.pictures:points_f1",
+    "points_precision": "easylm_jax.rewards.pictures:points_precision",
+    "points_recall": "easylm_jax.rewards.pictures:points_recall",
+    "short_answer": "easylm_jax.rewards.pictures:short_answer",
 }
 
 

@@ -27,6 +27,7 @@ from easylm_jax.train.loop import Job, Loop, Metrics, describe_mesh
 from easylm_jax.train.optimizer import Optimizer
 from easylm_jax.train.step import State, make_score_step, make_train_step
 from models.config import DecoderConfig
+from models.flops import vision_flops
 
 PyTree = Any
 
@@ -49,7 +50,11 @@ class TrainJob(Job):
 def train(job: TrainJob) -> Metrics:
     """Runs a job from its latest checkpoint (or from scratch) to its last step; returns the final metrics."""
     # The peak FLOPs of a CPU are measured on one device, so this comes before the mesh is set.
-    per_token = model_flops_per_token(job.model, job.loader.cache.sequence_length)
+    cache = job.loader.cache
+    per_token = model_flops_per_token(job.model, cache.sequence_length)
+    if job.model.vision is not None and cache.manifest.get("row_crops"):  # a forward and a backward pass
+        seen = vision_flops(job.model, cache.manifest["row_crops"], cache.manifest["row_patch_tokens"])
+        per_token += 3 * seen / cache.sequence_length
     throughput = Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
     return _DataLoop(job, throughput).run()
 

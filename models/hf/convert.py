@@ -172,17 +172,25 @@ def iter_hf_tensors(
     `params` is the tree or its `flatten`; its arrays are NumPy's or JAX's, which may be sharded over processes.
     """
     leaves = trees.flatten(params)
-    for name, place in hf_names.places(table, leaves):
-        tensor = leaves[place.row.path]
-        for i in place.index:  # not tensor[i], which would compile once for each constant index
-            tensor = jax.lax.dynamic_index_in_dim(tensor, i, 0, False) if isinstance(tensor, jax.Array) else tensor[i]
-        tensor = _to_host(tensor)
-        tensor = tensor.T if place.row.transpose else tensor
-        tensor = tensor[:vocab] if place.row.vocab else tensor
+    for name, sharing in itertools.groupby(hf_names.places(table, leaves), key=lambda pair: pair[0]):
+        parts = [_stored(leaves[place.row.path], place, vocab) for _, place in sharing]
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:]) if parts[0].ndim else ()
         # Contiguous, because safetensors copies raw memory and ignores strides.
-        out = np.empty(tensor.shape, np.dtype(dtype) if dtype else tensor.dtype)
-        _copy(tensor, out)
+        out = np.empty(shape, np.dtype(dtype) if dtype else parts[0].dtype)
+        start = 0
+        for part in parts:
+            _copy(part, out[start : start + len(part)] if part.ndim else out)
+            start += len(part) if part.ndim else 0
         yield name, out
+
+
+def _stored(tensor: Any, place: hf_names.Place, vocab: int | None) -> np.ndarray:
+    """What is stored of a parameter at a place, in host memory."""
+    for i in place.index:  # not tensor[i], which would compile once for each constant index
+        tensor = jax.lax.dynamic_index_in_dim(tensor, i, 0, False) if isinstance(tensor, jax.Array) else tensor[i]
+    tensor = _to_host(tensor)
+    tensor = tensor.T if place.row.transpose else tensor
+    return tensor[:vocab] if place.row.vocab else tensor
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,11 +207,12 @@ def _read(
 ) -> Params:
     """The parameter tree, after checking every name, shape and type in the files."""
     shapes = trees.flatten(model.abstract_params())
-    expected = dict(hf_names.places(table, shapes))
-    _check_stored(store, expected, shapes, stored_vocab, tied=model.config.tie_embeddings)
+    expected: dict[str, list[hf_names.Place]] = {}
     names: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in shapes}
-    for name, place in expected.items():
+    for name, place in hf_names.places(table, shapes):
+        expected.setdefault(name, []).append(place)
         names[place.row.path][place.index] = name
+    _check_stored(store, expected, shapes, stored_vocab, tied=model.config.tie_embeddings)
     many = isinstance(shardings, Mapping)
     placement = trees.flatten(shardings) if many else dict.fromkeys(shapes, shardings)
     leaves = {}
@@ -247,6 +256,8 @@ def _read_region(
     out = _aligned_empty([stop - start for start, stop in bounds], dtype)
     stacked, tail = bounds[: len(row.stacked)], bounds[len(row.stacked) :]
     tail = tail[::-1] if row.transpose else tail
+    if row.start is not None:
+        tail = ((tail[0][0] + row.start, tail[0][1] + row.start), *tail[1:])
     for position in itertools.product(*(range(*bound) for bound in stacked)):
         name = names[position]
         stored = [
@@ -277,7 +288,11 @@ def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _check_stored(
-    store: files.Store, expected: Mapping[str, hf_names.Place], shapes: Mapping[str, Any], stored_vocab: int, tied: bool
+    store: files.Store,
+    expected: Mapping[str, Sequence[hf_names.Place]],
+    shapes: Mapping[str, Any],
+    stored_vocab: int,
+    tied: bool,
 ) -> None:
     """Raises one `UserError` that lists every problem of the files."""
     found = {name for name in store.slices if not _IGNORED.search(name)}
@@ -294,9 +309,10 @@ def _check_stored(
     if unknown:
         problems.append(f"unknown: {', '.join(sorted(unknown))}")
     for name in (name for name in expected if name in found):
-        row = expected[name].row
-        want = row.stored_shape(shapes[row.path].shape)
-        want = (stored_vocab, *want[1:]) if row.vocab else want
+        rows = [place.row for place in expected[name]]
+        parts = [row.stored_shape(shapes[row.path].shape) for row in rows]
+        want = (sum(part[0] for part in parts), *parts[0][1:]) if len(parts) > 1 else parts[0]
+        want = (stored_vocab, *want[1:]) if rows[0].vocab else want
         if store.shape(name) != want:
             problems.append(f"misshapen: {name} is {list(store.shape(name))}, the model's is {list(want)}")
         if store.dtype(name) not in files.FLOATS.values():

@@ -25,12 +25,15 @@ class Row:
     in this order: a parameter [L, E, d, f] under "layers.{layer}.experts.{expert}.up.weight" is L·E tensors. `path` is
     the dotted path of the parameter. `transpose`: the stored linear weight [out, in] is the transpose of the kernel
     [in, out]. `vocab`: the first stored axis is the vocabulary, the only axis that import and export may pad or trim.
+    `start`: parameters share the tensor (queries, keys and values in Molmo's files), and this one begins at this index
+    of its first axis; the rows of a table name them one after the other.
     """
 
     hf: str
     path: str
     transpose: bool = False
     vocab: bool = False
+    start: int | None = None
 
     @property
     def stacked(self) -> tuple[str, ...]:
@@ -96,6 +99,8 @@ def rows_for(table: Sequence[Row], leaves: Mapping[str, Any]) -> dict[str, Row]:
 
 def places(table: Sequence[Row], leaves: Mapping[str, Any]) -> Iterator[tuple[str, Place]]:
     """Every stored name with its place, in the order of the released files: layer by layer, the head last.
+
+    A name whose tensor several parameters share comes once for each, one after the other.
 
     `leaves` maps paths to arrays or to anything else with a `shape`.
     """

@@ -5,6 +5,7 @@ A picture's size is known from the header of its file, which `size_of` reads alo
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import os
@@ -41,8 +42,8 @@ def read(source: Any, name: str | None = None, *, max_pixels: int = MAX_PIXELS) 
     """The pixels of a picture, uint8 [H, W, 3].
 
     Args:
-        source: a path, the bytes of a file, an open Pillow image, or uint8 [H, W, 3] (returned as it is), [H, W] or
-            [H, W, 4].
+        source: a path, the bytes of a file (also as text, "data:image/png;base64,…"), an open Pillow image, or uint8
+            [H, W, 3] (returned as it is), [H, W] or [H, W, 4].
         name: what messages call it; by default the path.
         max_pixels: larger pictures are refused before they are decoded.
 
@@ -88,6 +89,11 @@ def _opened(source: Any, name: str, max_pixels: int) -> Iterator[Image]:
         _check_size(source.size, name, max_pixels)
         yield source
         return
+    if is_inline(source):
+        try:
+            source = base64.b64decode(source.partition(",")[2], validate=True)
+        except ValueError:
+            raise BadPicture(name, "it is not base64") from None
     file = io.BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     if isinstance(file, str | os.PathLike) and not Path(file).is_file():
         raise BadPicture(name, "there is no such file" if not Path(file).exists() else "it is not a file")
@@ -166,7 +172,14 @@ def _from_array(array: np.ndarray, name: str, max_pixels: int) -> np.ndarray:
     return np.asarray(_rgb(Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)))
 
 
+def is_inline(source: Any) -> bool:
+    """Whether a text is a picture itself and not its path."""
+    return isinstance(source, str) and source.startswith("data:image/")
+
+
 def _name_of(source: Any) -> str:
+    if is_inline(source):
+        return f"{source[:40]}…"
     return str(source) if isinstance(source, str | os.PathLike) else getattr(source, "filename", "") or "in memory"
 
 

@@ -49,12 +49,13 @@ class TokenizedImage:
 
     `tokens`, `pooling` and `patch_at` are those of its `Layout`. `crops` uint8 [C, P², 3·p²]: the patches of each crop
     in rows; in a patch rows, columns, channels. The model normalises them. `padding` uint8 [C, P²]: `REAL`, `PARTIAL`
-    or `PADDED`.
+    or `PADDED`. `size`: height and width of the picture.
     """
 
     layout: Layout
     crops: np.ndarray
     padding: np.ndarray
+    size: tuple[int, int]
 
     @property
     def tokens(self) -> np.ndarray:
@@ -99,9 +100,8 @@ def tokenize(image: Any, max_crops: int = 12, vision: VisionConfig = DEFAULT) ->
         *(padding[y : y + side, x : x + side] for i in range(rows) for j in range(columns)
           for y, x in [(moved * i, moved * j)]),
     ]  # fmt: skip
-    return TokenizedImage(
-        found, np.stack([_patches(crop, vision.patch) for crop in crops]), np.stack([c.reshape(-1) for c in classes])
-    )
+    patches = np.stack([_patches(crop, vision.patch) for crop in crops])
+    return TokenizedImage(found, patches, np.stack([c.reshape(-1) for c in classes]), (height, width))
 
 
 def layout(height: int, width: int, max_crops: int = 12, vision: VisionConfig = DEFAULT) -> Layout:

@@ -26,7 +26,7 @@ from easylm_jax.objectives import (
     token_rewards,
     whiten,
 )
-from easylm_jax.objectives.base import FORWARD
+from easylm_jax.objectives.base import FORWARD, IMAGES, image_shapes
 from easylm_jax.runtime import chunked
 from models.config import DecoderConfig
 from models.errors import UserError
@@ -70,16 +70,20 @@ class BatchBuilder:
 
     def batch(self, rows: Columns) -> Columns:
         """The columns of an update's rows that go to the device."""
-        return {name: rows[name] for name in self.columns}
+        return {name: rows[name] for name in (*self.columns, *(name for name in IMAGES if name in rows))}
 
     def abstract(self, width: int) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an update's batch for rows of `width` tokens."""
         types = {**dict.fromkeys(FORWARD, jnp.int32), "routing": jnp.int16}
         more = {"routing": self.routed}
-        return {
+        shapes = {
             name: jax.ShapeDtypeStruct((self.update_rows, width, *more.get(name, ())), types.get(name, jnp.float32))
             for name in self.columns
         }
+        data = self.stage.data
+        if data.vision is not None:
+            shapes |= image_shapes(data.vision, self.update_rows, data.prompt_crops, data.sequence_length)
+        return shapes
 
     def on_mesh(self, function: Any, columns: Columns, *scalars: float) -> Any:
         """Runs `function(columns, *scalars)` over all rows on the mesh; returns its result on the host."""

@@ -177,7 +177,7 @@ class RolloutLoop(Loop):
     def _forward_columns(self, columns: Columns, policy: PyTree, value: State | None) -> Columns:
         """The columns with the log-probabilities of the policy and the reference and the values of every target."""
         in_chunks = functools.partial(chunked.in_chunks, size=self.score_rows, mesh=self.job.mesh)
-        inputs = {name: columns[name] for name in base.FORWARD}
+        inputs = {name: columns[name] for name in (*base.FORWARD, *base.IMAGES) if name in columns}
         if self.job.stage.router_replay:
             own, _ = in_chunks(self.token_scores, [policy], inputs)
             columns = {**columns, "own_logprobs": own}

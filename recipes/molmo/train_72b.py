@@ -1,0 +1,15 @@
+"""Molmo-72B: captions, then the fine-tuning mixture, from Qwen2-72B and CLIP (arXiv 2409.17146, Tables 7 and 10)."""
+
+from easylm_jax.config import Recipe
+from recipes.molmo.base import captions, mixture, start
+
+recipe = Recipe(
+    "molmo-72b",
+    mesh="fsdp=-1",
+    pod="v5p-256",
+    stages=(
+        start("molmo-72b"),
+        captions("molmo-72b", llm=1e-5),
+        mixture("molmo-72b", llm=5e-6, seeing=3e-6, steps=20_000),
+    ),
+)
