@@ -71,7 +71,7 @@ def test_a_path_leads_into_nested_fields(path, name):
     "path, says",
     [
         ("GPRO", "no part of a recipe is called 'GPRO'; did you mean 'GRPO'?"),
-        ("zzzz", "no part of a recipe is called 'zzzz'; there are Recipe, Average, BestOfN,"),
+        ("zzzz", "no part of a recipe is called 'zzzz'; there are Recipe, AddVision, Average,"),
         ("GRPO.optimiser", "GRPO has no field 'optimiser'; did you mean 'optimizer'?"),
         ("GRPO.kl", "GRPO.kl has no fields of its own; `easylm fields GRPO` says what it is"),
     ],

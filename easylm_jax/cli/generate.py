@@ -96,13 +96,14 @@ def main(arguments: argparse.Namespace) -> int:
     """`easylm generate`: prints responses to standard output, and tokens and seconds to standard error."""
     from easylm_jax.checkpoint.load import load
     from easylm_jax.data import templates
+    from models.molmo.batch import with_pictures
 
     conversations = _conversations(arguments)
     source = load(arguments.model, tokenizer=arguments.tokenizer)
     template = None if arguments.raw else arguments.template or source.template
     prompts = [encode(source, conversation, template, i) for i, conversation in enumerate(conversations, start=1)]
     pictures = _pictures(source, arguments)
-    prompts = [_with_pictures(prompt, pictures) for prompt in prompts]
+    prompts = [with_pictures(prompt, pictures) for prompt in prompts]
     max_new_tokens = _max_new_tokens(source, prompts, arguments.max_new_tokens)
     began = time.perf_counter()
     done = complete(
@@ -230,12 +231,6 @@ def _pictures(source: LoadedModel, arguments: argparse.Namespace) -> list[Tokeni
     from models.molmo.image import tokenize
 
     return [tokenize(path, arguments.max_crops or vision.max_crops, vision) for path in arguments.image]
-
-
-def _with_pictures(prompt: list[int], pictures: Sequence[TokenizedImage]) -> list[int]:
-    """The prompt with the tokens of pictures behind its first token, the start of the text."""
-    seen = [token for picture in pictures for token in picture.tokens.tolist()]
-    return [*prompt[:1], *seen, *prompt[1:]] if seen else prompt
 
 
 def _max_new_tokens(source: LoadedModel, prompts: Sequence[Sequence[int]], requested: int | None) -> int:

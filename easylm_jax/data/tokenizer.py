@@ -103,10 +103,13 @@ class Tokenizer(abc.ABC):
         return self.encode_batch([text])[0].tolist()
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Text of the ids; control tokens are shown by name unless `skip_special`."""
+        """Text of the ids; control tokens are shown by name unless `skip_special`. Ids behind the vocabulary, such as
+        those of pictures, have no text."""
         parts: list[str] = []
         run: list[int] = []
         for token in map(int, ids):
+            if token >= self.vocab_size:
+                continue
             if token not in self.special_ids:
                 run.append(token)
                 continue

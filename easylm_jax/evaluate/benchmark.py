@@ -184,6 +184,11 @@ class Benchmark:
     """Finds the answer in a text; None where there is none."""
     judge: Callable[[Document, str], list[dict[str, str]]] | None = None
     """The conversation in which a judge is asked about a text; its reply is in `Response.replies`."""
+    images: Callable[[Document], Sequence[Any]] | None = None
+    """The pictures that a generated response is about, as `models.molmo.decode.read` takes them; paths are relative to
+    the folder of `--task NAME=FILE`."""
+    max_crops: int = 36
+    """The most crops of a picture: Molmo was evaluated with 36, on counting and pointing with 12 (spec molmo §3.4)."""
     published: tuple[Reported, ...] = ()
     """Published numbers, with their sources."""
 
@@ -193,6 +198,8 @@ class Benchmark:
             raise UserError(f"benchmark {self.title}: a {self.request} request needs {needs}")
         if self.request == "judge" and self.sampling is None:
             raise UserError(f"benchmark {self.title}: a judge request needs sampling")
+        if self.images is not None and self.request not in ("generate", "judge"):
+            raise UserError(f"benchmark {self.title}: a {self.request} request has no pictures")
         if not self.metrics:
             raise UserError(f"benchmark {self.title}: give at least one metric")
         if self.shots and self.examples is None:

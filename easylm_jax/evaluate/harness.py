@@ -34,8 +34,12 @@ from easylm_jax.runtime.files import write_lines
 from easylm_jax.runtime.processes import log_once
 from models import reading
 from models.errors import UserError
+from models.molmo.batch import with_pictures
+from models.molmo.decode import is_inline, size_of
+from models.molmo.image import layout, tokenize
 
 AT_ONCE = {"generate": 256, "judge": 256, "loglikelihood": 64, "loglikelihood_rolling": 16}  # documents between writes
+PICTURES_AT_ONCE = 32  # documents with pictures, whose crops are in memory
 Judge = Callable[[Sequence[list[dict[str, str]]]], list[str]]  # conversations → replies
 
 
@@ -77,7 +81,7 @@ def ask_model(
     kept = _kept(path, found)
     processes.barrier(f"read {path.name}")
     missing = [question for question in found if question.number not in kept]
-    size = AT_ONCE[benchmark.request]
+    size = AT_ONCE[benchmark.request] if benchmark.images is None else PICTURES_AT_ONCE
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
         responses = asked.answer(part)
@@ -164,6 +168,23 @@ class _Model:
                 )
         self.template = template
         self.encoder = Encoder(model.tokenizer, template, model.add_bos)
+        if benchmark.images is not None and model.decoder.config.vision is None:
+            raise UserError(f"task {ask.benchmark} asks about pictures, which a {model.decoder.config.family} sees not")
+
+    def pictures(self, question: Question) -> list[Any]:
+        """The pictures of a question, as `models.molmo.decode.read` takes them."""
+        assert self.benchmark.images is not None
+        folder = Path("." if self.ask.file is None else self.ask.file).expanduser().parent
+        found = self.benchmark.images(question.document)
+        return [folder / one if isinstance(one, str) and not is_inline(one) else one for one in found]
+
+    def _length(self, question: Question) -> int:
+        """Tokens of a prompt, those of its pictures among them; only headers of pictures are read."""
+        length, vision = len(self.encoder.prompt(question)), self.model.decoder.config.vision
+        if self.benchmark.images is None or vision is None:
+            return length
+        sizes = [size_of(one) for one in self.pictures(question)]
+        return length + sum(len(layout(*size, self.benchmark.max_crops, vision).tokens) for size in sizes)
 
     def fitting(self, found: list[Question], longest: int | None) -> list[Question]:
         """The questions that the model's context has room for.
@@ -174,7 +195,7 @@ class _Model:
         sampling = self.benchmark.sampling
         if sampling is None:
             return found
-        lengths = [len(self.encoder.prompt(question)) for question in found]
+        lengths = [self._length(question) for question in found]
         context, new = self.model.decoder.config.context, sampling.max_new_tokens
         if longest is not None:
             found = [one for one, length in zip(found, lengths, strict=True) if length <= longest]
@@ -215,9 +236,15 @@ class _Model:
     def _generate(self, asked: Sequence[Question]) -> list[tuple[str, ...]]:
         sampling, model, samples = self.benchmark.sampling, self.model, self.benchmark.samples
         assert sampling is not None
-        prompts = [self.encoder.prompt(question) for question in asked]
+        prompts, seen = [self.encoder.prompt(question) for question in asked], {}
+        if self.benchmark.images is not None:
+            vision, crops = model.decoder.config.vision, self.benchmark.max_crops
+            assert vision is not None, "checked at the start"
+            pictures = [[tokenize(one, crops, vision) for one in self.pictures(question)] for question in asked]
+            prompts = [with_pictures(prompt, own) for prompt, own in zip(prompts, pictures, strict=True)]
+            seen = {"images": pictures}
         done = decode.generate(
-            model.decoder, model.params, prompts, max_new_tokens=sampling.max_new_tokens,
+            model.decoder, model.params, prompts, **seen, max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, samples=samples,
             eos_ids=end_tokens(self.template, model.tokenizer), stop_strings=sampling.stop_strings, seed=self.seed,
             slots=sampling.slots, mesh=model.mesh if model.mesh.size > 1 else None,

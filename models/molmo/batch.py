@@ -14,6 +14,12 @@ from models.molmo.image import TokenizedImage, legacy_padding
 Pictures = TokenizedImage | Sequence[TokenizedImage] | None
 
 
+def with_pictures(prompt: Sequence[int], pictures: Sequence[TokenizedImage]) -> list[int]:
+    """A prompt with the tokens of pictures behind its first token, the start of the text."""
+    seen = [token for picture in pictures for token in picture.tokens.tolist()]
+    return [*prompt[:1], *seen, *prompt[1:]] if seen else list(prompt)
+
+
 def collate(
     tokens: np.ndarray, pictures: Sequence[Pictures], vision: VisionConfig, *, crops: int = 0, patch_tokens: int = 0
 ) -> Images:
