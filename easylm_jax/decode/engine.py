@@ -25,6 +25,7 @@ from easylm_jax.decode.sampling import Mode, Settings
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from easylm_jax.runtime.sharding import check_heads
 from models.config import Placement
+from models.errors import UserError
 from models.model import Model, Params
 from models.molmo.batch import Pictures
 
@@ -112,6 +113,8 @@ class Engine:
         tokens = [tuple(int(token) for token in prompt) for prompt in prompts]
         shown: pictures.Shown = {}
         if images is not None:
+            if routing:
+                raise UserError("generate: the experts of prompts with pictures are not recorded; leave routing out")
             contexts, shown = pictures.contexts_of(images, len(prompts), self.model.config.vision)
         pictures.check(tokens, contexts, self.model.config.vision)
         request = Request(
