@@ -302,7 +302,7 @@ recipe = Recipe("seeing", mesh="fsdp=2,dp=2,tp=2", stages=(
 """
 
 
-def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path):
+def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path, capsys):
     """On a mesh of eight, with groups for the tower and the connector and a frozen table of embeddings."""
     from easylm_jax.checkpoint.load import load
     from easylm_jax.cli.main import main
@@ -318,7 +318,19 @@ def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path)
     # Rollouts with pictures: the trainer's log-probabilities are the sampler's, so both saw the same.
     lines = (tmp_path / "runs" / "seeing" / "grpo" / "metrics.jsonl").read_text().splitlines()
     assert max(m["sampler_gap_max"] for m in map(json.loads, lines) if "sampler_gap_max" in m) < 1e-4
-    loaded = load(str(tmp_path / "runs" / "seeing" / "sft"))
+    # A benchmark about pictures, and `easylm generate --image`.
+    run, result = str(tmp_path / "runs" / "seeing" / "sft"), tmp_path / "result.json"
+    asked = write_jsonl(
+        folder / "asked.jsonl", [{"question": "How many?", "number": n, "image": f"{n}.png"} for n in (1, 2)]
+    )
+    assert main(["eval", run, "--task", f"countbench_qa={asked}", "--max-new-tokens", "4", "--json", str(result)]) == 0
+    (task,) = json.loads(result.read_text())["tasks"]
+    assert task["n"] == 2 and 0 <= task["score"] <= 1
+    capsys.readouterr()
+    assert main(["generate", run, "What colour is it?", "--image", str(folder / "0.png"), "--max-new-tokens", "3"]) == 0
+    assert main(["generate", run, "What colour is it?", "--image", str(folder / "records.jsonl")]) == 2
+    assert "it is not a picture" in capsys.readouterr().err
+    loaded = load(run)
     assert loaded.decoder.config.vision == vision_of(folder) and loaded.template == "molmo"
 
 
