@@ -22,7 +22,11 @@ def picture(seed, size=(20, 33)):
     return image.tokenize(pixels, 2, VISION)
 
 
-SEEN = [picture(0), picture(1)]
+@functools.cache
+def both():
+    return [picture(0), picture(1)]
+
+
 QUESTIONS = [[5, 6, 7], [8, 9], [5, 6, 7, 10, 11]]
 
 
@@ -40,7 +44,7 @@ def built(name="7b-d"):
 def test_cached_decoding_is_the_full_forward_pass(name):
     """Three questions about each of two pictures and one without, in one batch, greedy."""
     model, params = built(name)
-    asked = [(seen, question) for seen in (*SEEN, None) for question in QUESTIONS]
+    asked = [(seen, question) for seen in (*both(), None) for question in QUESTIONS]
     prompts = [prompt(*pair) for pair in asked]
     done = decode.generate(
         model, params, prompts, images=[seen for seen, _ in asked], max_new_tokens=4, temperature=0.0, slots=16
@@ -71,15 +75,15 @@ def test_a_picture_is_computed_once_for_all_questions_and_samples(monkeypatch):
         return whole(weights, rows)
 
     monkeypatch.setattr(engine, "_prefill_seeing", counted)
-    asked = [(SEEN[0], question) for question in QUESTIONS] * 2
+    asked = [(both()[0], question) for question in QUESTIONS] * 2
     engine.generate(
         params, [prompt(*pair) for pair in asked], images=[seen for seen, _ in asked], max_new_tokens=2, samples=2
     )
-    assert sum(crops) == len(SEEN[0].crops)
+    assert sum(crops) == len(both()[0].crops)
 
 
 def test_prompts_with_one_picture_share_a_row_and_others_do_not():
-    tokens = [tuple(prompt(SEEN[0], question)) for question in QUESTIONS]
+    tokens = [tuple(prompt(both()[0], question)) for question in QUESTIONS]
     prompts = [Prompt(t, "a") for t in tokens] + [Prompt(tokens[0], "b"), Prompt((1, 2)), Prompt((1, 3))]
     assert pictures.group(prompts, VISION) == [[0, 1, 2], [3], [4], [5]]
 
@@ -91,13 +95,13 @@ def test_prompts_with_one_picture_share_a_row_and_others_do_not():
 def test_prompts_whose_pictures_are_missing_are_one_line(images, line):
     model, params = built()
     with pytest.raises(UserError, match=line):
-        decode.generate(model, params, [prompt(SEEN[0], [5])], images=images, max_new_tokens=2)
+        decode.generate(model, params, [prompt(both()[0], [5])], images=images, max_new_tokens=2)
 
 
 def test_text_models_refuse_pictures(tiny_model_config):
     model = models.build(tiny_model_config)
     with pytest.raises(UserError, match="this model sees no pictures"):
-        decode.generate(model, model.init(jax.random.key(0)), [[1, 2]], images=[SEEN[0]], max_new_tokens=2)
+        decode.generate(model, model.init(jax.random.key(0)), [[1, 2]], images=[both()[0]], max_new_tokens=2)
 
 
 def test_a_mesh_generates_what_one_device_generates():
