@@ -1,234 +1,204 @@
-"""The benchmarks run and keep their contract; what they compute from measurements is right. No test looks at a time."""
+"""Every benchmark in every setting runs to its end on records in its schema, with scores and standard errors."""
 
+import dataclasses
 import json
-import os
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
+import math
 
+import benchmark_fixtures as fixtures
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-BENCHMARKS = ROOT / "benchmarks"
+from easylm_jax.config import Ask
+from easylm_jax.evaluate import benchmark, suites
+from easylm_jax.evaluate.asking import questions
+from easylm_jax.evaluate.benchmark import Response
+from easylm_jax.evaluate.harness import Asked, result_of
+from easylm_jax.evaluate.metrics import programs
+from models.errors import UserError
+
+COUNT = 8
+REPLY = {
+    "alpaca_eval": "A", "href": "B", "toxigen": "No.", "truthfulqa": "true: yes\ninformative: no",
+}  # fmt: skip
+MODERATION = "Harmful request: yes\nResponse refusal: yes\nHarmful response: no"
+ALL = dict(benchmark.everything())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    for name in benchmark.names():
+        rows = fixtures.documents(name, COUNT), fixtures.solved(name)
+        for suffix, records in zip(("", "-solved"), rows, strict=True):
+            path = folder / f"{name}{suffix}.jsonl"
+            path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def _asked(name, files, answer):
+    """A benchmark as if a model had answered, with `answer(benchmark, document, number)` as its responses."""
+    first = name.partition(":")[0]
+    one = ALL[name]
+    ask = Ask(name, file=str(files / f"{first}.jsonl"), shots_from=str(files / f"{first}-solved.jsonl"))
+    if not one.shots:
+        ask = dataclasses.replace(ask, shots_from=None)
+    found = questions(ask, one)
+    responses = [answer(first, one, question.document) for question in found]
+    return Asked(ask, one, found, responses)
+
+
+def _response(first, one, document):
+    """A response of each kind that a request gives: options of fixed log-probabilities, or texts and replies."""
+    if one.request == "loglikelihood":
+        options = tuple(one.options(document))
+        logprobs = tuple(-1.0 - len(option) % 5 for option in options)
+        alone = logprobs if one.unconditional is not None else ()
+        flags = (False,) * len(options)
+        return Response(
+            options=options, logprobs=logprobs, greedy=flags, tokens=(2,) * len(options), unconditional=alone
+        )
+    if one.request == "loglikelihood_rolling":
+        return Response(logprobs=(-9.0,), greedy=(False,), tokens=(5,), bytes=(20,))
+    texts = ("So the answer is 1.\n",) * one.samples
+    replies = (REPLY.get(first, MODERATION),) * one.samples if one.request == "judge" else ()
+    return Response(texts=texts, replies=replies)
 
 
 @pytest.fixture(autouse=True)
-def benchmarks_on_the_path(monkeypatch):
-    """The scripts' own folder is where they import from when they run."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def no_program_runs(monkeypatch):
+    """Programs have tests of their own (test_metrics.py)."""
+    monkeypatch.setattr(programs, "passes", lambda program, tests, seconds=1.0: False)
+    monkeypatch.setattr("easylm_jax.evaluate.benchmarks.bigcodebench_hard.passes", lambda *arguments, **words: False)
+    monkeypatch.setattr("easylm_jax.evaluate.benchmarks.alpaca_eval._gamed", lambda: None)
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as in use
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+@pytest.mark.parametrize("name", ALL)
+def test_each_benchmark_runs_to_its_end(name, files):
+    result = result_of(_asked(name, files, _response))
+    assert result["n"] == COUNT and len(result["documents"]) == COUNT
+    for metric in ALL[name].metrics:
+        score = result["metrics"][metric.name]
+        assert math.isfinite(score["score"]) and math.isfinite(score["stderr"]) and score["stderr"] >= 0
+        if metric.unit == "share":
+            assert 0 <= score["score"] <= 1
+    json.dumps(result)
 
 
-def last_line(done: subprocess.CompletedProcess) -> dict:
-    assert done.returncode == 0, done.stderr
-    line = json.loads(done.stdout.splitlines()[-1])
-    assert set(line) == {"ours", "peer", "ratio", "unit", "load", "config"}
-    return line
+@pytest.mark.parametrize("name", sorted(name for name, one in ALL.items() if one.request == "loglikelihood"))
+def test_the_right_option_scores(name, files):
+    """A model that is sure of the right option has an accuracy of 1, and of no bits where one option is scored."""
+
+    def sure(first, one, document):
+        options, label = tuple(one.options(document)), one.label(document)
+        right = label if isinstance(label, list) else [float(number == label) for number in range(len(options))]
+        logprobs = tuple(-0.0 if good else -800.0 for good in right)
+        alone = (-1.0,) * len(options) if one.unconditional is not None else ()
+        return Response(options=options, logprobs=logprobs, tokens=(1,) * len(options), unconditional=alone)
+
+    result = result_of(_asked(name, files, sure))
+    assert result["score"] == pytest.approx(0.0 if ALL[name].metric.unit == "bits per byte" else 1.0)
 
 
-def test_train_ends_in_a_json_line_and_says_where_the_step_goes():
-    done = run("train.py", "--size", "tiny", "--repeats", "1", "--steps", "1", "--rows", "2", "--length", "32")
-    line = last_line(done)
-    assert line["ours"] > 0 and line["peer"] is None and line["ratio"] is None and line["unit"] == "tokens/s"
-    config = line["config"]
-    assert (config["rows"], config["length"], config["layers"], config["dtype"]) == (2, 32, 2, "float32")
-    assert sum(config["milliseconds"].values()) == pytest.approx(config["step_ms"], rel=0.01)
-    assert "parts of our step" in done.stdout
+RIGHT = {  # a right response to the first document of benchmarks whose texts are compared
+    "agieval:tulu3": "Therefore, the answer is (A).", "bbh:tulu3": "So the answer is No.", "drop:tulu3": " 0\n",
+    "gpqa:tulu3": None, "gsm8k:tulu3": "It is 1.", "math:tulu3": "It is $\\boxed{1}$.", "nq:olmes": " Two\n",
+    "mmlu:tulu3": "Therefore, the answer is: A",
+    "mmlu_pro:tulu3": "Therefore, the answer is (A)",
+    "popqa:tulu3": "It is one.",
+    "deepmind_math:tulu3": "Therefore, the final answer is 1. I hope it is correct.", "triviaqa:olmes": "the one.",
+}  # fmt: skip
 
 
-def test_checkpoint_ends_in_a_json_line_with_blocked_time_and_disk():
-    line = last_line(run("checkpoint.py", "--size", "tiny", "--repeats", "1", "--steps", "6"))
-    config = line["config"]
-    assert line["ours"] == config["blocked_ms"] > 0 and line["ratio"] == config["blocked_share"]
-    assert config["blocked_ms_p95"] >= config["blocked_ms"]
-    # Two stay and one is being written; a look may come between two files of one that is being deleted.
-    assert config["checkpoint_mb"] <= config["largest_disk_mb"] < 4.5 * config["checkpoint_mb"]
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_text_scores_and_an_empty_one_does_not(name, files):
+    def right(first, one, document):
+        text = RIGHT[name] or f"Therefore, the answer is ({one.label(document)})"
+        return Response(texts=(text,) * one.samples)
+
+    assert result_of(_asked(name, files, right))["documents"][0]["score"] == 1.0
+    empty = result_of(_asked(name, files, lambda first, one, document: Response(texts=("",) * one.samples)))
+    assert empty["score"] == 0.0
 
 
-def test_curation_finds_every_planted_row_and_ends_in_a_json_line():
-    done = run("curation.py", "--rows", "3000", "--workers", "1")
-    config = last_line(done)["config"]
-    assert set(config["planted"]) > {"exact", "cased", "49%", "50%"} and config["peak_mb"] > 0
-    assert all(share == (form not in ("40%", "49%")) for form, share in config["planted"].items())
-    joined = {(t, s): share for t, s, share, _ in config["near_duplicates"]}
-    assert joined[0.8, 0.8957] == joined[0.7, 0.7021] == 1 and joined[0.8, 0.7021] == 0
+@pytest.mark.parametrize("name", sorted(name for name, one in ALL.items() if one.request == "judge"))
+def test_a_reply_that_cannot_be_read_is_counted_and_is_no_point(name, files):
+    def prose(first, one, document):
+        return Response(texts=("ok",) * one.samples, replies=("I would rather talk of the weather.",) * one.samples)
+
+    metrics = result_of(_asked(name, files, prose))["metrics"]
+    assert metrics["unread"]["score"] == 1.0
+    first = metrics[ALL[name].metric.name]["score"]
+    assert first < 1e-3 if "length_controlled" in ALL[name].metric.name else first == 0.0
 
 
-def test_a_peer_without_its_environment_is_one_line_and_exit_2(monkeypatch, tmp_path):
-    import common
-    import train
-
-    monkeypatch.setattr(train, "ROOT", tmp_path)
-    with pytest.raises(common.BenchmarkError, match=r"setup_peers\.sh hf"):
-        train.peer_workers("hf", "spec.json")
-
-
-def test_an_unknown_peer_environment_is_refused_before_anything_is_built():
-    done = subprocess.run([BENCHMARKS / "setup_peers.sh", "nobody"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "'nobody'" in done.stderr and not (ROOT / ".peers" / "nobody").exists()
+def test_documents_are_drawn_as_olmes_draws_them(tmp_path):
+    path = tmp_path / "piqa.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in fixtures.documents("piqa", 1838)))
+    found = questions(Ask("piqa", file=str(path)), ALL["piqa"])
+    assert len(found) == 1000
+    assert [one.document["goal"] for one in found[:2]] == ["to open 1593", "to open 902"]  # as in its requests
 
 
-def test_busy_and_stolen_seconds_are_read_from_proc():
-    from common import parse_process_stat, parse_stat
-
-    text = "cpu  100 20 30 5000 60 7 3 40 0 0\ncpu0 50 10 15 2500 30 3 1 20 0 0\n"
-    assert parse_stat(text) == (1.6, 0.4)
-    name_with_brackets = "42 (a (b) c) S 1 42 42 0 -1 4194304 10 0 0 0 250 50 7 8 20 0 9 0 100"
-    assert parse_process_stat(name_with_brackets) == 3.0
-
-
-def test_load_is_what_others_used_and_what_the_host_took():
-    from common import CpuClocks, load_between
-
-    before = CpuClocks(wall=10.0, busy=100.0, stolen=1.0, own=40.0)
-    after = CpuClocks(wall=14.0, busy=107.0, stolen=2.0, own=46.0)
-    assert load_between(before, after) == pytest.approx(0.5)
-    assert load_between(before, None) is None
-    assert load_between(before, CpuClocks(14.0, 103.0, 1.0, 44.0)) == 0.0  # clocks tick in steps; never below nothing
+def test_the_authors_examples_are_found_by_id_and_digest(files, tmp_path):
+    one = benchmark.load("arc_easy:mc5")
+    rows = [{**fixtures.RECORDS["arc_easy"](n), "id": name} for n, name in enumerate(reversed(one.examples.ids))]
+    shots = tmp_path / "train.jsonl"
+    shots.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask = Ask("arc_easy:mc5", file=str(files / "arc_easy.jsonl"), shots_from=str(shots), limit=1)
+    (question,) = questions(ask, one)
+    asked = [part.partition("\n")[0] for part in question.prompt.split("\n\n")]
+    assert asked == [f"Question: what is {n}?" for n in (4, 3, 2, 1, 0, 0)]
+    assert question.prompt.startswith("Question: what is 4?\n A. one two\n B. three\n")
 
 
-@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="there is no /proc on this system")
-def test_another_busy_process_is_seen_as_load():
-    from common import cpu_clocks, load_between
+def test_prompts_of_each_kind(files):
+    """The forms that public requests have (tests/test_olmes_prompts.py compares all of them)."""
 
-    code = "import time\nend = time.time() + 20\nwhile time.time() < end: pass"
-    spin = subprocess.Popen([sys.executable, "-c", code])
-    try:
-        time.sleep(0.3)  # past its start
-        stranger, ours = cpu_clocks([]), cpu_clocks([spin.pid])
-        time.sleep(1.0)
-        as_stranger, as_ours = load_between(stranger, cpu_clocks([])), load_between(ours, cpu_clocks([spin.pid]))
-    finally:
-        spin.kill()
-        spin.wait()
-    assert as_stranger > as_ours
+    def prompt(name):
+        return _asked(name, files, _response).questions[1].prompt
 
-
-def repeat(load, seconds=1.0):
-    from common import Repeat
-
-    return Repeat(seconds, seconds, load, {})
-
-
-def test_noisy_repeats_are_left_out_only_where_enough_quiet_ones_remain():
-    from common import kept
-
-    quiet, noisy = repeat(0.02), repeat(1.5)
-    chosen, is_quiet = kept({"ours": [quiet, noisy, quiet, quiet], "peer": [quiet] * 4})
-    assert is_quiet and chosen == {"ours": [quiet] * 3, "peer": [quiet] * 4}
-    taken = {"ours": [quiet, quiet, noisy, noisy], "peer": [quiet] * 4}
-    assert kept(taken) == (taken, False)
-    unknown = {"ours": [repeat(None)] * 4}
-    assert kept(unknown) == (unknown, False)
-
-
-def test_medians_and_percentiles():
-    from common import median_load, percentile, spread
-    from train import medians
-
-    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
-    assert percentile(range(1, 101), 0.95) == 95 and percentile([7.0], 0.95) == 7.0
-    assert percentile([1, 2, 3], 0.5) == 2 and percentile([1, 2, 3], 0.95) == 3
-    assert median_load([repeat(0.1), repeat(None), repeat(0.3)]) == pytest.approx(0.2)
-    assert median_load([repeat(None)]) is None
-    assert medians([{"a": 1.0, "b": 4.0}, {"a": 3.0, "b": 2.0}, {"a": 2.0, "b": 9.0}]) == {"a": 2.0, "b": 4.0}
-
-
-def test_the_ratio_is_ours_over_the_peers():
-    from common import json_line
-
-    assert json.loads(json_line(1234.56, 1000.0, "tokens/s", 0.01, {"rates": [1.23456]})) == {
-        "ours": 1235.0, "peer": 1000.0, "ratio": 1.235, "unit": "tokens/s", "load": 0.01, "config": {"rates": [1.235]},
-    }  # fmt: skip
-
-
-def test_products_of_both_sides_are_the_same_work_but_for_the_recomputed_logits():
-    from common import SIZES
-    from train import hf_products, our_products
-
-    shape, rows, length = SIZES["35m"], 4, 512
-    ours = sum(p.flops for p in our_products(shape, rows, length, 1024).values())
-    theirs = sum(p.flops for p in hf_products(shape, rows, length).values())
-    again = 2 * rows * length * shape["width"] * shape["vocab"]
-    assert ours - theirs == again
-    matrices = shape["layers"] * (4 * shape["width"] ** 2 + 3 * shape["width"] * shape["ffn"])
-    assert theirs == 6 * rows * length * (matrices + shape["width"] * shape["vocab"])
-
-
-def test_the_parts_of_a_step_add_up_to_it():
-    from train import breakdown
-
-    parts = {"step": 1.0, "attention": 0.05, "head": 0.2, "optimizer": 0.04}
-    lines = breakdown(parts, {"qkv": 0.3, "down": 0.1, "head": 0.15}, layers=2)
-    assert sum(lines.values()) == pytest.approx(1.0)
-    assert lines["softmax and loss"] == pytest.approx(0.05) and lines["the rest"] == pytest.approx(0.26)
-
-
-def test_workers_take_turns_and_the_order_turns_round(tmp_path):
-    from common import Worker, take_turns
-
-    code = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "from common import serve, take_stdout\n"
-        "channel = take_stdout(); print('noise that is no answer')\n"
-        "def burst(steps):\n"
-        f"    open({str(tmp_path / 'order')!r}, 'a').write(sys.argv[1])\n"
-        "    return {'seconds': 1.0, 'cpu_seconds': 1.0, 'steps': steps}\n"
-        "serve({'name': sys.argv[1]}, {'burst': burst}, channel)\n"
+    assert prompt("hellaswag") == "Walking: A man walks 1 miles. He"
+    assert prompt("hellaswag:mc").startswith(
+        "Walking: A man walks 1 miles. He\nChoose the best continuation:\n A. one two. Go on.\n"
     )
-    with Worker("a", [sys.executable, "-c", code, "a"]) as a, Worker("b", [sys.executable, "-c", code, "b"]) as b:
-        assert (a.about, b.about) == ({"name": "a"}, {"name": "b"})
-        taken = take_turns([a, b], 3, steps=2)
-    assert (tmp_path / "order").read_text() == "abbaab"
-    assert [r.answer["steps"] for r in taken["a"]] == [2, 2, 2]
+    assert prompt("winogrande:mc") == "Fill in the blank: Al beat Bo 1 times, so ___ was glad.\n A. Al\n B. Bo\nAnswer:"
+    assert prompt("boolq") == "Odd -- 1 is a number.\nQuestion: is 1 odd?\nAnswer:"
+    turns = prompt("gsm8k:tulu3")
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 8 + ["user"]
+    assert turns[-1]["content"] == "Question: what is 1 + 1?\nAnswer:"
+    (turn,) = prompt("gsm8k:tulu25")
+    assert turn["content"].count("Answer: ") == 8 and turn["content"].endswith("\n\nQuestion: what is 1 + 1?")
 
 
-def test_a_worker_that_dies_is_one_line_with_what_it_said_last():
-    from common import BenchmarkError, Worker
-
-    with pytest.raises(BenchmarkError, match="worker sick ended with status 3: the reason"):
-        Worker("sick", [sys.executable, "-c", "import sys; print('the reason', file=sys.stderr); sys.exit(3)"])
-
-
-def test_disk_use_is_counted_while_files_come_and_go(tmp_path):
-    from checkpoint import DiskWatch, folder_bytes
-
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "file").write_bytes(b"x" * 1000)
-    assert folder_bytes(tmp_path) == 1000 and folder_bytes(tmp_path / "nowhere") == 0
-    looked = threading.Event()
-
-    class Looking(DiskWatch):
-        def _watch(self):
-            self.largest = folder_bytes(self._folder)
-            looked.set()
-            super()._watch()
-
-    with Looking(tmp_path, seconds=0.001) as watch:
-        assert looked.wait(10)
-        (tmp_path / "deep" / "file").unlink()
-        (tmp_path / "deep").rmdir()
-    assert watch.largest == 1000
+def test_prompt_files_of_bbh_are_read_whole(shared_data, tmp_path):
+    folder = shared_data / "evaluation/bbh"
+    path = tmp_path / "navigate.jsonl"
+    path.write_text(json.dumps({"input": "Turn left.\nOptions:\n- Yes\n- No", "target": "No"}) + "\n")
+    ask = Ask("bbh", file=str(path), shots_from=str(folder / "cot-prompts"))
+    (question,) = questions(ask, ALL["bbh"])
+    published = (folder / "cot-prompts/navigate.txt").read_text().partition("-----\n")[2].strip()
+    assert question.prompt == f"{published}\n\nQ: Turn left.\nOptions:\n- Yes\n- No\nA:"
 
 
-def test_a_method_counts_as_better_where_its_gain_is_more_than_two_standard_errors():
-    import quickstart_seeds
+def test_every_suite_has_all_its_benchmarks():
+    for name in suites.SUITES:
+        suites.load(name)
 
-    def table(dpo: float, ppo: float) -> dict:
-        over = {"method": "SFT", "stderr": 0.02}
-        rows = [{"method": "pretrained", "over": None}, {"method": "SFT", "over": {**over, "method": "pretrained",
-                 "difference": 0.5}}, {"method": "DPO", "over": {**over, "difference": dpo}},
-                {"method": "PPO", "over": {**over, "difference": ppo}}]  # fmt: skip
-        return {"rows": rows}
 
-    found = [quickstart_seeds.gains(table(*gains)) for gains in ((0.05, 0.03), (0.041, -0.2), (0.04, 0.5))]
-    assert found[0]["DPO"] == pytest.approx({"points": 5, "stderr": 2})
-    assert quickstart_seeds.beaten(found) == {"DPO": 2, "PPO": 1}
+def test_preferences_do_not_depend_on_the_place_of_a_response(files):
+    """A judge that always prefers the model's response, wherever it stands, gives a win rate of 1."""
+    from easylm_jax.evaluate.verdicts import swapped
+
+    def fair(first, one, document):
+        return Response(texts=("ok",), replies=("B" if swapped(document["instruction"]) else "A",))
+
+    result = result_of(_asked("alpaca_eval:1", files, fair))
+    assert result["score"] == 1.0 and len({swapped(f"say {n}") for n in range(COUNT)}) == 2
+    assert np.mean([document["score"] for document in result["documents"]]) == 1.0
+
+
+def test_length_control_needs_the_difficulty_of_instructions(tmp_path):
+    path = tmp_path / "alpaca.jsonl"
+    path.write_text(json.dumps({"instruction": "say", "output": "it"}) + "\n")
+    with pytest.raises(UserError, match="needs the difficulty of each instruction"):
+        questions(Ask("alpaca_eval:2", file=str(path)), ALL["alpaca_eval:2"])

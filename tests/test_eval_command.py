@@ -114,8 +114,10 @@ def test_options_are_ranked_by_their_log_probabilities(choices, tmp_path):
     assert cloze["documents"][0]["prompt"] == "Question: one 0\nAnswer:"
     shown = "Question: one 0\n A. one two\n B. three\n C. four five six\n D. seven\nAnswer:"
     assert letters["documents"][0]["prompt"] == shown and letters["documents"][0]["choices"][1] == " B"
-    per_character = [p / n for p, n in zip(cloze["documents"][2]["logprobs"], (7, 5, 13, 5), strict=True)]
-    assert cloze["documents"][2]["score"] == float(np.argmax(per_character) == 2)
+    logprobs, alone = (np.array(cloze["documents"][2][name]) for name in ("logprobs", "unconditional"))
+    assert cloze["documents"][2]["score"] == float(np.argmax(logprobs - alone) == 2)
+    per_character = float(np.argmax(logprobs / (8, 6, 14, 6)) == 2)  # the space before an option counts
+    assert cloze["documents"][2]["scores"]["acc_per_character"] == per_character
 
 
 def test_solved_examples_come_from_the_file_that_is_named(choices, problems, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,11 @@ def questions(ask: Ask, benchmark: Benchmark) -> list[Question]:
         UserError: the documents or the solved examples cannot be read, or lack a column.
     """
     sources = benchmark.documents if ask.file is None else (_local(ask.file, ask.benchmark),)
-    found = list(itertools.islice(_documents(benchmark, sources, ask.benchmark, benchmark.read), ask.limit))
+    records = _documents(benchmark, sources, ask.benchmark, benchmark.read)
+    if benchmark.sample is not None:
+        every, (size, seed) = list(records), benchmark.sample
+        records = random.Random(seed).sample(every, size) if len(every) > size else every
+    found = list(itertools.islice(records, ask.limit))
     if not found:
         raise UserError(f"task {ask.benchmark}: there is no document in {', '.join(s.path for s in sources)}")
     solved = _Solved(ask, benchmark)
@@ -107,14 +113,25 @@ def _documents(benchmark: Benchmark, sources: Sequence[Source], name: str, read)
         for record, where in read_records(source):
             if isinstance(record, BadRecord):
                 raise UserError(f"task {name}: {record}")
+            record = {"_subset": source.subset or _stem(source.data_files or where), **record}
             missing = [column for column in benchmark.columns if column not in record]
             if missing:
                 raise UserError(
-                    f"task {name}: {where} has no column {missing[0]!r} (it has {', '.join(record)}); give a file with "
+                    f"task {name}: {where} has no column {missing[0]!r} (it has {_columns(record)}); give a file with "
                     "the columns of the published set"
                 )
             for document in read(record):
                 yield document, where
+
+
+def _stem(where: str | tuple[str, ...]) -> str:
+    """The name of the file that a record is in, without its endings: what names a task whose files are one each."""
+    name = where if isinstance(where, str) else where[0]
+    return re.split(r" row | record |:\d", name)[0].rpartition("/")[2].partition(".")[0]
+
+
+def _columns(record: Document) -> str:
+    return ", ".join(name for name in record if not name.startswith("_"))
 
 
 class _Solved:
@@ -130,7 +147,10 @@ class _Solved:
         read = examples.read or benchmark.read
         columned = benchmark if examples.read is None else dataclasses.replace(benchmark, columns=())
         records = (document for document, _ in _documents(columned, sources, ask.benchmark, read))
-        if examples.ids:
+        if examples.ids and ask.shots_from is not None:  # a file of one's own: the authors' examples, or else the first
+            every = list(records)
+            self.examples = self._found(every) or every[: benchmark.shots]
+        elif examples.ids:
             self.examples = self._named(records)
         elif examples.same_group:
             self.examples = list(records)
@@ -143,18 +163,22 @@ class _Solved:
             )
 
     def _named(self, records: Iterable[Document]) -> list[Document]:
+        found = self._found(records)
+        if not found:
+            raise UserError(f"task {self.name}: the authors' examples are not all there; give the published set")
+        return found
+
+    def _found(self, records: Iterable[Document]) -> list[Document]:
+        """The examples that the authors chose, in their order; none where one is missing."""
         examples = self.benchmark.examples
         assert examples is not None
         ids = examples.ids[: self.benchmark.shots]
         found: dict[Any, Document] = {}
         for number, record in enumerate(records):
-            key = number if examples.key is None else record[examples.key]
+            key = number if examples.key is None else record.get(examples.key)
             if key in ids:
                 found.setdefault(key, record)
-        missing = [key for key in ids if key not in found]
-        if missing:
-            raise UserError(f"task {self.name}: there is no example {missing[0]!r}; give the published set")
-        return [found[key] for key in ids]
+        return [found[key] for key in ids] if len(found) == len(ids) else []
 
     def of(self, document: Document) -> list[tuple[str, str]]:
         """(question, solution) of each example that stands before a document."""

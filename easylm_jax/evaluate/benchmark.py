@@ -149,6 +149,8 @@ class Benchmark:
     """What a response is compared with: the number of the right option, or the answer's text."""
     read: Callable[[Document], Iterable[Document]] = itself
     """Makes documents from a record of the source."""
+    sample: tuple[int, int] | None = None
+    """(number, seed) of the documents that are asked, drawn by Python's `random.Random(seed).sample`; None for all."""
     group: Callable[[Document], str] | None = None
     """The subject or domain of a document; the score of each group is reported too."""
     options: Callable[[Document], Sequence[str]] | None = None

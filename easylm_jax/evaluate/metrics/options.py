@@ -21,8 +21,9 @@ def accuracy(label: int, response: Response) -> float:
 
 
 def accuracy_per_character(label: int, response: Response) -> float:
-    """The same with log-probabilities divided by the characters of the option, without the space before it."""
-    lengths = [max(1, len(option.lstrip(" "))) for option in response.options]
+    """The same with log-probabilities divided by the characters of the continuation, the space before it included: so
+    OLMES counts (OLMo's first in-loop evaluation left the space out)."""
+    lengths = [max(1, len(option)) for option in response.options]
     return _chosen([logprob / length for logprob, length in zip(response.logprobs, lengths, strict=True)], label)
 
 
@@ -40,3 +41,10 @@ def accuracy_unconditional(label: int, response: Response) -> float:
 def bits_per_byte(label: int, response: Response) -> float:
     """−log₂ P of the right option over its UTF-8 bytes, the space before it included."""
     return -response.logprobs[label] / math.log(2) / len(response.options[label].encode())
+
+
+def probability_of_true(label: Sequence[int], response: Response) -> float:
+    """TruthfulQA's MC2: the share of the probability of all options that is on those marked 1 (arXiv 2109.07958)."""
+    top = max(response.logprobs)
+    weights = [math.exp(logprob - top) for logprob in response.logprobs]
+    return sum(weight for weight, one in zip(weights, label, strict=True) if one) / sum(weights)
