@@ -45,7 +45,14 @@ def _requests(package, name, way):
 def _solved(package, name):
     """The five solved examples, read off the first multiple-choice request."""
     context = _requests(package, name, "mc5")[0]["request"]["context"]
-    return [_record(name, number, text) for number, text in enumerate(context.split("\n\n")[:5])]
+    records = [_record(name, number, text) for number, text in enumerate(context.split("\n\n")[:5])]
+    if name == "hellaswag":  # the space that a mark leaves before an ending shows in the ranked form alone
+        ranked = _requests(package, name, "rc5")[0]["request"]["context"].split("\n\n")
+        for record, text in zip(records, ranked, strict=False):
+            right = int(record["label"])
+            marked = f"  {record['endings'][right]}" in text
+            record["endings"][right] = "[step] " * marked + record["endings"][right]
+    return records
 
 
 def _record(name, number, text):

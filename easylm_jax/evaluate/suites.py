@@ -124,6 +124,23 @@ SUITES: dict[str, Suite] = {
             one("MMLU", "mmlu:tulu3"), _SAFETY, one("PopQA", "popqa:tulu3"), one("TruthfulQA", "truthfulqa:tulu3"),
         ),
     ),
+    "olmes": Suite(
+        "OLMES", "arXiv 2406.08446, Table 1",
+        tuple(olmes(title, name) for title, name in (
+            ("ARC-Challenge", "arc_challenge"), ("ARC-Easy", "arc_easy"), ("BoolQ", "boolq"),
+            ("CommonsenseQA", "csqa"), ("HellaSwag", "hellaswag"), ("MMLU", "mmlu"), ("OpenBookQA", "openbookqa"),
+            ("PIQA", "piqa"), ("Social IQa", "socialiqa"), ("WinoGrande", "winogrande"),
+        )),
+    ),
+    "bits-per-byte": Suite(
+        "Bits per byte of right answers", "for evaluation while training (spec olmo §16)",
+        tuple(one(title, f"{name}:bpb") for title, name in (
+            ("ARC-Challenge", "arc_challenge"), ("ARC-Easy", "arc_easy"), ("HellaSwag", "hellaswag"), ("MMLU", "mmlu"),
+            ("WinoGrande", "winogrande"), ("PIQA", "piqa"), ("Social IQa", "socialiqa"), ("CommonsenseQA", "csqa"),
+            ("GSM8K", "gsm8k"), ("MATH", "math"), ("HumanEval", "humaneval"), ("MBPP", "mbpp"), ("DROP", "drop"),
+            ("NaturalQuestions", "nq"), ("TriviaQA", "triviaqa"),
+        )), averaged=False,
+    ),
     "rlvr": Suite(
         "Verifiable rewards", "what the RLVR stages of Tülu 3 and OLMo 2 are evaluated on (spec tulu3 §6.1)",
         (one("GSM8K", "gsm8k"), one("MATH-500", "math500"), one("IFEval", "ifeval")), averaged=False,
