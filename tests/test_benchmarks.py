@@ -1,4 +1,4 @@
-"""Every benchmark of texts in every setting runs to its end on records in its schema, with scores and standard errors."""
+"""Every benchmark of texts in every setting runs to its end on records in its schema, with standard errors."""
 
 import dataclasses
 import json
