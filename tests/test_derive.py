@@ -13,6 +13,7 @@ import models
 from easylm_jax.checkpoint import revision
 from easylm_jax.checkpoint.checkpointer import Checkpointer, restore_params
 from easylm_jax.config import (
+    AddVision,
     Average,
     DataSpec,
     DecoderConfig,
@@ -29,6 +30,7 @@ from easylm_jax.data import load_tokenizer
 from easylm_jax.evaluate.losses import Sums, loss_difference, mean_loss
 from easylm_jax.experiment import Experiment
 from easylm_jax.plan import shapes
+from models.config import VisionConfig
 from models.errors import UserError
 
 MODEL = DecoderConfig("olmo2", layers=2, width=16, heads=2, ffn=24, vocab=420, context=32, qk_norm=True)
@@ -214,3 +216,59 @@ def test_steps_of_a_run_are_named_as_released_ones():
     assert str(revision.of_stage("stage1", 1000, tokens)) == "stage1-step1000-tokens4B"
     assert str(revision.of_stage("stage2-50b-seed42", 11_931, tokens)) == "stage2-step11931-tokens50B"
     assert str(revision.of_stage("pretrain", 10, 2048)) == "step10-tokens0B"
+
+
+def clip_folder(folder, vision):
+    """A folder with a random CLIP vision model of these sizes, as `transformers` writes it."""
+    from safetensors.numpy import save_file
+
+    random, w, layers = np.random.default_rng(5), vision.width, vision.layers + 1
+    shapes = {
+        "embeddings.class_embedding": (w,), "embeddings.position_embedding.weight": (vision.grid**2 + 1, w),
+        "embeddings.patch_embedding.weight": (w, 3, vision.patch, vision.patch), "post_layernorm.weight": (w,),
+        "pre_layrnorm.weight": (w,), "pre_layrnorm.bias": (w,),
+    }  # fmt: skip
+    for layer in range(layers):
+        at = f"encoder.layers.{layer}."
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= {f"{at}self_attn.{name}.weight": (w, w), f"{at}self_attn.{name}.bias": (w,)}
+        for name in ("layer_norm1", "layer_norm2"):
+            shapes |= {f"{at}{name}.weight": (w,), f"{at}{name}.bias": (w,)}
+        shapes |= {f"{at}mlp.fc1.weight": (vision.ffn, w), f"{at}mlp.fc1.bias": (vision.ffn,)}
+        shapes |= {f"{at}mlp.fc2.weight": (w, vision.ffn), f"{at}mlp.fc2.bias": (w,)}
+    tensors = {f"vision_model.{name}": random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "clip_vision_model"}))
+    return tensors
+
+
+VISION = VisionConfig(
+    image=12, patch=3, margin=1, width=8, heads=2, ffn=12, layers=2, features=(-1, -2), connector_ffn=10,
+    start_id=420, end_id=421, patch_id=422, column_id=423, image_id=424, extra_rows=5,
+)  # fmt: skip
+
+
+def test_a_model_that_sees_is_made_of_a_language_model_and_a_tower(runs, tmp_path):
+    tensors = clip_folder(tmp_path / "clip", VISION)
+    stage = AddVision("seeing", init=names(runs)[0], vision=VISION, tower=f"hf:{tmp_path / 'clip'}")
+    experiment = ran(tmp_path / "out", stage)
+    dense, seeing = restore_params(runs / "m0"), restore_params(experiment.folder("seeing"))
+    model = models.build(stage.derived(MODEL))
+    shape_of = lambda leaf: leaf.shape  # noqa: E731
+    assert jax.tree.map(shape_of, model.abstract_params()) == jax.tree.map(shape_of, seeing)
+    np.testing.assert_array_equal(seeing["embed"]["table"], dense["embed"]["table"])
+    query = tensors["vision_model.encoder.layers.1.self_attn.q_proj.weight"]
+    np.testing.assert_array_equal(seeing["vision"]["blocks"]["attn"]["q"]["kernel"][1], query.T)
+    patch = tensors["vision_model.embeddings.patch_embedding.weight"]  # [width, channel, row, column]
+    kernel = np.asarray(seeing["vision"]["patch"]["kernel"]).reshape(3, 3, 3, 8)  # row, column, channel, width
+    np.testing.assert_array_equal(kernel, patch.transpose(2, 3, 1, 0))
+    # Without pictures it is the language model.
+    tokens = np.random.default_rng(0).integers(4, 420, (2, 8)).astype(np.int32)
+    ours, theirs = models.logits(model, seeing, tokens), models.logits(models.build(MODEL), dense, tokens)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    other = dataclasses.replace(stage, name="other", vision=dataclasses.replace(VISION, encoder="siglip"))
+    with pytest.raises(UserError, match="is a clip model, but vision.encoder is 'siglip'"):
+        ran(tmp_path / "b", other)
+    with pytest.raises(UserError, match="'clip' must be hf:"):
+        AddVision("seeing", init="hf:x", vision=VISION, tower="clip")

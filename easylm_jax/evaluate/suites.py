@@ -82,6 +82,15 @@ SUITES: dict[str, Suite] = {
             Column("Instruction following", ("alpaca_eval:1", "alpaca_eval:2", "ifeval")),
         ),
     ),
+    "molmo": Suite(
+        "Molmo", "arXiv 2409.17146, Table 1; VQA v2, DocVQA and InfographicVQA on their validation sets",
+        tuple(one(title, name) for title, name in (
+            ("AI2D", "ai2d"), ("ChartQA", "chartqa"), ("VQA v2", "vqa2"), ("DocVQA", "docvqa"),
+            ("InfographicVQA", "infographic_vqa"), ("TextVQA", "textvqa"), ("RealWorldQA", "realworldqa"),
+            ("MMMU", "mmmu"), ("MathVista", "mathvista"), ("CountBenchQA", "countbench_qa"),
+            ("PixMo-Count", "pixmo_count"),
+        )),
+    ),
     "tulu3-dev": Suite(
         "Tülu 3, development", "arXiv 2411.15124, Table 24 (spec tulu3 §8.1)",
         (
