@@ -327,7 +327,8 @@ def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path,
     (task,) = json.loads(result.read_text())["tasks"]
     assert task["n"] == 2 and 0 <= task["score"] <= 1
     capsys.readouterr()
-    assert main(["generate", run, "What colour is it?", "--image", str(folder / "0.png"), "--max-new-tokens", "3"]) == 0
+    seen = ["--image", str(folder / "0.png"), "--draw", str(tmp_path / "shown.png"), "--max-new-tokens", "3"]
+    assert main(["generate", run, "What colour is it?", *seen]) == 0 and (tmp_path / "shown.png").is_file()
     assert main(["generate", run, "What colour is it?", "--image", str(folder / "records.jsonl")]) == 2
     assert "it is not a picture" in capsys.readouterr().err
     loaded = load(run)

@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a picture that every prompt is about, for models that see (Molmo); several for several pictures",
     )
     parser.add_argument(
+        "--draw", type=kinds.OUTPUT_FILE, metavar="PNG", help="write the picture with the points of the first response"
+    )
+    parser.add_argument(
         "--max-crops", type=kinds.COUNT, metavar="N",
         help="the most crops of a picture; more show more detail (default: as the model was trained)",
     )  # fmt: skip
@@ -98,6 +101,8 @@ def main(arguments: argparse.Namespace) -> int:
     from easylm_jax.data import templates
     from models.molmo.batch import with_pictures
 
+    if arguments.draw and len(arguments.image) != 1:
+        raise UserError(f"--draw shows the points in one picture; {len(arguments.image)} are given with --image")
     conversations = _conversations(arguments)
     source = load(arguments.model, tokenizer=arguments.tokenizer)
     template = None if arguments.raw else arguments.template or source.template
@@ -122,6 +127,8 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"{len(records)} response{'s' if len(records) > 1 else ''}, {speed}", file=sys.stderr)
     if arguments.json:
         _write(Path(arguments.json), records)
+    if arguments.draw:
+        _draw(arguments.image[0], records[0]["response"], Path(arguments.draw))
     return 0
 
 
@@ -219,6 +226,17 @@ def encode(source: LoadedModel, messages: Messages, template: str | None, number
         raise UserError(f"prompt {number} is a conversation; name its chat template with --template")
     start = [source.tokenizer.bos_id] if source.add_bos and source.tokenizer.bos_id is not None else []
     return start + source.tokenizer.encode(messages[0]["content"])
+
+
+def _draw(picture: str, response: str, path: Path) -> None:
+    """Writes the picture with the points of a response as PNG."""
+    from easylm_jax.evaluate import pointing
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pointing.draw(picture, pointing.read(response)).save(path, "PNG")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; give another file with --draw") from error
 
 
 def _pictures(source: LoadedModel, arguments: argparse.Namespace) -> list[TokenizedImage]:
