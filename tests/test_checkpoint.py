@@ -26,6 +26,7 @@ from easylm_jax.checkpoint import (
     restore_params,
     store,
 )
+from easylm_jax.runtime import processes
 from models import trees
 from models.errors import UserError
 
@@ -543,3 +544,23 @@ def test_config_difference_names_fields():
         "stages[1].name: 'b' -> 'c'",
     ]
     assert config_difference(old, json.loads(json.dumps(old))) == []
+
+
+def test_another_process_that_ends_during_a_save_is_nothing_that_the_user_has_to_fix(tmp_path, monkeypatch):
+    """It is started again (75), while a storage that fails is told (2)."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", lambda status: ended.append(status))
+    for failure in ("Gloo AllGather failed: Connection closed by peer [127.0.0.1]:1", "the bucket is gone"):
+        checkpointer = Checkpointer(tmp_path / failure[:4], asynchronous=False)
+
+        def fails(failure=failure):
+            raise RuntimeError(failure)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(checkpointer._writer, "wait", fails)
+            with pytest.raises(RuntimeError if "peer" in failure else UserError) as caught:
+                checkpointer.save(1, {"x": np.ones(2)}, {})
+        processes.end_at_once(caught.value)
+        checkpointer.close()
+    processes.end_at_once(processes.Temporary("it took longer"))
+    assert ended == [75, 2, 75]

@@ -249,7 +249,7 @@ class Checkpointer:
             return
         left = self._deadline - (time.monotonic() - save.began)
         if not save.done.wait(max(left, 0.0)):
-            raise UserError(
+            raise processes.Temporary(
                 f"checkpoint {save.step} is still not written after {self._deadline:g} s (deadline_seconds) in "
                 f"{self.folder}: the storage or another process hangs; {self._fallback()}"
             )
@@ -262,11 +262,15 @@ class Checkpointer:
         """A one-line UserError for a storage failure; other errors are bugs and are returned unchanged."""
         if isinstance(error, UserError) or not isinstance(error, OSError | ValueError | RuntimeError):
             return error
+        if processes.peer_lost(error):  # nothing that the user has to fix
+            return error
+        kind: type[UserError] = UserError
         if isinstance(error, TimeoutError):
+            kind = processes.Temporary
             reason = f"it took longer than {self._deadline:g} s (deadline_seconds), or another process died"
         else:
             reason = store.write_failure(error)
-        return UserError(f"checkpoint {step} could not be written to {self.folder}: {reason}; {self._fallback()}")
+        return kind(f"checkpoint {step} could not be written to {self.folder}: {reason}; {self._fallback()}")
 
     def _fallback(self) -> str:
         newest = self.latest_step()

@@ -17,6 +17,21 @@ import numpy as np
 from easylm_jax.runtime import barriers, exit_status
 from models.errors import UserError
 
+_PEER_LOST = ("Connection closed by peer", "Connection reset by peer")
+
+
+class Temporary(UserError):
+    """A failure that may not come again when the run is started again; processes of a run end with status 75."""
+
+
+def peer_lost(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that another process of the run has ended."""
+    while error is not None:
+        if any(text in str(error) for text in _PEER_LOST):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
 
 def is_first_process() -> bool:
     return jax.process_index() == 0
@@ -144,9 +159,9 @@ def end_at_once(error: Exception, as_user_error: int = exit_status.USER_ERROR) -
     """
     status = exit_status.FAILED
     if isinstance(error, UserError):
-        status = as_user_error
+        status = exit_status.TEMPORARY if isinstance(error, Temporary) else as_user_error
         print(f"easylm: error: {' '.join(str(error).split())}", file=sys.stderr)
-    elif any(text in str(error) for text in ("Connection closed by peer", "Connection reset by peer")):
+    elif peer_lost(error):
         status = exit_status.TEMPORARY
         print("easylm: another process of this run has ended; see its last output for the reason", file=sys.stderr)
     else:
