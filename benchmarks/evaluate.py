@@ -35,7 +35,7 @@ from common import (
 )  # fmt: skip
 
 OPTIONS = 4
-BATCHES = (1, 16, 64)  # of the peer
+BATCHES = (8, 64)  # of the peer
 FIRST_WORD = 8  # ids below it are control tokens
 
 
@@ -71,12 +71,22 @@ def write_tokenizer(folder: Path, vocab: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
-def peer_commands(name: str, spec: str) -> list[tuple[str, list[str]]]:
+def peer_commands(name: str, spec: str, busy: bool) -> list[tuple[str, list[str], dict[str, str]]]:
+    """(name, command, environment) of each setting of the peer; the best one is reported.
+
+    torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
+    ones sleep.
+    """
     python = ROOT / ".peers" / name / "bin" / "python"
     if not python.is_file():
         raise BenchmarkError(f"no environment .peers/{name}; build it with benchmarks/setup_peers.sh {name}")
     script = str(ROOT / "benchmarks" / "peers" / "lm_eval_score.py")
-    return [(f"lm_eval, batches of {size}", [str(python), script, spec, str(size)]) for size in BATCHES]
+    policies = {"sleeping threads": {"OMP_WAIT_POLICY": "passive"}} | ({} if busy else {"spinning threads": {}})
+    return [
+        (f"lm_eval, batches of {size}, {policy}", [str(python), script, spec, str(size)], environment)
+        for size in BATCHES
+        for policy, environment in policies.items()
+    ]
 
 
 def arguments() -> argparse.Namespace:
@@ -88,6 +98,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shots", type=int, default=0, help="solved examples before each question (0)")
     parser.add_argument("--peer", choices=("lm_eval",), help="the codebase to compare with")
     parser.add_argument("--repeats", type=int, default=3, help="measured calls of each side (3)")
+    parser.add_argument(
+        "--busy", action="store_true", help="the machine is shared: leave out settings with spinning threads"
+    )
     options = parser.parse_args()
     if min(options.questions, options.repeats) < 1 or options.shots < 0:
         parser.error("questions and repeats must be at least 1, shots at least 0")
@@ -109,8 +122,8 @@ def main() -> None:
         path.write_text(json.dumps(spec))
         own = [sys.executable, str(ROOT / "benchmarks" / "evaluate_worker.py"), str(path)]
         ours = stack.enter_context(Worker("ours", own))  # first, since it writes the weights
-        commands = peer_commands(options.peer, str(path)) if options.peer else []
-        workers = [ours, *(stack.enter_context(Worker(name, command)) for name, command in commands)]
+        commands = peer_commands(options.peer, str(path), options.busy) if options.peer else []
+        workers = [ours, *(stack.enter_context(Worker(*command)) for command in commands)]
         about = {worker.name: worker.about for worker in workers}
         print(f"{options.size}: {about['ours']['parameters']:,} parameters, {options.questions} questions")
         all_taken = take_turns(workers, options.repeats, steps=1)

@@ -12,6 +12,7 @@ from easylm_jax.evaluate import harness
 from easylm_jax.evaluate.benchmark import Metric
 from easylm_jax.evaluate.columns import contributions
 from easylm_jax.evaluate.statistics import grouped_mean, mean, ratio
+from easylm_jax.report import html, read
 from easylm_jax.runtime.monitor.metrics import read_metrics
 from models.errors import UserError
 
@@ -89,6 +90,8 @@ def test_benchmarks_stand_in_the_metrics_of_training(asks, tmp_path):
     assert [task["score"] for task in kept["tasks"]] == [
         lines[4]["benchmark/arc_challenge:mc"], lines[4]["benchmark/perplexity"],
     ]  # fmt: skip
+    page = html.page(read.collect(it.root))
+    assert "Benchmarks while training" in page and "arc_challenge:mc</text>" in page
     # The scores are those of the finished model.
     table = Evaluate("table", title="t", tasks=(), benchmarks=asks, entries=(Entry("more", ("more",)),))
     last = rl_kit.Experiment(dataclasses.replace(it.recipe, stages=(*it.recipe.stages, table)), it.out)

@@ -183,6 +183,8 @@ def test_what_cannot_be_asked_is_one_line(problems, choices, tmp_path, capsys):
     model, other = rl_kit.made().out / "rl" / "sft", rl_kit.other_tokenizer(tmp_path)
     task, short = ("--task", f"gsm8k={problems}"), ("--max-new-tokens", 4)
     bare, strange, empty = tmp_path / "bare.jsonl", tmp_path / "strange.jsonl", tmp_path / "empty.jsonl"
+    nothing = tmp_path / "nothing.jsonl"
+    rl_kit.write(nothing, [{"question": "one", "choices": {"text": ["a", ""], "label": ["A", "B"]}, "answerKey": "A"}])
     rl_kit.write(bare, [{"question": "one"}])
     rl_kit.write(strange, [{"question": "one", "choices": ["a", "b"], "answerKey": "A"}])
     rl_kit.write(empty, [])
@@ -203,6 +205,7 @@ def test_what_cannot_be_asked_is_one_line(problems, choices, tmp_path, capsys):
         ),
         ((model, *task, *short, "--tokenizer", other), "leave --tokenizer out"),
         ((model, "--task", f"gsm8k={bare}", *short), "has no column 'answer' (it has question); give a file with the"),
+        ((model, "--task", f"arc_challenge={nothing}"), "document 0 has an empty option, which has no score"),
         ((model, "--task", f"arc_challenge={strange}"), "is not as the published set (TypeError"),
         (
             (model, *task, "--shots", 9, "--shots-from", f"gsm8k={problems}"),

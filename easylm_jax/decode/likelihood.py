@@ -5,11 +5,11 @@ asked.
     continuation = y_1 … y_m    scoring pass over c_n, y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i)
 
 A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to
-a bucket of its own. Every shape therefore follows from the request's own lengths. A device computes one row at a time
-(`ROWS` of them on accelerators), so on a CPU in float32 a score has the same bits whatever stands beside the request,
-in whatever order or number, and on any mesh that splits rows alone. On accelerators rows share matrix products, whose
-tiles a neighbour does not change either, but the compiler promises nothing; with `tp` sums are split and may differ in
-the last bits.
+a bucket of its own. Every shape therefore follows from the request's own lengths. On a CPU a device computes one
+context at a time (`OTHER_ROWS` elsewhere) and four of its continuations, each in a slot; that slots are alike is tried
+out. So in float32 on a CPU a score has the same bits whatever stands beside the request, in whatever order or number,
+and on any mesh that splits rows alone. On accelerators rows share matrix products, whose tiles a neighbour does not
+change either, but the compiler promises nothing; with `tp` sums are split and may differ in the last bits.
 
 Requests with the same context share its passes, and contexts that begin with the same pieces (few-shot examples)
 share those: reading a piece again would give the same bits.
@@ -42,7 +42,9 @@ Request = tuple[Sequence[int], Sequence[int]]  # token ids of the context and of
 CHUNK = 128  # tokens of a whole piece of a context, and most tokens of a scoring pass
 ROWS = {"cpu": 1}  # rows of one pass on one device
 OTHER_ROWS = 16
+SLOTS = 4  # continuations of one context that a scoring pass reads
 TARGETS = 8  # continuations that share a scoring pass: they differ in their last token only
+_EVEN: dict[Any, bool] = {}  # by shape: whether slots are alike to the last bit
 KEPT = 64  # states after whole pieces that are kept for later contexts
 _CACHE = jax.sharding.PartitionSpec(None, BATCH_AXES, "tp")  # of [layers, rows, KV, columns, hd]
 
@@ -178,9 +180,10 @@ class _Scorer:
             todo = [self._groups(requests, contexts[context]) for context in wave]
             for shape in sorted({shape for groups in todo for shape in groups}):
                 queues = [collections.deque(groups.get(shape, ())) for groups in todo]
+                slots = self._slots(state, shape)
                 while any(queues):
-                    taken = [queue.popleft() if queue else [] for queue in queues]
-                    self._score(state, wave, taken, requests, results)
+                    taken = [queue.popleft() if queue else [] for queue in queues for _ in range(slots)]
+                    self._score(state, wave, taken, slots, requests, results)
                     if progress is not None:
                         progress(sum(map(len, taken)))
         return results
@@ -248,25 +251,53 @@ class _Scorer:
         counts[: len(lengths)] += np.array(lengths, np.int32)
         return _State(keys, values, counts)
 
-    def _score(self, state: _State, wave, taken: list[list[int]], requests, results) -> None:
-        """Answers a group of requests in each row."""
+    def _slots(self, state: _State, shape: int) -> int:
+        """How many groups of one context a pass answers.
+
+        Each row of a matrix product is a sum of its own, so slots do not change each other; but a library may sum the
+        last rows of a product in another order than the first. On a CPU, where scores must not depend on the slot,
+        this is tried out for each shape. Experts put the rows of all slots in an order that depends on all of them.
+        """
+        if shape > CHUNK or self.model.config.experts is not None:
+            return 1
+        if self.model.platform != "cpu":
+            return SLOTS
+        key = (self.model, self.mesh, state.keys.shape[3], shape)
+        if key not in _EVEN:
+            _EVEN[key] = self._slots_are_even(state, shape)
+        return SLOTS if _EVEN[key] else 1
+
+    def _slots_are_even(self, state: _State, shape: int) -> bool:
+        """Whether the same tokens have the same bits in every slot."""
+        draw = np.random.default_rng(0)
+        read = tuple(draw.integers(0, self.model.config.vocab_used, shape).tolist())
+        probe = np.resize(np.array(read, np.int32), (self.rows * SLOTS, TARGETS, shape))
+        logprobs, _ = self._run_score(state, self._padded([read] * len(probe), shape, len(probe)), probe)
+        bits = logprobs.reshape(self.rows, SLOTS, *logprobs.shape[1:])
+        return bool((bits == bits[:, :1]).all())
+
+    def _run_score(self, state: _State, inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._placed({"tokens": inputs, "counts": state.counts, "targets": targets})
+        program = _score_program(cast(Any, self.model), self.mesh)
+        return jax.device_get(
+            program(self.params, state.keys, state.values, rows["tokens"], rows["counts"], rows["targets"])
+        )
+
+    def _score(self, state: _State, wave, taken: list[list[int]], slots: int, requests, results) -> None:
+        """Answers a group of requests in each slot of each row."""
         texts = [requests[numbers[0]][1] if numbers else () for numbers in taken]
-        read = [(*context[-1:], *text[:-1]) for context, text in zip(wave, texts, strict=True)]
-        longest = max(map(len, texts))
+        contexts = [context for context in wave for _ in range(slots)]
+        read = [(*context[-1:], *text[:-1]) for context, text in zip(contexts, texts, strict=True)]
+        longest, count = max(map(len, texts)), self.rows * slots
         for begin in range(0, longest, CHUNK):
             end = min(begin + CHUNK, longest)
-            inputs = self._padded([row[begin:end] for row in read], bucket(end - begin))
-            targets = np.zeros((self.rows, TARGETS, inputs.shape[1]), np.int32)
+            inputs = self._padded([row[begin:end] for row in read], bucket(end - begin), count)
+            targets = np.zeros((count, TARGETS, inputs.shape[1]), np.int32)
             for row, numbers in enumerate(taken):
                 for at, number in enumerate(numbers):
                     part = requests[number][1][begin:end]
                     targets[row, at, : len(part)] = part
-            rows = self._placed({"tokens": inputs, "counts": state.counts, "targets": targets})
-            logprobs, greedy = jax.device_get(
-                _score_program(cast(Any, self.model), self.mesh)(
-                    self.params, state.keys, state.values, rows["tokens"], rows["counts"], rows["targets"]
-                )
-            )
+            logprobs, greedy = self._run_score(state, inputs, targets)
             for row, numbers in enumerate(taken):
                 for at, number in enumerate(numbers):
                     size = len(requests[number][1][begin:end])
@@ -277,8 +308,8 @@ class _Scorer:
             if end < longest:
                 state = self._extend(state, [row[begin:end] for row in read])
 
-    def _padded(self, rows: list[tuple[int, ...]], length: int) -> np.ndarray:
-        padded = np.zeros((self.rows, length), np.int32)
+    def _padded(self, rows: list[tuple[int, ...]], length: int, count: int | None = None) -> np.ndarray:
+        padded = np.zeros((count or self.rows, length), np.int32)
         for row, tokens in enumerate(rows):
             padded[row, : len(tokens)] = tokens
         return padded
@@ -286,42 +317,43 @@ class _Scorer:
     def _placed(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         if self.mesh is None:
             return {name: jnp.asarray(array) for name, array in rows.items()}
-        return chunked.place_rows(rows, self.mesh)
+        return {name: chunked.place_rows({name: array}, self.mesh)[name] for name, array in rows.items()}
 
 
 def _forward(model: Model, params: Params, keys, values, tokens, counts):
-    """Hidden states [R, n, d] of `tokens` [R, n], which follow `counts` [R] cached tokens of each row, and their own
-    keys and values [layers, R, KV, n, hd]."""
+    """Hidden states [R · slots, n, d] of `tokens` [R · slots, n], and their own keys and values [layers, R · slots, KV,
+    n, hd]. The tokens of every slot of a row follow the `counts` [R] cached tokens of the row."""
     c = model.config
     params = cast_kernels(params, model.compute.dtype)
-    rows, length = tokens.shape
-    positions = counts[:, None] + jnp.arange(length, dtype=jnp.int32)
-    cached = keys.shape[3]
-    own = jnp.broadcast_to(positions, (rows, length))
-    before = jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (rows, cached))
-    at = jnp.concatenate([before, own], axis=1)  # positions of the keys
-    there = jnp.concatenate([before < counts[:, None], jnp.ones((rows, length), bool)], axis=1)
+    (count, length), (rows, cached) = tokens.shape, (keys.shape[1], keys.shape[3])
+    positions = counts[:, None] + jnp.arange(length, dtype=jnp.int32)  # [R, n]
+    at = jnp.concatenate([jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (rows, cached)), positions], axis=1)
+    there = jnp.concatenate([at[:, :cached] < counts[:, None], jnp.ones((rows, length), bool)], axis=1)
     age = positions[:, :, None] - at[:, None, :]
-    visible = there[:, None] & (age >= 0)
+    visible = (there[:, None] & (age >= 0))[:, None]  # [R, 1, n, cached + n]
+    age = age[:, None]
 
     def attend(q, k, v, window, carry, layer):
-        k, v = (x.transpose(0, 2, 1, 3).astype(keys.dtype) for x in (k, v))
-        past = [jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values)]
+        k, v = (x.transpose(0, 2, 1, 3).astype(keys.dtype) for x in (k, v))  # [R · slots, KV, n, hd]
         carry = tuple(jax.lax.dynamic_update_index_in_dim(kept, x, layer, 0)
                       for kept, x in zip(carry, (k, v), strict=True))  # fmt: skip
-        k, v = (jnp.concatenate(pair, axis=2) for pair in zip(past, (k, v), strict=True))
+        past_k, past_v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values))
+        own_k, own_v = (x.reshape(rows, -1, *x.shape[1:]) for x in (k, v))
+        grouped = (q * q.shape[-1] ** -0.5).reshape(rows, -1, length, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
+        past = jnp.einsum("rsnkgd,rkcd->rkgsnc", grouped, past_k, preferred_element_type=jnp.float32)
+        own = jnp.einsum("rsnkgd,rskmd->rkgsnm", grouped, own_k, preferred_element_type=jnp.float32)
+        scores = soft_cap(jnp.concatenate([past, own], axis=-1), c.attention_softcap)
         mask = visible if window is None else visible & (age < window)
-        grouped = (q * q.shape[-1] ** -0.5).reshape(rows, length, c.kv_heads, -1, q.shape[-1])
-        scores = jnp.einsum("bskgd,bkcd->bkgsc", grouped, k, preferred_element_type=jnp.float32)
-        scores = jnp.where(mask[:, None, None], soft_cap(scores, c.attention_softcap), MASKED)
-        p = jax.nn.softmax(scores, axis=-1)
-        out = jnp.einsum("bkgsc,bkcd->bskgd", p.astype(v.dtype), v)
+        p = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
+        out = jnp.einsum("rkgsnc,rkcd->rsnkgd", p[..., :cached], past_v)
+        out += jnp.einsum("rkgsnm,rskmd->rsnkgd", p[..., cached:], own_v)
         return out.astype(q.dtype).reshape(q.shape), carry
 
-    shape = (c.layers, rows, c.kv_heads, length, c.head_dim)
+    shape = (c.layers, count, c.kv_heads, length, c.head_dim)
     x = model.embed(params["embed"], tokens, model.compute.dtype)
     carry = (jnp.zeros(shape, keys.dtype), jnp.zeros(shape, keys.dtype))
-    x, carry = model.walk(params["layers"], x, model.ropes(positions), attend, carry)
+    each = jnp.repeat(positions, count // rows, axis=0)
+    x, carry = model.walk(params["layers"], x, model.ropes(each), attend, carry)
     hidden = cast(jax.Array, residual_norm(c).apply({"params": params.get("final_norm", {})}, x))
     return hidden, carry
 
@@ -347,8 +379,8 @@ def _extend_program(model: Any, mesh: jax.sharding.Mesh | None, columns: int):
 
 @functools.lru_cache(maxsize=16)
 def _score_program(model: Any, mesh: jax.sharding.Mesh | None):
-    """`(params, keys, values, tokens, counts, targets [R, A, n])` → log-probabilities and whether each target is the
-    most likely token, [R, A, n]; of a reward model, its scores at the tokens, the same for all targets."""
+    """`(params, keys, values, tokens, counts, targets [R · slots, A, n])` → log-probabilities, and whether each target
+    is the most likely token, [R · slots, A, n]; of a reward model, its scores at the tokens, the same for all targets."""
 
     def score(params, keys, values, tokens, counts, targets):
         hidden, _ = _forward(model, params, keys, values, tokens, counts)

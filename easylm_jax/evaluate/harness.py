@@ -262,6 +262,11 @@ class _Model:
         benchmark = self.benchmark
         assert benchmark.options is not None
         options = [tuple(benchmark.options(question.document)) for question in asked]
+        empty = next((q for q, own in zip(asked, options, strict=True) if not all(o.strip() for o in own)), None)
+        if empty is not None:
+            raise UserError(
+                f"task {self.ask.benchmark}: document {empty.number} has an empty option, which has no score"
+            )
         pairs = []
         for question, own in zip(asked, options, strict=True):
             contexts = [question.prompt] * len(own)

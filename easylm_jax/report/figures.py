@@ -305,6 +305,25 @@ def losses(methods: Mapping[str, Sequence[Group]]) -> list[Figure]:
     return figures
 
 
+def benchmarks(methods: Mapping[str, Sequence[Group]]) -> list[Figure]:
+    """The score of each benchmark that was asked while training (`benchmark/<name>` in the metrics), a panel each."""
+    groups = [group for several in methods.values() for group in several]
+    names = dict.fromkeys(
+        name for group in groups for stage in group.stages for line in stage.metrics for name in line
+        if name.startswith("benchmark/")
+    )  # fmt: skip
+    figures = []
+    for name in names:
+        series = [
+            Series(group.name, mean_curve([stage.points(name) for stage in group.stages]), number, "both",
+                   in_legend=len(groups) > 1)
+            for number, group in enumerate(groups)
+        ]  # fmt: skip
+        svg = line_chart(series, x_label="step", y_label="score", title=name.partition("/")[2], **PANEL)
+        figures += [Figure(svg)] if svg else []
+    return figures
+
+
 def loss_groups(run: RunData) -> dict[str, list[Group]]:
     """The supervised methods of a run, each alone."""
     return {method: [Group(method, stages, 0)] for method, stages in run.methods(run.of_family("train")).items()}

@@ -32,6 +32,7 @@ def page(run: RunData) -> str:
         ("Reward against divergence", grid(figures.along_kl(groups), figures.key(groups))),
         ("Health of reinforcement learning", grid(panels, figures.key(groups), zero)),
         ("Supervised stages: loss", grid(figures.losses(figures.loss_groups(run)))),
+        ("Benchmarks while training", grid(figures.benchmarks(figures.loss_groups(run)))),
         ("Responses side by side", responses([[("", stage)] for stage in run.stages])),
         ("Stages", "".join(table(it, it.title != "Stages") for it in stage_tables(run))),
         ("Time", drawn(figures.time([(stage.name, stage) for stage in run.stages]))),
