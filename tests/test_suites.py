@@ -11,7 +11,7 @@ from models.errors import UserError
 
 SUITE = Suite("s", "a paper", (one("A", "a"), Column("B", ("b", Column("C", ("c:1", "c:2"), "max")))))
 RESULTS = {
-    name: {"score": score, "stderr": stderr}
+    name: {"score": score, "stderr": stderr, "metric": "acc", "units": {"acc": "share"}}
     for name, score, stderr in (("a", 0.5, 0.03), ("b", 0.2, 0.04), ("c:1", 0.4, 0.05), ("c:2", 0.6, 0.06))
 }
 

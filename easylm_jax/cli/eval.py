@@ -271,7 +271,9 @@ def _table(results: dict[str, Any]) -> str:
             scale = 100 if task["units"][name] == "share" else 1
             lines.append((task["task"] if name == task["metric"] else "", name, _score(one, scale), f"{task['n']:,}"))
     for name, table in results["averages"].items():
-        lines += [(f"{name}: {title}", "", _score(one), "") for title, one in table["columns"].items()]
+        for title, one in table["columns"].items():
+            scale = 100 if one is None or one["unit"] == "share" else 1
+            lines.append((f"{name}: {title}", "", _score(one, scale), ""))
         lines.append((f"{name}: average", "", _score(table) if table["score"] is not None else "–", ""))
     return _aligned(lines, left=2)
 

@@ -380,7 +380,7 @@ def _extend_program(model: Any, mesh: jax.sharding.Mesh | None, columns: int):
 @functools.lru_cache(maxsize=16)
 def _score_program(model: Any, mesh: jax.sharding.Mesh | None):
     """`(params, keys, values, tokens, counts, targets [R · slots, A, n])` → log-probabilities, and whether each target
-    is the most likely token, [R · slots, A, n]; of a reward model, its scores at the tokens, the same for all targets."""
+    is the most likely token, [R · slots, A, n]; of a reward model its scores at the tokens."""
 
     def score(params, keys, values, tokens, counts, targets):
         hidden, _ = _forward(model, params, keys, values, tokens, counts)

@@ -181,13 +181,21 @@ def table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     columns = {column.title: _estimate(column, results) for column in suite.columns}
     found = [estimate for estimate in columns.values() if estimate is not None]
     average = _combined(found, "mean") if suite.averaged and len(found) == len(columns) else None
+    units = {column.title: _unit(column, results) for column in suite.columns}
     shown = {
-        title: None if one is None else {"score": one.value, "stderr": one.stderr} for title, one in columns.items()
+        title: None if estimate is None else {"score": estimate.value, "stderr": estimate.stderr, "unit": units[title]}
+        for title, estimate in columns.items()
     }
     return {
         "source": suite.source, "columns": shown, "score": None if average is None else average.value,
         "stderr": None if average is None else average.stderr,
     }  # fmt: skip
+
+
+def _unit(column: Column, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The unit of the first part of a column that was asked."""
+    asked = (results[name] for name in column.benchmarks() if name in results)
+    return next((found["units"][found["metric"]] for found in asked), "")
 
 
 def _estimate(column: Column, results: Mapping[str, Mapping[str, Any]]) -> Estimate | None:

@@ -63,14 +63,15 @@ def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp("lm-eval")
     texts = [" ".join(WORDS[(i * k) % 10] for k in range(1, 9)) for i in range(1, 60)]
     train_sentencepiece(iter([f"Question: {text} Answer: {text}" for text in texts]), 300, home)
-    config = DecoderConfig(
-        "olmo2", layers=2, width=48, heads=4, ffn=96, vocab=320, context=64, qk_norm=True, bos_id=1, eos_id=2, pad_id=0
+    tokenizer = load_tokenizer(f"sp:{home / 'tokenizer.model'}")
+    config = DecoderConfig(  # an id without a token is never sampled here, and is there
+        "olmo2", layers=2, width=48, heads=4, ffn=96, vocab=tokenizer.vocab_size, context=64, qk_norm=True, bos_id=1,
+        eos_id=2, pad_id=0,
     )  # fmt: skip
     model = models.build(config)
     params = jax.jit(model.init)(jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf * 4 if leaf.ndim > 2 else leaf, params)  # far from uniform
     models.save_hf(model, params, home / "model")
-    tokenizer = load_tokenizer(f"sp:{home / 'tokenizer.model'}")
     write_tokenizer(tokenizer, home / "model", template=None, add_bos=False, context=64)
     rows = [
         {"question": texts[i], "options": [" one two", " three", " four five six"], "label": i % 3} for i in range(20)
