@@ -29,6 +29,13 @@ def test_there_is_no_average_where_a_column_was_not_asked():
     assert table["columns"]["B"] is None and table["score"] is None and table["columns"]["A"]["score"] == 0.5
 
 
+def test_a_suite_is_the_columns_of_a_stage():
+    asked = suites.asks("rlvr", limit=20)
+    assert [ask.benchmark for ask in asked] == ["gsm8k", "math500", "ifeval"] and {ask.limit for ask in asked} == {20}
+    with pytest.raises(UserError, match="did you mean 'rlvr'"):
+        suites.asks("rlvl")
+
+
 def test_the_papers_suites_have_the_papers_columns():
     sizes = {name: len(suite.columns) for name, suite in suites.SUITES.items()}
     assert sizes["tulu25"] == 6 and len(suites.SUITES["tulu25"].benchmarks()) == 11

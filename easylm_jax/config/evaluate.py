@@ -126,6 +126,9 @@ class Evaluate(Stage):
     """How the models are computed."""
     benchmarks: tuple[Ask, ...] = fields.added_later(())
     """Further columns: benchmarks by name."""
+    judge: str | None = fields.added_later(None)
+    """Who judges responses where a benchmark needs it: a stage, `hf:<name>`, `run:<folder>`, or a server of chat
+    completions as `https://host/v1#model`."""
     average: tuple[str, ...] = fields.added_later(())
     """The tasks whose mean is the score of a row; empty for all."""
 
@@ -189,4 +192,6 @@ class Evaluate(Stage):
     @property
     def needs(self) -> tuple[str, ...]:
         models = [name for entry in self.entries for name in entry.stages] + [task.best_of for task in self.tasks]
-        return tuple(dict.fromkeys([*stages_of_data(t.data for t in self.tasks), *models_of(*models, self.reference)]))
+        judge = None if self.judge is not None and self.judge.startswith(("http://", "https://")) else self.judge
+        used = models_of(*models, self.reference, judge)
+        return tuple(dict.fromkeys([*stages_of_data(t.data for t in self.tasks), *used]))

@@ -30,7 +30,7 @@ from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_samples, prepare_generator
 from easylm_jax.decode.rollout import Rollout
-from easylm_jax.evaluate import columns, harness
+from easylm_jax.evaluate import columns, harness, judges
 from easylm_jax.evaluate.statistics import Estimate, difference, mean
 from easylm_jax.objectives import base, target_scores
 from easylm_jax.rewards.responses import scored_responses
@@ -129,7 +129,7 @@ def _key(stage: Evaluate, name: str, workspace: Workspace) -> str:
         for model in (name, stage.reference, *reward_models)
         if model is not None
     }
-    asked = [stage.benchmarks] if stage.benchmarks else []
+    asked = [stage.benchmarks, stage.judge] if stage.benchmarks else []
     return fields.digest([models, stage.tasks, stage.kl_prompts, stage.seed, stage.compute, *asked])
 
 
@@ -205,8 +205,18 @@ def _ask(
     decoder = restrict_vocab(source.decoder, tokenizer)
     model = LoadedModel(decoder, params, mesh, tokenizer, data.get("template"), bool(data.get("add_bos")))
     folder = workspace.folder(stage.name) / "models" / _file_name(name)
-    asked = harness.ask_model(model, ask, folder, identity=_key(stage, name, workspace), seed=stage.seed)
+    judge = None
+    if stage.judge is not None:
+        server = stage.judge.startswith(("http://", "https://"))
+        judge = _judge(stage.judge if server else workspace.model(stage.judge).removeprefix("run:"))
+    asked = harness.ask_model(model, ask, folder, identity=_key(stage, name, workspace), seed=stage.seed, judge=judge)
     return columns.column_of(asked)
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(name: str) -> judges.Judge:
+    """The judge of a stage, loaded once for all models and benchmarks."""
+    return judges.judge_of(name)
 
 
 def _score_task(

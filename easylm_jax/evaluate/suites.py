@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from easylm_jax.config import Ask
 from easylm_jax.evaluate import benchmark
 from easylm_jax.evaluate.statistics import Estimate
 from models.errors import UserError
@@ -171,6 +172,11 @@ def load(name: str) -> Suite:
     if missing:
         raise UserError(f"suite {name} needs {', '.join(missing)}, which this version lacks; name benchmarks by --task")
     return SUITES[name]
+
+
+def asks(name: str, **settings: Any) -> tuple[Ask, ...]:
+    """The benchmarks of a suite for `Evaluate.benchmarks`, each with these settings (fields of `Ask`)."""
+    return tuple(Ask(one, **settings) for one in load(name).benchmarks())
 
 
 def table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

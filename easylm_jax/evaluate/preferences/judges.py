@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from easylm_jax.config.chat_templates import get_template
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import Tokenizer
+from easylm_jax.data.tokenizer_template import resolve
 from easylm_jax.decode.likelihood import reward_scores, token_logprobs
 from easylm_jax.evaluate.preferences.items import Item
 from easylm_jax.evaluate.preferences.languages import ENGLISH, LANGUAGES
@@ -89,7 +89,7 @@ def encode(
         keep_tail: whether what a template puts behind the end token belongs to the answer (reward models read it).
         compat: "mrb" cuts both on the left, as the published runner does.
     """
-    chat = get_template(template)
+    chat = resolve(template, tokenizer)
     known = set(chat.turns)
     for item in items:
         strange = next((turn["role"] for turn in item.prompt if turn["role"] not in known), None)
@@ -323,7 +323,7 @@ class LogitJudge:
     kind: str = "logit-judge"
 
     def __call__(self, items: Sequence[Item]) -> list[Outcome]:
-        chat, context = get_template(self.template), self.model.config.context
+        chat, context = resolve(self.template, self.tokenizer), self.model.config.context
         letters = [self.tokenizer.encode(letter)[-1] for letter in "AB"]
         start = self.tokenizer.encode("[[")
         requests, too_long = [], []
