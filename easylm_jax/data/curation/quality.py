@@ -203,7 +203,7 @@ def _detector() -> Callable[[str], dict[str, float]]:
     try:
         import langdetect
     except ImportError:
-        raise UserError("the rule `language` needs langdetect; install easylm_jax[instructions]") from None
+        raise UserError("the rule `language` needs langdetect; pip install 'easylm_jax[instructions]'") from None
     langdetect.DetectorFactory.seed = 0  # otherwise results change from run to run
 
     def detect(text: str) -> dict[str, float]:
