@@ -5,18 +5,23 @@ import json
 import math
 
 import benchmark_fixtures as fixtures
+import jax
 import numpy as np
 import pytest
+import rl_kit
 
+import models
+from easylm_jax.checkpoint import load
 from easylm_jax.config import Ask
 from easylm_jax.evaluate import benchmark, suites
 from easylm_jax.evaluate.asking import questions
 from easylm_jax.evaluate.benchmark import Response
-from easylm_jax.evaluate.harness import Asked, result_of
+from easylm_jax.evaluate.harness import Asked, ask_model, result_of
 from easylm_jax.evaluate.metrics import programs
+from easylm_jax.runtime import mesh
 from models.errors import UserError
 
-COUNT = 8
+COUNT = 20
 REPLY = {
     "alpaca_eval": "A", "href": "B", "toxigen": "No.", "truthfulqa": "true: yes\ninformative: no",
 }  # fmt: skip
@@ -203,3 +208,32 @@ def test_length_control_needs_the_difficulty_of_instructions(tmp_path):
     path.write_text(json.dumps({"instruction": "say", "output": "it"}) + "\n")
     with pytest.raises(UserError, match="needs the difficulty of each instruction"):
         questions(Ask("alpaca_eval:2", file=str(path)), ALL["alpaca_eval:2"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A random model with a long context, and the tokenizer and template of the tiny run."""
+    with rl_kit.devices(1):
+        found = load.load(str(rl_kit.made().out / "rl" / "sft"), mesh=mesh.make_mesh("fsdp=-1", jax.devices()[:1]))
+        decoder = models.build(dataclasses.replace(rl_kit.MODEL, context=16384))
+        yield dataclasses.replace(found, decoder=decoder, params=decoder.init(jax.random.key(0)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_answers_each_benchmark(name, model, files, tmp_path):
+    """All documents are asked and scored; texts have few tokens, and a judge says the same of all."""
+    first, one = name.partition(":")[0], ALL[name]
+    shots = str(files / f"{first}-solved.jsonl") if one.shots else None
+    ask = Ask(name, file=str(files / f"{first}.jsonl"), shots_from=shots)
+    if one.sampling is not None:
+        ask = dataclasses.replace(ask, max_new_tokens=4)
+
+    def judge(conversations):
+        return [REPLY.get(first, MODERATION)] * len(conversations)
+
+    asked = ask_model(model, ask, tmp_path, identity="random", judge=judge)
+    result = result_of(asked)
+    assert result["n"] == COUNT and math.isfinite(result["score"]) and math.isfinite(result["stderr"])
+    if one.request == "loglikelihood":
+        assert all(max(document["logprobs"]) < 0 for document in result["documents"])

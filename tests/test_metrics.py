@@ -151,27 +151,23 @@ def running(monkeypatch):
 
 
 def _broken(solution):
-    """A solution with one token changed: a comparison or operator turned round, else a number, else a name."""
+    """A solution with one token changed: a comparison or operator behind the last `return` turned round, else a number
+    or a name there; else the `return` itself."""
     turned = {"==": "!=", "<": ">=", ">": "<=", "<=": ">", ">=": "<", "+": "-", "-": "+", "*": "+", "/": "*", "%": "+",
-              "//": "*", "in": "is", "not": "", "and": "or", "or": "and", "True": "False", "False": "True"}  # fmt: skip
+              "//": "*", "and": "or", "or": "and", "True": "False", "False": "True"}  # fmt: skip
     found = list(tokenize.generate_tokens(io.StringIO(solution).readline))
-    lines = solution.split("\n")
-    names = {token.string for token in found if token.type == tokenize.NAME}
-    last = [i for i, token in enumerate(found) if token.string == "return"]
-    at = last[-1] if last else 0
-    after = [token for token in found[at + 1 :] if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.OP)]
-    for token in [*after, *found[:at]]:
-        new = turned.get(token.string)
+    returns = [number for number, token in enumerate(found) if token.string == "return"]
+    last = found[returns[-1]]
+    for token in [*found[returns[-1] + 1 :], last]:
+        new = "assert" if token is last else turned.get(token.string)
         if token.type == tokenize.NUMBER and token.string.isdigit():
             new = str(int(token.string) + 1)
-        if new is None and token is after[0] and token.type == tokenize.NAME and token.string in names:
-            new = "None"
         if new is not None:
-            row, start = token.start
-            line = lines[row - 1]
+            lines = solution.split("\n")
+            line, (row, start) = lines[token.start[0] - 1], token.start
             lines[row - 1] = line[:start] + new + line[token.end[1] :]
             return "\n".join(lines)
-    return None
+    raise AssertionError("there is always a return")
 
 
 def test_canonical_solutions_pass_and_broken_ones_fail(running, shared_data):
@@ -214,10 +210,7 @@ def test_no_broken_solution_of_humaneval_passes_unless_the_break_is_void(running
         program = programs.humaneval_program(document, broken)
         if programs.passes(program, programs.humaneval_tests(document)):
             passed.append(document["task_id"])
-    assert len(passed) <= VOID, passed
-
-
-VOID = 20
+    assert passed == ["HumanEval/116"]  # sorts by the ones of a number's binary form, here without its first digit
 
 
 def test_evalplus_tests_need_no_numpy(running):
