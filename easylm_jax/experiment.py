@@ -119,6 +119,7 @@ STAGES: dict[type[Stage] | str, StageKind] = {
     MajorityVote: StageKind(majority_vote, generation),
     Evaluate: StageKind(evaluate, evaluation),
     Losses: StageKind(losses),
+    "easylm_jax.config.moderation:ModerationTable": StageKind("easylm_jax.evaluate.moderation_stage:moderation_table"),
     Average: StageKind(average),
     Upcycle: StageKind(upcycle),
     AddVision: StageKind(add_vision),

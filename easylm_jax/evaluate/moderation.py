@@ -99,6 +99,26 @@ def f1_interval(rows: Sequence[Row], field: str, *, draws: int = 1000, seed: int
     return {"f1": value, "stderr": float(samples.std(ddof=1)), "low": float(low), "high": float(high)}
 
 
+def f1_difference(
+    rows: Sequence[Row], others: Sequence[Row], field: str, *, draws: int = 1000, seed: int = 0
+) -> dict[str, float]:  # fmt: skip
+    """F1 of one method minus that of another on the same rows, and its paired bootstrap standard error."""
+    samples = np.random.default_rng(seed).integers(0, len(rows), (draws, len(rows)))
+    values = []
+    for own in (rows, others):
+        positive = VALUES[field][0]
+        gold = np.array([row.get(f"gold_{field}") for row in own], object)
+        said = np.array([row.get(field) for row in own], object)
+        hit = (gold == positive) & (said == positive)
+        wrong = ((gold == positive) & (said != positive)) | (
+            (gold != None) & (gold != positive) & ((said == positive) | (said == None))  # noqa: E711 - elementwise
+        )
+        tp, misses = hit[samples].sum(1), wrong[samples].sum(1)
+        values.append(2 * tp / np.maximum(2 * tp + misses, 1))
+    whole = [counts_of(own, field).f1 for own in (rows, others)]
+    return {"difference": whole[0] - whole[1], "stderr": float((values[0] - values[1]).std(ddof=1))}
+
+
 def expected_calibration_error(probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = 10) -> float:
     """Mean over rows of |mean probability − share of positives| of their bin (equal widths); NaN without rows."""
     p, y = np.asarray(probabilities, np.float64), np.asarray(outcomes, np.float64)
@@ -141,6 +161,6 @@ def category_recall(rows: Iterable[Row], field: str = FIELDS[0]) -> dict[str, di
 
 
 __all__ = [
-    "Counts", "category_recall", "counts_of", "expected_calibration_error", "f1_interval", "field_scores",
-    "parse_moderation",
+    "Counts", "category_recall", "counts_of", "expected_calibration_error", "f1_difference", "f1_interval",
+    "field_scores", "parse_moderation",
 ]  # fmt: skip
