@@ -563,4 +563,6 @@ def test_another_process_that_ends_during_a_save_is_nothing_that_the_user_has_to
         processes.end_at_once(caught.value)
         checkpointer.close()
     processes.end_at_once(processes.Temporary("it took longer"))
-    assert ended == [75, 2, 75]
+    service = "UNAVAILABLE: Stream removed (Socket closed)\nwhile calling /xla.coordination.CoordinationService/Barrier"
+    processes.end_at_once(RuntimeError(service))
+    assert ended == [75, 2, 75, 75]

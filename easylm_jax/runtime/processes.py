@@ -18,6 +18,7 @@ from easylm_jax.runtime import barriers, exit_status
 from models.errors import UserError
 
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer")
+_SERVICE_LOST = ("UNAVAILABLE", "CANCELLED", "ABORTED")  # with the process that runs JAX's coordination service
 
 
 class Temporary(UserError):
@@ -27,7 +28,10 @@ class Temporary(UserError):
 def peer_lost(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that another process of the run has ended."""
     while error is not None:
-        if any(text in str(error) for text in _PEER_LOST):
+        said = str(error)
+        if any(text in said for text in _PEER_LOST):
+            return True
+        if "coordination" in said.lower() and any(text in said for text in _SERVICE_LOST):
             return True
         error = error.__cause__ or error.__context__
     return False
