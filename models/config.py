@@ -126,6 +126,9 @@ class VisionConfig:
     """The layers whose outputs are a patch's features, one after the other; negative ones count from the last."""
     connector_ffn: int = 18944
     """Hidden size of the projector from pooled features to the decoder's width."""
+    init_std: float = 0.02
+    """Standard deviation of fresh weights of tower and connector. Narrow towers need a larger one: the connector
+    multiplies two projections, and at width 64 with 0.02 what reaches the decoder is 10⁻⁵ of what a word is."""
     max_crops: int = 12
     """The most crops of a picture, besides the small copy of the whole."""
     start_id: int = 152064
@@ -152,6 +155,8 @@ class VisionConfig:
         for name in ("image", "patch", "width", "heads", "ffn", "layers", "connector_ffn", "max_crops"):
             if not getattr(self, name) > 0:
                 raise UserError(f"vision: {name} must be a positive whole number, not {getattr(self, name)!r}")
+        if not 0 < self.init_std < math.inf:
+            raise UserError(f"vision: init_std {self.init_std!r} must be a number above 0")
         if self.image % self.patch:
             raise UserError(f"vision: image {self.image} is not a multiple of patch {self.patch}")
         if self.width % self.heads:

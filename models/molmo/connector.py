@@ -31,10 +31,11 @@ class Pool(nn.Module):
     inputs: int
     width: int
     heads: int
+    std: float
 
     def setup(self):
-        self.q, self.k, self.v = (Linear(self.inputs, self.width, 0.02, use_bias=True) for _ in range(3))
-        self.o = Linear(self.width, self.width, 0.02, use_bias=True)
+        self.q, self.k, self.v = (Linear(self.inputs, self.width, self.std, use_bias=True) for _ in range(3))
+        self.o = Linear(self.width, self.width, self.std, use_bias=True)
 
     def __call__(self, x: jax.Array, present: jax.Array) -> jax.Array:
         """[..., N, width] for groups x [..., N, G, inputs] with `present` bool [..., N, G]."""
@@ -56,10 +57,11 @@ class Projector(nn.Module):
     inputs: int
     hidden: int
     outputs: int
+    std: float
 
     def setup(self):
-        self.gate, self.up = (Linear(self.inputs, self.hidden, 0.02) for _ in range(2))
-        self.down = Linear(self.hidden, self.outputs, 0.02)
+        self.gate, self.up = (Linear(self.inputs, self.hidden, self.std) for _ in range(2))
+        self.down = Linear(self.hidden, self.outputs, self.std)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(nn.silu(self.gate(x)) * self.up(x))
@@ -74,8 +76,8 @@ class Connector(nn.Module):
     def setup(self):
         v = self.vision
         inputs = v.width * len(v.features)
-        self.pool = Pool(inputs, v.width, v.heads)
-        self.projector = Projector(v.width, v.connector_ffn, self.width)
+        self.pool = Pool(inputs, v.width, v.heads, v.init_std)
+        self.projector = Projector(v.width, v.connector_ffn, self.width, v.init_std)
         self.padding = Table(2, inputs)
 
     def __call__(self, features: jax.Array, padding: jax.Array, pooling: jax.Array) -> jax.Array:

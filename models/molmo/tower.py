@@ -103,9 +103,10 @@ class Attention(nn.Module):
 
     width: int
     heads: int
+    std: float
 
     def setup(self):
-        self.q, self.k, self.v, self.o = (Linear(self.width, self.width, 0.02, use_bias=True) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(self.width, self.width, self.std, use_bias=True) for _ in range(4))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         heads = (*x.shape[:-1], self.heads, -1)
@@ -121,10 +122,11 @@ class FeedForward(nn.Module):
     width: int
     hidden: int
     activation: Callable[[jax.Array], jax.Array]
+    std: float
 
     def setup(self):
-        self.up = Linear(self.width, self.hidden, 0.02, use_bias=True)
-        self.down = Linear(self.hidden, self.width, 0.02, use_bias=True)
+        self.up = Linear(self.width, self.hidden, self.std, use_bias=True)
+        self.down = Linear(self.hidden, self.width, self.std, use_bias=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.down(self.activation(self.up(x)))
@@ -138,8 +140,8 @@ class Block(nn.Module):
     def setup(self):
         v, traits = self.vision, TRAITS[self.vision.encoder]
         self.attn_norm, self.ffn_norm = Norm(v.width, traits.eps), Norm(v.width, traits.eps)
-        self.attn = Attention(v.width, v.heads)
-        self.mlp = FeedForward(v.width, v.ffn, traits.activation)
+        self.attn = Attention(v.width, v.heads, v.init_std)
+        self.mlp = FeedForward(v.width, v.ffn, traits.activation, v.init_std)
         if traits.layer_scale:
             self.attn_scale, self.ffn_scale = LayerScale(v.width), LayerScale(v.width)
 
@@ -152,10 +154,10 @@ class Block(nn.Module):
 
 
 def init(vision: VisionConfig, key: jax.Array) -> Params:
-    """Freshly initialised float32 parameters: matrices normal with standard deviation 0.02, as the decoder's."""
+    """Freshly initialised float32 parameters: matrices normal with standard deviation `init_std`."""
     traits, pixels = TRAITS[vision.encoder], 3 * vision.patch**2
     patch_key, class_key, place_key, block_key = jax.random.split(key, 4)
-    normal = truncated_normal(0.02)
+    normal = truncated_normal(vision.init_std)
     block = Block(vision)
     params: Params = {
         "patch": {"kernel": normal(patch_key, (pixels, vision.width))},

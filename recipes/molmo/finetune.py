@@ -38,7 +38,7 @@ VOCABULARY = 384
 SMALL_VISION = VisionConfig(
     image=96, patch=8, margin=2, width=64, heads=4, ffn=192, layers=3, features=(-1, -2), connector_ffn=192,
     max_crops=2, start_id=VOCABULARY, end_id=VOCABULARY + 1, patch_id=VOCABULARY + 2, column_id=VOCABULARY + 3,
-    image_id=VOCABULARY + 4, extra_rows=8,
+    image_id=VOCABULARY + 4, extra_rows=8, init_std=0.1,
 )  # fmt: skip
 SMALL = DecoderConfig(
     family="molmo", layers=3, width=96, heads=4, ffn=256, vocab=VOCABULARY, context=1024, vision=SMALL_VISION,

@@ -34,7 +34,7 @@ ANSWER = 40  # tokens; the longest point has about 30
 VISION = VisionConfig(
     image=36, patch=6, margin=2, width=64, heads=4, ffn=192, layers=3, features=(-1, -2), connector_ffn=192,
     max_crops=1, start_id=VOCABULARY, end_id=VOCABULARY + 1, patch_id=VOCABULARY + 2, column_id=VOCABULARY + 3,
-    image_id=VOCABULARY + 4, extra_rows=8,
+    image_id=VOCABULARY + 4, extra_rows=8, init_std=0.1,
 )  # fmt: skip
 MODEL = DecoderConfig(
     family="molmo", layers=3, width=96, heads=4, ffn=256, vocab=VOCABULARY, context=SEQUENCE, vision=VISION,
