@@ -77,7 +77,7 @@ recipe = Recipe(
             tasks=tuple(
                 Task(
                     task, questions(task), verifier, Sampling(ANSWER, temperature=0.0, slots=64),
-                    also=((f"{task}, blind", f"{HERE}:blind"),),
+                    also=(("blind", f"{HERE}:blind"),),
                 )
                 for task, verifier in VERIFIERS.items()
             ),
