@@ -14,7 +14,16 @@ from easylm_jax.config.chat_templates import BOS
 from easylm_jax.data import load_tokenizer
 from easylm_jax.rewards import moderator as moderators
 from easylm_jax.rewards.moderation import FIELDS
-from easylm_jax.rewards.moderator import TEMPLATE, Moderator, fill, harmless_scores, read_template, target
+from easylm_jax.rewards.moderator import (
+    REFUSED,
+    TEMPLATE,
+    Moderator,
+    fill,
+    filtered,
+    harmless_scores,
+    read_template,
+    target,
+)
 from easylm_jax.rewards.verify import ExpressionScorer
 from models.config import DecoderConfig
 from models.errors import UserError
@@ -126,6 +135,19 @@ def test_a_reward_expression_uses_the_moderators_score(moderator):
     with pytest.raises(UserError, match="is set but not used"):
         Reward(verifier="gsm8k", moderator="hf:m")
     assert Reward(verifier="gsm8k * moderator", moderator="hf:m").moderator == "hf:m"
+
+
+def test_the_filter_refuses_what_the_moderator_calls_harmful(moderator):
+    records = [{"prompt": "the quick brown fox", "response": "jumps", "sample": 0},
+               {"prompt": [{"role": "user", "content": "a lazy dog"}], "response": ""}]  # fmt: skip
+    (first, second), judged = filtered(moderator, records, threshold=0.0), moderator([records[0] | {}])
+    assert first["response"] == second["response"] == REFUSED and first["sample"] == 0
+    assert first["filtered"] == [FIELDS[0], FIELDS[2]] and second["filtered"] == [FIELDS[0]]
+    assert filtered(moderator, records, "response", 0.0)[1]["response"] == ""
+    assert [one["filtered"] for one in filtered(moderator, records, threshold=1.1)] == [[], []]
+    share = judged[0]["probabilities"][FIELDS[0]]
+    assert filtered(moderator, records[:1], "prompt", share)[0]["response"] == REFUSED
+    assert records[0]["response"] == "jumps"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
     )
     parser.add_argument(
+        "--moderator", type=kinds.NAME, metavar="MODEL",
+        help="refuse harmful prompts and responses by this moderator (docs/moderation.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--filter", choices=("prompt", "response", "both"), default="both",
+        help="what the moderator stops: harmful prompts, harmful responses, or both (default)",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", type=kinds.OUTPUT_FILE, metavar="FILE", help="also write the responses as JSONL to FILE"
     )
 
@@ -110,6 +118,11 @@ def main(arguments: argparse.Namespace) -> int:
     pictures = _pictures(source, arguments)
     prompts = [with_pictures(prompt, pictures) for prompt in prompts]
     max_new_tokens = _max_new_tokens(source, prompts, arguments.max_new_tokens)
+    moderator = None
+    if arguments.moderator is not None:
+        from easylm_jax.rewards.moderator import filtered, load_moderator
+
+        moderator = load_moderator(arguments.moderator)
     began = time.perf_counter()
     done = complete(
         source, prompts, end_ids=templates.end_tokens(template, source.tokenizer), max_new_tokens=max_new_tokens,
@@ -118,6 +131,8 @@ def main(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     seconds = time.perf_counter() - began
     records = list(_records(source.tokenizer, conversations, prompts, done, arguments.samples, template is not None))
+    if moderator is not None:
+        records = filtered(moderator, records, arguments.filter)
     for record in records:
         if len(records) > 1:
             print(f"> {_one_line(record['prompt'])}")

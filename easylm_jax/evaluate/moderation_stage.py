@@ -197,7 +197,9 @@ def _table(
             "scores": _plain(columns), "published": published or None,
         })  # fmt: skip
     names = [name for name in rows[0]["scores"]]
-    tasks = [{"name": name, "metric": "F1", "prompts": 0, "samples": 1} for name in names]
+    counts = {f"{name} {field}": each["n"] for own in scores.values() for name, fields in own.items()
+              for field, each in fields.items()}  # fmt: skip
+    tasks = [{"name": name, "metric": "F1", "prompts": counts[name], "samples": 1} for name in names]
     return {"title": stage.title, "recipe": workspace.recipe.name, "stage": stage.name, "tasks": tasks, "rows": rows,
             "seconds": seconds}  # fmt: skip
 

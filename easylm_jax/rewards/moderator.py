@@ -292,3 +292,33 @@ def harmless_scores(
         else:
             scores.append({"harmful": 0.0, "unharmful": 1.0}.get(record[field] or "", 0.5))
     return np.array(scores)
+
+
+REFUSED = "I can't help with that."  # the reply where a filter fires
+
+
+def filtered(
+    moderator: Moderator, records: Sequence[Mapping[str, Any]], where: str = "both", threshold: float = 0.5
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Records of `easylm generate` with `REFUSED` in the place of what the filter stops (spec wildguard §7).
+
+    Args:
+        moderator: in the mode "slots", whose probabilities decide.
+        records: with `prompt`, a text or the turns of a conversation (the last one counts), and `response`.
+        where: "prompt", "response" or "both".
+        threshold: the filter fires where the probability of harm is at least this.
+
+    Returns:
+        The records with `filtered`: the names of what fired, empty where nothing did.
+    """
+    items = []
+    for record in records:
+        prompt = record["prompt"] if isinstance(record["prompt"], str) else record["prompt"][-1]["content"]
+        items.append({"prompt": prompt, "response": record["response"]})
+    watched = {"prompt": (PROMPT_HARM,), "response": FIELDS[2:], "both": (PROMPT_HARM, *FIELDS[2:])}[where]
+    made = []
+    for record, judged in zip(records, moderator(items), strict=True):
+        shares = judged["probabilities"]
+        fired = [field for field in watched if shares[field] is not None and shares[field] >= threshold]
+        made.append({**record, "filtered": fired, **({"response": REFUSED} if fired else {})})
+    return made
