@@ -15,7 +15,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = body["messages"][-1]["content"]
+        self.body, text = body, body["messages"][-1]["content"]
         name, *faults = text.split()
         with self.server.lock:
             self.server.running += 1
@@ -23,7 +23,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.asked.append((name, self.headers.get("Authorization"), body))
             attempt = sum(asked[0] == name for asked in self.server.asked)
         try:
-            fault = faults[attempt - 1] if attempt <= len(faults) else None
+            fault = faults[attempt - 1] if attempt <= len(faults) and not self.server.whole else None
+            after = self.server.forbidden_after
+            fault = "forbidden" if after is not None and len(self.server.asked) > after else fault
             getattr(self, f"fault_{fault}", self.answer)(text)
         finally:
             with self.server.lock:
@@ -38,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def answer(self, text):
-        reply = self.server.reply(text)
+        reply = self.server.reply(self.body if self.server.whole else text)
         usage = {"prompt_tokens": len(text.split()), "completion_tokens": len(reply.split())}
         choice = {"message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}
         self.send(200, json.dumps({"choices": [choice], "usage": usage}).encode())
@@ -91,11 +93,15 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def faulty_server(reply=lambda text: f"echo {text.split()[0]}", slow=1.0):
-    """A running server; `asked` lists (name, authorization, body) of every request, `most` is how many ran at once."""
+def faulty_server(reply=lambda text: f"echo {text.split()[0]}", slow=1.0, whole=False):
+    """A running server; `asked` lists (name, authorization, body) of every request, `most` is how many ran at once.
+
+    It replies to the last text, or with `whole` to the body and without the faults that a text names. Once it was asked
+    `forbidden_after` times, it refuses the key.
+    """
     server = _Server(("127.0.0.1", 0), Handler)
     server.lock, server.asked, server.running, server.most = threading.Lock(), [], 0, 0
-    server.reply, server.slow = reply, slow
+    server.reply, server.slow, server.whole, server.forbidden_after = reply, slow, whole, None
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

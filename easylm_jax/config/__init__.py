@@ -27,6 +27,7 @@ Training stages return their loss from `objective`. A new training method is a c
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.derive import AddVision, Average, Upcycle
+from easylm_jax.config.dialogue import Dialogues, Revisions, Server
 from easylm_jax.config.evaluate import Ask, Benchmarks, Entry, Evaluate, Published, Task
 from easylm_jax.config.losses import HeldOut, Losses
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, ParameterGroup, SkipStep
@@ -39,39 +40,42 @@ from models.config import Compute, DecoderConfig, RopeScaling
 
 __all__ = [
     "AddVision",
-    "DPO",
-    "GRPO",
-    "PPO",
-    "SFT",
-    "Average",
     "Ask",
+    "Average",
     "Benchmarks",
     "BestOfN",
     "Checkpoints",
     "Compute",
+    "DPO",
     "DataSpec",
     "DecoderConfig",
+    "Dialogues",
     "Entry",
     "Evaluate",
+    "GRPO",
+    "Generate",
     "HeldOut",
     "JudgeModel",
     "LoraConfig",
     "Losses",
     "MajorityVote",
-    "Generate",
     "MakeData",
     "Monitoring",
     "OnlineDPO",
     "OptimizerConfig",
+    "PPO",
     "ParameterGroup",
     "Pretrain",
     "Published",
     "RL",
     "Recipe",
+    "Revisions",
     "Reward",
     "RewardModel",
     "RopeScaling",
+    "SFT",
     "Sampling",
+    "Server",
     "SkipStep",
     "Source",
     "Stage",

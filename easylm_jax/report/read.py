@@ -25,7 +25,8 @@ FAMILIES = {
     "MakeData": "data", "Tokenizer": "data",
     "Pretrain": "train", "SFT": "train", "RewardModel": "train", "DPO": "train",
     "PPO": "rl", "GRPO": "rl", "OnlineDPO": "rl",
-    "BestOfN": "synthesize", "MajorityVote": "synthesize",
+    "BestOfN": "synthesize", "MajorityVote": "synthesize", "Dialogues": "synthesize",
+    "Revisions": "synthesize",
     "Evaluate": "evaluate", "Losses": "evaluate",
     "Average": "checkpoint", "Upcycle": "checkpoint", "AddVision": "checkpoint",
 }  # fmt: skip
