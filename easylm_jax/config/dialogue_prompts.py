@@ -46,9 +46,9 @@ PROMPTS: dict[str, Prompts] = {
             "You plan a conversation between a person and an AI assistant, without writing any of it.\n\n"
             "Field: {domain}, in particular {subarea}.\nThe person: {persona}\nWhat the person is after: {goal}\n"
             "Rules for the assistant:\n{principles}\n\n{mode}\n\nWrite a numbered list with one line for each "
-            "exchange, {exchanges} in all. Each line says what the person brings up or asks and how the assistant deals with it. "
-            "The last line says exactly what the assistant's closing message does. Name the rules by their numbers, do "
-            "not repeat their words, and write no dialogue."
+            "exchange, {exchanges} in all. Each line says what the person brings up or asks and how the assistant "
+            "deals with it. The last line says exactly what the assistant's closing message does. Name the rules by "
+            "their numbers, do not repeat their words, and write no dialogue."
         ),
         cooperate="The assistant keeps to its rules to the end, however the person pushes.",
         violate=(

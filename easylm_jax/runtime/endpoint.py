@@ -222,25 +222,34 @@ class Client:
         running: dict[concurrent.futures.Future[Answer], str] = {}
         try:
             with _appending(journal) as append:
-                while True:
-                    for name, body in left:
-                        running[pool.submit(self.ask, body)] = name
-                        if len(running) >= 2 * self.endpoint.concurrency:
-                            break
-                    if not running:
-                        return
-                    first = concurrent.futures.FIRST_COMPLETED
-                    for future in concurrent.futures.wait(running, return_when=first).done:
-                        name, answer = running.pop(future), future.result()
-                        if answer.failed is None:
-                            append(name, answer)
-                        yield name, answer
+                try:
+                    yield from self._answers(left, pool, running, append)
+                finally:  # what is being answered while an error or the caller ends this is kept too
+                    self._stopped.set()
+                    for future, name in running.items():
+                        if not future.cancel() and future.exception() is None and future.result().failed is None:
+                            append(name, future.result())
         finally:
-            if running:  # left early: waiting threads stop, those that are being answered come to their end
-                self._stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
             self._stopped.clear()
             self.close()
+
+    def _answers(
+        self, left: Iterator[tuple[str, Mapping[str, Any]]], pool: concurrent.futures.Executor,
+        running: dict[concurrent.futures.Future[Answer], str], append: Callable[[str, Answer], None],
+    ) -> Iterator[tuple[str, Answer]]:  # fmt: skip
+        while True:
+            for name, body in left:
+                running[pool.submit(self.ask, body)] = name
+                if len(running) >= 2 * self.endpoint.concurrency:
+                    break
+            if not running:
+                return
+            for future in concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done:
+                name, answer = running.pop(future), future.result()
+                if answer.failed is None:
+                    append(name, answer)
+                yield name, answer
 
     def _await_turn(self) -> None:
         """Waits until the limit of requests in a minute, and a server's `Retry-After`, allow another."""
