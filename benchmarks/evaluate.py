@@ -37,6 +37,7 @@ from common import (
 OPTIONS = 4
 BATCHES = (8, 64)  # of the peer
 FIRST_WORD = 8  # ids below it are control tokens
+END = 1  # the id of the end token
 
 
 def questions(vocab: int, count: int, shots: int) -> list[tuple[str, str]]:
@@ -55,19 +56,19 @@ def questions(vocab: int, count: int, shots: int) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path, vocab: int) -> None:
-    """A tokenizer whose tokens are words, for both sides."""
-    entries = {f"w{number}": number for number in range(vocab)}
+    """A tokenizer whose tokens are words, for both sides; the name of its end token is part of no word."""
+    entries = {"<end>" if number == END else f"w{number}": number for number in range(vocab)}
     content = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "post_processor": None,
         "decoder": None, "pre_tokenizer": {"type": "WhitespaceSplit"},
         "added_tokens": [
-            {"id": 1, "content": "w1", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+            {"id": END, "content": "<end>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
              "special": True}
         ],
         "model": {"type": "WordLevel", "vocab": entries, "unk_token": "w0"},
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "w1", "pad_token": "w0", "unk_token": "w0"}
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "pad_token": "w0", "unk_token": "w0"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
