@@ -160,10 +160,16 @@ def _judge_preferences(arguments: argparse.Namespace) -> int:
         arguments.reference, arguments.ask, arguments.template, arguments.tokenizer, arguments.compat, arguments.seed
     )
     languages = arguments.languages.split(",") if arguments.languages else None
+    seen: dict[str, int] = {}
     with counting(arguments.suite, None, "items") as progress:
+
+        def show(code: str, done: int, total: int) -> None:
+            seen[code] = done
+            progress.update(sum(seen.values()), {})
+
         results, folder = command.evaluate_bench(
             arguments.model, arguments.suite, arguments.data, options, Path(arguments.out), languages=languages,
-            limit=arguments.limit, progress=lambda code, done, total: progress.update(done, {}),
+            limit=arguments.limit, progress=show,
         )  # fmt: skip
     write_json(folder / "results.json", results)
     print((folder / "tables.md").read_text(encoding="utf-8"))
