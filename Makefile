@@ -59,7 +59,7 @@ test: $(VENV)/.setup
 SHORT := imports cli fields presets model_attention model_decoder model_heads hf objectives objectives_estimators \
   objectives_preference schedules data_cache data_packing data_templates decode_sampling expression rewards \
   checkpoint_tools resume
-test-short parity: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
+parity: export JAX_DISABLE_MOST_OPTIMIZATIONS = 0
 test-short: $(VENV)/.setup
 	$(PYTEST) $(PYTEST_FLAGS) $(SHORT:%=tests/test_%.py)
 

@@ -14,8 +14,7 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-# Programs this small run as fast without, and compile in two thirds of the time; `make test-short` and `make parity`
-# compile as users do.
+# Programs this small run as fast without, and compile in two thirds of the time; `make parity` compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Compiled programs are shared by all test processes and the commands that they start, until the tests end. The first

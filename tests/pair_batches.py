@@ -19,6 +19,7 @@ PAIRS, LENGTH = 5, 56
 class Bigram:
     """A language model of the last token and its position, with a decoder's interface: it compiles in no time."""
 
+    config: DecoderConfig = CONFIG
     compute: Compute = Compute(logits_chunk=20)
     width: int = 8
     placement: Placement = Placement()
@@ -35,7 +36,8 @@ class Bigram:
         return params["head"]
 
     def __call__(
-        self, params: dict, tokens: jax.Array, *, positions: jax.Array, segment_ids: jax.Array, dropout_key=None
+        self, params: dict, tokens: jax.Array, *, positions: jax.Array, segment_ids: jax.Array, dropout_key=None,
+        images=None,
     ) -> Output:  # fmt: skip
         return Output(jnp.tanh(params["table"][tokens] + params["place"][positions]), {})
 

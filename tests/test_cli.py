@@ -128,7 +128,7 @@ def test_run_passes_what_was_asked(capsys, experiment):
         (
             ["zzz"],
             "no command 'zzz'; known: run, new, recipes, fields, data, checkpoints, convert, generate, "
-            "eval, plan, report, check (see easylm --help)",
+            "serve, eval, plan, report, moderate, check (see easylm --help)",
         ),
         (
             ["run", "recipes/quickstart.py", "--overwite"],

@@ -325,7 +325,8 @@ def test_old_kinds_keep_their_cache_keys(tmp_path, tokenizer):
     vocabulary = load_tokenizer(tokenizer)
     assert cache_key(streamed, vocabulary, [[]]) == cache_key(plain, vocabulary, [[]])
     old = spec.to_dict()
-    for name in ("max_side_length", "max_pairs_per_row", "keep", "order"):
+    pictures = ("vision", "images", "max_crops", "row_crops", "document_length", "annotation_weight")
+    for name in ("max_side_length", "max_pairs_per_row", "keep", "order", *pictures):
         assert old.pop(name) is None
     source = old["sources"][0]
     for name in ("format", "data_files", "data_dir", "streaming", "base"):

@@ -51,6 +51,12 @@ def llama2(folder):
     return load_tokenizer(f"sp:{folder / 'llama2.model'}")
 
 
+def conversations_in(template, count):
+    """Conversations whose roles the template has: Molmo's have no system turn."""
+    roles = TEMPLATES[template].turns.keys()
+    return [messages for messages in conversations(count) if all(message["role"] in roles for message in messages)]
+
+
 def marked(pieces, tokenizer):
     """The rendered text with trained spans in ⟦ ⟧."""
     text, spans = rendered_text(pieces, tokenizer)
@@ -187,9 +193,9 @@ def test_trained_tokens_decode_to_exactly_the_answers(template, which, request):
     end = next((ends[name] for name in ends if template.startswith(name)), None) or tokenizer.token_text(
         tokenizer.eos_id
     )
-    for messages in conversations(9):
+    for messages in conversations_in(template, 9):
         ((ids, trained),) = tokenize([render(template, messages)], tokenizer)
-        answers = [m["content"] + end for m in messages if m["role"] == "assistant"]
+        answers = [TEMPLATES[template].lead + m["content"] + end for m in messages if m["role"] == "assistant"]
         assert tokenizer.decode(ids[trained == 1]) == "".join(answers)
 
 
@@ -209,7 +215,7 @@ def test_an_end_token_typed_by_a_user_ends_nothing(template, tokenizer):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_training_tokens_begin_with_the_generation_prompt(template, tokenizer):
     """What the model is given when it answers is what it saw in training, token by token."""
-    for messages in conversations(6) if template != "plain" else [TWO_EXCHANGES[:2]]:
+    for messages in conversations_in(template, 6) if template != "plain" else [TWO_EXCHANGES[:2]]:
         ((ids, trained),) = tokenize([render(template, messages, train_on="last_assistant")], tokenizer)
         prompt = encode_prompt(template, messages[:-1], tokenizer)
         assert ids[: len(prompt)].tolist() == prompt
@@ -223,6 +229,11 @@ def test_nothing_of_a_generation_prompt_is_trained():
 def test_train_on_all_marks_every_token(tokenizer):
     ((_, trained),) = tokenize([render("qwen", TWO_EXCHANGES, train_on="all")], tokenizer)
     assert trained.all()
+
+
+def test_a_role_that_a_template_lacks_is_one_line():
+    with pytest.raises(UserError, match="the chat template has no system turn"):
+        render("molmo", [SYSTEM, *TWO_EXCHANGES])
 
 
 def test_a_template_without_its_tokens_is_one_line(folder):

@@ -26,7 +26,7 @@ class Length:
     def __init__(self):
         self.seen = []
 
-    def __call__(self, texts, records, *, model=None, judge=None):
+    def __call__(self, texts, records, *, model=None, judge=None, moderator=None):
         self.seen.append(list(texts))
         values = np.array([len(text) / 3 for text in texts])
         reasons = {row: f"{text} is long" for row, text in enumerate(texts) if len(text) > 3}

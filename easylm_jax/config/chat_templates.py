@@ -50,6 +50,8 @@ class Template:
     def turn(self, messages: Messages, number: int) -> tuple[tuple[str | Token, ...], str]:
         """The pieces of a turn of a conversation, and its content."""
         role, content = messages[number]["role"], messages[number]["content"]
+        if role not in self.turns:
+            raise UserError(f"the chat template has no {role} turn; leave such messages out or take another template")
         parts = self.turns[role]
         if self.thinks and role == "assistant":
             if number < len(messages) - 1:

@@ -38,6 +38,7 @@ _PUBLISHED: tuple[tuple[str, str], ...] = (
     (r"(meta-)?llama-3-70b", "llama3-70b"), (r"llama-3\.2-1b", "llama3.2-1b"), (r"llama-3\.2-3b", "llama3.2-3b"),
     (r"qwen2\.5-math-(1\.5b|7b|72b)", r"qwen2.5-math-\1"),
     (r"qwen2-(0\.5b|1\.5b|7b|72b)", r"qwen2-\1"),
+    (r"mistral-7b-v0\.([123])", r"mistral-7b-v0.\1"), (r"gemma-2-(2b|9b|27b)", r"gemma2-\1"),
     (r"olmo-7b-1024-preview", "olmo2-7b"),
     (r"molmo-7b-(d|o)", r"molmo-7b-\1"), (r"molmo-72b", "molmo-72b"), (r"molmoe-1b", "molmoe-1b"),
     (r"qwen2\.5-(0\.5b|1\.5b|3b|7b|14b|32b|72b)", r"qwen2.5-\1"),

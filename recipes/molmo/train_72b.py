@@ -5,7 +5,7 @@ from recipes.molmo.base import captions, mixture, start
 
 recipe = Recipe(
     "molmo-72b",
-    mesh="fsdp=-1",
+    mesh="fsdp=16,tp=8",  # the batches are of 32 and 48 rows
     pod="v5p-256",
     stages=(
         start("molmo-72b"),

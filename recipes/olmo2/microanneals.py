@@ -5,10 +5,12 @@
 
 From one checkpoint, each candidate is mixed with web text one to one and trained on linearly to zero, for as many steps
 as one pass through it takes; the table has the held-out loss of each on web text and on GSM8K beside that of the
-baseline, which anneals on web text alone. Without `EASYLM_SOURCES` the candidates are the maths of the Dolmino mix and
-FLAN. `steps` of a stage is set for its tokens: `math.steps=137` is the 576M tokens of the table's first row.
+baseline, which anneals on web text alone. Without `EASYLM_INIT` the checkpoint is the released end of stage 1; without
+`EASYLM_SOURCES` the candidates are the maths of the Dolmino mix and FLAN. `steps` of a stage is set for its tokens:
+`math.steps=137` is the 576M tokens of the table's first row.
 
-Departs from the paper: it measures MMLU and 200 problems of GSM8K after each run (`easylm eval`), not losses.
+Departs from the paper: it measures MMLU and 200 problems of GSM8K after each run (`easylm eval`), not losses; the
+released checkpoint has no moments, so the anneals from it begin with fresh ones.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from recipes.olmo2.stage1_7b import recipe as base
 
 (stage1,) = base.stages
 assert isinstance(stage1, Pretrain)
+INIT = os.environ.get("EASYLM_INIT", "hf:allenai/OLMo-2-1124-7B@stage1-step928646-tokens3896B")
 SEED = 7201  # allenai/OLMo, configs/microannealing
 TOKENS = 576_000_000  # of the first row of Table 12; a run of another size overrides its stage's steps
 WEB = Source("seqio:dolmino_mix_1124_dclm_0.0323", module="recipes.seqio_mixtures")
@@ -48,13 +51,13 @@ def text(*sources: Source) -> DataSpec:
 
 
 def anneal(name: str, *sources: Source) -> Pretrain:
-    """A micro-anneal: 6.1499e-5 linearly to 0, batches of 1024, moments kept."""
+    """A micro-anneal: 6.1499e-5 linearly to 0, batches of 1024, moments kept where the checkpoint has them."""
     return dataclasses.replace(
         stage1,
         name=name,
         model=None,
-        init=os.environ.get("EASYLM_INIT", "run:runs/olmo2-7b/stage1"),
-        keep_moments=True,
+        init=INIT,
+        keep_moments=INIT.startswith("run:"),  # a released model has none
         data=text(*sources),
         steps=TOKENS // (stage1.batch * data.LENGTH),
         seed=SEED,

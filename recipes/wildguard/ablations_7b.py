@@ -3,8 +3,8 @@
 from easylm_jax.config import Recipe
 from recipes.wildguard import data, stages
 
-# The released mixture has no column that says which rows are in the wild; a file with a column `source` does
-# (`--set data-no-wild.arguments.path=FILE`).
+# The released mixture has no column that says which rows are in the wild; a file with a column `source` does, which the
+# argument `path` of that arm names.
 ARMS: dict[str, dict[str, str | bool | None]] = {
     "all": {},
     "no-adversarial": {"adversarial": False},
@@ -14,6 +14,7 @@ ARMS: dict[str, dict[str, str | bool | None]] = {
 recipe = Recipe(
     "wildguard-ablations",
     mesh="fsdp=-1",
+    pod="v5p-32",
     stages=(
         *(stages.mixture(f"data-{name}", **how) for name, how in ARMS.items()),
         *(stages.moderator(name, f"data-{name}") for name in ARMS),

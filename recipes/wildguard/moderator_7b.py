@@ -7,6 +7,7 @@ SEEDS = (0, 1, 2)
 recipe = Recipe(
     "wildguard-7b",
     mesh="fsdp=-1",
+    pod="v5p-32",
     stages=(
         stages.mixture(),
         *(stages.moderator(f"moderator-{seed}", seed=seed) for seed in SEEDS),
