@@ -68,6 +68,7 @@ def test_one_machine_starts_again_until_it_is_done_needs_the_user_or_fails_too_o
     assert lines == ["-m easylm_jax run my recipe's.py a=b c"] * calls
 
 
+@pytest.mark.slow
 def test_one_machine_that_is_stopped_lets_the_run_save_and_does_not_start_again(tmp_path):
     process = one_machine(tmp_path, "1")
     end = time.monotonic() + 30
