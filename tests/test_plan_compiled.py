@@ -230,7 +230,7 @@ def test_what_is_wrong_is_one_line_before_anything_is_compiled(tmp_path):
         (["--mesh", "fsdp=3"], "mesh 'fsdp=3' needs 3 devices, but there are 4"),
         (["--stage", "sftt"], "recipe tiny has no stage 'sftt'"),
         (["--stage", "made"], "a MakeData runs no program on devices"),
-        (["sft.acumulate=2"], "did you mean 'accumulate'"),
+        (["sft.acumulate=2"], "did you mean 'sft.accumulate'"),
         (["--stage", "sft", "--sweep", "chip=8"], "did you mean 'chips'"),
     ):
         out, err = plan(tmp_path, RECIPE, *options, status=2)
