@@ -73,6 +73,8 @@ class _Writer:
         """A turn; the text after the end token of a last assistant turn is left out where the template says so."""
         if self.template.strip:
             content = f"({content} | trim)"
+        if self.template.lead and role == "assistant":
+            content = f"({_literal(self.template.lead)} + {content})"
         if self.template.separator_at_end or role != "assistant":
             return self._print(parts, content)
         at = list(parts).index(CONTENT)

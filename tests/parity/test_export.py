@@ -90,8 +90,8 @@ def test_every_chat_template_gives_the_same_ids(tmp_path, kind):
         assert write_tokenizer(ours, folder, template=name, add_bos=False, context=64) is None
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         for messages in chats:
-            if name == "plain" and messages[0]["role"] == "system":
-                continue
+            if not {message["role"] for message in messages} <= template.turns.keys():
+                continue  # the template has no system turn
             want = tokenize([render(name, messages)], ours)[0][0].tolist()
             assert theirs.apply_chat_template(messages, return_dict=True)["input_ids"] == want, (name, messages)
             want = encode_prompt(name, messages[:-1], ours)
