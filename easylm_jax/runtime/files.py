@@ -36,18 +36,19 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes one JSON value, indented; creates the folder if needed."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False))
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON object with a checksum of itself, for `models.reading.read_sealed`."""
+    """Writes a JSON object with a checksum of itself, for `models.reading.read_sealed`. It ends without a new line, so
+    that the file lacks something whatever byte of it is cut."""
     _write(path, sealed(value, indent=2))
 
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(f"{text}\n".encode())
+        file.write(text.encode())
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
