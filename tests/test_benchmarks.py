@@ -188,7 +188,7 @@ def test_prompt_files_of_bbh_are_read_whole(shared_data, tmp_path):
 
 def test_every_suite_has_all_its_benchmarks():
     for name in suites.SUITES:
-        suites.load(name)
+        assert suites.load(name).missing() == ()
 
 
 def test_preferences_do_not_depend_on_the_place_of_a_response(files):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from easylm_jax.cli import arguments as kinds
+from easylm_jax.cli.rows import prompt_rows
 
 if TYPE_CHECKING:
     from easylm_jax.rewards.instructions.scoring import Verdict
@@ -79,9 +80,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     if arguments.nltk_data:
         use_nltk_data(arguments.nltk_data)
-    responses = _read(arguments.responses)
+    responses = prompt_rows(arguments.responses)
     if arguments.prompts:
-        lines, unused = _join(_read(arguments.prompts), responses, arguments.prompts, arguments.responses)
+        lines, unused = _join(prompt_rows(arguments.prompts), responses, arguments.prompts, arguments.responses)
     else:
         lines, unused = [_line(row, where, row.get("response")) for where, row in responses], 0
     if not lines:
@@ -116,26 +117,6 @@ def _error(message: str) -> Exception:
     from models.errors import UserError
 
     return UserError(message)
-
-
-def _read(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """(location, object) of each line of a JSONL file; blank lines are skipped."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _error(f"cannot read {path}: {error}") from None
-    rows = []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise _error(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise _error(f"{path} line {number} is not an object with a text `prompt`")
-        rows.append((f"{path} line {number}", row))
-    return rows
 
 
 def _line(row: Mapping[str, Any], where: str, response: Any) -> Line:

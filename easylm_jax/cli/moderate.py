@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from easylm_jax.cli import arguments as kinds
+from easylm_jax.cli.rows import prompt_rows
 from models.errors import UserError
 
 BATCH = 256  # rows between two lines of progress
@@ -71,22 +71,10 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     Raises:
         UserError: a line is no object with a text `prompt`, its response is no text, or there is no line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
     rows = []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise UserError(f"{path} line {number} is not an object with a text `prompt`")
+    for where, row in prompt_rows(path):
         if not isinstance(row.get("response"), str | None):
-            raise UserError(f"{path} line {number} has a response that is not a text")
+            raise UserError(f"{where} has a response that is not a text")
         rows.append(row)
     if not rows:
         raise UserError(f"{path} holds no row; give one JSON object with a prompt a line")
