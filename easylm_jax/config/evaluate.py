@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from easylm_jax.config import fields
@@ -89,6 +90,16 @@ class Entry:
     """The method of another row, which this one is compared with; None for none."""
 
 
+def check_entries(stage: str, entries: Sequence[Entry]) -> None:
+    """Raises `UserError` for a row of a stage's table without models, or compared with a row that is not there."""
+    methods = [entry.method for entry in entries]
+    for entry in entries:
+        if entry.over is not None and entry.over not in methods:
+            raise UserError(f"stage {stage}: {entry.method} is compared with {entry.over!r}, which is no entry")
+        if not entry.stages:
+            raise UserError(f"stage {stage}: {entry.method} names no stage")
+
+
 @dataclasses.dataclass(frozen=True)
 class Published:
     """A published number, which the report prints beside ours."""
@@ -138,12 +149,7 @@ class Evaluate(Stage):
             raise UserError(f"stage {self.name}: give at least one task and one entry")
         if self.reference is not None and not self.tasks:
             raise UserError(f"stage {self.name}: the KL divergence is measured on the prompts of a task; give one")
-        methods = [entry.method for entry in self.entries]
-        for entry in self.entries:
-            if entry.over is not None and entry.over not in methods:
-                raise UserError(f"stage {self.name}: {entry.method} is compared with {entry.over!r}, which is no entry")
-            if not entry.stages:
-                raise UserError(f"stage {self.name}: {entry.method} names no stage")
+        check_entries(self.name, self.entries)
         for name in self.average:
             if name not in self.columns:
                 raise UserError(f"stage {self.name}: average names {name!r}, which is no task of it")

@@ -8,7 +8,7 @@ from typing import ClassVar
 from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of_data
 from easylm_jax.config.bounds import Count
 from easylm_jax.config.data import DataSpec
-from easylm_jax.config.evaluate import Entry
+from easylm_jax.config.evaluate import Entry, check_entries
 from models.config import Compute
 from models.errors import UserError
 
@@ -47,12 +47,7 @@ class Losses(Stage):
         super().__post_init__()
         if not (self.sets and self.entries):
             raise UserError(f"stage {self.name}: give at least one set and one entry")
-        methods = [entry.method for entry in self.entries]
-        for entry in self.entries:
-            if entry.over is not None and entry.over not in methods:
-                raise UserError(f"stage {self.name}: {entry.method} is compared with {entry.over!r}, which is no entry")
-            if not entry.stages:
-                raise UserError(f"stage {self.name}: {entry.method} names no stage")
+        check_entries(self.name, self.entries)
         for held_out in self.sets:
             if held_out.data.kind not in ("text", "chat", "tokens"):
                 kind = held_out.data.kind

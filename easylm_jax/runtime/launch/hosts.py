@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import shlex
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from typing import Any
 from easylm_jax.runtime import exit_status
 from easylm_jax.runtime.launch import status as status_table
 from easylm_jax.runtime.launch import supervisor
-from easylm_jax.runtime.launch.status import Report
+from easylm_jax.runtime.launch.status import Report, last_answer
 from models.errors import UserError
 
 SSH = (
@@ -145,7 +144,7 @@ class Hosts:
         for i, answer in answers.items():
             if answer.status == exit_status.USER_ERROR:
                 raise UserError(f"{self.hosts[i].name}: {answer.error}")
-            found.append(_json(answer.out) if answer.status == 0 else None)
+            found.append(last_answer(answer.out) if answer.status == 0 else None)
         return Report("READY", tuple(found))
 
     def launch(self, workers: Sequence[int] | None = None) -> int:
@@ -240,16 +239,6 @@ def _packed(code: Path) -> bytes:
                 archive.add(code / name, arcname=name, recursive=False)
         file.seek(0)
         return file.read()
-
-
-def _json(text: str) -> dict[str, Any] | None:
-    for line in reversed(text.splitlines()):
-        if line.startswith("{"):
-            try:
-                return json.loads(line)
-            except ValueError:
-                return None
-    return None
 
 
 def _say(text: str) -> None:

@@ -33,12 +33,17 @@ class Report:
 
 def collect(folder: Path, pod: str, workers: int) -> Report:
     """The report of a folder of answers. A worker without a file, or without a JSON line in it, has not answered."""
-    found = {int(path.stem): _answer(path) for path in folder.glob("*.log") if path.stem.isdecimal()}
+    found = {
+        int(path.stem): last_answer(path.read_text(errors="replace"))
+        for path in folder.glob("*.log")
+        if path.stem.isdecimal()
+    }
     return Report(pod, tuple(found.get(i) for i in range(workers if found else 0)))
 
 
-def _answer(path: Path) -> dict[str, Any] | None:
-    for line in reversed(path.read_text(errors="replace").splitlines()):
+def last_answer(text: str) -> dict[str, Any] | None:
+    """The last line of a worker's output that begins as a JSON object; None if there is none or it is no JSON."""
+    for line in reversed(text.splitlines()):
         if line.startswith("{"):
             try:
                 return json.loads(line)
