@@ -1,5 +1,6 @@
 """`easylm eval`: a finished stage on named benchmarks, or told why not, in one line."""
 
+import hashlib
 import json
 import re
 
@@ -56,8 +57,11 @@ def test_responses_are_judged_and_the_results_are_written(problems, tmp_path, ca
     assert run(model, *options, "--out", tmp_path / "runs", "--json", tmp_path / "results.json") == 0
     results = read(tmp_path / "results.json")
     assert re.search(r"gsm8k +exact_match +\d+\.\d\d ± \d+\.\d\d +4\n", capsys.readouterr().out)
-    assert set(results) == {"model", "tasks", "averages"} and results["model"] == str(model)
+    assert {"model", "tasks", "averages"} <= set(results) and results["model"] == str(model)
+    assert results["seed"] == 0 and results["versions"]["jax"] == jax.__version__
     (task,) = results["tasks"]
+    digest = hashlib.sha256(problems.read_bytes()).hexdigest()
+    assert task["sources"] == {"documents": [str(problems), digest]} and task["sampling"]["max_new_tokens"] == 4
     assert {"task", "metric", "score", "stderr", "n", "documents"} <= set(task)
     documents = task["documents"]
     judged = ExpressionScorer("gsm8k")(
@@ -243,8 +247,19 @@ def test_a_context_that_is_too_short_is_told_with_the_options_that_help(tmp_path
         told,
     )  # fmt: skip
     assert found and int(found[1]) + int(found[2]) == 64 and not re.search(RECIPE_WORDS, told)
+    longest = int(found[1])
     assert run(model, *options, "--max-new-tokens", int(found[2]) + 1) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
-    found = re.search(r" with --max-new-tokens or leave longer prompts out with --longest-prompt (\d+)$", told)
+    found = re.search(
+        r" with --max-new-tokens or leave longer prompts out with --longest-prompt (\d+) or drop the beginnings of "
+        r"prompts with --cut-prompts$", told,
+    )  # fmt: skip
     assert found
+    results = tmp_path / "results.json"
+    cut = ("--cut-prompts", "--max-new-tokens", 64 - int(found[1]), "--json", results)
+    assert run(model, *options, *cut) == 0
+    (task,) = read(results)["tasks"]
+    assert task["n"] == 2 and task["cut"] == 1 and "cut" not in task["documents"][0]
+    assert task["documents"][1]["cut"] == (longest - int(found[1]))
+    assert " 2, 1 cut" in capsys.readouterr().out
     assert run(model, *options, "--max-new-tokens", 64 - int(found[1]), "--longest-prompt", int(found[1])) == 0

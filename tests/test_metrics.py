@@ -213,6 +213,27 @@ def test_no_broken_solution_of_humaneval_passes_unless_the_break_is_void(running
     assert passed == ["HumanEval/116"]  # sorts by the ones of a number's binary form, here without its first digit
 
 
+# Breaks of MBPP's solutions that change no result of the three published tests: by number of the problem, why.
+VOID = {
+    9: "all tests end at an earlier return", 20: "all tests end at an earlier return",
+    125: "the default of a length of 0, which no test has", 223: "every number that is looked for is there",
+    247: "palindromes without the first letter are as long", 404: "the second number is never the smaller one",
+    617: "all tests end at an earlier return", 626: "r · r is r + r for 0 and 2, and -1 ends earlier",
+    627: "all tests end at an earlier return", 638: "decimals that are cut in place of rounded are below one half",
+    751: "the wrong heap is wrong below the root too",
+    799: "the bits that the shift moves in are 0",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_broken_solution_of_mbpp_passes_unless_the_break_is_void(running, shared_data):
+    passed = set()
+    for document in _lines(shared_data / "evaluation/mbpp/sanitized-mbpp.jsonl.gz"):
+        if programs.passes(_broken(document["code"]), programs.mbpp_tests(document)):
+            passed.add(document["task_id"])
+    assert passed == set(VOID)
+
+
 def test_evalplus_tests_need_no_numpy(running):
     test = "import numpy as np\n\ndef check(candidate):\n    assert np.allclose(candidate([1.0]), [1.0 + 1e-9])\n"
     document = {"entry_point": "f", "prompt": "def f(x):\n", "test": test}

@@ -73,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "says how many documents it is of",
     )  # fmt: skip
     parser.add_argument(
+        "--cut-prompts", action="store_true",
+        help="drop the beginning of a prompt that does not fit the model's context (default: an error); the table says "
+        "how many documents lost it",
+    )  # fmt: skip
+    parser.add_argument(
         "--temperature", type=kinds.NON_NEGATIVE, metavar="T", help="sampling temperature (default: the benchmark's)"
     )
     parser.add_argument(
@@ -220,7 +225,7 @@ def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) 
                 model, ask, folder, identity=identity, seed=arguments.seed, longest_prompt=arguments.longest_prompt,
                 judge=judge, progress=functools.partial(_show, progress),
             ))  # fmt: skip
-    results = harness.results(name, answered)
+    results = harness.results(name, answered, arguments.seed, arguments.judge)
     if arguments.suite is not None:
         by_name = {task["task"]: task for task in results["tasks"]}
         results["averages"][arguments.suite] = suites.table(suites.load(arguments.suite), by_name)
@@ -251,7 +256,7 @@ def _asks(arguments: argparse.Namespace) -> list[Ask]:
             name, file=path or None, shots=arguments.shots, limit=arguments.limit, template=arguments.template,
             shots_from=shots_from.get(name, shots_from.get(name.partition(":")[0])), samples=arguments.samples,
             max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature,
-            stop_strings=tuple(arguments.stop),
+            stop_strings=tuple(arguments.stop), cut_prompts=arguments.cut_prompts,
         )
         for name, path in named
     ]  # fmt: skip
@@ -275,7 +280,8 @@ def _table(results: dict[str, Any]) -> str:
     for task in results["tasks"]:
         for name, one in task["metrics"].items():
             scale = 100 if task["units"][name] == "share" else 1
-            lines.append((task["task"] if name == task["metric"] else "", name, _score(one, scale), f"{task['n']:,}"))
+            count = f"{task['n']:,}" + (f", {task['cut']:,} cut" if task["cut"] else "")
+            lines.append((task["task"] if name == task["metric"] else "", name, _score(one, scale), count))
     for name, table in results["averages"].items():
         for title, one in table["columns"].items():
             scale = 100 if one is None or one["unit"] == "share" else 1

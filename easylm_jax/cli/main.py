@@ -164,12 +164,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
+    from easylm_jax.runtime.packages import version_of
 
-    try:
-        return version("easylm_jax")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return version_of("easylm_jax") or "(not installed)"
 
 
 def _help() -> str:

@@ -66,6 +66,9 @@ class Ask:
     """Responses to each prompt; None for the benchmark's number."""
     stop_strings: tuple[str, ...] = ()
     """Further texts that end a response."""
+    cut_prompts: bool = fields.added_later(False)
+    """Drops the beginning of a prompt that leaves no room for the response in the model's context, as
+    lm-evaluation-harness does, and counts the documents; False is an error. Contexts of options are always cut."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -30,6 +29,7 @@ from easylm_jax.data.sources import file_fingerprint, read_records, source_files
 from easylm_jax.data.tokenizer import Tokenizer, load_tokenizer
 from easylm_jax.runtime import monitor
 from easylm_jax.runtime.locks import Locked, locked
+from easylm_jax.runtime.packages import version_of
 from easylm_jax.runtime.processes import log_once
 from models import reading
 from models.errors import UserError
@@ -210,15 +210,8 @@ def manifest_of(spec: DataSpec, tokenizer: Tokenizer, key: str, facts: dict[str,
         **facts,
         "tokenizer": tokenizer.describe(),
         "spec": fields,
-        "versions": {name: _version(name) for name in ("numpy", "sentencepiece", "tokenizers", "pyarrow")},
+        "versions": {name: version_of(name) for name in ("numpy", "sentencepiece", "tokenizers", "pyarrow")},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def stage_cache(workspace: Workspace, spec: DataSpec, what: str = "data") -> Cache:

@@ -49,6 +49,7 @@ class Response:
         unconditional: Σ log P of each option given `Benchmark.unconditional`; empty where that is None.
         bytes: number of UTF-8 bytes of the text of a rolling request.
         replies: what a judge replied about each text.
+        cut: number of tokens that the prompt lost at its beginning, because the model's context was too short.
     """
 
     texts: tuple[str, ...] = ()
@@ -60,6 +61,7 @@ class Response:
     unconditional: tuple[float, ...] = ()
     bytes: tuple[int, ...] = ()
     replies: tuple[str, ...] = ()
+    cut: int = 0
 
 
 class Scored(NamedTuple):

@@ -106,7 +106,7 @@ def asker(
             harness.ask_model(model, ask, own, identity=[workspace.settings(stage), step], seed=stage.seed)
             for ask in asks
         ]  # fmt: skip
-        results = harness.results(f"{stage.name} at step {step}", answered)
+        results = harness.results(f"{stage.name} at step {step}", answered, stage.seed)
         if processes.is_first_process():
             write_json(own / "results.json", results)
         return {f"benchmark/{task['task']}": task["score"] for task in results["tasks"]}

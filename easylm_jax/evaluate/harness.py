@@ -13,7 +13,8 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from easylm_jax.evaluate.statistics import Estimate, grouped_mean, mean, ratio
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.files import write_lines
+from easylm_jax.runtime.packages import version_of
 from easylm_jax.runtime.processes import log_once
 from models import reading
 from models.errors import UserError
@@ -195,6 +197,8 @@ class _Model:
         sampling = self.benchmark.sampling
         if sampling is None:
             return found
+        if self.ask.cut_prompts and self.benchmark.images is not None:
+            raise UserError(f"task {self.ask.benchmark}: prompts with pictures cannot be cut; leave --cut-prompts out")
         lengths = [self._length(question) for question in found]
         context, new = self.model.decoder.config.context, sampling.max_new_tokens
         if longest is not None:
@@ -205,10 +209,11 @@ class _Model:
                     "--longest-prompt"
                 )
             lengths = [length for length in lengths if length <= longest]
-        if max(lengths) + new > context:
+        if max(lengths) + new > context and not (self.ask.cut_prompts and new < context):
             room = context - max(lengths)
             ways = [f"allow at most {room} new tokens with --max-new-tokens"] if room > 0 else []
             ways += [f"leave longer prompts out with --longest-prompt {context - new}"] if context - new > 1 else []
+            ways += ["drop the beginnings of prompts with --cut-prompts"] if new < context else []
             raise UserError(
                 f"task {self.ask.benchmark}: a prompt of {max(lengths)} tokens and {new} new ones exceed the model's "
                 f"context of {context} tokens; {' or '.join(ways) or 'use a model with a longer context'}"
@@ -221,22 +226,27 @@ class _Model:
             return self._choose(asked)
         if self.benchmark.request == "loglikelihood_rolling":
             return self._rolling(asked)
-        texts = self._generate(asked)
+        answered = self._generate(asked)
         if self.benchmark.request == "generate":
-            return [Response(texts=own) for own in texts]
+            return answered
         judge, conversation = self.judge, self.benchmark.judge
         assert judge is not None and conversation is not None
         samples = self.benchmark.samples
-        replies = judge([conversation(q.document, text) for q, own in zip(asked, texts, strict=True) for text in own])
+        replies = judge(
+            [conversation(q.document, text) for q, own in zip(asked, answered, strict=True) for text in own.texts]
+        )
         return [
-            Response(texts=own, replies=tuple(replies[row * samples : (row + 1) * samples]))
-            for row, own in enumerate(texts)
+            dataclasses.replace(own, replies=tuple(replies[row * samples : (row + 1) * samples]))
+            for row, own in enumerate(answered)
         ]
 
-    def _generate(self, asked: Sequence[Question]) -> list[tuple[str, ...]]:
+    def _generate(self, asked: Sequence[Question]) -> list[Response]:
         sampling, model, samples = self.benchmark.sampling, self.model, self.benchmark.samples
         assert sampling is not None
         prompts, seen = [self.encoder.prompt(question) for question in asked], {}
+        room = model.decoder.config.context - sampling.max_new_tokens
+        lost = [max(0, len(prompt) - room) if self.ask.cut_prompts else 0 for prompt in prompts]
+        prompts = [prompt[count:] for prompt, count in zip(prompts, lost, strict=True)]
         if self.benchmark.images is not None:
             vision, crops = model.decoder.config.vision, self.benchmark.max_crops
             assert vision is not None, "checked at the start"
@@ -256,7 +266,10 @@ class _Model:
             before = [] if self.template is not None else prompts[row // samples]
             tokens = done.tokens[row, :length].tolist()
             texts.append(response_text(model.tokenizer, before, tokens, sampling.stop_strings))
-        return [tuple(texts[start : start + samples]) for start in range(0, len(texts), samples)]
+        return [
+            Response(texts=tuple(texts[row * samples : (row + 1) * samples]), cut=count)
+            for row, count in enumerate(lost)
+        ]
 
     def _choose(self, asked: Sequence[Question]) -> list[Response]:
         benchmark = self.benchmark
@@ -280,13 +293,15 @@ class _Model:
         if benchmark.unconditional is not None:
             pairs += [self.encoder.pair(benchmark.unconditional, "", option) for own in options for option in own]
         scores = self._scores(pairs)
+        room = self.model.decoder.config.context + 1
+        lost = [max(0, len(context) + len(text) - room) for context, text in pairs]
         responses, at, alone = [], 0, len(lengths)
         for own in options:
             end, further = at + len(own), alone + len(own)
             responses.append(Response(
                 options=own, logprobs=tuple(value for value, _ in scores[at:end]),
                 greedy=tuple(greedy for _, greedy in scores[at:end]), tokens=tuple(lengths[at:end]),
-                unconditional=tuple(value for value, _ in scores[alone:further]),
+                unconditional=tuple(value for value, _ in scores[alone:further]), cut=max(lost[at:end]),
             ))  # fmt: skip
             at, alone = end, further if benchmark.unconditional is not None else alone
         return responses
@@ -389,8 +404,10 @@ def result_of(asked: Asked) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "task": asked.ask.benchmark, "title": benchmark.title, "metric": benchmark.metric.name, "score": score.value,
-        "stderr": score.stderr, "n": len(documents), "units": {one.name: one.unit for one in benchmark.metrics},
+        "stderr": score.stderr, "n": len(documents), "cut": sum(response.cut > 0 for response in responses),
+        "units": {one.name: one.unit for one in benchmark.metrics},
         "shots": benchmark.shots, "samples": benchmark.samples, "settings": fields.encode(asked.ask),
+        "sampling": fields.encode(benchmark.sampling), "sources": _sources(asked),
         "metrics": {name: {"score": one.value, "stderr": one.stderr} for name, one in estimates.items()},
         **({"groups": {name: {"score": one.value, "stderr": one.stderr, "n": groups.count(name)}
                        for name, one in by_group.items()}} if benchmark.group else {}),
@@ -404,6 +421,20 @@ def result_of(asked: Asked) -> dict[str, Any]:
             }
             for at, (question, response) in enumerate(zip(asked.questions, responses, strict=True))
         ],
+    }  # fmt: skip
+
+
+def _sources(asked: Asked) -> dict[str, list[str]]:
+    """Where documents and solved examples were read: the names of published sets, or a file with its SHA-256."""
+    ask, examples = asked.ask, asked.benchmark.examples if asked.benchmark.shots else None
+    published = {
+        "documents": (ask.file, asked.benchmark.documents),
+        **({"examples": (ask.shots_from, examples.sources)} if examples is not None else {}),
+    }
+    return {
+        name: [source.path for source in sources] if file is None
+        else list(dict.fromkeys([file, _fingerprint(Path(file).expanduser())]))
+        for name, (file, sources) in published.items()
     }  # fmt: skip
 
 
@@ -428,7 +459,9 @@ def _extracted(asked: Asked) -> list[Response]:
 
 def _shown(response: Response) -> dict[str, Any]:
     """A response in a document's entry: "response" (or "responses"), or "choices" with their log-probabilities."""
-    values: dict[str, Any] = {name: list(value) for name, value in _filled(response).items()}
+    values: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in _filled(response).items()
+    }
     texts = values.pop("texts", [])
     if texts:
         values |= {"response": texts[0]} if len(texts) == 1 else {"responses": texts}
@@ -483,8 +516,10 @@ def _aggregated(metric: Metric, groups: Sequence[str], values: Sequence[Any]) ->
     return mean(numbers) if metric.aggregate == "mean" else grouped_mean(numbers, groups)
 
 
-def results(
-    model: str, asked: Iterator[Asked] | Sequence[Asked], averages: Mapping[str, Any] | None = None
-) -> dict[str, Any]:  # fmt: skip
-    """The content of the file that `easylm eval --json` writes."""
-    return {"model": model, "tasks": [result_of(one) for one in asked], "averages": dict(averages or {})}
+def results(model: str, asked: Sequence[Asked], seed: int, judge: str | None = None) -> dict[str, Any]:
+    """The content of the file that `easylm eval --json` writes; the averages of suites are added to it."""
+    return {
+        "model": model, "judge": judge, "seed": seed, "versions": {"python": platform.python_version()}
+        | {name: version_of(name) for name in ("easylm_jax", "jax", "jaxlib", "flax", "numpy")},
+        "tasks": [result_of(one) for one in asked], "averages": {},
+    }  # fmt: skip
