@@ -111,3 +111,27 @@ def test_documents_are_asked_and_scored(name):
     assert (one.max_crops, one.sampling.max_new_tokens) == ((12, 192) if counting else (36, 12))
     if name == "mmmu":
         assert one.group(document) == "Art_Theory" and prompt.startswith("a_okvqa_mc: Which ?\nA: x\nB: y\nC: z")
+
+
+def test_cap_f1_is_read_from_one_reply_of_a_judge():
+    from easylm_jax.evaluate.benchmarks import cap_f1
+
+    one, tuned = benchmark.load("cap_f1"), benchmark.load("cap_f1:tuned")
+    document = {"image": "a.png", "transcripts": ["A cat, it is black."], "statements": ["a cat", "it is black", "x"]}
+    assert one.images(document) == ["a.png"] and one.prompt(document) == "long_caption 65:"
+    assert tuned.prompt(document) == "Describe this picture."
+    (turn,) = one.judge(document, "A black dog sits.")
+    assert all(part in turn["content"] for part in ("A cat, it is black.", "2. it is black", "A black dog sits."))
+
+    def scores(text, reply):
+        response = Response(texts=(text,), replies=(reply,))
+        return {metric.name: metric.score(document, response) for metric in one.metrics}
+
+    found = scores("A black dog sits.", "Stated: 2\n- it is black | yes\n- a dog | no\n- it sits | No.")
+    assert found["precision"] == (pytest.approx(1 / 3), 1) and found["recall"] == (pytest.approx(1 / 3), 1)
+    assert found["f1"] == (pytest.approx(1 / 3), 1) and found["unread"] == 0
+    assert scores("A", "stated: none\nA | no")["f1"] == (0, 1)
+    for reply in ("", "Stated: 2", "a | yes", "Stated: 4\na | yes", "Stated: ?\na | yes"):
+        assert cap_f1.read(reply, 3) is None
+        assert scores("A", reply) == {"f1": (0, 0), "precision": (0, 0), "recall": (0, 0), "unread": 1}
+    assert scores(" ", "") == {"f1": (0, 1), "precision": (0, 1), "recall": (0, 1), "unread": 0}  # no caption at all

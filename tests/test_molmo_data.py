@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from molmo_reference import TINY, VISION
+from molmo_reference import VISION
 from support import write_jsonl
 
 from easylm_jax.config import DataSpec, Source
@@ -349,14 +349,3 @@ def test_prompts_that_differ_only_in_their_picture_are_different(folder):
     narrow = dataclasses.replace(spec, row_crops=1)
     with pytest.raises(UserError, match="all 6 are left out: 6 too long"):
         build_cache(narrow, folder / "cache")
-
-
-def test_a_model_of_text_refuses_a_cache_of_pictures():
-    from easylm_jax.train.stage import check_pictures
-
-    spec = DataSpec((Source("a.jsonl"),), "sp:t", 64, kind="pictures", template="molmo", vision=VISION)
-    with pytest.raises(UserError, match="a olmo2 model sees none"):
-        check_pictures("sft", TINY["7b-d"].replace(family="olmo2", vision=None), spec)
-    with pytest.raises(UserError, match="data.vision has patch_id 9, the model 72"):
-        other = dataclasses.replace(spec, vision=dataclasses.replace(VISION, patch_id=9))
-        check_pictures("sft", TINY["7b-d"], other)

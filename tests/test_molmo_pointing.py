@@ -7,7 +7,8 @@ import pytest
 
 from easylm_jax.evaluate import pointing
 from easylm_jax.rewards import pictures, verifier
-from recipes.molmo import blood_cells, small_data
+from models.errors import UserError
+from recipes.molmo import held_out, real_pictures, small_data
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
@@ -123,14 +124,44 @@ def test_points_are_drawn_where_they_are():
     assert shown.shape == pixels.shape and np.abs(painted.mean(0) - [30, 32]).max() < 4
 
 
+def test_a_report_shows_pictures_beside_responses_with_points_drawn(tmp_path):
+    """One question about two pictures is two prompts; what is no picture is not shown."""
+    import fake_run
+    from PIL import Image
+
+    from easylm_jax import report
+    from easylm_jax.rewards.pictures import shown
+
+    run = fake_run.quickstart(tmp_path)
+    big, lines = tmp_path / "big.png", []
+    Image.new("RGB", (900, 600), "navy").save(big)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "small.png")
+    text = pointing.write([(50, 50), (10, 20)], "x")
+    for number, path in enumerate((big, tmp_path / "small.png")):
+        lines.append({"task": "see", "number": number, "prompt": "Where?", "method": "one", "response": text,
+                      **shown({"_images": [{"path": str(path)}]}, text)})  # fmt: skip
+    odd = [{"data": "javascript:x", "width": 2, "height": 2}, {"data": 'data:image/png;base64,"><b>', "width": 1}, 3]
+    lines.append({"task": "see", "number": 2, "prompt": "Else?", "method": "one", "response": "", "pictures": odd})
+    assert shown({}, text) == {} and lines[0]["points"] == [(10, 20), (50, 50)]
+    assert [lines[n]["pictures"][0]["width"] for n in (0, 1)] == [320, 30]
+    fake_run.stage(run, "seen", "Evaluate", done={})
+    fake_run.write_lines(run / "seen" / "samples.jsonl", lines)
+    fake_run.write_json(run / "seen" / "table.json", {"title": "Seen", "tasks": [], "rows": []})
+    page = report.write(run).read_text()
+    assert page.count('<image href="data:image/jpeg;base64,') == page.count('<image href="data:image/png;base64,') == 2
+    assert '<circle cx="160.0" cy="106.5"' in page and ">2</text>" in page and "javascript:" not in page
+    assert page.count("<pre>Where?</pre>") == 2 and page.count("<pre>Else?</pre>") == 1
+    assert "img-src data:" in page
+
+
 def test_the_pictures_of_the_small_recipe_hold_what_is_asked_for():
     from models.molmo import decode
 
     files = small_data.make(3, pictures=20, questions=30)
     record = files["train.jsonl"][0]
-    assert decode.read(record["image"]).shape == (36, 36, 3) and 2 <= len(record["annotations"]) <= 4
+    assert decode.read(record["image"]).shape == (36, 36, 3) and len(record["annotations"]) == 2
     assert small_data.make(3, pictures=20, questions=30) == files  # a function of the seed
-    right = {"colour": "short_answer", "counting": "count", "pointing": "points_f1"}
+    right = {"colour": "short_answer", "counting": "count", "pointing": "points_f1", "chart": "short_answer"}
     for task, name in right.items():
         records = files[f"{task}.jsonl"]
         answers = [r.get("answer") or pointing.write(r["points"], r["label"]) for r in records]
@@ -143,14 +174,42 @@ def test_the_pictures_of_the_small_recipe_hold_what_is_asked_for():
                 assert np.abs(decode.read(r["image"])[y, x].astype(int) - want).max() < 60
 
 
-def test_the_blood_cells_are_records_of_pictures(shared_data, monkeypatch):
-    monkeypatch.setattr(blood_cells, "DATA", str(shared_data))
-    files = blood_cells.make(1)
-    assert len(files["train.jsonl"]) == 80 and len(files["counting.jsonl"]) == len(files["pointing.jsonl"]) == 40
-    for record in files["pointing.jsonl"]:
-        text = pointing.write(record["points"], record["label"])
-        assert verifier("points_f1")(text, record) == 1
-    assert 0 < np.mean([r["blind"] for r in files["counting.jsonl"]]) < 1
+def test_real_pictures_are_divided_into_training_and_held_out_questions(shared_data, monkeypatch):
+    monkeypatch.setattr(real_pictures, "DATA", str(shared_data))
+    files = real_pictures.make(1)
+    assert len(files["train.jsonl"]) == 80 + 65 and len(files["answers.jsonl"]) == 16
+    assert len(files["counting.jsonl"]) == len(files["pointing.jsonl"]) == 40
+    trained = {name for record in files["train.jsonl"] for name in record["images"]}
+    for task, name in held_out.VERIFIERS.items():
+        for record in files[f"{task}.jsonl"]:
+            gold = record.get("answer", [str(record.get("count"))])[0]
+            text = pointing.write(record["points"], "x") if task == "pointing" else gold
+            assert verifier(name)(text, record) == 1 and not trained & set(record["images"])
+        assert 0 < np.mean([record["blind"] for record in files[f"{task}.jsonl"]]) < 1
+
+
+def test_records_of_ones_own_are_asked_as_their_annotations_say(tmp_path):
+    from support import write_jsonl
+
+    talks = [
+        {"question": "What is it?", "answer": ["cat", "a cat"], "style": "vqa2"}, {"caption": "A cat."},
+        {"label": "Cat", "points": [[10, 20]]}, {"label": "Dog", "points": [], "style": "point_count"},
+        {"question": "How many?", "answer": "2"},
+    ]  # fmt: skip
+    records = [{"image": f"{n}.png", "annotations": talks} for n in range(10)]
+    files = held_out.make(0, records=str(write_jsonl(tmp_path / "r.jsonl", records)))
+    assert [record["images"] for record in files["train.jsonl"]] == [[str(tmp_path / f"{n}.png")] for n in range(10)
+                                                                     if n not in (4, 9)]  # fmt: skip
+    assert held_out.tasks_of(held_out.read(tmp_path / "r.jsonl")) == ["answers", "counting", "pointing"]
+    assert [r["prompt"] for r in files["counting.jsonl"]] == ["How many dog are there?"] * 2 + ["How many?"] * 2
+    assert files["answers.jsonl"][0]["prompt"] == "vqa2: What is it?" and files["answers.jsonl"][0]["blind"] == 1
+    assert files["pointing.jsonl"][0]["prompt"] == "Point to cat" and len(files["pointing.jsonl"]) == 2
+    for line in ("{", "3", '{"image": 3}'):
+        (tmp_path / "bad.jsonl").write_text(line)
+        with pytest.raises(UserError, match=r"bad\.jsonl:1"):
+            held_out.read(tmp_path / "bad.jsonl")
+    with pytest.raises(UserError, match="cannot read"):
+        held_out.read(tmp_path / "none.jsonl")
 
 
 @pytest.mark.slow

@@ -184,7 +184,8 @@ class DataSpec:
     """"olmo" shuffles the windows of shards as OLMo's trainer does with the same seed; None in the order of all other
     data."""
     vision: VisionConfig | None = None
-    """What the model sees pictures with, which decides their crops and tokens (kind "pictures")."""
+    """What the model sees pictures with, which decides their crops and tokens (kind "pictures", and pairs and prompts
+    about pictures)."""
     images: str | None = None
     """The folder that paths of pictures are relative to; None for that of the records."""
     max_crops: Count | None = None
@@ -277,7 +278,8 @@ class DataSpec:
         bare = next((source for source in self.sources if source.base is not None and self.kind != "tokens"), None)
         if bare is not None:
             raise UserError(f"data: base of source {bare.path} is for kind 'tokens'")
-        allowed = {"pictures": PICTURE_FIELDS, "prompts": PICTURE_FIELDS[:4]}.get(self.kind, ())
+        some = dict.fromkeys(("prompts", "preference"), PICTURE_FIELDS[:4])
+        allowed = {"pictures": PICTURE_FIELDS, **some}.get(self.kind, ())
         strange = [name for name in PICTURE_FIELDS if getattr(self, name) is not None and name not in allowed]
         if strange:
             raise UserError(f"data: {strange[0]} is for kind 'pictures', this is kind {self.kind!r}")

@@ -92,10 +92,6 @@ class RL(SampledResponses, Train):
         for what, data in (("data", self.data), ("validation", self.validation and self.validation.data)):
             if data and data.kind != "prompts":
                 raise UserError(f"stage {self.name}: {what} must be prompts (kind 'prompts'), not {data.kind!r}")
-        if self.data.vision is not None and (self.algorithm == "online_dpo" or self.reward.model is not None):
-            raise UserError(
-                f"stage {self.name}: online DPO and reward models see no pictures; use PPO or GRPO and verifiers"
-            )
         if self.validation is not None and self.check is None:
             raise UserError(f"stage {self.name}: validation prompts need check, the verifier of the responses")
         if self.sampling.temperature <= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from easylm_jax.data.cache import MEND, Cache, read_manifest
-from easylm_jax.data.picture_store import PictureStore
+from easylm_jax.data.picture_store import PairPictureStore, PictureStore
 from easylm_jax.data.shards import ShardCache
 from models import reading
 from models.errors import UserError
@@ -34,4 +34,7 @@ def open_cache(folder: str | Path) -> Cache:
     if "shards" in manifest:
         return ShardCache(folder, manifest)
     cache = Cache(folder, manifest)
-    return cache.with_columns(PictureStore(folder, manifest)) if manifest["spec"]["kind"] == "pictures" else cache
+    seeing = {"pictures": PictureStore, "preference": PairPictureStore}.get(manifest["spec"]["kind"])
+    if seeing is None or manifest["spec"].get("vision") is None:
+        return cache
+    return cache.with_columns(seeing(folder, manifest))

@@ -107,13 +107,17 @@ class PictureStore:
     def gather(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The columns of one batch."""
         lines = [[self.line(int(n)) for n in row if n >= 0] for row in batch["pictures"]]
-        pictures = self.reader.pictures([[image for line in row for image in line["images"]] for row in lines])
+        weights = [[line["weight"] for line in row] for row in lines]
+        images = self._images(batch["tokens"], [[image for line in row for image in line["images"]] for row in lines])
+        return {**images, **self._branched(batch, weights)}
+
+    def _images(self, tokens: np.ndarray, rows: list[list[_Image]]) -> dict[str, np.ndarray]:
+        """The columns of `models.model.Images` for rows of tokens with these files."""
         images = collate(
-            batch["tokens"], pictures, self.reader.vision, crops=self.manifest["row_crops"],
+            tokens, self.reader.pictures(rows), self.reader.vision, crops=self.manifest["row_crops"],
             patch_tokens=self.manifest["row_patch_tokens"],
         )  # fmt: skip
-        weights = [[line["weight"] for line in row] for row in lines]
-        return {**images._asdict(), **self._branched(batch, weights)}
+        return images._asdict()
 
     def _branched(self, batch: Mapping[str, np.ndarray], weights: list[list[float]]) -> dict[str, np.ndarray]:
         """Segments and positions of annotations behind a shared picture, and the weights of their tokens."""
@@ -135,6 +139,15 @@ class PictureStore:
             "positions": positions,
             "loss_weights": batch["loss_weights"] * scale,
         }
+
+
+class PairPictureStore(PictureStore):
+    """The pictures of pairs, whose tokens stand in both sides; the crops of a pair are in a batch once."""
+
+    def gather(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        lines = [[self.line(int(n)) for n in row if n >= 0] for row in batch["pair_index"]]
+        rows = [[image for line in row for _ in ("chosen", "rejected") for image in line["images"]] for row in lines]
+        return self._images(batch["tokens"], rows)
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,7 +15,7 @@ import array
 import dataclasses
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,41 +43,75 @@ class _Item:
     weight: float
 
 
+class PictureLines:
+    """The file `pictures.jsonl` of a build, and how many crops and patch tokens the pictures of each line have."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self._file = None if folder is None else open(folder / "pictures.jsonl", "wb")  # noqa: SIM115 - see `close`
+        self._offsets, self._crops, self._places = (array.array("q", start) for start in ([0], [], []))
+
+    def add(self, source: int, record: int, note: Mapping[str, Any]) -> None:
+        """Writes the line of the next document; `note` has its images, weight, crops and places."""
+        assert self._file is not None
+        line = {"source": source, "record": record, "images": note["images"], "weight": note["weight"]}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._offsets.append(self._file.tell())
+        self._crops.append(note["crops"])
+        self._places.append(note["places"])
+
+    @property
+    def crops(self) -> np.ndarray:
+        """Crops of each line, int64 [lines]."""
+        return np.array(self._crops, np.int64)
+
+    def finish(self) -> None:
+        """Closes the file and writes `picture_offsets.npy`."""
+        assert self.folder is not None
+        self.close()
+        np.save(self.folder / "picture_offsets.npy", np.array(self._offsets, np.int64))
+
+    def facts(self, rows: np.ndarray, lines: np.ndarray, copies: int = 1) -> dict[str, int]:
+        """The most crops and patch tokens of a row, from the row and the line of each document; int64 [n].
+
+        `copies`: how often the tokens of a line's pictures stand in its row. Their crops are in a batch once.
+        """
+        most = [int(np.bincount(rows, np.array(a, np.int64)[lines]).max()) for a in (self._crops, self._places)]
+        return {"crops": sum(self._crops), "row_crops": max(1, most[0]), "row_patch_tokens": max(1, copies * most[1])}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
 class PictureEncoder(Encoder):
     """Encodes pictures with their annotations; a record may become several documents, each with the picture."""
+
+    has_notes = True
 
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path | None = None):
         super().__init__(spec, tokenizer, folder)
         assert spec.vision is not None, "checked by DataSpec"
         self.vision = spec.vision
         self.captions = spec.template == "molmo_caption"
-        self._file = None if folder is None else open(folder / "pictures.jsonl", "wb")  # noqa: SIM115 - see `close`
-        self._offsets, self._crops, self._places = (array.array("q", start) for start in ([0], [], []))
+        self.lines = PictureLines(folder)
         self._branches: list[np.ndarray] = []
 
     def stored(self, example: Example, source: int) -> None:
-        assert self._file is not None
-        note = example.note
-        line = {"source": source, "record": example.document, "images": note["images"], "weight": note["weight"]}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._offsets.append(self._file.tell())
-        self._crops.append(note["crops"])
-        self._places.append(note["places"])
-        self._branches.append(np.array(note["branches"], np.int64))
+        self.lines.add(source, example.document, example.note)
+        self._branches.append(np.array(example.note["branches"], np.int64))
 
     def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
         """Packs documents by tokens and, where `row_crops` bounds them, by crops."""
         if self.spec.packing == "none":
             plan = packing.one_each(lengths[units], self.spec.sequence_length)
         else:
-            crops = np.array(self._crops, np.int64)[units]
+            crops = self.lines.crops[units]
             plan = packing.best_fit(lengths[units], self.spec.sequence_length, extra=crops, room=self.spec.row_crops)
         return dataclasses.replace(plan, document=units[plan.document])
 
     def columns(self, plans: Sequence[packing.Plan]) -> dict[str, tuple[np.ndarray, str]]:
-        assert self._file is not None and self.folder is not None
-        self._file.close()
-        np.save(self.folder / "picture_offsets.npy", np.array(self._offsets, np.int64))
+        self.lines.finish()
         per_row = np.concatenate([np.diff(plan.row_offsets()) for plan in plans])
         documents = np.concatenate([plan.document for plan in plans])
         starts = np.concatenate([plan.start for plan in plans])
@@ -91,22 +125,17 @@ class PictureEncoder(Encoder):
             if len(own) > 2:
                 numbers = np.repeat(np.arange(1, len(own), dtype=np.uint8), own[1:])
                 branches[row, at[0] : at[0] + len(numbers)] = numbers
-        sums = [np.bincount(rows, np.array(a, np.int64)[documents]).max() for a in (self._crops, self._places)]
-        self._row = [max(1, int(most)) for most in sums]
+        self._row = self.lines.facts(rows, documents)
         return {
             "branches": (branches, "number of the annotation of each token, 0 for those of pictures"),
             "pictures": (index, "line of pictures.jsonl of each document, -1 where there is none"),
         }
 
     def facts(self) -> dict[str, Any]:
-        return {
-            "documents": len(self._crops), "crops": int(np.sum(self._crops)), "row_crops": self._row[0],
-            "row_patch_tokens": self._row[1], "id_limit": id_limit(self.vision, self.tokenizer),
-        }  # fmt: skip
+        return {"documents": len(self._branches), **self._row, "id_limit": id_limit(self.vision, self.tokenizer)}
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self.lines.close()
 
     def _item(self, record: Record, source: Source, where: str, counts: Counts) -> Any:
         rng = random.Random(f"{self.spec.seed}/{json.dumps(record, sort_keys=True, default=str)}")
@@ -156,11 +185,40 @@ class PictureEncoder(Encoder):
         ids = np.concatenate([prefix, *(ids for ids, _ in talks)])
         marks = np.concatenate([np.zeros(len(prefix), np.uint8), *(marks for _, marks in talks)])
         note = {
-            "images": item.images, "weight": item.weight, "crops": sum(found.crops for found in item.layouts),
-            "places": sum(len(found.patch_at) for found in item.layouts),
+            **note_of(item.images, item.layouts, item.weight),
             "branches": [len(prefix), *(len(ids) for ids, _ in talks)],
         }  # fmt: skip
         return Example(ids, marks, document, note)
+
+
+def note_of(images: list[dict[str, Any]], layouts: Sequence[Layout], weight: float = 1.0) -> dict[str, Any]:
+    """What `PictureLines.add` writes of the pictures of a document."""
+    return {
+        "images": images, "weight": weight, "crops": sum(found.crops for found in layouts),
+        "places": sum(len(found.patch_at) for found in layouts),
+    }  # fmt: skip
+
+
+def too_many_crops(crops: int, spec: DataSpec, where: str, counts: Counts) -> bool:
+    """Whether a document's pictures have more crops than `row_crops`; counts it as left out.
+
+    Raises `BadRecord` with `overlong="error"`.
+    """
+    if spec.row_crops is None or crops <= spec.row_crops:
+        return False
+    if spec.overlong == "error":
+        raise BadRecord(f"{where}: pictures of {crops} crops, over row_crops {spec.row_crops}; raise it or max_crops")
+    counts.overlong_dropped += 1
+    return True
+
+
+def behind_start(ids: np.ndarray, marks: np.ndarray, layouts: Sequence[Layout]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and loss marks of a text with the tokens of pictures behind its first token, the template's BOS."""
+    if not layouts:
+        return ids, marks
+    seen = np.concatenate([layout.tokens for layout in layouts]).astype(np.int32)
+    blank = np.zeros(len(seen), marks.dtype)
+    return np.concatenate([ids[:1], seen, ids[1:]]), np.concatenate([marks[:1], blank, marks[1:]])
 
 
 def images_of(record: Record, source: Source, spec: DataSpec, where: str) -> tuple[list[dict[str, Any]], list[Layout]]:

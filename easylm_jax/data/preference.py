@@ -4,6 +4,9 @@ Pair p of a row has its chosen side in segment 2p + 1 and its rejected side in s
 [rows, P] is the index of the pair in the data set (-1: no pair), `margins` [rows, P] the margin by which the chosen
 side is better (0 where the data have none). A pair that is sampled several times keeps its index, so that values
 computed once for each pair (reference log-probabilities) are stored by this index.
+
+Where prompts have pictures (`DataSpec.vision`), their tokens stand behind the first token of both sides, and line p of
+`pictures.jsonl` names the files of pair p.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from easylm_jax.config.data import DataSpec, Source
-from easylm_jax.data import filters, packing, templates
+from easylm_jax.data import filters, packing, pictures, templates
 from easylm_jax.data.examples import (
     Counts,
     Encoder,
@@ -31,6 +34,7 @@ from easylm_jax.data.examples import (
 )
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
+from models.molmo.image import Layout
 
 Messages = list[dict[str, str]]
 _LARGEST_MARGIN = float(np.finfo(np.float32).max)
@@ -170,14 +174,19 @@ class PairEncoder(Encoder):
     def __init__(self, spec: DataSpec, tokenizer: Tokenizer, folder: Path | None = None):
         super().__init__(spec, tokenizer, folder)
         self._margins = array.array("f")
+        self._lines = None if spec.vision is None else pictures.PictureLines(folder)
+        self._seen: dict[str, int] = {}
 
     def stored(self, example: Example, source: int) -> None:
-        if example.note is not None:  # the chosen side carries the margin of its pair
-            self._margins.append(example.note)
+        if example.note is not None:  # the chosen side carries the margin of its pair, and its pictures
+            self._margins.append(example.note["margin"])
+            if self._lines is not None:
+                self._lines.add(source, example.document, example.note)
 
     def plan(self, lengths: np.ndarray, units: np.ndarray) -> packing.Plan:
         sides = lengths.reshape(-1, 2)[units]
-        plan = self._packed(sides.sum(1))
+        crops = None if self._lines is None or self.spec.row_crops is None else self._lines.crops[units]
+        plan = self._packed(sides.sum(1), crops)
         # From pairs to sides: the rejected side follows the chosen side.
         length = sides[plan.document]
         start = np.stack([plan.start, plan.start + length[:, 0]], 1)
@@ -186,8 +195,8 @@ class PairEncoder(Encoder):
         row, zeros = np.repeat(plan.row, 2), np.zeros(2 * len(plan.row), np.int64)
         return packing.Plan(row, flat[0], flat[1], zeros, flat[2], plan.rows, plan.width)
 
-    def _packed(self, lengths: np.ndarray) -> packing.Plan:
-        """Packs pairs into rows.
+    def _packed(self, lengths: np.ndarray, crops: np.ndarray | None) -> packing.Plan:
+        """Packs pairs into rows, of at most `row_crops` crops where `crops` int64 [n] are given.
 
         Best-fit puts the shortest pairs of the whole set into its last rows, which would make P, the most pairs in a
         row, large. Without `max_pairs_per_row` the limit is therefore four times the average, doubled for as long as
@@ -196,6 +205,8 @@ class PairEncoder(Encoder):
         size = self.spec.sequence_length
         if self.spec.packing == "none":
             return packing.one_each(lengths, size)
+        if crops is not None:  # which bound the pairs of a row too
+            return packing.best_fit(lengths, size, extra=crops, room=self.spec.row_crops)
         if self.spec.max_pairs_per_row is not None:
             return packing.best_fit(lengths, size, self.spec.max_pairs_per_row)
         free = packing.best_fit(lengths, size)
@@ -219,13 +230,22 @@ class PairEncoder(Encoder):
         place = np.repeat(np.arange(len(per_row)), per_row), packing.within(per_row)
         index[place] = pairs
         margins[place] = np.frombuffer(self._margins, np.float32)[pairs]
+        if self._lines is not None:
+            assert self.spec.vision is not None, "checked by DataSpec"
+            self._lines.finish()
+            self._seen = {**self._lines.facts(place[0], pairs, copies=2),
+                          "id_limit": pictures.id_limit(self.spec.vision, self.tokenizer)}  # fmt: skip
         return {
             "pair_index": (index, "number of the pair in segments 2p + 1 and 2p + 2, -1 where there is none"),
             "margins": (margins, "how much better the chosen side was judged, 0 where unknown"),
         }
 
     def facts(self) -> dict[str, Any]:
-        return {"pairs": len(self._margins), "pairs_per_row": self._per_row}
+        return {"pairs": len(self._margins), "pairs_per_row": self._per_row, **self._seen}
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
 
     def _item(self, record: Record, source: Source, where: str, counts: Counts) -> Any:
         sides = sides_of(record, source, where)
@@ -243,14 +263,22 @@ class PairEncoder(Encoder):
             rendered.append(
                 templates.render(template_of(self.spec), side, train_on=self.spec.train_on, compat=self.spec.compat)
             )
-        return *rendered, margin
+        note: dict[str, Any] = {"margin": margin}
+        layouts: list[Layout] = []
+        if self.spec.vision is not None:
+            images, layouts = pictures.images_of(record, source, self.spec, where)
+            note |= pictures.note_of(images, layouts)
+            if pictures.too_many_crops(note["crops"], self.spec, where, counts):
+                return None
+        return *rendered, note, layouts
 
     def _tokens(self, items: list[Any]) -> list[Any]:
         encoded = templates.tokenize([side for item in items for side in item[:2]], self.tokenizer)
-        return [(*encoded[2 * i : 2 * i + 2], item[2]) for i, item in enumerate(items)]
+        sides = [pictures.behind_start(*side, items[i // 2][3]) for i, side in enumerate(encoded)]
+        return [(*sides[2 * i : 2 * i + 2], item[2]) for i, item in enumerate(items)]
 
     def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:
-        (chosen, chosen_marks), (rejected, rejected_marks), margin = tokens
+        (chosen, chosen_marks), (rejected, rejected_marks), note = tokens
         keep = self._lengths(len(chosen), len(rejected))
         if keep != (len(chosen), len(rejected)):
             what = f"{where}: sides of {len(chosen)} and {len(rejected)} tokens, over max_side_length "
@@ -269,7 +297,7 @@ class PairEncoder(Encoder):
         if self.spec.repetition_filter and (filters.is_repetitive(chosen) or filters.is_repetitive(rejected)):
             counts.repetitive_dropped += 1
             return []
-        return [Example(chosen, chosen_marks, document, margin), Example(rejected, rejected_marks, document)]
+        return [Example(chosen, chosen_marks, document, note), Example(rejected, rejected_marks, document)]
 
     def _lengths(self, chosen: int, rejected: int) -> tuple[int, int]:
         """Tokens kept of each side: at most the limit each, and at most a row together.

@@ -32,7 +32,7 @@ from easylm_jax.data.examples import (
     messages_of,
     template_of,
 )
-from easylm_jax.data.pictures import id_limit, images_of
+from easylm_jax.data.pictures import behind_start, id_limit, images_of
 from easylm_jax.data.records import BadRecord, Record
 from easylm_jax.data.tokenizer import Tokenizer
 from models.molmo.image import Layout
@@ -158,10 +158,8 @@ class PromptEncoder(Encoder):
     def _tokens(self, items: list[Any]) -> list[Any]:
         encoded = templates.tokenize([pieces for pieces, *_ in items], self.tokenizer)
         found = []
-        for (ids, _), (_, note, layouts) in zip(encoded, items, strict=True):
-            if layouts:  # pictures stand behind the template's BOS
-                ids = np.concatenate([ids[:1], *(layout.tokens for layout in layouts), ids[1:]])
-            found.append((ids, note))
+        for (ids, marks), (_, note, layouts) in zip(encoded, items, strict=True):
+            found.append((behind_start(ids, marks, layouts)[0], note))
         return found
 
     def _admit(self, tokens: Any, document: int, where: str, counts: Counts) -> list[Example]:

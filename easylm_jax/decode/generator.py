@@ -6,7 +6,7 @@ Reinforcement learning, best-of-N, majority votes, evaluations and LM judges all
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ import numpy as np
 
 from easylm_jax.config import DataSpec, Sampling, Source
 from easylm_jax.data import Cache
-from easylm_jax.data.picture_store import prompt_pictures
+from easylm_jax.data.picture_store import prompt_pictures, vision_of
 from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.decode.engine import Engine, engine_for
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.runtime.sharding import check_heads
-from models.config import DecoderConfig
+from models.config import DecoderConfig, VisionConfig
 from models.errors import UserError
 from models.model import Model
 
@@ -87,12 +87,14 @@ def prepare_generator(
         slots: rows decoded at once; by default those of `sampling`.
 
     Raises:
-        UserError: the model is a reward model, its heads do not divide over the mesh, or a response does not fit.
+        UserError: the model is a reward model or sees no pictures, its heads do not divide over the mesh, or a response
+            does not fit.
     """
     check_generative(name, model.config)
     check_heads(model.config, mesh)
     for cache in prompts:
         check_context_length(name, model.config, cache, sampling.max_new_tokens)
+        check_pictures(f"stage {name}", model.config, cache.manifest["spec"].get("vision"))
     rows = sampling.slots if slots is None else slots
     return Generator(engine_for(restrict_vocab(model, tokenizer), rows, mesh), tokenizer, sampling)
 
@@ -120,6 +122,32 @@ def check_context_length(name: str, config: DecoderConfig, prompts: Cache, max_n
     longest = int(np.asarray(prompts.columns["lengths"]).max())
     if longest + max_new_tokens > config.context:
         raise ContextTooShort(name, longest, max_new_tokens, config.context)
+
+
+_SEEN_ALIKE = (
+    "encoder", "image", "patch", "margin", "start_id", "end_id", "patch_id", "column_id", "legacy_image_mask",
+    "legacy_tiny_side",
+)  # fmt: skip
+
+
+def check_pictures(what: str, config: DecoderConfig, data: VisionConfig | Mapping[str, Any] | None) -> None:
+    """Raises `UserError` where data has pictures and a model sees none, or sees them cut in another way.
+
+    Args:
+        what: the stage and the model's role in it, for the message.
+        data: what the data's pictures are cut for (`DataSpec.vision`), also as in JSON; None for data of text.
+    """
+    if data is None:
+        return
+    if config.vision is None:
+        raise UserError(f"{what}: the data has pictures, but a {config.family} model sees none")
+    seen = vision_of(data)
+    differing = [field for field in _SEEN_ALIKE if getattr(config.vision, field) != getattr(seen, field)]
+    if differing:
+        theirs, ours = (getattr(vision, differing[0]) for vision in (seen, config.vision))
+        raise UserError(
+            f"{what}: data.vision has {differing[0]} {theirs!r}, the model {ours!r}; give the data the model's vision"
+        )
 
 
 def check_samples(name: str, sampling: Sampling, samples: int) -> None:

@@ -16,7 +16,7 @@ from easylm_jax.objectives.numeric import as_float, masked
 from easylm_jax.objectives.pairs import batch_counts, last_of_sides, pair_sums, valid_pairs
 from models.errors import UserError
 from models.heads import scalar_head
-from models.model import Model, Output, Params
+from models.model import Images, Model, Output, Params
 
 
 def reward_model_loss(
@@ -60,7 +60,9 @@ def _pair_scores(output: Output, params: Params, batch: Batch) -> tuple[jax.Arra
     return last_of_sides(scores, batch["segment_ids"], batch["pair_index"].shape[1])
 
 
-def score_responses(model: Model, params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+def score_responses(
+    model: Model, params: Params, tokens: jax.Array, lengths: jax.Array, images: Images | None = None
+) -> jax.Array:
     """Scores of unpacked rows (prompt and response), at the last token; float32 [B].
 
     Args:
@@ -68,10 +70,11 @@ def score_responses(model: Model, params: Params, tokens: jax.Array, lengths: ja
         params: its parameters.
         tokens: int32 [B, S], right-padded with any id.
         lengths: int32 [B], tokens of each row without padding, at least 1.
+        images: the pictures of the prompts, where they have some.
     """
     index = jnp.arange(tokens.shape[1])
     segment_ids = (index[None] < lengths[:, None]).astype(jnp.int32)
-    hidden = model(params, tokens, segment_ids=segment_ids).hidden
+    hidden = model(params, tokens, segment_ids=segment_ids, images=images).hidden
     last = jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)
     return scalar_head(last[:, 0], params["score"]["kernel"])
 

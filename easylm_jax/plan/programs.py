@@ -25,6 +25,7 @@ from easylm_jax.decode.loop import Rows
 from easylm_jax.decode.sampling import Mode, Settings
 from easylm_jax.objectives import base as objectives_base
 from easylm_jax.objectives import score_responses
+from easylm_jax.objectives.forward import images_of
 from easylm_jax.plan import shapes
 from easylm_jax.runtime import compiler, sharding
 from easylm_jax.runtime.monitor import model_flops_per_token
@@ -285,11 +286,13 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
             flops(roles.value.source), chunks, options,
         )  # fmt: skip
     if roles.reward is not None:
-        judged = {**batch(["tokens"]), "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32)}
-        judged = sharding.batch_with_shardings(judged, mesh)
+        columns = {**batch(["tokens"]), "lengths": jax.ShapeDtypeStruct((rows,), jnp.int32), **pictures}
+        judged: dict[str, Any] = sharding.batch_with_shardings(columns, mesh)
         score = compiler.scorer(functools.partial(score_responses, roles.reward.decoder), mesh, stage.compute)
         yield Program(
-            "reward", lambda: score.lower(roles.placed["reward model"], judged["tokens"], judged["lengths"]),
+            "reward", lambda: score.lower(
+                roles.placed["reward model"], judged["tokens"], judged["lengths"], images_of(judged)
+            ),
             roles.sizes_except("reward model"), flops(roles.reward), chunks, options,
         )  # fmt: skip
 

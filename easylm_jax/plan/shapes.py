@@ -149,9 +149,10 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
 
 def _pictures(data: DataSpec, vision: VisionConfig, rows: int) -> Shapes:
     """The columns of pictures. Without `row_crops`, a row is taken to be full of pictures of one crop and its copy,
-    which have the most crops for their tokens."""
+    which have the most crops for their tokens; those of pairs are in both sides, and their crops once."""
     small = layout(vision.image, vision.image, 1, vision)
-    crops = data.row_crops or small.crops * max(1, data.sequence_length // len(small.tokens))
+    own = len(small.tokens) * (2 if data.kind == "preference" else 1)
+    crops = data.row_crops or small.crops * max(1, data.sequence_length // own)
     return image_shapes(vision, rows, crops, data.sequence_length)
 
 

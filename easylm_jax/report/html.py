@@ -18,6 +18,7 @@ from easylm_jax.report.stage_tables import stage_tables, state
 from easylm_jax.report.style import STYLE
 
 SHOWN_PROMPTS = 4  # unfolded for each task; the others are behind a click
+SMALL_PICTURE = 128  # pixels a side of a picture whose pixels are shown as squares
 SHORT = 20  # characters of a cell that is never broken into lines
 LONGEST_LABEL = 600  # characters of an expected answer or a reason
 
@@ -55,7 +56,8 @@ def document(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         # The page may load nothing at all, whatever its samples hold.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{safe(title)}</title><style>{STYLE}</style></head>"
         f"<body><header><p class=over>{safe(above)}</p><h1>{safe(title)}</h1><dl class=facts>{items}</dl>{warning}"
@@ -181,12 +183,14 @@ def responses(evaluations: Sequence[Sequence[tuple[str, StageData]]]) -> str:
 
 
 def _responses_of(evaluation: Sequence[tuple[str, StageData]]) -> str:
-    prompts: dict[tuple[str, str], list[tuple[str, Line]]] = {}
+    prompts: dict[tuple[str, str, str], list[tuple[str, Line]]] = {}
     for run, stage in evaluation:
         for line in stage.answers:
-            prompts.setdefault((str(line.get("task", "")), str(line.get("prompt", ""))), []).append((run, line))
+            seen = json.dumps(line.get("pictures", []))  # one question about two pictures is two prompts
+            key = str(line.get("task", "")), str(line.get("prompt", "")), seen
+            prompts.setdefault(key, []).append((run, line))
     by_task: dict[str, list[str]] = {}
-    for (task, prompt), lines in prompts.items():
+    for (task, prompt, _), lines in prompts.items():
         methods = list(dict.fromkeys(str(line.get("method", "")) for _, line in lines))
         cards = "".join(
             _card(f"{method}, {run}" if run else method, line)
@@ -208,7 +212,36 @@ def _prompt(prompt: str, line: Line) -> str:
     if label is not None:
         text = label if isinstance(label, str) else json.dumps(label, ensure_ascii=False)
         expected = f'<p class="expected"><span>expected</span> {safe(_cut(text))}</p>'
-    return f'<div class="asked"><pre>{safe(prompt)}</pre>{expected}</div>'
+    return f'<div class="asked">{_pictures(line, ())}<pre>{safe(prompt)}</pre>{expected}</div>'
+
+
+def _pictures(line: Line, points: Any) -> str:
+    """The pictures of a prompt, the first with points in percent drawn as numbered rings."""
+    pictures = line.get("pictures")
+    listed = pictures if isinstance(pictures, list) else []
+    return "".join(_picture(picture, points if number == 0 else ()) for number, picture in enumerate(listed))
+
+
+def _picture(picture: Any, points: Any) -> str:
+    """A picture of `rewards.pictures.shown`; nothing for anything else, since samples may hold what they like."""
+    data, *sides = (picture.get(name) if isinstance(picture, dict) else None for name in ("data", "width", "height"))
+    width, height = map(number, sides)
+    if not (isinstance(data, str) and data.startswith("data:image/") and width and height):
+        return ""
+    pairs = [pair for pair in points if isinstance(pair, list | tuple) and len(pair) == 2]
+    size, rings = max(width, height) / 30, ""
+    for place, pair in enumerate(pairs, start=1):
+        x, y = (number(value) for value in pair)
+        if x is not None and y is not None:
+            x, y = x * width / 100, y * height / 100
+            rings += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}" stroke-width="{size / 2:.1f}"/>'
+            if len(pairs) > 1:
+                rings += f'<text x="{x + 1.4 * size:.1f}" y="{y:.1f}" style="font-size:{2 * size:.1f}px">{place}</text>'
+    kind = "picture small" if max(width, height) <= SMALL_PICTURE else "picture"
+    return (
+        f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="picture of the prompt">'
+        f'<image href="{safe(data)}" width="{width:g}" height="{height:g}"/>{rings}</svg>'
+    )
 
 
 def _cut(text: str) -> str:
@@ -219,7 +252,13 @@ def _card(name: str, line: Line) -> str:
     score = number(line.get("score"))
     verdict = {1.0: "right", 0.0: "wrong"}.get(score) if score is not None else ""
     mark = f'<span class="mark {verdict or ""}">{verdict or f"score {score:.3g}"}</span>' if score is not None else ""
-    return f'<div class="card"><b>{safe(name)}</b>{mark}<pre>{_text(line)}</pre>{_reason(line)}</div>'
+    return f'<div class="card"><b>{safe(name)}</b>{mark}{_pointed(line)}<pre>{_text(line)}</pre>{_reason(line)}</div>'
+
+
+def _pointed(line: Line) -> str:
+    """The pictures again with the points of the response, where it has some."""
+    points = line.get("points")
+    return _pictures(line, points) if isinstance(points, list) and points else ""
 
 
 def _text(line: Line) -> str:
@@ -271,7 +310,8 @@ def _step_samples(stage: StageData) -> Iterable[str]:
         for line in lines:
             facts = f"score {decimal(line.get('score'), 1, 3)}, KL {decimal(line.get('kl'), 1, 2)} nats"
             yield f'<div class="prompt">{_prompt(str(line.get("prompt", "")), line)}<div class="card">'
-            yield f'<span class="mark">{safe(facts)}</span><pre>{_text(line)}</pre>{_reason(line)}</div></div>'
+            yield f'<span class="mark">{safe(facts)}</span>{_pointed(line)}<pre>{_text(line)}</pre>'
+            yield f"{_reason(line)}</div></div>"
 
 
 # Settings and files

@@ -35,6 +35,8 @@ figure{margin:1.2rem 0;max-width:46rem}.narrow{display:none}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21rem,100%),1fr));gap:.9rem 1.6rem}
 .grid figure{margin:.4rem 0}figcaption{margin:.2rem 0 0}
 svg{width:100%;height:auto;display:block;font-family:inherit}
+svg.picture{width:min(100%,18rem);margin:.2rem 0 .4rem}svg.small{width:9rem;image-rendering:pixelated}
+svg.picture circle{fill:none;stroke:magenta;paint-order:stroke}svg.picture text{fill:magenta}
 .key{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.82rem;color:var(--soft);margin:.2rem 0 .8rem}
 .key svg{width:24px;display:inline-block;margin-right:.4rem;vertical-align:middle}
 svg text{fill:var(--ink);font-size:12px}svg .note{fill:var(--soft);font-size:11.5px}svg .label{fill:var(--soft)}

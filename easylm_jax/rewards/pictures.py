@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from easylm_jax.data import points
+from models.molmo import decode
 
 
 class Pointing(NamedTuple):
@@ -57,6 +58,18 @@ def assign(cost: np.ndarray) -> list[tuple[int, int]]:
 def _inside(point: np.ndarray, box: Sequence[float]) -> bool:
     left, top, right, bottom = box
     return bool(left <= point[0] <= right and top <= point[1] <= bottom)
+
+
+def shown(record: Mapping[str, Any], response: str) -> dict[str, Any]:
+    """What a report shows of a response to a prompt about pictures; nothing for other prompts.
+
+    `pictures` are small copies, `{"data", "width", "height"}`; `points` those of the response, in percent of the first.
+    """
+    names = [image["path"] for image in record.get("_images") or ()]
+    if not names:
+        return {}
+    small = [dict(zip(("data", "width", "height"), decode.thumbnail(name), strict=True)) for name in names]
+    return {"pictures": small, "points": points.read(response)}
 
 
 def points_f1(response: str, record: Mapping[str, Any], *, radius: float = 5.0, strict: bool = False) -> float:

@@ -18,9 +18,10 @@ from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache
 from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode import rollout
-from easylm_jax.decode.generator import check_context_length
+from easylm_jax.decode.generator import check_context_length, check_pictures
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import score_responses
+from easylm_jax.objectives.forward import images_of
 from easylm_jax.rewards import lm_judge
 from easylm_jax.rewards.lm_judge import LMJudge
 from easylm_jax.rewards.moderator import Moderator, harmless_scores, load_moderator
@@ -104,12 +105,14 @@ class RewardScorer:
     def _model_scores(self, sampled: Rollout) -> np.ndarray:
         """The reward model's score of each response, float [B]."""
         tokens, lengths = rollout.join(sampled)
+        seen = {} if sampled.seen is None else sampled.seen.columns(tokens)
 
         def score(params: PyTree, rows: dict[str, jax.Array]) -> jax.Array:
             assert self._score is not None
-            return self._score(params, rows["tokens"], rows["lengths"])
+            return self._score(params, rows["tokens"], rows["lengths"], images_of(rows))
 
-        return chunked.in_chunks(score, [self.params], {"tokens": tokens, "lengths": lengths}, self.rows, self.mesh)
+        columns = {"tokens": tokens, "lengths": lengths, **seen}
+        return chunked.in_chunks(score, [self.params], columns, self.rows, self.mesh)
 
     def _check_finite(self, scores: np.ndarray, sampled: Rollout) -> np.ndarray:
         bad = np.flatnonzero(~np.isfinite(scores))
@@ -216,6 +219,7 @@ def make_scorer(
         return RewardScorer(reward, cache, tokenizer, mesh, model=None, params=None, rows=rows, seed=seed, **models)
     source = model_from(workspace.model(reward.model), mesh, compute=compute)
     check_context_length(name, source.config, cache, new_tokens)
+    check_pictures(f"stage {name}: reward model", source.config, cache.manifest["spec"].get("vision"))
     with jax.set_mesh(mesh):
         return RewardScorer(
             reward, cache, tokenizer, mesh, model=source.decoder, params=source.frozen(mesh), rows=rows, seed=seed,

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax
 
-from easylm_jax.config import DataSpec, Train, fields
+from easylm_jax.config import Train, fields
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.build import held_out_cache, stage_cache
+from easylm_jax.decode.generator import check_pictures
 from easylm_jax.runtime import compiler, sharding
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.runtime.processes import log_once
@@ -45,7 +46,7 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
     source = stage_model(stage, workspace, mesh)
     sharding.check_heads(source.config, mesh)
     for data in stage.all_data:
-        check_pictures(stage.name, source.config, data)
+        check_pictures(f"stage {stage.name}", source.config, data.vision)
     model = source.decoder
     objective = stage.objective(model, training=True)
     if stage.benchmarks is not None and stage.lora is not None:
@@ -98,25 +99,6 @@ def _make_job(stage: Train, workspace: Workspace) -> tuple[TrainJob, TrainStateI
         options=compiler.options(mesh, stage.compute),
     )
     return job, start, cache
-
-
-_SEEN_ALIKE = (
-    "encoder", "image", "patch", "margin", "start_id", "end_id", "patch_id", "column_id", "legacy_image_mask",
-    "legacy_tiny_side",
-)  # fmt: skip
-
-
-def check_pictures(name: str, config: DecoderConfig, data: DataSpec) -> None:
-    """Raises `UserError` where data has pictures and the model sees none, or sees them cut in another way."""
-    if data.vision is None:
-        return
-    if config.vision is None:
-        raise UserError(f"stage {name}: its data has pictures, but a {config.family} model sees none")
-    differing = [field for field in _SEEN_ALIKE if getattr(config.vision, field) != getattr(data.vision, field)]
-    if differing:
-        theirs, ours = (getattr(vision, differing[0]) for vision in (data.vision, config.vision))
-        what = f"stage {name}: data.vision has {differing[0]} {theirs!r}, the model {ours!r}"
-        raise UserError(f"{what}; give the data the model's vision")
 
 
 def count_steps(stage: Train, loader: Loader) -> int:

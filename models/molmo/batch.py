@@ -25,18 +25,20 @@ def collate(
 ) -> Images:
     """The pictures of rows of tokens int [B, S] as arrays; each row has none, one or several, in order.
 
-    `crops` and `patch_tokens` are the least C and N.
+    `crops` and `patch_tokens` are the least C and N. A picture (the same object) that stands in a row several times has
+    its crops there once.
 
     Raises:
         UserError: a row's picture tokens are not those of its pictures.
     """
     rows = [[] if row is None else [row] if isinstance(row, TokenizedImage) else list(row) for row in pictures]
+    once = [list({id(picture): picture for picture in own}.values()) for own in rows]
     if len(rows) != len(tokens):
         raise UserError(f"{len(rows)} entries of images for {len(tokens)} rows of tokens; give one for each")
     found = [
         _place(np.asarray(row), own, vision, number) for number, (row, own) in enumerate(zip(tokens, rows, strict=True))
     ]
-    most = max([crops, 1, *(sum(len(p.crops) for p in own) for own in rows)])
+    most = max([crops, 1, *(sum(len(p.crops) for p in own) for own in once)])
     count = max([patch_tokens, 1, *(len(places) for places, _ in found)])
     patches = vision.grid**2
     images = Images(
@@ -45,7 +47,7 @@ def collate(
         pooling=np.full((len(rows), count, 4), -1, np.int32),
         places=np.full((len(rows), count), -1, np.int32),
     )
-    for row, (own, (places, pooling)) in enumerate(zip(rows, found, strict=True)):
+    for row, (own, (places, pooling)) in enumerate(zip(once, found, strict=True)):
         start = 0
         for picture in own:
             stop = start + len(picture.crops)
@@ -67,12 +69,16 @@ def _place(
     if len(there) != wanted:
         what = f"row {row} has {len(there)} picture tokens, but its {len(pictures)} picture(s) have {wanted}"
         raise UserError(f"{what}; put the tokens of each picture (`tokenize(...).tokens`) where it belongs")
-    patches, start, first, pooling = vision.grid**2, 0, 0, [np.zeros((0, 4), np.int32)]
+    patches, start, pooling = vision.grid**2, 0, [np.zeros((0, 4), np.int32)]
+    firsts: dict[int, int] = {}  # the first crop of each picture; one that stands in the row twice has its crops once
+    crops = 0
     for number, picture in enumerate(pictures):
+        first = firsts.setdefault(id(picture), crops)
+        crops += len(picture.crops) if first == crops else 0
         begin = int(there[start]) - int(picture.patch_at[0])
         own = tokens[max(begin, 0) : begin + len(picture.tokens)]
         if not np.array_equal(own, picture.tokens):
             raise UserError(f"row {row}: the tokens of picture {number} are not where its first picture token is")
         pooling.append(np.where(picture.pooling < 0, -1, picture.pooling + first * patches))
-        start, first = start + len(picture.patch_at), first + len(picture.crops)
+        start += len(picture.patch_at)
     return there.astype(np.int32), np.concatenate(pooling)

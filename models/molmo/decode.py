@@ -80,6 +80,21 @@ def size_of(source: Any, name: str | None = None, *, max_pixels: int = MAX_PIXEL
     return (width, height) if turned else (height, width)
 
 
+def thumbnail(source: Any, side: int = 320) -> tuple[str, int, int]:
+    """A picture of at most `side` pixels a side as text ("data:image/…;base64,…"), and its width and height.
+
+    Small pictures keep their pixels (PNG); larger ones are JPEG. Raises `BadPicture` as `read` does.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(read(source))
+    kind = "PNG" if max(image.size) <= side // 2 else "JPEG"
+    image.thumbnail((side, side))
+    file = io.BytesIO()
+    image.save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}", *image.size
+
+
 @contextlib.contextmanager
 def _opened(source: Any, name: str, max_pixels: int) -> Iterator[Image]:
     """The picture with its header read and its number of pixels checked; files are closed at the end."""

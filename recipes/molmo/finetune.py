@@ -1,20 +1,24 @@
 """Fine-tuning Molmo (arXiv 2409.17146, Section 4) on a folder of pictures with a JSONL of one's own.
 
-    easylm run recipes/molmo/finetune.py                     # shown on the blood cells of BCCD, on one CPU
+    easylm run recipes/molmo/finetune.py         # shown on blood cells and groceries, from small.py's model, on one CPU
     EASYLM_PICTURES=my/records.jsonl EASYLM_MODEL=hf:allenai/Molmo-7B-D-0924 easylm run recipes/molmo/finetune.py
+    EASYLM_PICTURES=my/records.jsonl EASYLM_MODEL=runs/molmo-small/sft easylm run recipes/molmo/finetune.py
 
-The records are those of docs/molmo.md: questions, captions or points about a picture. Without `EASYLM_PICTURES` the
-blood cells are counted and pointed at (`recipes/molmo/blood_cells.py`), by a small model from scratch; the last fifth
-of the pictures is held out. With a model of one's own, groups and rates are those of the paper's fine-tuning.
+The records are those of docs/molmo.md: questions, captions or points about a picture. Every fifth picture is held out,
+and a table shows what the model scores on it beside the best blind response (`recipes/molmo/held_out.py`). The model is
+a released one, or a stage of a run on pictures; without `EASYLM_MODEL` it is trained first, as in
+`recipes/molmo/small.py`. Groups and rates of a released model are those of the paper's fine-tuning (Table 10); those of
+a small one are this project's own.
 """
 
 import os
+from pathlib import Path
+from typing import Any
 
 from easylm_jax.config import (
     SFT,
     Compute,
     DataSpec,
-    DecoderConfig,
     Entry,
     Evaluate,
     MakeData,
@@ -23,67 +27,84 @@ from easylm_jax.config import (
     Sampling,
     Source,
     Task,
-    Tokenizer,
+    fields,
 )  # fmt: skip
+from models import reading
 from models.config import VisionConfig
+from models.errors import UserError
 from models.registry import preset
+from recipes.molmo import held_out, small
 from recipes.molmo.base import optimizer
 
 RECORDS = os.environ.get("EASYLM_PICTURES")
 MODEL = os.environ.get("EASYLM_MODEL")
-LIKE = os.environ.get("EASYLM_MODEL_LIKE", "molmo-7b-d")  # the preset whose tokens and crops the model has
-HERE = "recipes.molmo.blood_cells"
-VOCABULARY = 384
-
-SMALL_VISION = VisionConfig(
-    image=96, patch=8, margin=2, width=64, heads=4, ffn=192, layers=3, features=(-1, -2), connector_ffn=192,
-    max_crops=2, start_id=VOCABULARY, end_id=VOCABULARY + 1, patch_id=VOCABULARY + 2, column_id=VOCABULARY + 3,
-    image_id=VOCABULARY + 4, extra_rows=8, init_std=0.1,
-)  # fmt: skip
-SMALL = DecoderConfig(
-    family="molmo", layers=3, width=96, heads=4, ffn=256, vocab=VOCABULARY, context=1024, vision=SMALL_VISION,
-    norm_placement="pre",
-)  # fmt: skip
+LIKE = os.environ.get("EASYLM_MODEL_LIKE", "molmo-7b-d")  # the preset whose tokens and crops a released model has
+CROPS = 6  # of a small model: blood cells of 640 × 480 become 2 × 3 crops, 60 × 48 pixels
 
 
-def own() -> tuple:
-    """Fine-tuning of a model of one's own on records of one's own."""
-    vision = preset(LIKE).vision
-    data = DataSpec(
-        (Source(RECORDS or ""),), MODEL or "", 4096, kind="pictures", template="molmo", vision=vision,
-        annotation_weight="root", on_bad="skip",
+def run_of(folder: Path) -> tuple[str, VisionConfig]:
+    """The tokenizer of a run's stage, and what its model sees with."""
+    try:
+        data = reading.read_json(folder / "config.json", dict[str, Any])["stage"]["data"]
+        vision = fields.decode(VisionConfig, {k: v for k, v in data["vision"].items() if k != "class"})
+    except (KeyError, TypeError):
+        raise UserError(f"{folder} is no stage that was trained on pictures; give one as EASYLM_MODEL") from None
+    name = data["tokenizer"].removeprefix("stage:")
+    return data["tokenizer"] if name == data["tokenizer"] else f"sp:{folder.parent / name}/tokenizer.model", vision
+
+
+def data_of(file: str, tokenizer: str, vision: VisionConfig, kind: str, length: int, crops: int | None) -> DataSpec:
+    """Pictures to train on, or questions about them."""
+    trained = {"annotation_weight": "root", "on_bad": "skip"} if kind == "pictures" else {}
+    return DataSpec((Source(f"stage:data/{file}"),), tokenizer, length, kind=kind, template="molmo", vision=vision,
+                    max_crops=crops, **trained)  # fmt: skip
+
+
+def tasks(tokenizer: str, vision: VisionConfig, length: int, crops: int | None, answer: int) -> tuple[Task, ...]:
+    """The questions about held-out pictures, with the score of the best blind response beside each."""
+    names = held_out.tasks_of(held_out.read(RECORDS)) if RECORDS else held_out.VERIFIERS
+    if not names:
+        raise UserError(f"{RECORDS}: its held-out pictures have no answers and no points; nothing could be asked")
+    return tuple(
+        Task(
+            name, data_of(f"{name}.jsonl", tokenizer, vision, "prompts", length - answer, crops),
+            held_out.VERIFIERS[name], Sampling(answer, temperature=0.0, slots=16),
+            also=((f"{name}, blind", "recipes.molmo.small_data:blind"),),
+        )
+        for name in names
     )  # fmt: skip
+
+
+def stages() -> tuple:
+    """Data, fine-tuning and the table; without a model, the stages of a small one first."""
+    how: dict[str, Any]
+    before: tuple = ()
+    length, crops, answer = small.SEQUENCE, CROPS, 160
+    how = {"batch": 8, "steps": 300, "optimizer": OptimizerConfig("1e-3 cosine to 10% warmup 20 steps",
+                                                                 weight_decay=0.0)}  # fmt: skip
+    if MODEL is None:
+        before, init, tokenizer, vision = (
+            small.model_stages("drawn", "seeing"),
+            "seeing",
+            "stage:tokenizer",
+            small.VISION,
+        )
+    elif MODEL.startswith("hf:"):
+        init, tokenizer, vision, length, crops, answer = MODEL, MODEL, preset(LIKE).vision, 4096, None, 192
+        how = {"batch": 8, "epochs": 3, "optimizer": optimizer(1e-5, 5e-6, 5e-6, (20, 20, 20)),
+               "compute": Compute(dtype="bfloat16", remat="full")}  # fmt: skip
+    else:
+        folder = Path(MODEL.removeprefix("run:"))
+        init, (tokenizer, vision) = f"run:{folder}", run_of(folder)
+    made = MakeData("data", function="recipes.molmo.held_out:make", arguments={"records": RECORDS}) if RECORDS else (
+        MakeData("data", function="recipes.molmo.real_pictures:make")
+    )  # fmt: skip
+    trained = data_of("train.jsonl", tokenizer, vision, "pictures", length, crops)
     return (
-        SFT("sft", init=MODEL, data=data, batch=8, epochs=3, optimizer=optimizer(1e-5, 5e-6, 5e-6, (20, 20, 20)),
-            compute=Compute(dtype="bfloat16", remat="full")),
+        *before, made, SFT("sft", init=init, data=trained, **how),
+        Evaluate("table", title="Held-out pictures", tasks=tasks(tokenizer, vision, length, crops, answer),
+                 entries=(Entry("fine-tuned", ("sft",)),)),
     )  # fmt: skip
 
 
-def shown() -> tuple:
-    """The blood cells: counting and pointing."""
-
-    def questions(task: str) -> DataSpec:
-        return DataSpec((Source(f"stage:data/{task}.jsonl"),), "stage:tokenizer", 512, kind="prompts",
-                        template="molmo", vision=SMALL_VISION)  # fmt: skip
-
-    data = DataSpec((Source("stage:data/train.jsonl"),), "stage:tokenizer", 1024, kind="pictures", template="molmo",
-                    vision=SMALL_VISION, annotation_weight="root")  # fmt: skip
-    tasks = {"counting": "count", "pointing": "points_f1"}
-    return (
-        MakeData("data", function=f"{HERE}:make", seed=1),
-        Tokenizer("tokenizer", sources=(Source("stage:data/texts.jsonl"),), vocab_size=VOCABULARY),
-        SFT("sft", model=SMALL, data=data, batch=8, steps=400,
-            optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps", weight_decay=0.0)),
-        Evaluate(
-            "table", title="Blood cells, held-out pictures",
-            tasks=tuple(
-                Task(task, questions(task), verifier, Sampling(256, temperature=0.0, slots=16),
-                     also=((f"{task}, blind", "recipes.molmo.small_data:blind"),))
-                for task, verifier in tasks.items()
-            ),
-            entries=(Entry("small model", ("sft",)),),
-        ),
-    )  # fmt: skip
-
-
-recipe = Recipe("molmo-finetune", stages=own() if RECORDS else shown())
+recipe = Recipe("molmo-finetune", stages=stages())

@@ -1,7 +1,9 @@
-"""Pictures that this project draws: up to five coloured shapes on a grid, with questions, counts, points and captions.
+"""Pictures that this project draws: up to eight coloured shapes on a grid, and small bar charts, with questions,
+counts, points and captions.
 
 What a blind guesser can reach is known: `blind` of a held-out record is 1 where the best single answer to all questions
-of its task is right for it.
+of its task is right for it. Each number from 0 to 5 is asked for equally often, in training too: with shapes drawn at
+random, 0 and 1 would be most of the answers, and a model says these before it looks.
 """
 
 import base64
@@ -14,19 +16,32 @@ from typing import Any
 SIDE, CELLS = 36, 3  # pixels of a picture, and places on each side
 COLOURS = {"red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 225), "yellow": (235, 205, 40)}
 SHAPES = ("circle", "square", "triangle")
-TASKS = ("colour", "counting", "pointing")
+TASKS = ("colour", "counting", "pointing", "chart")
+MOST, OBJECTS = 5, 8  # the largest number that is asked for, and the most objects of a picture
+# Of so many training pictures one is a chart, and two have questions of counting alone: among all that is said about a
+# picture, a number is one token in forty, and is learned too late.
+CHARTS, COUNTED = 6, 2
 Object = tuple[str, str, float, float, float]  # shape, colour, centre x and y in pixels, half a side
 
 
-def scene(rng: random.Random) -> list[Object]:
-    """One to five objects in different cells, a little off their middles."""
-    step = SIDE / CELLS
-    cells = rng.sample(range(CELLS * CELLS), rng.randint(1, 5))
-    return [
-        (rng.choice(SHAPES), rng.choice(list(COLOURS)), (cell % CELLS + 0.5) * step + rng.uniform(-1, 1),
-         (cell // CELLS + 0.5) * step + rng.uniform(-1, 1), rng.uniform(3.5, 5.0))
-        for cell in cells
-    ]  # fmt: skip
+def scene(rng: random.Random) -> tuple[list[Object], tuple[str, str]]:
+    """Objects in different cells, a little off their middles, and what is counted in them: a shape and a colour.
+
+    Both are there 0 to `MOST` times, each number equally often.
+    """
+    targets = rng.choice(SHAPES), rng.choice(list(COLOURS))
+    counts = [rng.randint(0, MOST) for _ in targets]
+    total = rng.randint(max(1, *counts), OBJECTS)
+    kinds = []
+    for target, count, all_of_them in zip(targets, counts, (SHAPES, list(COLOURS)), strict=True):
+        others = [kind for kind in all_of_them if kind != target]
+        own = [target] * count + [rng.choice(others) for _ in range(total - count)]
+        kinds.append(rng.sample(own, total))
+    objects, step = [], SIDE / CELLS
+    for shape, colour, cell in zip(*kinds, rng.sample(range(CELLS * CELLS), total), strict=True):
+        x, y = ((place + 0.5) * step + rng.uniform(-1, 1) for place in (cell % CELLS, cell // CELLS))
+        objects.append((shape, colour, x, y, rng.uniform(4.0, 5.0)))
+    return objects, targets
 
 
 def drawn(objects: Iterable[Object], rng: random.Random) -> str:
@@ -39,13 +54,30 @@ def drawn(objects: Iterable[Object], rng: random.Random) -> str:
         box = (x - half, y - half, x + half, y + half)
         if shape == "circle":
             pen.ellipse(box, fill=COLOURS[colour])
-        elif shape == "square":
-            pen.rectangle(box, fill=COLOURS[colour])
-        else:
+        elif shape == "triangle":
             pen.polygon([(x, y - half), (x - half, y + half), (x + half, y + half)], fill=COLOURS[colour])
+        else:
+            pen.rectangle(box, fill=COLOURS[colour])
+    return encoded(image)
+
+
+def encoded(image: Any) -> str:
     file = io.BytesIO()
     image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def chart(rng: random.Random) -> tuple[list[str], list[int], str]:
+    """A bar chart: the colours of its three bars from the left, their heights in pixels, and the picture."""
+    from PIL import Image, ImageDraw
+
+    colours, heights = rng.sample(list(COLOURS), 3), rng.sample(range(4, SIDE - 2, 5), 3)
+    image = Image.new("RGB", (SIDE, SIDE), tuple(rng.randint(0, 50) for _ in range(3)))
+    pen = ImageDraw.Draw(image)
+    for number, (colour, height) in enumerate(zip(colours, heights, strict=True)):
+        left = number * SIDE // 3 + 2
+        pen.rectangle((left, SIDE - height, left + SIDE // 3 - 5, SIDE - 1), fill=COLOURS[colour])
+    return colours, heights, encoded(image)
 
 
 def percent(objects: Iterable[Object]) -> list[list[float]]:
@@ -58,25 +90,35 @@ def regions(objects: Iterable[Object]) -> list[list[float]]:
     return [[100 * v / SIDE for v in (x - h, y - h, x + h, y + h)] for _, _, x, y, h in objects]
 
 
-def asked(objects: list[Object], rng: random.Random) -> dict[str, dict[str, Any]]:
+def named(value: str) -> str:
+    """What is counted, in words."""
+    return f"{value}s" if value in SHAPES else f"{value} shapes"
+
+
+def counting(objects: list[Object], value: str) -> dict[str, Any]:
+    """How many objects have a shape or a colour."""
+    return {"question": f"How many {named(value)} are there?", "answer": str(sum(value in o[:2] for o in objects))}
+
+
+def asked(objects: list[Object], targets: tuple[str, str], rng: random.Random) -> dict[str, dict[str, Any]]:
     """One question of each task that the picture allows, with its answer."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {"counting": counting(objects, rng.choice(targets))}
     single = [o for o in objects if sum(other[0] == o[0] for other in objects) == 1]
     if single:
         shape, colour = rng.choice(single)[:2]
         found["colour"] = {"question": f"What colour is the {shape}?", "answer": colour}
-    shape = rng.choice(SHAPES)
-    found["counting"] = {
-        "question": f"How many {shape}s are there?",
-        "answer": str(sum(o[0] == shape for o in objects)),
-    }
     alone = [o for o in objects if sum(other[:2] == o[:2] for other in objects) == 1]
     if alone:
-        target = rng.choice(alone)
-        label = f"{target[1]} {target[0]}"
-        found["pointing"] = {"question": f"Point to the {label}.", "label": label, "points": percent([target]),
-                             "regions": regions([target])}  # fmt: skip
+        chosen = rng.choice(alone)
+        label = f"{chosen[1]} {chosen[0]}"
+        found["pointing"] = {"question": f"Point to the {label}.", "label": label, "points": percent([chosen]),
+                             "regions": regions([chosen])}  # fmt: skip
     return found
+
+
+def tallest(colours: list[str], heights: list[int]) -> dict[str, Any]:
+    """Which bar of a chart is the tallest."""
+    return {"question": "Which bar is the tallest?", "answer": colours[heights.index(max(heights))]}
 
 
 def caption(objects: list[Object]) -> str:
@@ -86,13 +128,21 @@ def caption(objects: list[Object]) -> str:
 
 
 def training(count: int, rng: random.Random) -> list[dict[str, Any]]:
-    """Records with a caption and a question of each task about one picture."""
+    """Records with all that is said about one picture: a caption and questions of each task, or of counting alone."""
     records = []
-    for _ in range(count):
-        objects = scene(rng)
-        talks: list[dict[str, Any]] = [{**talk, "style": ""} for talk in asked(objects, rng).values()]
-        talks.append({"question": "What is here?", "answer": caption(objects), "style": ""})
-        records.append({"image": drawn(objects, rng), "annotations": talks})
+    for number in range(count):
+        kind = number % CHARTS
+        if kind == 0:
+            colours, heights, image = chart(rng)
+            talks = [tallest(colours, heights), {"question": "What is here?", "answer": ", ".join(colours) + "."}]
+        else:
+            objects, targets = scene(rng)
+            image = drawn(objects, rng)
+            talks = [counting(objects, target) for target in targets]
+            if kind > COUNTED:
+                talks += [talk for task, talk in asked(objects, targets, rng).items() if task != "counting"]
+                talks.append({"question": "What is here?", "answer": caption(objects)})
+        records.append({"image": image, "annotations": [{**talk, "style": ""} for talk in talks]})
     return records
 
 
@@ -100,11 +150,17 @@ def held_out(task: str, count: int, rng: random.Random) -> list[dict[str, Any]]:
     """Records of one task with what its verifier needs, and whether the best blind answer is right."""
     records: list[dict[str, Any]] = []
     while len(records) < count:
-        objects = scene(rng)
-        talk = asked(objects, rng).get(task)
-        if talk is not None:
-            found = {**talk, "prompt": talk["question"], "image": drawn(objects, rng)}
-            records.append(found if task != "counting" else {**found, "count": int(talk["answer"])})
+        if task == "chart":
+            colours, heights, image = chart(rng)
+            talk = tallest(colours, heights)
+        else:
+            objects, targets = scene(rng)
+            questions = asked(objects, targets, rng)
+            if task not in questions:
+                continue
+            talk, image = questions[task], drawn(objects, rng)
+        found = {**talk, "prompt": talk["question"], "image": image}
+        records.append(found if task != "counting" else {**found, "count": int(talk["answer"])})
     guess = best_guess(task, records)
     return [{**record, "blind": float(fits(task, guess, record))} for record in records]
 

@@ -197,7 +197,11 @@ class _OnlineDPO(BatchBuilder):
     def abstract(self, width: int) -> dict[str, jax.ShapeDtypeStruct]:
         per_pair = dict.fromkeys(("pair_index", "reference_chosen", "reference_rejected"), (self.update_rows, 1))
         floats = ("loss_weights", "reference_chosen", "reference_rejected")
-        return {
+        data = self.stage.data
+        seen = {} if data.vision is None else image_shapes(
+            data.vision, self.update_rows, data.prompt_crops, 2 * data.sequence_length
+        )  # fmt: skip
+        return seen | {
             name: jax.ShapeDtypeStruct(
                 per_pair.get(name, (self.update_rows, 2 * width)), jnp.float32 if name in floats else jnp.int32
             )
@@ -223,6 +227,12 @@ class _OnlineDPO(BatchBuilder):
             "reference_chosen": reference[chosen].astype(np.float32)[:, None],
             "reference_rejected": reference[rejected].astype(np.float32)[:, None],
         }  # fmt: skip
+        if IMAGES[0] in columns:  # both responses are about the same pictures, whose crops are there once
+            width = columns["tokens"].shape[1]
+            places = [columns["places"][rows] for rows in (chosen, rejected)]
+            pairs |= {name: columns[name][chosen] for name in ("crops", "padding")}
+            pairs["pooling"] = packed("pooling")
+            pairs["places"] = np.concatenate([places[0], np.where(places[1] < 0, -1, places[1] + width)], axis=1)
         return pairs, {"reward": float(rewards.mean()), "equal_groups": float(1 - has_pair.mean())}
 
 

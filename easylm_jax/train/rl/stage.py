@@ -16,7 +16,7 @@ from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import Cache, Loader, load_tokenizer
 from easylm_jax.data.build import held_out_cache, stage_cache
 from easylm_jax.decode import rollout
-from easylm_jax.decode.generator import check_context_length, prepare_generator
+from easylm_jax.decode.generator import check_context_length, check_pictures, prepare_generator
 from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import sharding
@@ -72,6 +72,7 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
     value = _value_init(stage, workspace, mesh, steps)
     if value is not None:
         check_context_length(stage.name, value.source.config, cache, stage.sampling.max_new_tokens)
+        check_pictures(f"stage {stage.name}: value model", value.source.config, stage.data.vision)
     scorer = make_scorer(
         stage.name, stage.reward, workspace, meshes.rollout, cache, tokenizer, stage.compute, stage.score_rows,
         stage.seed, stage.sampling.max_new_tokens, meshes.decode,

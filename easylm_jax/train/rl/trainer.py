@@ -23,6 +23,7 @@ from easylm_jax.data.loader import permutation
 from easylm_jax.decode import rollout
 from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import adaptive_kl, base
+from easylm_jax.rewards.pictures import shown
 from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import score_rollout
 from easylm_jax.rewards.verdict import label_of
@@ -330,11 +331,12 @@ class RolloutLoop(Loop):
         records = (
             {
                 "prompt": job.tokenizer.decode(sampled.prompts[row, : sampled.prompt_lengths[row]].tolist()),
-                "label": label_of(job.loader.cache.record(int(sampled.prompt_index[row]))),
-                "response": rollout.text_of(sampled, row, job.tokenizer), "score": float(sampled.scores[row]),
-                "ended": bool(sampled.ended[row]), "kl": float(divergence[row]),
+                "label": label_of(record), "response": text, "score": float(sampled.scores[row]),
+                "ended": bool(sampled.ended[row]), "kl": float(divergence[row]), **shown(record, text),
             }
             for row in rows
+            for record in [job.loader.cache.record(int(sampled.prompt_index[row]))]
+            for text in [rollout.text_of(sampled, row, job.tokenizer)]
         )  # fmt: skip
         write_lines(job.folder / "samples" / f"{step}.jsonl", records)
 
