@@ -49,6 +49,14 @@ def test_evaluate_ends_in_a_json_line_with_questions_per_second():
     assert (line["config"]["questions"], line["config"]["options"], line["config"]["dtype"]) == (3, 4, "float32")
 
 
+def test_preferences_ends_in_a_json_line_with_real_tokens_and_the_padded_share():
+    line = last_line(run("preferences.py", "--size", "tiny", "--pairs", "3", "--repeats", "1"))
+    config = line["config"]
+    assert line["ours"] > 0 and line["peer"] is None and line["unit"] == "real tokens/s"
+    assert config["sequences"] == 6 and 0 < config["padding"]["ours"] < 1
+    assert config["read"] < config["tokens"]  # a prompt is read once for its two answers
+
+
 def test_checkpoint_ends_in_a_json_line_with_blocked_time_and_disk():
     line = last_line(run("checkpoint.py", "--size", "tiny", "--repeats", "1", "--steps", "6"))
     config = line["config"]

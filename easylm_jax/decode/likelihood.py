@@ -92,11 +92,12 @@ def token_logprobs(
 
 def reward_scores(
     model: Model, params: Params, requests: Sequence[Request], *, mesh: jax.sharding.Mesh | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None, counts: collections.Counter[str] | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Scores of a reward model at the last token of (prompt ids, response ids), float32 [N].
 
-    Responses to one prompt share its passes. The scores have the invariance of `loglikelihood`.
+    Responses to one prompt share its passes. The scores have the invariance of `loglikelihood`. To `counts` are added
+    the tokens that the passes read ("read") and their padding ("padding").
 
     Raises:
         UserError: the model has no scalar head, or a request exceeds its context or vocabulary.
@@ -106,7 +107,10 @@ def reward_scores(
     # The last token of a continuation is only a target and never read, so one more is put behind the response.
     longer = [_checked(model, (prompt, (*response, 0)), number) for number, (prompt, response) in enumerate(requests)]
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        results = _Scorer(model, params, mesh).run(longer, progress)
+        scorer = _Scorer(model, params, mesh)
+        results = scorer.run(longer, progress)
+    if counts is not None:
+        counts.update(scorer.counts)
     return np.array([values[-1] for values, _ in results], np.float32)
 
 
@@ -165,6 +169,7 @@ class _Scorer:
         self.mesh, self.params = mesh, params
         self.rows = ROWS.get(model.platform, OTHER_ROWS) * (1 if mesh is None else batch_split(mesh))
         self.states: collections.OrderedDict[tuple, _State] = collections.OrderedDict()
+        self.counts: collections.Counter[str] = collections.Counter(read=0, padding=0)
 
     def run(
         self, requests: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], progress: Callable[[int], None] | None
@@ -242,6 +247,7 @@ class _Scorer:
         """The state after further tokens of each row."""
         lengths = [len(part) for part in tokens]
         inputs = self._padded(tokens, bucket(max(lengths)))
+        self.counts.update(read=sum(lengths), padding=inputs.size - sum(lengths))
         room = -(-int(state.counts.max()) // CHUNK) * CHUNK + inputs.shape[1]
         rows = self._placed({"tokens": inputs, "counts": state.counts})
         keys, values = _extend_program(cast(Any, self.model), self.mesh, _columns(room))(
@@ -288,25 +294,34 @@ class _Scorer:
         texts = [requests[numbers[0]][1] if numbers else () for numbers in taken]
         contexts = [context for context in wave for _ in range(slots)]
         read = [(*context[-1:], *text[:-1]) for context, text in zip(contexts, texts, strict=True)]
-        longest, count = max(map(len, texts)), self.rows * slots
+        longest = max(map(len, texts))
         for begin in range(0, longest, CHUNK):
             end = min(begin + CHUNK, longest)
-            inputs = self._padded([row[begin:end] for row in read], bucket(end - begin), count)
-            targets = np.zeros((count, TARGETS, inputs.shape[1]), np.int32)
-            for row, numbers in enumerate(taken):
-                for at, number in enumerate(numbers):
-                    part = requests[number][1][begin:end]
-                    targets[row, at, : len(part)] = part
-            logprobs, greedy = self._run_score(state, inputs, targets)
-            for row, numbers in enumerate(taken):
-                for at, number in enumerate(numbers):
-                    size = len(requests[number][1][begin:end])
-                    parts = logprobs[row, at, :size], greedy[row, at, :size]
-                    results[number] = tuple(
-                        np.concatenate([old, new]) for old, new in zip(results[number], parts, strict=True)
-                    )
+            if end == longest or not self.model.config.scalar_head:  # of a reward model the last score alone counts
+                self._score_piece(state, read, taken, (begin, end), requests, results)
             if end < longest:
                 state = self._extend(state, [row[begin:end] for row in read])
+
+    def _score_piece(self, state: _State, read, taken: list[list[int]], piece: tuple[int, int], requests, results):
+        """Adds the log-probabilities of a piece of every group's continuation to `results`."""
+        (begin, end), count = piece, len(taken)
+        parts = [row[begin:end] for row in read]
+        inputs = self._padded(parts, bucket(end - begin), count)
+        real = sum(len(part) for part, numbers in zip(parts, taken, strict=True) if numbers)
+        self.counts.update(read=real, padding=inputs.size - real)
+        targets = np.zeros((count, TARGETS, inputs.shape[1]), np.int32)
+        for row, numbers in enumerate(taken):
+            for at, number in enumerate(numbers):
+                text = requests[number][1][begin:end]
+                targets[row, at, : len(text)] = text
+        logprobs, greedy = self._run_score(state, inputs, targets)
+        for row, numbers in enumerate(taken):
+            for at, number in enumerate(numbers):
+                size = len(requests[number][1][begin:end])
+                found = logprobs[row, at, :size], greedy[row, at, :size]
+                results[number] = tuple(
+                    np.concatenate([old, new]) for old, new in zip(results[number], found, strict=True)
+                )
 
     def _padded(self, rows: list[tuple[int, ...]], length: int, count: int | None = None) -> np.ndarray:
         padded = np.zeros((count or self.rows, length), np.int32)
