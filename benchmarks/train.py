@@ -1,12 +1,14 @@
 """Throughput of the train step on this machine, measured alternately with a peer.
 
     python benchmarks/train.py --size 35m --peer hf
+    python benchmarks/train.py --model olmoe-tiny --peer hf # a preset of models/, here a mixture of experts
     python benchmarks/train.py --size 5m --peer tunix --repeats 9
     python benchmarks/train.py --compute remat=dots         # with other fields of models.Compute
 
-Both sides train the same OLMo 2 in float32 on the same batch: forward, backward, gradient clipping, AdamW. Bursts
-alternate. The matrix products of one step are also timed alone with the library of each side, to show how much of the
-difference is due to the libraries, and our step is broken down into parts. The last line of standard output is JSON.
+Both sides train the same model in float32 on the same batch: forward, backward, gradient clipping, AdamW. Bursts
+alternate. transformers computes a mixture of experts in several ways, of which the fastest counts. The matrix products
+of one step are also timed alone with the library of each side, to show how much of the difference is due to the
+libraries, and our step is broken down into parts. The last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ PEERS = ("hf", "tunix")
 # Steps per burst, so that one lasts a second or more.
 STEPS = {"tiny": 5, "5m": 6, "35m": 2}
 ADAMW = {"lr": 3e-4, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0}
+# How transformers computes a mixture of experts: a loop over experts, or all in one product (docs of its integration).
+EXPERTS = ("eager", "grouped_mm", "batched_mm")
 # Settings of `easylm run` (runtime/host_memory.py). Peers are also run with them for comparison, but such runs are not
 # reported as the peer, since peers do not set them.
 MEMORY_KEPT = "memory kept"
@@ -66,16 +70,22 @@ class Product(NamedTuple):
 
 
 def our_products(shape: Mapping[str, int], rows: int, length: int, chunk: int) -> dict[str, Product]:
-    """Products of our step: fused projections, and the vocabulary head in chunks whose logits are computed twice."""
+    """Products of our step: fused projections, and the vocabulary head in chunks whose logits are computed twice.
+
+    Those of experts are left out: they are timed as a part of the step.
+    """
     layers, d, f, v = shape["layers"], shape["width"], shape["ffn"], shape["vocab"]
     tokens = rows * length
     chunk = rows * min(length, max(1, chunk // rows))
     chunks = -(-tokens // chunk)
+    dense = {
+        "gate, up": Product((tokens, d, 2 * f), layers, layers),
+        "down": Product((tokens, f, d), layers, layers),
+    }
     return {
         "query, key, value": Product((tokens, d, 3 * d), layers, layers),
         "attention out": Product((tokens, d, d), layers, layers),
-        "gate, up": Product((tokens, d, 2 * f), layers, layers),
-        "down": Product((tokens, f, d), layers, layers),
+        **({} if "experts" in shape else dense),
         "head": Product((chunk, d, v), 2 * chunks, chunks),
     }
 
@@ -84,11 +94,14 @@ def hf_products(shape: Mapping[str, int], rows: int, length: int) -> dict[str, P
     """Products of transformers' step: separate projections, and the head for all tokens at once."""
     layers, d, f, v = shape["layers"], shape["width"], shape["ffn"], shape["vocab"]
     tokens = rows * length
+    dense = {
+        "gate, up": Product((tokens, d, f), 2 * layers, 2 * layers),
+        "down": Product((tokens, f, d), layers, layers),
+    }
     return {
         "query, key, value": Product((tokens, d, d), 3 * layers, 3 * layers),
         "attention out": Product((tokens, d, d), layers, layers),
-        "gate, up": Product((tokens, d, f), 2 * layers, 2 * layers),
-        "down": Product((tokens, f, d), layers, layers),
+        **({} if "experts" in shape else dense),
         "head": Product((tokens, d, v), 1, 1),
     }
 
@@ -116,17 +129,18 @@ def breakdown(parts: Mapping[str, float], products: Mapping[str, float], layers:
         "matrix products of the blocks": blocks,
         "matrix products of the head": products["head"],
         "attention": parts["attention"] * layers,
+        **({"routers and experts": parts["experts"] * layers} if "experts" in parts else {}),
         "softmax and loss": max(0.0, parts["head"] - products["head"]),
         "optimizer": parts["optimizer"],
     }
     return {**lines, "the rest": parts["step"] - sum(lines.values())}
 
 
-def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[str, str]]]:
+def peer_workers(name: str, spec_file: str, mixture: bool) -> list[tuple[str, list[str], dict[str, str]]]:
     """(name, command, environment) of each setting of a peer; the best one as installed is reported.
 
     torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
-    ones sleep.
+    ones sleep. A mixture of experts is computed in each way that transformers has, with spinning threads.
     """
     python = ROOT / ".peers" / name / "bin" / "python"
     if not python.is_file():
@@ -134,9 +148,21 @@ def peer_workers(name: str, spec_file: str) -> list[tuple[str, list[str], dict[s
     command = [str(python), str(ROOT / "benchmarks" / "peers" / f"{name}_train.py"), spec_file]
     passive = {"OMP_WAIT_POLICY": "passive"}
     settings = {"hf": {}, "hf, sleeping threads": passive} if name == "hf" else {name: {}}
+    if mixture:
+        made = [(f"{name}, {way}", [*command, way], {}) for way in EXPERTS]
+        return [*made, (f"{name}, {EXPERTS[0]}, sleeping threads", [*command, EXPERTS[0]], passive)]
     last = list(settings)[-1]
     settings[f"{last}, {MEMORY_KEPT}"] = {**settings[last], **KEPT_MEMORY}
     return [(setting, command, environment) for setting, environment in settings.items()]
+
+
+def contenders(workers: Sequence[Worker], first: Mapping[str, Repeat]) -> list[Worker]:
+    """Us, and the settings of the peer that needed at most three times as long as its best one in the first burst."""
+    seconds = {worker.name: first[worker.name].seconds for worker in workers[1:]}
+    kept = [worker for worker in workers[1:] if seconds[worker.name] <= 3 * min(seconds.values())]
+    for name in seconds.keys() - {worker.name for worker in kept}:
+        print(f"{name}: {seconds[name] / min(seconds.values()):.1f} times as long as the best; left out of the repeats")
+    return [workers[0], *kept]
 
 
 def report_sides(taken: Mapping[str, Sequence[Repeat]], tokens: int) -> None:
@@ -184,7 +210,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], epilog="example: python benchmarks/train.py --size 35m --peer hf"
     )
-    parser.add_argument("--size", default="35m", choices=SIZES, help="the model (35m)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--size", default="35m", choices=SIZES, help="an OLMo 2 (35m)")
+    which.add_argument("--model", metavar="NAME", help="a preset, such as olmoe-tiny")
     parser.add_argument("--peer", choices=PEERS, help="the codebase to compare with")
     parser.add_argument("--repeats", type=int, default=7, help="bursts of each side (7)")
     parser.add_argument("--steps", type=int, help="steps per burst (so that one lasts a second)")
@@ -195,15 +223,35 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.repeats, options.rows, options.length, options.steps or 1) < 1:
         parser.error("repeats, steps, rows and length must be at least 1")
+    if options.model and options.peer == "tunix":
+        parser.error("tunix trains its Llama of a --size only")
     return options
+
+
+def shape_of(options: argparse.Namespace) -> dict[str, int]:
+    """Layers, widths and vocabulary of the model, and the experts of a mixture."""
+    if not options.model:
+        return SIZES[options.size]
+    import models
+    from models.errors import UserError
+
+    try:
+        config = models.preset(options.model)
+    except UserError as error:
+        raise BenchmarkError(f"--model: {error}") from None
+    shape = {name: getattr(config, name) for name in SIZES["tiny"]}
+    if config.experts is not None:
+        shape |= {"experts": config.experts.count, "active": config.experts.active}
+    return shape
 
 
 def write_spec(options: argparse.Namespace, folder: str) -> str:
     """Writes the specification for the workers."""
-    shape = SIZES[options.size]
+    shape = shape_of(options)
     tokens = random_rows(shape["vocab"], options.rows, options.length + 1)
     spec = {
-        "shape": shape, "length": options.length, "tokens": tokens, "compute": options.compute, **ADAMW,
+        "model": options.model, "shape": shape, "length": options.length, "tokens": tokens,
+        "compute": options.compute, **ADAMW,
         "weights": str(Path(folder) / "weights") if options.peer == "hf" else None,
     }  # fmt: skip
     path = Path(folder) / "spec.json"
@@ -216,7 +264,7 @@ def details(
 ) -> dict[str, Any]:
     """Measures products and parts in alternating rounds; prints them, and returns them for the JSON line."""
     chunk = next((int(c.partition("=")[2]) for c in options.compute if c.startswith("logits_chunk=")), 1024)
-    shape = SIZES[options.size]
+    shape = shape_of(options)
     products = {"ours": our_products(shape, options.rows, options.length, chunk)}
     for worker in workers[1:]:
         if options.peer == "hf":  # all settings, since load slows some of them more than others
@@ -241,18 +289,21 @@ def details(
 
 def main() -> None:
     options = arguments()
-    steps = options.steps or STEPS[options.size]
+    name, shape = options.model or options.size, shape_of(options)
+    steps = options.steps or STEPS.get(name, 2)
     tokens = options.rows * options.length * steps
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         spec = write_spec(options, folder)
-        peers = peer_workers(options.peer, spec) if options.peer else []
+        peers = peer_workers(options.peer, spec, "experts" in shape) if options.peer else []
         own = [sys.executable, str(ROOT / "benchmarks" / "train_worker.py"), spec]
         workers = [stack.enter_context(Worker("ours", own))]
         workers += [stack.enter_context(Worker(*peer)) for peer in peers]
         if options.peer == "hf":
             check_same_model(workers[0].about["first_loss"], workers[1].about["first_loss"])
         parameters = workers[0].about["parameters"]
-        print(f"{options.size}: {parameters:,} parameters, {options.rows} rows of {options.length} tokens")
+        print(f"{name}: {parameters:,} parameters, {options.rows} rows of {options.length} tokens")
+        if len(workers) > 3:
+            workers = contenders(workers, {name: took for name, (took,) in take_turns(workers, 1, steps=1).items()})
         all_taken = take_turns(workers, options.repeats, steps=steps)
         report_sides(all_taken, tokens)
         extra = {} if options.no_breakdown else details(options, workers, all_taken)
@@ -268,7 +319,7 @@ def main() -> None:
     if not quiet:
         print("the machine was not quiet: too few repeats without other load, so all are reported")
     config = {
-        "size": options.size, **SIZES[options.size], "rows": options.rows, "length": options.length, "dtype": "float32",
+        "size": name, **shape, "rows": options.rows, "length": options.length, "dtype": "float32",
         "peer": options.peer, "setting": best, "settings": rates,
         "tokens_per_cpu_second": cpu_rates, "steps": steps,
         "repeats": {name: len(repeats) for name, repeats in taken.items()}, "quiet": quiet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -27,14 +28,26 @@ from easylm_jax.train.optimizer import make_optimizer  # noqa: E402
 from easylm_jax.train.step import State, gradients, make_train_step, new_state  # noqa: E402
 from models.attention import attention  # noqa: E402
 from models.config import Compute, DecoderConfig  # noqa: E402
+from models.grouped_matmul import backend_for  # noqa: E402
 from models.heads import token_scores  # noqa: E402
+from models.moe import ExpertKernels, mixture  # noqa: E402
+
+
+def shape_of(spec: dict[str, Any]) -> DecoderConfig:
+    """The model: an OLMo 2 of a shape, or a preset, with the balancing loss of transformers, which has no z-loss."""
+    if spec["model"] is None:
+        return DecoderConfig(family="olmo2", context=spec["length"], qk_norm=True, **spec["shape"])
+    config = models.preset(spec["model"]).replace(context=spec["length"])
+    if config.experts is None:
+        return config
+    return config.replace(experts=dataclasses.replace(config.experts, form="hf", router_z=0.0))
 
 
 class Side:
     """A model, its train state, and one batch that every step uses."""
 
     def __init__(self, spec: dict[str, Any]):
-        config = DecoderConfig(family="olmo2", context=spec["length"], qk_norm=True, **spec["shape"])
+        config = shape_of(spec)
         compute = Compute()
         for setting in spec["compute"]:
             name, _, value = setting.partition("=")
@@ -77,6 +90,7 @@ class Side:
             "attention": self._attention(),
             "head": self._head(hidden, kernel),
             "optimizer": self._update(gradient(self.params)),
+            **({} if c.experts is None else {"experts": self._experts(hidden, c.experts.active)}),
         }
 
     def _attention(self) -> Callable[[], Any]:
@@ -96,6 +110,19 @@ class Side:
 
         compiled = jax.jit(run)
         return lambda: jax.block_until_ready(compiled(q, k, v, q))
+
+    def _experts(self, x: jax.Array, active: int) -> Callable[[], Any]:
+        """The router and the experts of the first layer, forward and backward."""
+        layer = jax.tree.map(lambda leaf: leaf[0], self.params["layers"]["moe"])
+        kernels = ExpertKernels(**{name: layer[name]["kernel"] for name in ExpertKernels._fields})
+        backend = backend_for(self.model.platform)
+
+        def run(x, kernels, cotangent):
+            out, back = jax.vjp(lambda x, kernels: mixture(x, kernels, active, backend=backend)[0], x, kernels)
+            return out, back(cotangent)
+
+        compiled = jax.jit(run)
+        return lambda: jax.block_until_ready(compiled(x, kernels, x))
 
     def _head(self, hidden: jax.Array, kernel: jax.Array) -> Callable[[], Any]:
         """The vocabulary head and its loss, forward and backward."""

@@ -43,6 +43,28 @@ def test_train_ends_in_a_json_line_and_says_where_the_step_goes():
     assert "parts of our step" in done.stdout
 
 
+@pytest.mark.slow
+def test_train_times_a_preset_with_experts():
+    shape = ("--rows", "1", "--length", "32", "--steps", "1", "--repeats", "1")
+    config = last_line(run("train.py", "--model", "olmoe-tiny", *shape))["config"]
+    assert (config["size"], config["experts"], config["active"]) == ("olmoe-tiny", 16, 4)
+    assert config["milliseconds"]["routers and experts"] > 0
+    assert sum(config["milliseconds"].values()) == pytest.approx(config["step_ms"], rel=0.01)
+
+
+def test_settings_of_a_peer_that_are_far_slower_than_its_best_are_left_out(capsys):
+    from types import SimpleNamespace
+
+    from common import Repeat
+    from train import contenders
+
+    workers = [SimpleNamespace(name=name) for name in ("ours", "a", "b", "c")]
+    seconds = {"ours": 90.0, "a": 6.0, "b": 2.0, "c": 6.5}
+    first = {name: Repeat(value, value, 0.0, {}) for name, value in seconds.items()}
+    assert [worker.name for worker in contenders(workers, first)] == ["ours", "a", "b"]
+    assert capsys.readouterr().out == "c: 3.2 times as long as the best; left out of the repeats\n"
+
+
 def test_evaluate_ends_in_a_json_line_with_questions_per_second():
     line = last_line(run("evaluate.py", "--size", "tiny", "--questions", "3", "--repeats", "1"))
     assert line["ours"] > 0 and line["peer"] is None and line["unit"] == "questions/s"
@@ -175,6 +197,12 @@ def test_products_of_both_sides_are_the_same_work_but_for_the_recomputed_logits(
     assert ours - theirs == again
     matrices = shape["layers"] * (4 * shape["width"] ** 2 + 3 * shape["width"] * shape["ffn"])
     assert theirs == 6 * rows * length * (matrices + shape["width"] * shape["vocab"])
+    mixture = {**shape, "experts": 16}
+    left = shape["layers"] * 3 * shape["width"] * shape["ffn"]
+    for made in (our_products, hf_products):  # those of experts are timed as a part of the step
+        sizes = (rows, length, 1024)[: 3 if made is our_products else 2]
+        both = (sum(p.flops for p in made(one, *sizes).values()) for one in (shape, mixture))
+        assert next(both) - next(both) == 6 * rows * length * left
 
 
 def test_the_parts_of_a_step_add_up_to_it():
@@ -184,6 +212,8 @@ def test_the_parts_of_a_step_add_up_to_it():
     lines = breakdown(parts, {"qkv": 0.3, "down": 0.1, "head": 0.15}, layers=2)
     assert sum(lines.values()) == pytest.approx(1.0)
     assert lines["softmax and loss"] == pytest.approx(0.05) and lines["the rest"] == pytest.approx(0.26)
+    mixture = breakdown({**parts, "experts": 0.1}, {"qkv": 0.3, "head": 0.15}, layers=2)
+    assert mixture["routers and experts"] == pytest.approx(0.2) and sum(mixture.values()) == pytest.approx(1.0)
 
 
 def test_workers_take_turns_and_the_order_turns_round(tmp_path):

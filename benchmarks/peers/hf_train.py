@@ -1,4 +1,6 @@
-"""The peer `hf`: `transformers`' OLMo 2 trained by plain torch, as a worker of benchmarks/train.py.
+"""The peer `hf`: a model of `transformers` trained by plain torch, as a worker of benchmarks/train.py.
+
+    hf_train.py SPEC [EXPERTS]      EXPERTS: how a mixture computes its experts (`experts_implementation`)
 
 Runs in `.peers/hf`. SDPA attention, fused AdamW, gradients clipped by torch's own function, float32 throughout. The
 parameters come from a folder that this project exported, so both sides start from the same numbers.
@@ -22,11 +24,12 @@ import torch  # noqa: E402 - after standard output is redirected
 import transformers  # noqa: E402
 
 
-def train_step(spec: dict[str, Any]):
-    """A function that performs one update and returns its loss."""
-    model = transformers.Olmo2ForCausalLM.from_pretrained(
-        spec["weights"], dtype=torch.float32, attn_implementation="sdpa"
-    )
+def train_step(spec: dict[str, Any], experts: str | None):
+    """A function that performs one update and returns its loss, for a mixture with that of its routers."""
+    settings: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    if experts is not None:
+        settings |= {"experts_implementation": experts, "output_router_logits": True}
+    model = transformers.AutoModelForCausalLM.from_pretrained(spec["weights"], **settings)
     model.train()
     model.config.use_cache = False
     optimizer = torch.optim.AdamW(
@@ -64,7 +67,7 @@ def products(shapes: list[list[int]], times: int) -> dict[str, Any]:
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     began = time.perf_counter()
-    step = train_step(spec)
+    step = train_step(spec, sys.argv[2] if len(sys.argv) > 2 else None)
     first_loss = step()
     about = {
         "torch": torch.__version__, "transformers": transformers.__version__, "threads": torch.get_num_threads(),
