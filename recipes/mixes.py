@@ -97,11 +97,12 @@ MIXES: dict[str, Mix] = {
     **{f"dolmino_1124_{budget}": _dolmino(column, _DOLMINO_FILES) for column, budget in enumerate(BUDGETS)},
     **{f"dolmino_1124_{b}_table13": _dolmino(column, _DOLMINO_TABLE_13) for column, b in enumerate(BUDGETS)},
 }
-# Conversations: repositories of the hub (Tülu 3, arXiv 2411.15124, Section 4; OLMo 2, Section 5).
+# Conversations: repositories of the hub (Tülu 3, arXiv 2411.15124, Section 4; OLMo 2, Section 5; OLMoE, Table 3).
 CHATS = {
     "tulu3_sft": "tulu-3-sft-mixture",
     "tulu3_sft_olmo2": "tulu-3-sft-olmo-2-mixture",
     "tulu3_sft_olmo2_0225": "tulu-3-sft-olmo-2-mixture-0225",
+    "tulu3_sft_olmoe": "tulu-v3.1-mix-preview-4096-OLMoE",
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from easylm_jax.checkpoint import tools
 from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention, restore_params
-from easylm_jax.cli import checkpoints
+from easylm_jax.cli import checkpoints, main
 from models.errors import UserError
 
 
@@ -129,7 +129,7 @@ def test_average_is_the_arithmetic_mean_in_the_stored_dtype(tmp_path):
         tools.average(stages, tmp_path / "soup")
 
 
-def test_average_refuses_one_checkpoint_and_other_shapes(tmp_path):
+def test_average_refuses_one_checkpoint_and_other_shapes(tmp_path, capsys):
     first = write(tmp_path / "a")
     with pytest.raises(UserError, match="at least two"):
         tools.average([first], tmp_path / "soup")
@@ -137,6 +137,10 @@ def test_average_refuses_one_checkpoint_and_other_shapes(tmp_path):
         checkpointer.save(1, {"params": {"a": {"kernel": jnp.ones(3)}}}, {})
     with pytest.raises(UserError, match="cannot be averaged with .*: a.kernel|params.a.kernel differs in shape"):
         tools.average([first, tmp_path / "b"], tmp_path / "soup")
+    capsys.readouterr()
+    command = ["checkpoints", "average", str(first), str(tmp_path / "b"), "--out", str(tmp_path / "soup")]
+    assert main.main(command) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "soup").exists()
 
 

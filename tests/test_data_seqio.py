@@ -1,5 +1,7 @@
 """seqio Tasks and Mixtures: declared over our sources, read back into a cache, mixed at their rates."""
 
+import dataclasses
+import gzip
 import json
 
 import numpy as np
@@ -179,6 +181,7 @@ def test_the_published_mixtures_are_read_by_seqio_alone_as_by_a_cache(folder, to
         place.mkdir(parents=True)
         write_jsonl(place / "a.jsonl", [{"messages": turns} for turns in conversations(3)])
     seqio_mixtures.register("kit_", str(folder / "copies"))
+    _check_conversations(folder, tokenizer)
     for name in ("dolmino_1124_100b", "olmoe_mix_0924"):
         mix = mixes.MIXES[name]
         total = sum(part.rate for part in mix.parts)
@@ -197,8 +200,66 @@ def test_the_published_mixtures_are_read_by_seqio_alone_as_by_a_cache(folder, to
             ]
             assert documents == texts
             assert place["rate"] == pytest.approx(rates[task])
-    assert seqio.get_mixture_or_task("kit_tulu3_sft").splits == ("train",)
     assert seqio.get_mixture_or_task("dolmino_1124_300b_table13")  # registered by the import, on the hub
+
+
+def _check_conversations(folder, tokenizer):
+    """The recipe's rows are what seqio alone gives, rendered, cut at the recipe's length, one conversation a row."""
+    from recipes import mixes
+    from recipes.tulu3.base import mixture
+
+    spec = dataclasses.replace(mixture(tokenizer), sources=(Source("seqio:kit_tulu3_sft"),), sequence_length=64)
+    cache = build_cache(spec, folder / "tulu3")
+    found = seqio.get_mixture_or_task("kit_tulu3_sft").get_dataset(None, "train", shuffle=False).as_numpy_iterator()
+    turns = [json.loads(example["messages"]) for example in found]
+    assert [[turn["content"] for turn in one] for one in turns] == [
+        [turn["content"] for turn in one] for one in conversations(3)
+    ]
+    rows = cache.read(np.arange(cache.rows))
+    encoded = tokenize([render("tulu", one) for one in turns], load_tokenizer(tokenizer))
+    for row, (ids, trained) in enumerate(encoded):
+        size = int((rows["segment_ids"][row] > 0).sum())
+        np.testing.assert_array_equal(rows["tokens"][row, :size], ids[:size])
+        np.testing.assert_array_equal(rows["loss_weights"][row, : size - 1], np.float32(trained[1:size]))
+    local = Source(str(folder / "copies" / mixes.CHATS["tulu3_sft"] / "data" / "a.jsonl"))
+    direct = build_cache(dataclasses.replace(spec, sources=(local,)), folder / "tulu3")
+    for name, array in direct.read(np.arange(direct.rows)).items():
+        np.testing.assert_array_equal(rows[name], array)
+
+
+def test_the_needs_of_a_mixture_are_its_repositories(tasks, folder):
+    from easylm_jax.checkpoint.needs import DATA, Need, _of
+    from recipes import mixes
+
+    found = set(_of(mixes.source("dolmino_1124_50b"), DATA))
+    assert found == {Need(DATA, "allenai/dolmino-mix-1124")}
+    assert list(_of(mixes.source("tulu3_sft"), DATA)) == [Need(DATA, "allenai/tulu-3-sft-mixture")]
+    assert list(_of(Source("seqio:kit_text"), DATA)) == []  # files of this machine
+
+
+def test_real_conversations_through_seqio_give_the_rows_of_their_file(shared_data, folder, tokenizer):
+    """Dolly's rows in the schema of Tülu 3's mixture."""
+    path = shared_data / "curation" / "dolly" / "dolly_sample151.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    chats = [
+        {
+            "id": f"dolly_{number}",
+            "messages": [
+                {"role": "user", "content": f"{row['context']}\n{row['instruction']}".strip()},
+                {"role": "assistant", "content": row["response"]},
+            ],
+            "source": "dolly",
+        }
+        for number, row in enumerate(rows)
+    ]
+    local = Source(str(write_jsonl(folder / "dolly.jsonl", chats)))
+    declare_task("kit_dolly", local, kind="chat")
+    spec = DataSpec((local,), tokenizer, 2048, kind="chat", template="tulu", packing="none", on_bad="skip")
+    through = dataclasses.replace(spec, sources=(Source("seqio:kit_dolly"),))
+    caches = [build_cache(each, folder / "dolly") for each in (spec, through)]
+    assert caches[0].rows > 140
+    for name, array in caches[0].read(np.arange(caches[0].rows)).items():
+        np.testing.assert_array_equal(caches[1].read(np.arange(caches[1].rows))[name], array)
 
 
 def _place_of(cache, mix):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -198,7 +199,15 @@ class _Ranges(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        file = self.folder / re.sub(r"^/(storage/v1/b/\w+/o/)?", "", self.path.split("?")[0]).replace("%2F", "/")
+        path, _, query = self.path.partition("?")
+        asked = urllib.parse.parse_qs(query)
+        if path == "/storage/v1/b/bucket/o":
+            return self._send(200, json.dumps({"items": [{"name": n} for n in self._names(asked)]}).encode())
+        if path.rstrip("/") == "/bucket":
+            listed = "".join(f"<Contents><Key>{n}</Key><Size>1</Size></Contents>" for n in self._names(asked))
+            xml = f"<ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>"
+            return self._send(200, f'<?xml version="1.0" encoding="UTF-8"?>{xml}'.encode())
+        file = self.folder / re.sub(r"^/(storage/v1/b/\w+/o/|bucket/)?", "", path).replace("%2F", "/")
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.asked.append((self.path, wanted and int(wanted[2]) - int(wanted[1]) + 1))
         if not file.is_file():
@@ -210,6 +219,10 @@ class _Ranges(http.server.BaseHTTPRequestHandler):
         if first >= len(content):
             return self._send(416, b"")
         self._send(206, content[first:last], f"bytes {first}-{last - 1}/{len(content)}")
+
+    def _names(self, asked):
+        names = (path.relative_to(self.folder).as_posix() for path in sorted(self.folder.rglob("*.npy")))
+        return [name for name in names if name.startswith(asked.get("prefix", [""])[0])]
 
     def _send(self, status, body, content_range=None):
         self.send_response(status)
@@ -235,14 +248,22 @@ def served(folder):
             thread.join()
 
 
-@pytest.mark.parametrize("scheme", ["http", "gs"])
+@pytest.mark.parametrize("scheme", ["http", "gs", "s3"])
 def test_shards_in_a_bucket_are_read_by_byte_ranges(scheme, tmp_path, tokenizer, monkeypatch):
     files = write_shards(tmp_path / "far" / "shards", (333, 1200))
     (tmp_path / "list.txt").write_text("shards/part-00.npy\nshards/part-01.npy\n")
     with served(tmp_path / "far") as (host, asked):
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://{host}")
         monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-        base = f"http://{host}" if scheme == "http" else "gs://bucket"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}/")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "stand-in")
+        monkeypatch.setattr(byte_ranges, "_stores", {})
+        base = f"http://{host}" if scheme == "http" else f"{scheme}://bucket"
+        if scheme != "http":
+            found = byte_ranges.find(f"{base}/shards/part-*.npy")
+            assert found == [f"{base}/shards/part-00.npy", f"{base}/shards/part-01.npy"]
+            asked.clear()
         spec = shard_spec(None, tokenizer, sources=(Source(str(tmp_path / "list.txt"), base=base),))
         cache = build_cache(spec, tmp_path / "cache")
         probes, asked[:] = len(asked), []

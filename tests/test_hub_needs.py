@@ -53,8 +53,10 @@ def test_every_model_and_data_set_of_a_recipe_is_named_once():
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore")  # TensorFlow and seqio, which know the repositories of a mixture, warn on import
 def test_a_tokenizer_alone_and_what_functions_read_by_default_are_needed_too():
-    assert Need(TOKENIZER, "allenai/dolma2-tokenizer") in needs_of("olmo2/stage1_1b.py")
+    found = needs_of("olmo2/stage1_1b.py")
+    assert Need(TOKENIZER, "allenai/dolma2-tokenizer") in found and Need(DATA, "allenai/olmo-mix-1124") in found
     made = MakeData("prompts", function="recipes.ifbench.data:write", arguments={"source": "hf:my/requests:test"})
     assert needs.needs([made]) == [Need(DATA, "my/requests"), Need(DATA, "allenai/IFBench_test")]
     assert needs.needs([MakeData("x", function="no.such:thing", arguments={"path": "hf:a/b", "n": 3})]) == [

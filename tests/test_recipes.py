@@ -230,7 +230,8 @@ def test_dolmino_uses_the_share_of_each_source_that_its_tokens_say(budget):
 
 def test_recipes_name_the_published_mixtures():
     named = {"olmo2/stage1_7b": "olmo_mix_1124", "olmo2/stage2_13b": "dolmino_1124_300b",
-             "olmoe/stage1_1b_7b": "olmoe_mix_0924"}  # fmt: skip
+             "olmoe/stage1_1b_7b": "olmoe_mix_0924", "tulu3/sft_8b": "tulu3_sft", "tulu3/sft_70b": "tulu3_sft",
+             "olmoe/sft_1b_7b": "tulu3_sft_olmoe"}  # fmt: skip
     for recipe, mixture in named.items():
         stages = load(f"recipes/{recipe}.py").stages
         assert f"seqio:{mixture}" in {source.path for stage in stages if stage.trains for source in stage.data.sources}
@@ -315,16 +316,16 @@ def test_tulu3_sft_is_table_11(size, peak, seed):
 @pytest.mark.parametrize(
     "size, peak, batch, mixture, template",
     [
-        ("1b", 3e-5, 128, "tulu-3-sft-olmo-2-mixture-0225", "olmo"),
-        ("7b", 1e-5, 128, "tulu-3-sft-olmo-2-mixture", "olmo"),
-        ("13b", 5e-6, 128, "tulu-3-sft-olmo-2-mixture", "olmo"),
-        ("32b", 4e-6, 256, "tulu-3-sft-olmo-2-mixture-0225", "tulu"),
+        ("1b", 3e-5, 128, "tulu3_sft_olmo2_0225", "olmo"),
+        ("7b", 1e-5, 128, "tulu3_sft_olmo2", "olmo"),
+        ("13b", 5e-6, 128, "tulu3_sft_olmo2", "olmo"),
+        ("32b", 4e-6, 256, "tulu3_sft_olmo2_0225", "tulu"),
     ],
 )
 def test_olmo2_sft_is_tulu3s_with_its_own_rates(size, peak, batch, mixture, template):
     stage = load(f"recipes/olmo2/sft_{size}.py").stage("sft")
     (source,) = stage.data.sources
-    assert (source.path, stage.data.template) == (f"hf:allenai/{mixture}", template)
+    assert (source.path, stage.data.template) == (f"seqio:{mixture}", template)
     assert (schedule(stage, 1000).peak, stage.batch, stage.reduction) == (peak, batch, "sequence_sum")
     assert preset_of(load(f"recipes/olmo2/sft_{size}.py"), stage) == f"olmo2-{size}"
 

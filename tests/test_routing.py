@@ -120,6 +120,54 @@ def test_published_first_choices_agree_with_their_flows(shared_data):
     np.testing.assert_allclose(routing.domain_specialisation(first, 1).sum(axis=1), 1)
 
 
+def test_published_counts_are_drawn_by_the_command(shared_data, tmp_path, capsys):
+    """Figures 22 and 35: shares of every domain by expert, and the flow of first choices between layers 0, 7 and 15."""
+    folder = shared_data / "routing" / "routing" / "olmoe"
+    assert main.main(["eval", "--routing", str(folder), "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "routing-olmoe" / "routing.json").read_text())
+    assert (result["experts"], result["active"], result["layers"]) == (64, 8, 3)
+    assert set(result["domains"]) == {"arxiv", "book", "c4", "github", "tulu", "wikipedia"}
+    arxiv = result["domains"]["arxiv"]
+    counts = published(shared_data, "olmoe", "expert_counts", "arxiv", 64)
+    np.testing.assert_allclose(arxiv["shares"]["8"], routing.domain_specialisation(counts, 8))
+    assert arxiv["tokens"] == 208_896 and 0.97 < arxiv["shares"]["8"][0][0] < 0.98  # expert 0 of layer 0
+    assert "arxiv, 208,896 tokens: the most used expert gets layer 1 97.7%" in said
+    page = (tmp_path / "routing-olmoe" / "routing.html").read_text()
+    assert page.count("<svg") == 3 * 2 + 5  # a heat map and a chart for each layer; flows of all domains but Tulu
+    flows = arxiv["flows"]["1-2"]
+    assert flows[0][2] == max(flow[2] for flow in flows) and f"{int(flows[0][0])} to {int(flows[0][1])}: " in page
+
+
+def counts_folder(folder, **files):
+    for name, content in files.items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("counts", "first", "options", "line"),
+    [
+        ('[{"0": 4, "1": 2}]', None, [], "give --active"),
+        ('[{"0": 4, "1": 2}]', '[{"0": 2, "1": 1}]', ["--active", "3"], "not those of 3 active experts"),
+        ('[{"0": 4, "1": 2}]', '[{"0": 4, "2": 2}]', [], "'2' is none of 2 experts"),
+        ('[{"0": 4, "1": 2}]', None, ["--active", "1", "--steps", "all"], "has counts, not checkpoints"),
+        ("[{}]", None, ["--active", "1"], "it has a layer without tokens"),
+        ('[{"0": 4, "x": 2}]', None, ["--active", "1"], "'x': 2 is no count of an expert"),
+        ('[{"0": "4"}]', None, ["--active", "1"], "should be a whole number"),
+    ],
+)
+def test_bad_counts_are_one_line(counts, first, options, line, tmp_path, capsys):
+    folder = counts_folder(tmp_path / "counts", **{"expert_counts/web": counts})
+    if first:
+        counts_folder(folder, **{"expert_counts_top1/web": first})
+    assert main.main(["eval", "--routing", str(folder), "--out", str(tmp_path / "out"), *options]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and line in said[0]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A small mixture with three checkpoints, on the way from one set of parameters to another, and two texts."""
@@ -138,6 +186,7 @@ def run(tmp_path_factory):
         for step, share in ((1, 0.0), (50, 0.7), (100, 1.0)):
             mixed = jax.tree.map(lambda a, b, s=share: (1 - s) * a + s * b, first, last)
             checkpointer.save(step, {"params": mixed}, meta)
+    write_jsonl(folder / "empty.jsonl", [])
     for name, turn in (("a", 1), ("b", -1)):
         write_jsonl(folder / f"{name}.jsonl", [{"text": text[::turn]} for text in corpus(60)])
     return folder
@@ -157,7 +206,7 @@ def test_a_run_is_analysed_step_by_step(run, tmp_path):
         assert domain["tokens"] >= 300 - 32
     assert json.loads((tmp_path / "routing.json").read_text())["steps"] == result["steps"]
     text, page = routing_page.text(result), (tmp_path / "routing.html").read_text()
-    assert "100.0%" in text and page.count("<svg") == 2 + 1 + 2 + 2
+    assert "100.0%" in text and page.count("<svg") == 2 + 1 + 2 + 2 * 2 + 2
     chosen = reference_choice(run)
     counts = routing.expert_counts(chosen, 8)
     np.testing.assert_allclose(result["steps"][-1]["load_max"], routing.load(counts).max(axis=1), rtol=1e-6)
@@ -183,6 +232,8 @@ def reference_choice(run):
         (["--steps", "all", "--texts", "nameless"], "'nameless' must read NAME=FILE"),
         (["--texts", "a=a.jsonl", "--texts", "a=b.jsonl"], "names 'a' twice"),
         (["--texts", "a=gone.jsonl"], "no file at gone.jsonl"),
+        (["--active", "2"], "--active is for a folder of counts"),
+        (["--texts", "a=a.jsonl", "--texts", "nothing=empty.jsonl"], "source empty.jsonl gave nothing to train on"),
     ],
 )
 def test_bad_options_are_one_line(options, line, run, tmp_path, monkeypatch, capsys):

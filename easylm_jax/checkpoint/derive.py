@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from easylm_jax.checkpoint import arrays, hub, load, store, tools
 from easylm_jax.checkpoint.convert import from_hf
-from easylm_jax.config.derive import AddVision, Average, Upcycle
+from easylm_jax.config.derive import AddVision, Average, OfOneModel, Upcycle
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.processes import log_once
@@ -38,16 +38,30 @@ def average(stage: Average, workspace: Workspace) -> dict[str, Any]:
 
 def upcycle(stage: Upcycle, workspace: Workspace) -> dict[str, Any]:
     """Runs an `Upcycle` stage; returns its entries of `done.json`."""
+    return _of_one_model(
+        stage, workspace, lambda dense, config: upcycled(dense, stage), lambda source: {"upcycled_from": str(source)},
+        f"{stage.experts} experts, {stage.active} active, from {stage.init}",
+    )  # fmt: skip
+
+
+def _of_one_model(
+    stage: OfOneModel,
+    workspace: Workspace,
+    made: Callable[[dict[str, np.ndarray], DecoderConfig], dict[str, np.ndarray]],
+    origin: Callable[[Path], dict[str, Any]],
+    said: str,
+) -> dict[str, Any]:
+    """Writes the checkpoint that `made` computes from the parameters of the stage's model and the new configuration;
+    `origin` of the model's step folder is told in the checkpoint and in the entries of `done.json`."""
     folder = workspace.folder(stage.name)
     source = _step_folder(workspace.model(stage.init), folder / "parts" / "0")
     config = stage.derived(load.model_of(str(source)))
-    target = _fresh(folder, 0)
     names = [name for name in store.read_manifest(source).leaves if name.startswith("params.")]
-    dense = arrays.read_arrays(source, names)
-    meta = {**tools.described(source), "model": dataclasses.asdict(config), "upcycled_from": str(source)}
-    tools.write_params(target, upcycled(dense, stage), meta, step=0)
-    log_once(f"{stage.name}: {stage.experts} experts, {stage.active} active, from {stage.init}")
-    return {"step": 0, "checkpoint": "checkpoints/0", "upcycled_from": str(source)}
+    parameters = made(arrays.read_arrays(source, names), config)
+    meta = {**tools.described(source), "model": dataclasses.asdict(config), **origin(source)}
+    tools.write_params(_fresh(folder, 0), parameters, meta, step=0)
+    log_once(f"{stage.name}: {said}")
+    return {"step": 0, "checkpoint": "checkpoints/0", **origin(source)}
 
 
 def upcycled(dense: Mapping[str, np.ndarray], stage: Upcycle) -> dict[str, np.ndarray]:
@@ -72,15 +86,10 @@ def upcycled(dense: Mapping[str, np.ndarray], stage: Upcycle) -> dict[str, np.nd
 
 def add_vision(stage: AddVision, workspace: Workspace) -> dict[str, Any]:
     """Runs an `AddVision` stage; returns its entries of `done.json`."""
-    folder = workspace.folder(stage.name)
-    source = _step_folder(workspace.model(stage.init), folder / "parts" / "0")
-    config = stage.derived(load.model_of(str(source)))
-    names = [name for name in store.read_manifest(source).leaves if name.startswith("params.")]
-    made = {**arrays.read_arrays(source, names), **_seeing(stage, config)}
-    meta = {**tools.described(source), "model": dataclasses.asdict(config), "vision_from": stage.tower}
-    tools.write_params(_fresh(folder, 0), made, meta, step=0)
-    log_once(f"{stage.name}: {stage.init} sees with {stage.tower or 'a fresh tower'}")
-    return {"step": 0, "checkpoint": "checkpoints/0", "vision_from": stage.tower}
+    return _of_one_model(
+        stage, workspace, lambda language, config: {**language, **_seeing(stage, config)},
+        lambda source: {"vision_from": stage.tower}, f"{stage.init} sees with {stage.tower or 'a fresh tower'}",
+    )  # fmt: skip
 
 
 def _seeing(stage: AddVision, config: DecoderConfig) -> dict[str, np.ndarray]:

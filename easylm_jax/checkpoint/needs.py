@@ -41,6 +41,10 @@ def _of(value: Any, kind: str) -> Iterator[Need]:
         if value.startswith("hf:"):
             name = value.removeprefix("hf:")
             yield Need(kind, name.partition(":")[0] if kind == DATA else name)
+    elif isinstance(value, Source) and value.path.startswith("seqio:"):
+        from easylm_jax.data.seqio_tasks import declared_sources
+
+        yield from _of(declared_sources(value), DATA)
     elif isinstance(value, Stage) and value.function_arguments:
         yield from _of(list(value.function_arguments), DATA)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -45,13 +45,35 @@ class Average(Stage):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Upcycle(Stage):
-    """A mixture of experts from a dense model (spec olmo §13.4; arXiv 2212.05055): every expert starts as the dense
-    feed-forward layer, the routers from N(0, 0.02²). The optimiser starts anew."""
+class OfOneModel(Stage):
+    """A checkpoint of another architecture that is computed from one model."""
 
     family: ClassVar[str] = "checkpoint"
     init: str
-    """The dense model: a stage of the recipe, `run:<folder>`, or `hf:<folder or hub name>`."""
+    """The model: a stage of the recipe, `run:<folder>`, or `hf:<folder or hub name>`."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(models_of(self.init))
+
+    @property
+    def compiles(self) -> bool:
+        return False
+
+    @property
+    def derived_from(self) -> str:
+        return self.init
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        return (ModelUse("init", self.init, "language"),)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upcycle(OfOneModel):
+    """A mixture of experts from a dense model (spec olmo §13.4; arXiv 2212.05055): every expert starts as the dense
+    feed-forward layer, the routers from N(0, 0.02²). The optimiser starts anew."""
+
     experts: Count
     """Experts of each layer."""
     active: Count
@@ -64,36 +86,17 @@ class Upcycle(Stage):
     as the function of the dense model. Its weights are not renormalised, so that the sum is otherwise smaller by about
     that factor, which models with a norm on the output of sub-layers (OLMo 2) do not see."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(models_of(self.init))
-
-    @property
-    def compiles(self) -> bool:
-        return False
-
-    @property
-    def derived_from(self) -> str:
-        return self.init
-
     def derived(self, config: DecoderConfig) -> DecoderConfig:
         if config.experts is not None:
             raise UserError(f"stage {self.name}: init {self.init} is a mixture of experts already; give a dense model")
         return config.replace(experts=Experts(self.experts, self.active))
 
-    @property
-    def model_uses(self) -> tuple[ModelUse, ...]:
-        return (ModelUse("init", self.init, "language"),)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AddVision(Stage):
+class AddVision(OfOneModel):
     """A model that sees (Molmo, arXiv 2409.17146) from a language model and a vision transformer. The connector and the
     embeddings of pictures' tokens are fresh."""
 
-    family: ClassVar[str] = "checkpoint"
-    init: str
-    """The language model: a stage of the recipe, `run:<folder>`, or `hf:<folder or hub name>`."""
     vision: VisionConfig
     """The vision transformer's shape, such as `preset("molmo-7b-d").vision`; its tokens' ids are those of the data."""
     tower: str | None = None
@@ -104,24 +107,8 @@ class AddVision(Stage):
         if self.tower is not None and not self.tower.startswith("hf:"):
             raise UserError(f"stage {self.name}: tower {self.tower!r} must be hf:<folder or hub name>")
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(models_of(self.init))
-
-    @property
-    def compiles(self) -> bool:
-        return False
-
-    @property
-    def derived_from(self) -> str:
-        return self.init
-
     def derived(self, config: DecoderConfig) -> DecoderConfig:
         if config.norm != "rms" or config.tie_embeddings or config.scalar_head or config.window is not None:
             what = "tied embeddings, a scalar head, windows or LayerNorm"
             raise UserError(f"stage {self.name}: no Molmo can be built on init {self.init}: it has {what}")
         return config.replace(family="molmo", vision=self.vision)
-
-    @property
-    def model_uses(self) -> tuple[ModelUse, ...]:
-        return (ModelUse("init", self.init, "language"),)

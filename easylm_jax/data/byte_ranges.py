@@ -1,7 +1,8 @@
 """Reads parts of files where they lie: a path, or an address (`gs://`, `s3://`, `http://`, `https://`).
 
 All reads go through tensorstore's key-value stores, which ask for byte ranges and read many at once. Credentials are
-those of the machine (Google's application default, AWS's environment or profile).
+those of the machine (Google's application default, AWS's environment or profile). `AWS_ENDPOINT_URL` names another
+server that speaks S3, whose buckets are the first part of its paths.
 """
 
 from __future__ import annotations
@@ -148,10 +149,19 @@ def _store(root: str) -> Any:
         import tensorstore
 
         try:
-            _stores[root] = tensorstore.KvStore.open(root).result()
+            _stores[root] = tensorstore.KvStore.open(_spec(root)).result()
         except Exception as error:
             raise UserError(f"data: cannot open {root}: {_reason(error)}") from None
     return _stores[root]
+
+
+def _spec(root: str) -> str | dict[str, Any]:
+    """How tensorstore is to open a root. It does not read AWS's variables for other servers by itself."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not (root.startswith("s3://") and endpoint):
+        return root
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {"driver": "s3", "bucket": root.split("/")[2], "endpoint": endpoint.rstrip("/"), "aws_region": region}
 
 
 def _reason(error: Exception) -> str:

@@ -13,8 +13,18 @@ from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.data.examples import messages_of, text_of
 from easylm_jax.data.fill import sampled_records
 from easylm_jax.data.records import BadRecord
-from easylm_jax.data.seqio_read import _seqio, read_task
+from easylm_jax.data.seqio_read import _seqio, mixture_rates, read_task
 from models.errors import UserError
+
+_SPLITS: dict[str, dict[str, Source]] = {}  # by the name of each declared task
+
+
+def declared_sources(source: Source) -> list[Source]:
+    """What a `seqio:` source reads: the sources of its task, or of its mixture's tasks, that were declared here."""
+    name, _, split = source.path.removeprefix("seqio:").partition(":")
+    tasks = mixture_rates(name, source.module) or [name]
+    found = (_SPLITS.get(task, {}).get(split or "train") for task in tasks)
+    return [one for one in found if one is not None]
 
 
 def declare_task(
@@ -59,9 +69,11 @@ def declare_task(
 
     source = seqio.FunctionDataSource(dataset_fn=dataset, splits=tuple(splits))
     try:
-        return seqio.TaskRegistry.add(name, source=source, preprocessors=[], output_features=features, metric_fns=[])
+        task = seqio.TaskRegistry.add(name, source=source, preprocessors=[], output_features=features, metric_fns=[])
     except ValueError as error:
         raise UserError(f"data: cannot register the seqio task {name!r}: {error}") from None
+    _SPLITS[name] = splits
+    return task
 
 
 def _task_encoder(spec: DataSpec, kind: str):

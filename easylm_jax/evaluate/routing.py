@@ -6,7 +6,8 @@ are tokens sent to each expert, as `expert_counts` makes them or as they were pu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,24 @@ def domain_specialisation(counts: np.ndarray, k: int) -> np.ndarray:
     """
     counts = np.asarray(counts, np.float64)
     return counts * k / counts.sum(axis=-1, keepdims=True)
+
+
+def domain(counts: Mapping[int, np.ndarray], pairs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What tables and figures show of one domain, as plain values.
+
+    `counts` are those [L, E] of the first n choices by n; `pairs` those [E, E] of first choices in two layers by the
+    name of the pair. Loads are of the largest n.
+    """
+    most = max(counts)
+    loads = load(counts[most])
+    return {
+        "tokens": int(counts[most][0].sum()) // most,
+        "shares": {str(n): domain_specialisation(made, n).tolist() for n, made in counts.items()},
+        "load_max": loads.max(axis=1).tolist(),
+        "load_min": loads.min(axis=1).tolist(),
+        "load_entropy": load_entropy(counts[most]).tolist(),
+        "flows": {name: [list(flow) for flow in cross_layer_flow(made)] for name, made in pairs.items()},
+    }
 
 
 class Flow(NamedTuple):

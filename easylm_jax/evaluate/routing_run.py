@@ -194,14 +194,7 @@ def _vocabulary(seen: Choices, experts: int) -> dict[str, dict[str, list[float]]
 
 
 def _domain(seen: Choices, experts: int, shown: list[int]) -> dict[str, Any]:
-    k = seen.chosen.shape[-1]
-    shares = {
-        str(n): routing.domain_specialisation(routing.expert_counts(seen.chosen, experts, n), n)[shown].tolist()
-        for n in _counts_of(k)
-    }
-    pairs = zip(shown, shown[1:], strict=False)
-    flows = {
-        f"{a}-{b}": [list(flow) for flow in routing.cross_layer_flow(routing.layer_pairs(seen.chosen, a, b, experts))]
-        for a, b in pairs
-    }
-    return {"tokens": len(seen.ids), "shares": shares, "flows": flows}
+    counts = {n: routing.expert_counts(seen.chosen, experts, n)[shown] for n in _counts_of(seen.chosen.shape[-1])}
+    neighbours = zip(shown, shown[1:], strict=False)
+    pairs = {f"{a}-{b}": routing.layer_pairs(seen.chosen, a, b, experts) for a, b in neighbours}
+    return routing.domain(counts, pairs)

@@ -36,10 +36,11 @@ def _pretraining(source: Source, repetition_filter: bool) -> DataSpec:
 def tulu3_olmo2(mixture: str, template: str = "olmo") -> DataSpec:
     """SFT: one conversation a row, cut at 4096 tokens, loss on the assistant's turns (Section 5).
 
-    `template` "olmo" puts BOS in front of the conversation, "tulu" (the released 32B) does not.
+    `mixture` is a name of `mixes.CHATS`. `template` "olmo" puts BOS in front of the conversation, "tulu" (the released
+    32B) does not.
     """
     return DataSpec(
-        (Source(f"hf:allenai/{mixture}"),),
+        (mixes.source(mixture),),
         TOKENIZER,
         LENGTH,
         kind="chat",

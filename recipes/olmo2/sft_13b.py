@@ -16,7 +16,7 @@ recipe = Recipe(
     stages=(
         sft(
             init="hf:allenai/OLMo-2-1124-13B",
-            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture"),
+            data=data.tulu3_olmo2("tulu3_sft_olmo2"),
             lr=5e-6,  # Section 5; the released configuration says 6e-6
             batch=128,
             remat="attention",

@@ -16,7 +16,7 @@ recipe = Recipe(
     stages=(
         sft(
             init="hf:allenai/OLMo-2-0425-1B",
-            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture-0225"),
+            data=data.tulu3_olmo2("tulu3_sft_olmo2_0225"),
             lr=3e-5,  # allenai/open-instruct, docs/olmo2.md
             batch=128,
             remat="attention",

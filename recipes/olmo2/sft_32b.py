@@ -16,7 +16,7 @@ recipe = Recipe(
     stages=(
         sft(
             init="hf:allenai/OLMo-2-0325-32B",
-            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture-0225", template="tulu"),
+            data=data.tulu3_olmo2("tulu3_sft_olmo2_0225", template="tulu"),
             lr=4e-6,  # allenai/open-instruct, scripts/train/olmo2/finetune_32b.sh
             batch=256,
             remat="full",

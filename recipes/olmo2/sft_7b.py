@@ -16,7 +16,7 @@ recipe = Recipe(
     stages=(
         sft(
             init="hf:allenai/OLMo-2-1124-7B",
-            data=data.tulu3_olmo2("tulu-3-sft-olmo-2-mixture"),
+            data=data.tulu3_olmo2("tulu3_sft_olmo2"),
             lr=1e-5,  # the best of Table 17; Section 5 and a later script say 2e-5
             batch=128,
             remat="attention",

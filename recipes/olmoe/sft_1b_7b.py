@@ -10,11 +10,12 @@ model was trained with a linear decay and without it (Section 4.3, Table 7).
 
 import dataclasses
 
-from easylm_jax.config import DataSpec, Recipe, Source
+from easylm_jax.config import DataSpec, Recipe
+from recipes import mixes
 from recipes.tulu3.base import sft
 
 data = DataSpec(
-    (Source("hf:allenai/tulu-v3.1-mix-preview-4096-OLMoE"),),
+    (mixes.source("tulu3_sft_olmoe"),),
     "hf:allenai/OLMoE-1B-7B-0924",
     4096,
     kind="chat",

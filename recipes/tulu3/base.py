@@ -29,6 +29,7 @@ from easylm_jax.config import (
     Validation,
 )  # fmt: skip
 from easylm_jax.evaluate import tasks
+from recipes import mixes
 
 LENGTH = 4096  # Table 11
 SIDE = 2048  # tokens of one side of a pair: Tables 20 and 36
@@ -49,9 +50,8 @@ GRPO_REWARD = Reward(verifier=VERIFIER, missing_end=0.0)
 
 def mixture(tokenizer: str) -> DataSpec:
     """The Tülu 3 SFT mixture: one conversation per row, truncated at 4096 tokens, loss on assistant turns, no BOS."""
-    source = Source("hf:allenai/tulu-3-sft-mixture")
     return DataSpec(
-        (source,),
+        (mixes.source("tulu3_sft"),),
         tokenizer,
         LENGTH,
         kind="chat",
