@@ -55,11 +55,11 @@ def analyse(folder: Path, active: int | None) -> dict[str, Any]:
             shown[1] = _dense(first[name], experts, folder / _FIRST / name)
         flows = [_pair_matrix(pair, experts, folder / _PAIRS / name) for pair in pairs.get(name, [])]
         domains[name] = routing.domain(shown, {f"{i + 1}-{i + 2}": flow for i, flow in enumerate(flows)})
-    layers = {len(layers) for layers in counts.values()}
-    if len(layers) > 1:
+    depths = {len(layers) for layers in counts.values()}
+    if len(depths) > 1:
         raise UserError(f"{folder / _COUNTS} has domains with different numbers of layers; {_MEND}")
     return {
-        "run": str(folder), "experts": experts, "active": k, "layers": layers.pop(), "steps": [], "coactivation": [],
+        "run": str(folder), "experts": experts, "active": k, "layers": depths.pop(), "steps": [], "coactivation": [],
         "shown_layers": list(range(1, 1 + len(next(iter(counts.values()))))), "domains": domains,
     }  # fmt: skip
 
@@ -70,10 +70,12 @@ def _active(folder: Path, counts: dict[str, Any], first: dict[str, Any], active:
         sum(counts[name][0].values()) / max(1, sum(layers[0].values()))
         for name, layers in first.items() if name in counts
     }  # fmt: skip
-    if not found and active is None:
-        raise UserError(f"{folder} has no {_FIRST}, which would tell the active experts of a token; give --active")
-    k = found.pop() if found else active
-    if found or k != int(k) or (active is not None and active != k):
+    if not found:
+        if active is None:
+            raise UserError(f"{folder} has no {_FIRST}, which would tell the active experts of a token; give --active")
+        return active
+    k = found.pop()
+    if found or k != int(k) or active not in (None, k):
         raise UserError(f"{folder}: the counts are not those of {active or 'one number of'} active experts; {_MEND}")
     return int(k)
 
