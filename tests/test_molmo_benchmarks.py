@@ -5,6 +5,7 @@ import pytest
 from easylm_jax.evaluate import benchmark
 from easylm_jax.evaluate.benchmark import Response
 from easylm_jax.evaluate.metrics import pictures
+from models.errors import UserError
 
 NAMES = (
     "ai2d", "chartqa", "vqa2", "docvqa", "infographic_vqa", "textvqa", "realworldqa", "mmmu", "mathvista",
@@ -135,3 +136,35 @@ def test_cap_f1_is_read_from_one_reply_of_a_judge():
         assert cap_f1.read(reply, 3) is None
         assert scores("A", reply) == {"f1": (0, 0), "precision": (0, 0), "recall": (0, 0), "unread": 1}
     assert scores(" ", "") == {"f1": (0, 1), "precision": (0, 1), "recall": (0, 1), "unread": 0}  # no caption at all
+
+
+def test_the_crops_that_a_benchmark_shows_are_a_setting():
+    from easylm_jax.config import Ask
+    from easylm_jax.evaluate.asking import resolve
+
+    assert [resolve(Ask("ai2d", max_crops=most)).max_crops for most in (None, 4)] == [36, 4]
+    with pytest.raises(UserError, match="gsm8k asks about no pictures; leave --max-crops out"):
+        resolve(Ask("gsm8k", max_crops=4))
+
+
+def test_the_ablations_change_what_their_rows_say():
+    from easylm_jax.config import Evaluate
+    from recipes.molmo import published, table2_model, table3_data
+
+    for recipe, rows in ((table2_model.recipe, published.MODEL), (table3_data.recipe, published.DATA)):
+        tables = [stage for stage in recipe.stages if isinstance(stage, Evaluate)]
+        found = {entry.method for table in tables[1:] for entry in table.entries}
+        assert found == set(rows) and {one.method for table in tables for one in table.published} == set(rows)
+        settings = [str({**vars(stage), "name": ""}) for stage in recipe.stages if stage.name.startswith("mixture")]
+        assert len(set(settings)) == len(settings) == len(rows)
+    model, data = table2_model.recipe.stage, table3_data.recipe.stage
+    assert model("start-siglip").tower == "hf:google/siglip-so400m-patch14-384"
+    assert model("mixture-siglip").init == "captions-siglip" and model("mixture-siglip").data.vision.max_crops == 8
+    assert model("captions-4-crops").data.max_crops == 4 and model("captions-4-crops").init == "start"
+    assert model("mixture-no-overlap").data.vision.margin == 0 == model("start-no-overlap").vision.margin
+    assert model("mixture-one-clip-in-fine-tuning").init == "captions"
+    assert {group.clip for group in model("captions-one-clip").optimizer.groups} == {"shared"}
+    assert {group.clip for group in model("captions").optimizer.groups} == {1.0}
+    assert data("mixture-no-captions").init == "start"
+    assert len(data("mixture-without-pointing").data.sources) == len(data("mixture").data.sources) - 3
+    assert data("captions-89k-captions").data.sources[0].limit == 89_000 and data("captions-89k-captions").steps == 2788

@@ -43,8 +43,11 @@ def draw(folder, count=12):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    from PIL import Image
+
     folder = tmp_path_factory.mktemp("pictures")
     records = draw(folder)
+    Image.new("1", (10_000, 10_000)).save(folder / "bomb.png")  # 100 megapixels in a few kilobytes
     records.append({"question": "Is this text alone?", "answer": "It is."})
     write_jsonl(folder / "records.jsonl", records)
     asked = [{"image": r["image"], "prompt": "What colour is it?", "answer": list(COLOURS)[i % 3]}
@@ -174,6 +177,8 @@ def test_a_changed_or_missing_picture_ends_with_one_line(folder, tmp_path):
         ({"image": "0.png", "question": "a", "answer": "b", "weight": "x"}, "weight is 'x'"),
         ({"image": "0.png", "messages": [{"role": "user", "content": "a"}]}, "turns of user and assistant"),
         ({"image": "records.jsonl", "question": "a", "answer": "b"}, "it is not a picture"),
+        ({"image": "bomb.png", "question": "a", "answer": "b"}, "10,000 × 10,000 is more than 89,478,485 pixels"),
+        ({"image": "data:image/png;base64,x", "question": "a", "answer": "b"}, "it is not base64"),
     ],
 )
 def test_bad_records_are_one_line_or_counted(record, line, folder):
@@ -188,6 +193,17 @@ def test_bad_records_are_one_line_or_counted(record, line, folder):
         PictureEncoder(spec_of(folder, on_bad="skip"), tokenizer).encode([(record, "f:1")], source, counts, [0]) == []
     )
     assert counts.bad == 1 and line in counts.first_bad or counts.first_bad
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20_000, 1), (1, 20_000)])
+def test_pictures_of_extreme_shapes_are_trained(size, folder):
+    from PIL import Image
+
+    Image.new("RGB", size, "red").save(folder / "extreme.png")
+    encoder = PictureEncoder(spec_of(folder), load_tokenizer(f"sp:{folder}/tokenizer.model"))
+    record = ({"image": "extreme.png", "question": "a", "answer": "b"}, "f:1")
+    (example,) = encoder.encode([record], Source(str(folder / "records.jsonl")), Counts(), [0])
+    assert (example.ids == 386).sum() == example.note["places"] > 0
 
 
 def test_too_many_crops_or_tokens_are_counted_drops(folder):
@@ -331,6 +347,10 @@ def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path,
     assert main(["generate", run, "What colour is it?", *seen]) == 0 and (tmp_path / "shown.png").is_file()
     assert main(["generate", run, "What colour is it?", "--image", str(folder / "records.jsonl")]) == 2
     assert "it is not a picture" in capsys.readouterr().err
+    seen = ["--image", *[str(folder / "1.png")] * 9, "--max-crops", "6"]  # more tokens than the context of 512
+    capsys.readouterr()
+    assert main(["generate", run, "What colour is it?", *seen]) == 2
+    assert "512" in capsys.readouterr().err
     loaded = load(run)
     assert loaded.decoder.config.vision == vision_of(folder) and loaded.template == "molmo"
 

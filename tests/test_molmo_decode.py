@@ -98,6 +98,24 @@ def test_prompts_whose_pictures_are_missing_are_one_line(images, line):
         decode.generate(model, params, [prompt(both()[0], [5])], images=images, max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "seen", "line"),
+    [
+        (lambda a: [1, 5, 6], 1, "has 0 picture tokens, but its 1 picture"),
+        (lambda a: [1, *a[:20], 5], 1, "has 16 picture tokens, but its 1 picture"),
+        (lambda a: [1, *a, *a, 5], 1, "has 80 picture tokens, but its 1 picture"),
+        (lambda a: [1, *a, 5], 2, r"has 40 picture tokens, but its 2 picture\(s\) have 80"),
+        (lambda a: [1, *a[::-1], 5], 1, "the tokens of picture 0 are not where its first picture token is"),
+    ],
+)
+def test_pictures_without_their_tokens_are_one_line(tokens, seen, line):
+    """Features of a picture never land on the tokens of another, or on a part of their own."""
+    model, params = built()
+    with pytest.raises(UserError, match=line):
+        decode.generate(model, params, [tokens(both()[0].tokens.tolist())], images=[[both()[0]] * seen],
+                        max_new_tokens=2)  # fmt: skip
+
+
 def test_text_models_refuse_pictures(tiny_model_config):
     model = models.build(tiny_model_config)
     with pytest.raises(UserError, match="this model sees no pictures"):

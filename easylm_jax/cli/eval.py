@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=kinds.COUNT, metavar="N", help="maximum response length (default: the benchmark's)"
     )
     parser.add_argument(
+        "--max-crops", type=kinds.COUNT, metavar="N", help="the most crops of a picture (default: the benchmark's)"
+    )
+    parser.add_argument(
         "--longest-prompt", type=kinds.LENGTH, metavar="N",
         help="leave out prompts of more than N tokens, for a model with a short context (default: an error); the table "
         "says how many documents it is of",
@@ -256,7 +259,7 @@ def _asks(arguments: argparse.Namespace) -> list[Ask]:
             name, file=path or None, shots=arguments.shots, limit=arguments.limit, template=arguments.template,
             shots_from=shots_from.get(name, shots_from.get(name.partition(":")[0])), samples=arguments.samples,
             max_new_tokens=arguments.max_new_tokens, temperature=arguments.temperature,
-            stop_strings=tuple(arguments.stop), cut_prompts=arguments.cut_prompts,
+            stop_strings=tuple(arguments.stop), cut_prompts=arguments.cut_prompts, max_crops=arguments.max_crops,
         )
         for name, path in named
     ]  # fmt: skip

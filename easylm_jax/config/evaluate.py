@@ -69,6 +69,8 @@ class Ask:
     cut_prompts: bool = fields.added_later(False)
     """Drops the beginning of a prompt that leaves no room for the response in the model's context, as
     lm-evaluation-harness does, and counts the documents; False is an error. Contexts of options are always cut."""
+    max_crops: Count | None = fields.added_later(None)
+    """The most crops of a picture; None for the benchmark's number."""
 
 
 @dataclasses.dataclass(frozen=True)

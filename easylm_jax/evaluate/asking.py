@@ -58,6 +58,10 @@ def resolve(ask: Ask) -> Benchmark:
         changes["shots"] = ask.shots
     if ask.samples is not None:
         changes["samples"] = ask.samples
+    if ask.max_crops is not None:
+        if benchmark.images is None:
+            raise UserError(f"benchmark {ask.benchmark} asks about no pictures; leave --max-crops out")
+        changes["max_crops"] = ask.max_crops
     asked = {name: getattr(ask, name) for name in ("max_new_tokens", "temperature") if getattr(ask, name) is not None}
     if ask.stop_strings:
         asked["stop_strings"] = (*(benchmark.sampling.stop_strings if benchmark.sampling else ()), *ask.stop_strings)

@@ -68,7 +68,7 @@ def model_stages(data: str, sft: str) -> tuple[MakeData, Tokenizer, SFT]:
             data=pictures(f"{data}/train.jsonl"),
             validation=Validation(pictures(f"{data}/validation.jsonl"), every=250),
             batch=16,
-            steps=2_000,
+            steps=1_200,
             optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 50 steps", weight_decay=0.0),
             checkpoints=Checkpoints(every=250),
         ),
