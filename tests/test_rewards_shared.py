@@ -45,7 +45,7 @@ def test_every_process_gets_the_scores_of_all_rows(count, monkeypatch):
     for gathered in (False, True):  # what each gives is known only after all have run once
         for index in range(count):
 
-            def gather(here, index=index, gathered=gathered):
+            def gather(here, members, index=index, gathered=gathered):
                 shares[index] = here
                 return [shares[i] for i in range(count)] if gathered else [here]
 

@@ -10,7 +10,7 @@ from rl_kit import finished as run
 from rl_kit import lines
 
 from easylm_jax.checkpoint.tools import diff
-from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig
+from easylm_jax.config import Checkpoints, LoraConfig, OptimizerConfig, Validation
 from easylm_jax.decode import rollout
 from easylm_jax.runtime.monitor.metrics import read_metrics
 from easylm_jax.train.loop import Stopped
@@ -138,7 +138,8 @@ def test_what_a_verifier_finds_wrong_ends_the_run_with_its_words(tmp_path):
 
 
 def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_path):
-    settings = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2}
+    checked = {"validation": Validation(rl_kit.prompts(rl_kit.home()), every=1), "check": rl_kit.VERIFIER}
+    settings = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2, **checked}
     stages = {"split": rl_kit.grpo("split", **settings)}
     stages["alone"] = dataclasses.replace(stages["split"], name="alone", rollout_devices=None)
     with rl_kit.devices(4):
@@ -158,7 +159,10 @@ def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_pa
     for theirs in (rl_kit.params_of(ready, "split"), rl_kit.params_of(together, "alone")):
         for name in mine:
             np.testing.assert_allclose(theirs[name], mine[name], atol=1e-5)
-    assert [line["staleness"] for line in read_metrics(together.folder("alone"))] == [0, 1]
+    told = [read_metrics(ready.folder("split")), read_metrics(together.folder("alone"))]
+    assert [line["staleness"] for line in told[1][1:]] == [0, 1]
+    scores = [[line["validation_score"] for line in each] for each in told]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == 3  # greedy responses on either
 
 
 def test_refill_replaces_zero_variance_groups(tmp_path):

@@ -82,6 +82,10 @@ def snapshot(leaves: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(leaf, jax.Array) or (jax.process_count() > 1 and leaf.is_fully_addressable)
     }
     device = {name: leaf for name, leaf in leaves.items() if name not in host}
+    for name in [name for name, leaf in device.items() if not leaf.sharding.addressable_devices]:
+        # The processes of its devices write it. Of a numpy array Orbax writes what the first process has, which has
+        # parts of every leaf; the others only have to name it.
+        host[name] = np.broadcast_to(np.zeros((), device[name].dtype), device.pop(name).shape)
     if jax.default_backend() == "cpu" and device:
         copies = jax.device_put(list(device.values()), [x.sharding for x in device.values()], may_alias=False)
         device = dict(zip(device, jax.block_until_ready(copies), strict=True))
@@ -304,7 +308,11 @@ def _read(step_folder: Any, wanted: dict[str, _RestoreSpec]) -> dict[str, Any]:
     import jax
 
     ocp = orbax()
-    nonempty = {name: w for name, w in wanted.items() if math.prod(w.shape)}
+    elsewhere = {name: w for name, w in wanted.items() if w.sharding is not None and not w.sharding.addressable_devices}
+    nonempty = {name: w for name, w in wanted.items() if math.prod(w.shape) and name not in elsewhere}
+    if elsewhere and not nonempty:  # all processes meet in Orbax's restore, so this one reads something too
+        name, least = min(elsewhere.items(), key=lambda one: math.prod(one[1].shape) or math.inf)
+        nonempty = {name: dataclasses.replace(least, sharding=None)}
     item = {name: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding) for name, w in nonempty.items()}
     args = {
         name: ocp.RestoreArgs(restore_type=np.ndarray, dtype=w.dtype)
@@ -326,7 +334,9 @@ def _read(step_folder: Any, wanted: dict[str, _RestoreSpec]) -> dict[str, Any]:
             raise UserError(f"checkpoint {step_folder} cannot be read: {reason}; use an earlier one") from error
         finally:
             reader.close()
-    for name in wanted.keys() - nonempty.keys():
+    for name, w in elsewhere.items():  # none of its devices belong to this process
+        values[name] = jax.make_array_from_single_device_arrays(w.shape, w.sharding, [], dtype=w.dtype)
+    for name in wanted.keys() - nonempty.keys() - elsewhere.keys():
         empty = np.zeros(wanted[name].shape, wanted[name].dtype)
         sharding = wanted[name].sharding
         values[name] = empty if sharding is None else jax.device_put(empty, sharding)

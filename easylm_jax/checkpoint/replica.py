@@ -170,5 +170,5 @@ def _restored(name: str, leaf: Any, found: list[tuple[parts.Part, parts.Block]])
     if sharding is None:
         return parts.assemble(name, leaf.shape, (slice(None),) * len(leaf.shape), found)
     return jax.make_array_from_callback(
-        leaf.shape, sharding, lambda index: parts.assemble(name, leaf.shape, index or (), found)
+        leaf.shape, sharding, lambda index: parts.assemble(name, leaf.shape, index or (), found), dtype=leaf.dtype
     )

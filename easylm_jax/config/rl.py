@@ -73,8 +73,9 @@ class RL(SampledResponses, Train):
     """How many steps the sampling policy is behind. With 0 sampling and updates alternate; with 1 the next rollout is
     sampled and scored during the updates of the current one (Tülu 3 §6; spec tulu3 §5.5)."""
     rollout_devices: Count | None = None
-    """With several devices in one process, the last so many generate responses and the others train; None lets all do
-    both in turn, without overlap. Needs `asynchronous`."""
+    """The last so many devices generate responses and the others train, at the same time; with several processes, they
+    are the devices of whole processes. None lets all do both in turn, without overlap (on one device, only verifiers
+    and other host work overlap). Needs `asynchronous`."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -86,7 +86,7 @@ class RewardScorer:
                 metrics |= counts
             (result,) = score_rollout(
                 [self.expression], sampled, self.cache, self.tokenizer, seed=self.seed, step=step, attempt=attempt,
-                model=scores, judge=judge_scores, moderator=harmless,
+                model=scores, judge=judge_scores, moderator=harmless, members=processes.of_mesh(self.mesh),
             )  # fmt: skip
             metrics |= {"verify_seconds": time.perf_counter() - began, "verify_busy_seconds": result.busy_seconds,
                         "verifier_timeouts": result.timed_out}  # fmt: skip
@@ -144,20 +144,22 @@ class RewardScorer:
 def score_rollout(
     scorers: Sequence[ExpressionScorer], sampled: Rollout, cache: Cache, tokenizer: Tokenizer, *, seed: int = 0,
     step: int = 0, attempt: int = 0, model: np.ndarray | None = None, judge: np.ndarray | None = None,
-    moderator: np.ndarray | None = None,
+    moderator: np.ndarray | None = None, members: Sequence[int] | None = None,
 ) -> list[Scores]:  # fmt: skip
     """The scores of a rollout under each expression; every process verifies its share of the prompts and gets all.
 
     `model`, `judge` and `moderator`, float [B], are the scores of these models, for expressions that use them.
+    `members` are the processes that have the rollout and call this, by default all.
     """
+    members = range(jax.process_count()) if members is None else members
     group = any(scorer.reads_group for scorer in scorers)
     texts, records = rollout.responses_and_records(
         sampled, cache, tokenizer, seed=seed, step=step, attempt=attempt, group=group
     )
-    own = share_of(sampled.rows, sampled.samples, jax.process_index(), jax.process_count())
+    own = share_of(sampled.rows, sampled.samples, members.index(jax.process_index()), len(members))
     if own.start == own.stop:  # more processes than prompts
         none = [Scores(np.zeros(0), dict.fromkeys(scorer.names, np.zeros(0)), 0, 0.0) for scorer in scorers]
-        return [_joined(result, own.start) for result in none]
+        return [_joined(result, own.start, members) for result in none]
     results = [
         scorer(
             texts[own], records[own], model=None if model is None else model[own],
@@ -165,7 +167,7 @@ def score_rollout(
         )
         for scorer in scorers
     ]  # fmt: skip
-    return results if jax.process_count() == 1 else [_joined(result, own.start) for result in results]
+    return results if len(members) == 1 else [_joined(result, own.start, members) for result in results]
 
 
 def share_of(rows: int, samples: int, index: int, count: int) -> slice:
@@ -176,15 +178,15 @@ def share_of(rows: int, samples: int, index: int, count: int) -> slice:
     return slice(first, last)
 
 
-def _joined(own: Scores, first: int) -> Scores:
-    """The scores of all rows on every process, from those of its share, which begins at row `first`."""
+def _joined(own: Scores, first: int, members: Sequence[int]) -> Scores:
+    """The scores of all rows on each of `members`, from those of its share, which begins at row `first`."""
     value = {
         "scores": own.scores.tolist(), "components": {name: part.tolist() for name, part in own.components.items()},
         "timed_out": own.timed_out, "busy_seconds": own.busy_seconds,
         "reasons": {first + row: reason for row, reason in own.reasons.items()},
     }  # fmt: skip
     # Numbers in JSON are written so that they are read back exactly.
-    shares = [json.loads(text) for text in processes.gather_bytes(json.dumps(value).encode())]
+    shares = [json.loads(text) for text in processes.gather_bytes(json.dumps(value).encode(), members)]
 
     def column(parts: Iterable[list[float]]) -> np.ndarray:
         return np.array([number for part in parts for number in part], np.float64)

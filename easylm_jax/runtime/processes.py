@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -70,16 +71,62 @@ def agree_largest(here: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.array(here))))
 
 
-def gather_bytes(here: bytes) -> list[bytes]:
-    """The bytes that every process gives, by its number; every process gets the same result."""
-    if jax.process_count() == 1:
+def gather_bytes(here: bytes, members: Sequence[int] | None = None) -> list[bytes]:
+    """The bytes that each of `members` (by default all processes) gives, in that order; each member gets the same
+    result. Only members call it."""
+    members = range(jax.process_count()) if members is None else members
+    if len(members) == 1:
         return [here]
+    size = int(_gather_rows(np.array([len(here)], np.uint32), members).max())
+    row = np.zeros(4 + size, np.uint8)
+    row[: 4 + len(here)] = np.frombuffer(len(here).to_bytes(4, "little") + here, np.uint8)
+    rows = _gather_rows(row, members)
+    return [bytes(one[4 : 4 + int.from_bytes(bytes(one[:4]), "little")]) for one in rows]
+
+
+def _gather_rows(row: np.ndarray, members: Sequence[int]) -> np.ndarray:
+    """The row [n] of each member, [members, n], by way of one device of each."""
+    mesh = _one_device_each(tuple(members))
+    shares, everywhere = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (mesh.axis_names, ())
+    )
+    shape = (len(members), *row.shape)
+    placed = jax.make_array_from_callback(shape, shares, lambda _: row[None], dtype=row.dtype)
+    with jax.set_mesh(mesh):
+        return np.asarray(jax.jit(_identity, out_shardings=everywhere)(placed).addressable_data(0))
+
+
+@functools.cache
+def _one_device_each(members: tuple[int, ...]) -> jax.sharding.Mesh:
+    first: dict[int, jax.Device] = {}
+    for device in jax.devices():
+        first.setdefault(device.process_index, device)
+    return jax.sharding.Mesh(np.array([first[member] for member in members]), ("processes",))
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+def broadcast_bytes(here: bytes | None, source: int) -> bytes:
+    """The bytes that process `source` gives, on every process; all call it."""
+    if jax.process_count() == 1:
+        assert here is not None
+        return here
     from jax.experimental import multihost_utils
 
-    row = np.zeros(4 + agree_largest(len(here)), np.uint8)
-    row[: 4 + len(here)] = np.frombuffer(len(here).to_bytes(4, "little") + here, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(row))
-    return [bytes(one[4 : 4 + int.from_bytes(bytes(one[:4]), "little")]) for one in rows]
+    own = jax.process_index() == source
+    here = here if own and here is not None else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(here)), is_source=own))
+    step = max(1024, 1 << max(0, size.bit_length() - 3))  # few sizes, so that few programs are compiled
+    words = np.zeros(-(-size // step) * step // 4, np.uint32)  # sums of smaller integers would be widened
+    words.view(np.uint8)[: len(here)] = np.frombuffer(here, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(words, is_source=own)).tobytes()[:size]
+
+
+def of_mesh(mesh: jax.sharding.Mesh) -> tuple[int, ...]:
+    """The processes that have devices of a mesh, ascending."""
+    return tuple(sorted({device.process_index for device in mesh.devices.flat}))
 
 
 def require_shared_folder(folder: Path) -> None:

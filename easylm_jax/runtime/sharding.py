@@ -134,6 +134,14 @@ def batch_with_shardings(
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)) for name, x in batch.items()}
 
 
+def everywhere(value: np.generic, sharding: NamedSharding) -> jax.Array:
+    """A scalar that every process has, on the devices of a replicated sharding.
+
+    `jax.device_put` would compare it over all processes, also those that have none of these devices.
+    """
+    return jax.make_array_from_callback((), sharding, lambda _: np.asarray(value), dtype=value.dtype)
+
+
 def check_rows(rows: int, accumulate: int, mesh: jax.sharding.Mesh) -> None:
     """Raises a UserError unless `rows` divide into micro-batches, and each of these over the batch axes of the mesh."""
     if rows % (accumulate * batch_split(mesh)):

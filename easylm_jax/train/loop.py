@@ -36,6 +36,7 @@ Metrics = dict[str, Any]
 
 class _ResumedData(TypedDict):
     fingerprint: str
+    step: int
     tokens_seen: int
 
 
@@ -207,7 +208,7 @@ class Loop(abc.ABC):
                 f"stage {job.name}: its checkpoints in {job.folder} were trained on other data (or with another batch "
                 "size or seed); use another --out, or --overwrite to begin again"
             )
-        start = int(state.step)
+        start = int(meta["data"]["step"])
         self.tokens_seen = int(meta["data"]["tokens_seen"])
         self.validation = dict(meta.get("validation") or {})
         self.monitor.resume(meta["clocks"], start)

@@ -242,7 +242,7 @@ def _read_leaf(
         return done[bounds]
 
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.make_array_from_callback(shape, sharding, read)
+    return jax.make_array_from_callback(shape, sharding, read, dtype=dtype)
 
 
 def _read_region(

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -122,9 +122,18 @@ class AsyncCollector:
         else:
             self._submitted[step] = self._thread.submit(self._collect, policy, step).result
 
+    def collect_now(self, step: int) -> None:
+        """Collects the rollout of `step` before it is taken, in this thread."""
+        collected = self._submitted.pop(step)()
+        self._submitted[step] = lambda: collected
+
     def take(self, step: int) -> CollectedRollout:
         """Waits for the rollout of `step`, or collects it now; re-raises any error of its collection."""
         return self._submitted.pop(step)()
+
+    def between_rollouts(self, sample: Callable[[], Rollout]) -> Rollout:
+        """What `sample` returns, which uses the devices after the rollouts that are submitted."""
+        return sample() if self._thread is None else self._thread.submit(sample).result()
 
     def close(self) -> None:
         """Stops the thread and discards the rollout it was collecting."""
@@ -134,9 +143,15 @@ class AsyncCollector:
             self.collector.stopping.clear()
 
     def _collect(self, policy: PyTree, step: int) -> CollectedRollout:
-        mesh = self.collector.mesh
-        one_device = jax.default_device(mesh.devices.flat[0]) if mesh.size == 1 else contextlib.nullcontext()
-        with jax.set_mesh(mesh), one_device:
+        with on_devices(self.collector.mesh):
             collected = self.collector.collect(policy, step, self.prompt_batches_used)
         self.prompt_batches_used = collected.prompt_batches_used
         return collected
+
+
+@contextlib.contextmanager
+def on_devices(mesh: jax.sharding.Mesh) -> Iterator[None]:
+    """Runs what samples rollouts on the devices of this mesh."""
+    one_device = jax.default_device(mesh.devices.flat[0]) if mesh.size == 1 else contextlib.nullcontext()
+    with jax.set_mesh(mesh), one_device:
+        yield

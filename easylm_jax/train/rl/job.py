@@ -13,6 +13,7 @@ from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode.generator import Generator
 from easylm_jax.rewards.scorer import RewardScorer
 from easylm_jax.train.loop import Job
+from easylm_jax.train.rl.exchange import Exchange
 from easylm_jax.train.rl.programs import RLPrograms
 from easylm_jax.train.state import TrainStateInit
 from easylm_jax.train.step import State
@@ -59,7 +60,8 @@ class RolloutJob(Job):
     """A stage that trains on rollouts. `frozen` and the reference parameters are on the devices already.
 
     `rollout_layout` is the sharding of the policy's parameters on the devices that sample rollouts, and `decode_mesh`
-    the mesh on which those devices decode; the engine reshards the parameters from the one to the other.
+    the mesh on which those devices decode; the engine reshards the parameters from the one to the other. `exchange` is
+    given if processes of their own sample rollouts.
     """
 
     stage: RL
@@ -75,3 +77,4 @@ class RolloutJob(Job):
     loader: Loader
     held_out: Cache | None
     tokenizer: Tokenizer
+    exchange: Exchange | None

@@ -19,9 +19,10 @@ from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_context_length, check_pictures, prepare_generator
 from easylm_jax.rewards.scorer import make_scorer
 from easylm_jax.rewards.verify import ExpressionScorer
-from easylm_jax.runtime import sharding
+from easylm_jax.runtime import processes, sharding
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.train.optimizer import make_optimizer
+from easylm_jax.train.rl.exchange import Exchange
 from easylm_jax.train.rl.job import REPLICATED, RLState, RolloutJob
 from easylm_jax.train.rl.programs import RLPrograms
 from easylm_jax.train.rl.trainer import reinforce
@@ -82,6 +83,10 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
         reference = _reference(stage, workspace, mesh, source)
     programs = RLPrograms(stage, mesh, policy, value)
     stale = jax.eval_shape(programs.policy_of, policy.abstract().params, frozen)
+    rollout_layout = source.layout(meshes.rollout)
+    exchange = None
+    if processes.of_mesh(meshes.rollout) != processes.of_mesh(mesh):
+        exchange = Exchange(stale, policy.base_layout, rollout_layout, mesh, meshes.rollout)
 
     return RolloutJob(
         name=stage.name,
@@ -101,7 +106,7 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
         policy=policy,
         value=value,
         programs=programs,
-        rollout_layout=source.layout(meshes.rollout),
+        rollout_layout=rollout_layout,
         decode_mesh=meshes.decode,
         frozen=frozen,
         reference=reference,
@@ -110,6 +115,7 @@ def make_job(stage: RL, workspace: Workspace) -> RolloutJob:
         held_out=held_out,
         generator=generator,
         tokenizer=tokenizer,
+        exchange=exchange,
     )
 
 
@@ -133,15 +139,21 @@ def _split_devices(stage: RL, text: str) -> tuple[jax.sharding.Mesh, jax.shardin
     if reserved is None:
         mesh = make_mesh(text)
         return mesh, mesh
-    if jax.process_count() > 1:
-        raise UserError(f"stage {stage.name}: rollout_devices works with one process only; leave it out")
     devices = list(make_mesh("fsdp=-1").devices.flat)
+    if jax.process_count() > 1:  # whole processes: each either trains or samples
+        devices.sort(key=lambda device: (device.process_index, device.id))
     if reserved >= len(devices):
         raise UserError(
             f"stage {stage.name}: rollout_devices is {reserved}, but there are {len(devices)} devices in all; "
             "leave at least one for training"
         )
-    return make_mesh(text, devices[:-reserved]), make_mesh("fsdp=-1", devices[-reserved:])
+    train, rollouts = devices[:-reserved], devices[-reserved:]
+    if jax.process_count() > 1 and train[-1].process_index == rollouts[0].process_index:
+        raise UserError(
+            f"stage {stage.name}: rollout_devices is {reserved}, but with several processes it must be the devices of "
+            f"whole processes, a multiple of {jax.local_device_count()}"
+        )
+    return make_mesh(text, train), make_mesh("fsdp=-1", rollouts)
 
 
 def _checked_source(stage: RL, workspace: Workspace, meshes: _Meshes) -> ModelSource:
@@ -221,7 +233,7 @@ def _fresh_state(
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     scalars: dict[str, Any] = {name: np.int32(0) for name in ("step", "updates", "prompt_batches_used")}
     scalars["kl"] = np.float32(getattr(stage, "kl", 0.0))
-    placed = {name: jax.device_put(value, replicated) for name, value in scalars.items()}
+    placed = {name: sharding.everywhere(value, replicated) for name, value in scalars.items()}
     stale = tuple(policy_of(initial.params) for _ in range(stage.asynchronous))
     return RLState(
         params=initial.params, opt=initial.opt, rng=initial.rng, value=None if value is None else value.state(),

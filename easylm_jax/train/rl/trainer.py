@@ -27,12 +27,12 @@ from easylm_jax.rewards.pictures import shown
 from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import score_rollout
 from easylm_jax.rewards.verdict import label_of
-from easylm_jax.rewards.verify import ExpressionScorer
-from easylm_jax.runtime import chunked, processes
+from easylm_jax.rewards.verify import ExpressionScorer, Scores
+from easylm_jax.runtime import chunked, processes, sharding
 from easylm_jax.runtime.files import write_lines
 from easylm_jax.train.loop import Loop, Metrics, describe_mesh
 from easylm_jax.train.rl import advantages
-from easylm_jax.train.rl.collector import AsyncCollector, CollectedRollout, RolloutCollector
+from easylm_jax.train.rl.collector import AsyncCollector, CollectedRollout, RolloutCollector, on_devices
 from easylm_jax.train.rl.job import RLState, RolloutJob
 from easylm_jax.train.rl.memory import memory_of
 from easylm_jax.train.step import State
@@ -73,6 +73,7 @@ class RolloutLoop(Loop):
         self.engine = job.generator.engine
         self.collector = RolloutCollector(stage, job.generator, job.scorer, job.loader, job.scorer.mesh)
         self.async_collector: AsyncCollector | None = None
+        self.trains = job.exchange is None or job.exchange.trains
         self.batches = advantages.make_batch_builder(stage, mesh, self.model.config)
         self.programs: dict[tuple[int, ...], dict[str, Any]] = {}
         self.check_scorer = ExpressionScorer(stage.check, seconds=stage.reward.seconds) if stage.check else None
@@ -84,13 +85,14 @@ class RolloutLoop(Loop):
         the policy before its first update."""
         job, stage = self.job, self.job.stage
         longest = int(np.asarray(job.loader.cache.columns["lengths"]).max()) + stage.sampling.max_new_tokens
-        with self.monitor.phase("compile"):
-            programs = self.compiled(self.batches.abstract(rollout.bucket(longest)))
-        self.monitor.message(
-            f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} responses per rollout, "
-            f"{stage.updates} updates of {stage.update_rows}"
-        )
-        self.monitor.message(str(memory_of(job, self.abstract, self.engine, programs, longest)))
+        if self.trains:
+            with self.monitor.phase("compile"):
+                programs = self.compiled(self.batches.abstract(rollout.bucket(longest)))
+            self.monitor.message(
+                f"mesh {describe_mesh(job.mesh)}; {stage.batch} prompts x {stage.samples} responses per rollout, "
+                f"{stage.updates} updates of {stage.update_rows}"
+            )
+            self.monitor.message(str(memory_of(job, self.abstract, self.engine, programs, longest)))
         if start == 0 and job.validates:  # before rollouts are submitted, which may run beside it
             from_itself = stage.reference in (None, stage.init)
             self.validate_first(state, {"kl": 0.0} if from_itself else {})
@@ -99,23 +101,35 @@ class RolloutLoop(Loop):
     def prepare_rollouts(self, state: RLState, start: int) -> None:
         """Submits the rollouts after step `start` that are sampled from stale policies."""
         if self.job.stage.asynchronous:
+            exchange = self.job.exchange
+            used = int(state.prompt_batches_used) if self.trains else 0
+            if exchange is not None:
+                used = exchange.from_trainers(used)
             own_devices = self.job.stage.rollout_devices is not None
-            one_device = self.job.mesh.size == 1 and jax.process_count() == 1
+            one_device = self.job.mesh.size == 1
+            alone = jax.process_count() == 1
             self.async_collector = AsyncCollector(
-                self.collector, int(state.prompt_batches_used), overlapping=own_devices or one_device
+                self.collector, used, overlapping=alone and (own_devices or one_device)
             )
             for step, policy in enumerate(state.stale_policies, start + 1):
-                self._submit(policy, step)
+                self._submit(policy if self.trains else None, step)
 
     def close(self) -> None:
         if self.async_collector is not None:
             self.async_collector.close()
 
-    def _submit(self, policy: PyTree, step: int) -> None:
+    def _submit(self, policy: PyTree | None, step: int) -> None:
         """Submits the rollout of `step` with this policy, which is moved to the devices that sample rollouts."""
         assert self.async_collector is not None
         if step <= self.job.steps:
-            self.async_collector.submit(jax.device_put(policy, self.job.rollout_layout), step)
+            moved = self._moved(policy)
+            if self.job.exchange is None or not self.trains:
+                self.async_collector.submit(moved, step)
+
+    def _moved(self, policy: PyTree | None) -> PyTree:
+        """A policy on the devices that sample rollouts; None on processes that do not train."""
+        exchange = self.job.exchange
+        return jax.device_put(policy, self.job.rollout_layout) if exchange is None else exchange.policy(policy)
 
     def compiled(self, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         """The compiled updates for batches of these shapes."""
@@ -132,6 +146,9 @@ class RolloutLoop(Loop):
 
     def advance(self, state: RLState, step: int) -> tuple[RLState, _Pending]:
         began = time.perf_counter()
+        if not self.trains:
+            self._sample_ahead(step)
+            return state, _Pending({}, [], began, 0.0)
         collected, columns, stale = self._collect(state, step)
         with self.monitor.phase("reward", step):
             sampled = collected.rollout
@@ -144,11 +161,23 @@ class RolloutLoop(Loop):
         kl = self._next_kl(state.kl, metrics["kl"])
         # With the shardings of a restored state, so that both run the same compiled programs.
         layout = self.job.layout
-        counters = jax.device_put(
-            (np.int32(step), np.int32(collected.prompt_batches_used)), (layout.step, layout.prompt_batches_used)
+        used = sharding.everywhere(np.int32(collected.prompt_batches_used), layout.prompt_batches_used)
+        state = state._replace(
+            step=sharding.everywhere(np.int32(step), layout.step), prompt_batches_used=used, kl=kl, stale_policies=stale
         )
-        state = state._replace(step=counters[0], prompt_batches_used=counters[1], kl=kl, stale_policies=stale)
         return state, _Pending(metrics, updates, began, rollout_seconds)
+
+    def _sample_ahead(self, step: int) -> None:
+        """A step of a process that only samples: hands over its rollout, gets the newest policy, and collects the next
+        rollout while the others train."""
+        job, collector = self.job, self.async_collector
+        assert job.exchange is not None and collector is not None
+        with self.monitor.phase("rollout", step):
+            collected = collector.take(step)
+            self._submit(None, step + job.stage.asynchronous)
+            job.exchange.from_samplers(collected)
+            if step < job.steps:
+                collector.collect_now(step + 1)
 
     def _collect(self, state: RLState, step: int) -> tuple[CollectedRollout, Columns, tuple[PyTree, ...]]:
         """The rollout of a step, its columns, and the stale policies that sample the next rollouts.
@@ -165,7 +194,8 @@ class RolloutLoop(Loop):
                 collected = self.collector.collect(policy, step, int(state.prompt_batches_used))
             else:
                 self._submit(policy, step + job.stage.asynchronous)
-                collected, stale = collector.take(step), (*state.stale_policies[1:], policy)
+                collected = collector.take(step) if job.exchange is None else job.exchange.from_samplers(None)
+                stale = (*state.stale_policies[1:], policy)
                 collected.metrics["wait_seconds"] = time.perf_counter() - began
                 collected.metrics["staleness"] = min(step - 1, job.stage.asynchronous)
         with self.monitor.phase("reward", step):
@@ -244,7 +274,7 @@ class RolloutLoop(Loop):
         if stage.adaptive_kl_target is None:
             return kl
         new = adaptive_kl(np.float32(jax.device_get(kl)), observed, target=stage.adaptive_kl_target)
-        return jax.device_put(np.float32(new), self.job.layout.kl)
+        return sharding.everywhere(np.float32(new), self.job.layout.kl)
 
     # Metrics
 
@@ -280,6 +310,8 @@ class RolloutLoop(Loop):
         return columns["sampler_logprobs"]
 
     def read(self, pending: _Pending) -> Metrics:
+        if not self.trains:
+            return {}
         updates = jax.device_get(pending.updates)
         seconds = time.perf_counter() - pending.began
         names = list(dict.fromkeys(name for update in updates for name in update))
@@ -296,22 +328,25 @@ class RolloutLoop(Loop):
     def check(self, metrics: Metrics, step: int) -> None:
         if "skipped_in_row" in metrics:
             self.job.policy.optimizer.check(metrics, step)
-        if self.job.value is not None:
+        if self.job.value is not None and self.trains:
             names = {"loss": "value_total", "grad_norm": "value_grad_norm", "skipped_in_row": "value_skipped_in_row"}
             self.job.value.optimizer.check({name: metrics[prefixed] for name, prefixed in names.items()}, step)
 
     def trained(self, state: RLState) -> Mapping[str, State]:
+        if not self.trains:
+            return {}
         return {"policy": state.policy} | ({} if state.value is None else {"value model": state.value})
 
     def validate(self, state: RLState, step: int) -> tuple[dict[str, float], str]:
         """Scores greedy responses to the held-out prompts with the stage's `check` expression, and keeps them all in
         `samples/held_out/<step>.jsonl`."""
         job, stage = self.job, self.job.stage
-        assert job.held_out is not None and self.check_scorer is not None
-        batch = job.held_out.read(np.arange(job.held_out.rows))
-        policy = self.policy_of(state.params, job.frozen)
-        sampled = job.generator.sample(policy, job.held_out, batch, greedy=True)
-        (result,) = score_rollout([self.check_scorer], sampled, job.held_out, job.tokenizer, seed=stage.seed)
+        assert job.held_out is not None
+        policy = self._moved(self.policy_of(state.params, job.frozen) if self.trains else None)
+        if job.exchange is None:
+            sampled, result = self._held_out_responses(policy)
+        else:
+            sampled, result = job.exchange.from_samplers(None if self.trains else self._held_out_responses(policy))
         if processes.is_first_process() and stage.keep_samples:
             responses = scored_responses(sampled, job.held_out, job.tokenizer, result)
             write_lines(job.folder / "samples" / "held_out" / f"{step}.jsonl", responses)
@@ -319,6 +354,24 @@ class RolloutLoop(Loop):
         stderr = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else 0.0
         means = {"score": float(scores.mean()), "stderr": stderr, "prompts": float(len(scores))}
         return means, f"score {means['score']:.3f} ± {stderr:.3f} (standard error, {len(scores)} prompts)"
+
+    def _held_out_responses(self, policy: PyTree) -> tuple[Rollout, Scores]:
+        """Greedy responses to the held-out prompts and their scores, made on the devices that sample rollouts."""
+        job = self.job
+        assert job.held_out is not None and self.check_scorer is not None
+        mesh, held_out = self.collector.mesh, job.held_out
+        batch = held_out.read(np.arange(held_out.rows))
+
+        def sample() -> Rollout:
+            with on_devices(mesh):
+                return job.generator.sample(policy, held_out, batch, greedy=True)
+
+        # Two threads must not run programs on several devices at once.
+        sampled = sample() if self.async_collector is None else self.async_collector.between_rollouts(sample)
+        (result,) = score_rollout(
+            [self.check_scorer], sampled, held_out, job.tokenizer, seed=job.stage.seed, members=processes.of_mesh(mesh)
+        )
+        return sampled, result
 
     def _save_samples(self, step: int, sampled: Rollout, columns: Columns) -> None:
         """Writes a few responses of about every tenth rollout to `samples/<step>.jsonl`."""
