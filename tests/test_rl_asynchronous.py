@@ -138,7 +138,7 @@ def test_what_a_verifier_finds_wrong_ends_the_run_with_its_words(tmp_path):
 
 
 def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_path):
-    checked = {"validation": Validation(rl_kit.prompts(rl_kit.home()), every=1), "check": rl_kit.VERIFIER}
+    checked = {"validation": Validation(rl_kit.prompts(rl_kit.home()), every=2), "check": rl_kit.VERIFIER}
     settings = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2, **checked}
     stages = {"split": rl_kit.grpo("split", **settings)}
     stages["alone"] = dataclasses.replace(stages["split"], name="alone", rollout_devices=None)
@@ -148,7 +148,8 @@ def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_pa
         assert loop.job.mesh.size == loop.collector.mesh.size == 2
         assert not set(loop.job.mesh.devices.flat) & set(loop.collector.mesh.devices.flat)
         ready.run(ready.recipe.stage("split"))
-        together = rl_kit.experiment(tmp_path / "together", stages["alone"], mesh="fsdp=4")
+        unchecked = dataclasses.replace(stages["alone"], validation=None, check=None)
+        together = rl_kit.experiment(tmp_path / "together", unchecked, mesh="fsdp=4")
         together.run(together.recipe.stage("alone"))
         many = dataclasses.replace(stages["split"], rollout_devices=4)
         with pytest.raises(UserError, match="rollout_devices is 4, but there are 4 devices"):
@@ -159,10 +160,10 @@ def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_pa
     for theirs in (rl_kit.params_of(ready, "split"), rl_kit.params_of(together, "alone")):
         for name in mine:
             np.testing.assert_allclose(theirs[name], mine[name], atol=1e-5)
-    told = [read_metrics(ready.folder("split")), read_metrics(together.folder("alone"))]
-    assert [line["staleness"] for line in told[1][1:]] == [0, 1]
-    scores = [[line["validation_score"] for line in each] for each in told]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == 3  # greedy responses on either
+    assert [line["staleness"] for line in read_metrics(together.folder("alone"))] == [0, 1]
+    told = [read_metrics(ready.folder("split")), read_metrics(one.folder("alone"))]
+    scores = [[line["validation_score"] for line in each if "validation_score" in line] for each in told]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == 2  # greedy responses on either
 
 
 def test_refill_replaces_zero_variance_groups(tmp_path):
