@@ -1,6 +1,7 @@
 """requirements.txt and the extras list what is imported, and nothing else."""
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
@@ -40,6 +41,7 @@ def distribution(module):
     return plain(DISTRIBUTION.get(module, module))
 
 
+@functools.cache
 def imported(file, text, **how):
     """The distributions that a file imports, also by `import_module` and by the instructions' `library`."""
     names = {top(name) for _, name in imports(file, text, **how)}

@@ -297,10 +297,10 @@ RECIPE = """
 from easylm_jax.config import *
 from models.config import VisionConfig
 
-VISION = VisionConfig(image=24, patch=3, margin=2, width=16, heads=2, ffn=20, layers=4, features=(-2, -4),
+VISION = VisionConfig(image=24, patch=3, margin=2, width=16, heads=2, ffn=20, layers=2, features=(-1, -2),
                       connector_ffn=28, start_id=384, end_id=385, patch_id=386, column_id=387, image_id=388,
                       extra_rows=8, max_crops=6)
-MODEL = DecoderConfig("molmo", layers=2, width=32, heads=4, ffn=64, vocab=384, context=512, vision=VISION)
+MODEL = DecoderConfig("molmo", layers=1, width=32, heads=4, ffn=64, vocab=384, context=512, vision=VISION)
 GROUPS = (ParameterGroup("vit", ("vision",), lr="1e-3 warmup 4 steps", clip=1.0),
           ParameterGroup("connector", ("connector", "embed.new"), lr="2e-3 warmup 2 steps", clip=1.0))
 FROZEN = ("embed.new", "layers", "final_norm", "head", "vision", "connector")
@@ -352,7 +352,7 @@ def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path,
     assert main(["generate", run, "What colour is it?", *seen]) == 2
     assert "512" in capsys.readouterr().err
     loaded = load(run)
-    assert loaded.decoder.config.vision == vision_of(folder) and loaded.template == "molmo"
+    assert loaded.decoder.config.vision == vision_of(folder, layers=2, features=(-1, -2)) and loaded.template == "molmo"
 
 
 def test_prompts_that_differ_only_in_their_picture_are_different(folder):

@@ -190,7 +190,7 @@ def test_texts_about_one_picture_cannot_see_each_other(kernel):
 def test_a_packed_row_has_the_loss_of_its_documents_alone():
     """Two pictures with two and one texts and a text without a picture in one row, beside rows of their own."""
     model, params = built("7b-o")
-    objective = language_modelling(model)
+    objective = jax.jit(language_modelling(model))
     pictures = [picture(0), picture(1, (50, 30))]
     texts = [[np.array([5, 6, 7, 2]), np.array([9, 10, 2])], [np.array([12, 13, 14, 2])]]
     plain = np.array([20, 21, 22, 23, 2])

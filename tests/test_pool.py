@@ -18,7 +18,7 @@ from easylm_jax.rewards.verify import LOOKUP
 from models.errors import UserError
 
 TESTS = Path(__file__).resolve().parent
-WALL = 8.0  # what sleeps costs this long; nothing else needs more than milliseconds of CPU time
+WALL = 4.0  # what sleeps costs this long; nothing else needs more than milliseconds of CPU time
 OBEY, LENGTH = "pool_verifiers:obey", "pool_verifiers:length"
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="processes are looked for in /proc")

@@ -8,6 +8,7 @@ import pytest
 
 from easylm_jax.config import (
     DPO,
+    Checkpoints,
     DataSpec,
     DecoderConfig,
     OptimizerConfig,
@@ -45,7 +46,13 @@ def runs(tmp_path_factory):
         return DataSpec((source,), "stage:tokenizer", 64, kind="preference", template="tulu", max_pairs_per_row=2)
 
     train, held_out = pairs(limit=48), Validation(pairs(skip=48))
-    common = {"data": train, "validation": held_out, "batch": 8, "optimizer": RATE}
+    common = {
+        "data": train,
+        "validation": held_out,
+        "batch": 8,
+        "optimizer": RATE,
+        "checkpoints": Checkpoints(every=30),
+    }
     stages = (
         Tokenizer("tokenizer", sources=text.sources, vocab_size=300),
         Pretrain("base", model=MODEL, data=text, batch=8, steps=3, optimizer=RATE),

@@ -19,7 +19,7 @@ STAGES = (
     rl_kit.online_dpo("online", batch=8, samples=2, optimizer=SMOOTH),
 )
 SLOW = [pytest.param("fsdp=8", name, marks=pytest.mark.slow) for name in ("ppo", "online")]
-CASES = [("dp=2,fsdp=2,tp=2", "ppo"), *SLOW]
+CASES = [pytest.param("dp=2,fsdp=2,tp=2", "ppo", marks=pytest.mark.slow), *SLOW]
 # What trains on the first mesh writes on the second one.
 TWO = [("fsdp=2,cp=2,tp=2", "dp=-1,tp=4", "ppo")]
 
