@@ -8,6 +8,7 @@ import data_kit
 import jax
 import numpy as np
 import pytest
+from faulty_server import faulty_server
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_params
@@ -280,3 +281,42 @@ def test_a_recipe_names_its_judge(tiny, shared):
             Reward(**wrong)
     with pytest.raises(UserError, match="no template 'best'"):
         JudgeModel(model="sft", template="best")
+
+
+def test_a_judge_behind_a_server_gives_the_scores_of_its_replies():
+    """Asked by the one client of servers, with the sampling of the recipe; nothing is loaded or planned for it."""
+    replies = {"It has 8": '{"REASONING": "", "SCORE": 9}', "nine": "well"}
+
+    def reply(body):
+        return next(text for answer, text in replies.items() if answer in body["messages"][-1]["content"])
+
+    with faulty_server(reply=reply, whole=True) as server:
+        named = JudgeModel(
+            model=f"{server.url}#m", sampling=Sampling(64, temperature=0.5, top_p=0.9, stop_strings=("\n\n",))
+        )
+        loaded = lm_judge.load(named, make_mesh("fsdp=-1", jax.devices()[:1]), seed=3)
+        scores, counts = loaded([ASKED] * 3, ["It has 8", "nine", "It has 8"], [{}] * 3, step=1)
+        again = loaded([ASKED], ["It has 8"], [{}], step=2)[0]
+        bodies = [body for _, _, body in server.asked]
+    want = judge_questions("general-quality", ASKED, "8", {}).score([replies["It has 8"]])
+    assert 0 < want == pytest.approx(scores[0]) and scores.tolist() == [scores[0], 0.0, scores[0]] == [
+        *again,
+        0,
+        *again,
+    ]
+    assert counts == {"judge_questions": 3, "judge_too_long": 0, "judge_unread": 1}
+    assert {body["model"] for body in bodies} == {"m"} and {body["max_tokens"] for body in bodies} == {64}
+    assert bodies[0]["temperature"] == 0.5 and bodies[0]["top_p"] == 0.9 and bodies[0]["stop"] == ["\n\n"]
+    assert bodies[0]["seed"] == bodies[1]["seed"] != bodies[3]["seed"]
+    reward = Reward(judge=named, verifier="judge")
+    assert reward.models == (None, None) and reward.model_uses((), 0, "") == ()
+    with pytest.raises(UserError, match="name its model behind a #"):
+        JudgeModel(model="https://host/v1")
+    with pytest.raises(UserError, match="own chat template"):
+        JudgeModel(model="https://host/v1#m", chat_template="tulu")
+
+
+def test_a_server_that_stays_away_ends_the_run_in_one_line():
+    made = lm_judge.ServerJudge("http://127.0.0.1:9/v1#m", template=None, sampling=Sampling(8), attempts=1)
+    with pytest.raises(UserError, match="nothing listens"):
+        made([ASKED], ["8"], [{"dataset": "general-quality"}])

@@ -63,6 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge", type=kinds.NAME, metavar="MODEL",
         help="who judges responses where a benchmark needs it: a model as above, or https://host/v1#model",
     )  # fmt: skip
+    parser.add_argument(
+        "--moderator", type=kinds.NAME, metavar="MODEL",
+        help="safety benchmarks: also attack success and refusals where this moderator filters (docs/moderation.md)",
+    )  # fmt: skip
     parser.add_argument("--limit", type=kinds.COUNT, metavar="N", help="ask only the first N documents of each task")
     parser.add_argument(
         "--max-new-tokens", type=kinds.COUNT, metavar="N", help="maximum response length (default: the benchmark's)"
@@ -142,6 +146,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     for ask in asks:
         asking.resolve(ask)  # an unknown name is an error before the model is loaded
+    _check_moderator(arguments, asks)
     judge = None if arguments.judge is None else judges.judge_of(arguments.judge)
     steps = _steps(arguments)
     answered = [(step, *_ask(model, asks, arguments, judge)) for step, model in steps]
@@ -233,6 +238,29 @@ def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) 
         by_name = {task["task"]: task for task in results["tasks"]}
         results["averages"][arguments.suite] = suites.table(suites.load(arguments.suite), by_name)
     return results, folder
+
+
+def _check_moderator(arguments: argparse.Namespace, asks: Sequence[Ask]) -> None:
+    if arguments.moderator is None:
+        return
+    from easylm_jax.evaluate.benchmark import load
+
+    if arguments.moderator == arguments.judge:
+        raise UserError("--moderator and --judge are one model, with which no attack can succeed; name another judge")
+    if not any(load(ask.benchmark).harmful for ask in asks):
+        raise UserError("--moderator is for safety benchmarks, such as --task wildjailbreak,harmbench")
+
+
+def _guard(results: dict[str, Any], answered: Sequence[Any], moderator: str) -> None:
+    """Adds to each safety benchmark what filters by the moderator make of the same responses, and prints it."""
+    from easylm_jax.evaluate import guarded
+    from easylm_jax.rewards.moderator import load_moderator
+
+    classify, tables = load_moderator(moderator), dict[str, Any]()
+    for task, asked in zip(results["tasks"], answered, strict=True):
+        if asked.benchmark.harmful is not None:
+            tables[task["task"]] = task["guarded"] = guarded.table(guarded.exchanges_of(asked, classify))
+    print(guarded.markdown(tables) + "\n")
 
 
 def _show(progress: Any, done: int, total: int) -> None:

@@ -64,7 +64,8 @@ class JudgeModel:
     """A judge: a language model that is asked about each response and whose reply is parsed to a score from 0 to 1."""
 
     model: str
-    """The language model that judges: a stage, `hf:<name>` or `run:<folder>`."""
+    """The language model that judges: a stage, `hf:<name>`, `run:<folder>`, or one behind a server with OpenAI's
+    interface, `https://host/v1#model`, whose key is in `OPENAI_API_KEY`."""
     template: str | None = "general-quality"
     """The question that it is asked, one of `config.judge_templates.TEMPLATES`, such as "general-quality_ref"; with
     None the column `dataset` of a record names it."""
@@ -78,6 +79,21 @@ class JudgeModel:
     def __post_init__(self):
         if self.template is not None and self.template not in TEMPLATES:
             raise UserError(f"judge: no template {self.template!r}; there are {', '.join(TEMPLATES)}")
+        if self.on_server:
+            if not self.model.partition("#")[2]:
+                raise UserError(f"judge {self.model}: name its model behind a #, as https://host/v1#model")
+            if self.chat_template is not None or self.tokenizer is not None:
+                raise UserError(f"judge {self.model}: the server has its own chat template and tokenizer")
+
+    @property
+    def on_server(self) -> bool:
+        """Whether a server answers, so that there is nothing to load."""
+        return self.model.startswith(("http://", "https://"))
+
+    @property
+    def loaded(self) -> str | None:
+        """The model that is loaded; None where a server answers."""
+        return None if self.on_server else self.model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,13 +156,13 @@ class Reward:
         uses = (
             [] if self.model is None else [ModelUse("reward.model", self.model, "reward", data, tokens, tokens_field)]
         )
-        if self.judge is not None:
-            uses.append(ModelUse("reward.judge.model", self.judge.model, "language"))
+        if self.judge is not None and self.judge.loaded is not None:
+            uses.append(ModelUse("reward.judge.model", self.judge.loaded, "language"))
         if self.moderator is not None:
             uses.append(ModelUse("reward.moderator", self.moderator, "language"))
         return tuple(uses)
 
     @property
     def models(self) -> tuple[str | None, ...]:
-        """The reward model and the judge, each None where there is none."""
-        return self.model, None if self.judge is None else self.judge.model
+        """The reward model and the judge that are loaded, each None where there is none."""
+        return self.model, None if self.judge is None else self.judge.loaded

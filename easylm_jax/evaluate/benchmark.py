@@ -188,6 +188,8 @@ class Benchmark:
     """Finds the answer in a text; None where there is none."""
     judge: Callable[[Document, str], list[dict[str, str]]] | None = None
     """The conversation in which a judge is asked about a text; its reply is in `Response.replies`."""
+    harmful: Callable[[Document], bool] | None = None
+    """Of a safety benchmark: whether a prompt is harmful, so that `evaluate.guarded` knows what is an attack."""
     images: Callable[[Document], Sequence[Any]] | None = None
     """The pictures that a generated response is about, as `models.molmo.decode.read` takes them; paths are relative to
     the folder of `--task NAME=FILE`."""

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from easylm_jax import decode
 from easylm_jax.checkpoint.load import LoadedModel, load
 from easylm_jax.data import templates
-from easylm_jax.runtime.endpoint import Client, Endpoint, request
+from easylm_jax.runtime.endpoint import SCHEMES, Client, named_endpoint, request
 from models.errors import UserError
 
 Messages = list[dict[str, str]]
 Judge = Callable[[Sequence[Messages]], list[str]]
 REPLY = 1024  # most tokens of a reply
-KEY = "OPENAI_API_KEY"
 
 
 def judge_of(name: str, **endpoint: Any) -> Judge:
@@ -28,7 +26,7 @@ def judge_of(name: str, **endpoint: Any) -> Judge:
     Raises:
         UserError: the model cannot be loaded or has no chat template; later, the server does not answer.
     """
-    if name.startswith(("http://", "https://")):
+    if name.startswith(SCHEMES):
         return _Server(name, endpoint)
     model = load(name)
     if model.template is None:
@@ -66,10 +64,7 @@ class _Server:
     """A judge behind a server of chat completions; its key, where it needs one, is in `OPENAI_API_KEY`."""
 
     def __init__(self, name: str, endpoint: Mapping[str, Any]):
-        address, _, model = name.partition("#")
-        if not model:
-            raise UserError(f"judge {name}: name its model behind a #, as https://host/v1#model")
-        self.client = Client(Endpoint(address, model, KEY if os.environ.get(KEY) else None, **endpoint))
+        self.client = Client(named_endpoint(name, "judge", **endpoint))
 
     def __call__(self, conversations: Sequence[Messages]) -> list[str]:
         bodies = {str(i): request(turns, temperature=0, max_tokens=REPLY) for i, turns in enumerate(conversations)}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from easylm_jax.config import Sampling
-from easylm_jax.evaluate.benchmark import Document, Metric, Response, Scored
+from easylm_jax.config import Sampling, Source
+from easylm_jax.evaluate.benchmark import Benchmark, Document, Metric, Reported, Response, Scored
 from easylm_jax.rewards.moderation import LABELS, REFUSAL, RESPONSE_HARM, parse_moderation
 
 GREEDY = Sampling(4096, temperature=0.0)
@@ -78,3 +78,20 @@ def f1(scored: Sequence[Scored]) -> tuple[float, float]:
 
 
 UNREAD = Metric("unread", unread, lower=True)
+
+
+def always(document: Document) -> bool:
+    """That of benchmarks with harmful prompts alone."""
+    return True
+
+
+def refusing(
+    title: str, path: str, published: tuple[Reported, ...], *, columns: tuple[str, ...] = ("prompt",),
+    prompt: Callable[[Document], str] = lambda document: document["prompt"],
+) -> Benchmark:  # fmt: skip
+    """A benchmark of harmful prompts alone, of which the share refused counts."""
+    return Benchmark(
+        title=title, documents=(Source(path),), columns=columns, request="judge", prompt=prompt, chat=True,
+        sampling=GREEDY, judge=moderation(prompt), harmful=always, metrics=(Metric("refused", refused), UNREAD),
+        published=published,
+    )  # fmt: skip

@@ -216,8 +216,8 @@ def _roles(stage: RL, recipe: Recipe, mesh: jax.sharding.Mesh) -> _Roles:
     if stage.reward.model is not None:
         reward = model(shapes.config_of(stage.reward.model, recipe).replace(scalar_head=True))
         placed["reward model"] = _placed_params(reward, mesh)
-    if stage.reward.judge is not None:
-        judge = model(shapes.config_of(stage.reward.judge.model, recipe))
+    if stage.reward.judge is not None and stage.reward.judge.loaded is not None:
+        judge = model(shapes.config_of(stage.reward.judge.loaded, recipe))
         placed["judge"] = _placed_params(judge, mesh)
     return _Roles(policy, value, reward, judge, placed)
 

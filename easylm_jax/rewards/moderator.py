@@ -305,6 +305,14 @@ def harmless_scores(
 
 
 REFUSED = "I can't help with that."  # the reply where a filter fires
+FILTERS = {"prompt": (PROMPT_HARM,), "response": FIELDS[2:], "both": (PROMPT_HARM, *FIELDS[2:])}
+
+
+def fired(probabilities: Mapping[str, float | None], where: str, threshold: float = 0.5) -> list[str]:
+    """The fields at which the filter `where` stops an exchange: those whose probability of harm is at least
+    `threshold`."""
+    shares = {field: probabilities[field] for field in FILTERS[where]}
+    return [field for field, share in shares.items() if share is not None and share >= threshold]
 
 
 def filtered(
@@ -325,10 +333,8 @@ def filtered(
     for record in records:
         prompt = record["prompt"] if isinstance(record["prompt"], str) else record["prompt"][-1]["content"]
         items.append({"prompt": prompt, "response": record["response"]})
-    watched = {"prompt": (PROMPT_HARM,), "response": FIELDS[2:], "both": (PROMPT_HARM, *FIELDS[2:])}[where]
     made = []
     for record, judged in zip(records, moderator(items), strict=True):
-        shares = judged["probabilities"]
-        fired = [field for field in watched if shares[field] is not None and shares[field] >= threshold]
-        made.append({**record, "filtered": fired, **({"response": REFUSED} if fired else {})})
+        stopped = fired(judged["probabilities"], where, threshold)
+        made.append({**record, "filtered": stopped, **({"response": REFUSED} if stopped else {})})
     return made

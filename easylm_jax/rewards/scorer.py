@@ -23,7 +23,7 @@ from easylm_jax.decode.rollout import Rollout
 from easylm_jax.objectives import score_responses
 from easylm_jax.objectives.forward import images_of
 from easylm_jax.rewards import lm_judge
-from easylm_jax.rewards.lm_judge import LMJudge
+from easylm_jax.rewards.lm_judge import Judge
 from easylm_jax.rewards.moderator import Moderator, harmless_scores, load_moderator
 from easylm_jax.rewards.verify import ExpressionScorer, Scores
 from easylm_jax.runtime import chunked, compiler, processes
@@ -52,7 +52,7 @@ class RewardScorer:
 
     def __init__(
         self, reward: Reward, cache: Cache, tokenizer: Tokenizer, mesh: jax.sharding.Mesh, *,
-        model: Model | None, params: PyTree, rows: int, seed: int = 0, judge: LMJudge | None = None,
+        model: Model | None, params: PyTree, rows: int, seed: int = 0, judge: Judge | None = None,
         moderator: Moderator | None = None,
     ):  # fmt: skip
         self.reward, self.cache, self.tokenizer, self.mesh = reward, cache, tokenizer, mesh
@@ -211,7 +211,9 @@ def make_scorer(
     """
     judge = None
     if reward.judge is not None:
-        judge_config = dataclasses.replace(reward.judge, model=workspace.model(reward.judge.model))
+        judge_config = reward.judge
+        if judge_config.loaded is not None:
+            judge_config = dataclasses.replace(judge_config, model=workspace.model(judge_config.loaded))
         judge = lm_judge.load(judge_config, decode_mesh or mesh, seed)
     moderator = None
     if reward.moderator is not None:

@@ -73,6 +73,27 @@ class Endpoint:
             raise UserError("endpoint: per_minute must be above 0")
 
 
+KEY = "OPENAI_API_KEY"  # of servers that are named in one text
+SCHEMES = ("http://", "https://")
+
+
+def named_endpoint(name: str, what: str, **fields: Any) -> Endpoint:
+    """The endpoint that `https://host/v1#model` names; its key, where it needs one, is in `OPENAI_API_KEY`.
+
+    Args:
+        name: the address, and behind a # the model.
+        what: whose it is, for the message of an error.
+        fields: further fields of `Endpoint`.
+
+    Raises:
+        UserError: no model is named, or the address is none.
+    """
+    address, _, model = name.partition("#")
+    if not model:
+        raise UserError(f"{what} {name}: name its model behind a #, as https://host/v1#model")
+    return Endpoint(address, model, KEY if os.environ.get(KEY) else None, **fields)
+
+
 class Answer(NamedTuple):
     """A finished request: its text, why it ended, tokens in and out, and log-probabilities if asked for; or `failed`,
     the reason why no attempt was answered."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from easylm_jax.config import Source
 from easylm_jax.evaluate.benchmark import Benchmark, Document, Metric, Reported
-from easylm_jax.evaluate.safety import GREEDY, UNREAD, harmless, moderation
+from easylm_jax.evaluate.safety import GREEDY, UNREAD, always, harmless, moderation
 
 
 def _prompt(document: Document) -> str:
@@ -26,6 +26,7 @@ BENCHMARK = Benchmark(
     chat=True,
     sampling=GREEDY,
     judge=moderation(_prompt),
+    harmful=always,
     metrics=(Metric("harmless", harmless), UNREAD),
     published=(
         Reported("Tülu 3 8B SFT", 0.984, "arXiv 2411.15124, Table 25"),

@@ -17,6 +17,7 @@ BENCHMARK = Benchmark(
     chat=True,
     sampling=GREEDY,
     judge=moderation(lambda document: document["prompt"]),
+    harmful=lambda document: document.get("prompt_harm_label") == "harmful",
     metrics=(Metric("harmless", harmless), UNREAD),
     published=(
         Reported("Tülu 3 8B SFT", 0.992, "arXiv 2411.15124, Table 25"),

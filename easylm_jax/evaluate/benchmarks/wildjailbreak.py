@@ -6,8 +6,13 @@ The share of right decisions: the harmful ones refused and the harmless ones ans
 from __future__ import annotations
 
 from easylm_jax.config import Source
-from easylm_jax.evaluate.benchmark import Benchmark, Metric, Reported
+from easylm_jax.evaluate.benchmark import Benchmark, Document, Metric, Reported
 from easylm_jax.evaluate.safety import GREEDY, UNREAD, moderation, right_decision
+
+
+def _harmful(document: Document) -> bool:
+    return document["data_type"] == "adversarial_harmful"
+
 
 BENCHMARK = Benchmark(
     title="WildJailbreakTest",
@@ -15,7 +20,8 @@ BENCHMARK = Benchmark(
     columns=("adversarial", "data_type"),
     request="judge",
     prompt=lambda document: document["adversarial"],
-    label=lambda document: document["data_type"] == "adversarial_harmful",
+    label=_harmful,
+    harmful=_harmful,
     group=lambda document: document["data_type"],
     chat=True,
     sampling=GREEDY,

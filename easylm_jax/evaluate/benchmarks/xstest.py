@@ -27,6 +27,7 @@ BENCHMARK = Benchmark(
     request="judge",
     prompt=lambda document: document["prompt"],
     label=_harmful,
+    harmful=_harmful,
     chat=True,
     sampling=GREEDY,
     judge=moderation(lambda document: document["prompt"]),
