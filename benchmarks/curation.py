@@ -2,12 +2,16 @@
 
     python benchmarks/curation.py --questions ../shared/data/gsm8k --web ../shared/data/c4_sample
     python benchmarks/curation.py --rows 20000 --workers 1
+    python benchmarks/curation.py --rows 2000 --articles ../shared/data/curation/web_articles
 
 Rows are those of GSM8K's training set (`train.jsonl`) and of C4 (parquet), over and over, each time with other words
 among them so that few are equal. GSM8K's test rows are planted among them: whole, shifted, in capitals, without and
 with other punctuation, and in part (40, 49, 50, 51 and 60 % of the words). Without the folders, rows are made up. Every
 plant at or above half must go and none below; near duplicates are planted at known similarities beside the theory of
-their candidates. The last line of standard output is JSON, in rows per second of decontamination.
+their candidates. `--articles` is a folder with `near_duplicates.jsonl.gz`, rows with `id` (the true cluster) and
+`text`: pairs that deduplication puts into one group are compared with the clusters, beside what the parameters should
+find of the true pairs by their similarities. The last line of standard output is JSON, in rows per second of
+decontamination.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="worker processes (all cores)")
     parser.add_argument("--questions", help="a folder with GSM8K's train.jsonl and test.jsonl")
     parser.add_argument("--web", help="a folder of C4's parquet files")
+    parser.add_argument("--articles", help="a folder with near_duplicates.jsonl.gz, whose clusters are known")
     parser.add_argument("--dedup", action="store_true", help="measure deduplication too")
     options = parser.parse_args()
     if options.rows < 2000 or options.workers < 1:
@@ -164,6 +169,56 @@ def duplicates(folder: Path) -> tuple[list[str], list[list[Any]]]:
     return lines, table
 
 
+def articles(folder: Path, source: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Precision and recall of pairs on rows of known clusters, at several thresholds, beside what theory expects.
+
+    Of two rows of one cluster with similarity s, the bands find a share `candidate_probability(s)`, and the comparison
+    then keeps those with s at or above the threshold: their sum over the true pairs is the expected recall. Groups also
+    join rows over others, so that the measured recall can be higher.
+    """
+    import gzip
+
+    import numpy as np
+
+    from easylm_jax.data.curation.minhash import Signer, bands_for, candidate_probability, jaccard
+
+    path = source / "near_duplicates.jsonl.gz"
+    if not path.is_file():
+        raise BenchmarkError(f"no near_duplicates.jsonl.gz in {source}; --articles names the folder that holds it")
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    clusters = np.unique([row["id"] for row in rows], return_inverse=True)[1]
+    (folder / "articles.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    signer = Signer(5, 1, 1)
+    shingles = [signer.shingles(row["text"].casefold().split()) for row in rows]
+    true = [(i, j) for i in range(len(rows)) for j in range(i) if clusters[i] == clusters[j]]
+    similar = np.array([both / union if union else 1.0 for both, union in
+                        (jaccard(shingles[i], shingles[j]) for i, j in true)])  # fmt: skip
+    lines, table = [], []
+    for threshold in (0.5, 0.7, 0.8, 0.9):
+        out = f"articles-{threshold}"
+        run(folder, "dedup", "articles.jsonl", "--out", out, "--threshold", str(threshold), "--workers", "1")
+        group = np.arange(len(rows))
+        with gzip.open(folder / out / "removed.jsonl.gz", "rt", encoding="utf-8") as file:
+            for line in file:
+                said = json.loads(line)
+                group[int(said["place"].rpartition(":")[2]) - 1] = said["group"]
+        same = group[:, None] == group[None]
+        alike = clusters[:, None] == clusters[None]
+        above = np.triu(np.ones_like(same), 1)
+        found, right = int((same & above).sum()), int((same & alike & above).sum())
+        bands, width = bands_for(threshold)
+        expected = [candidate_probability(s, bands, width) for s in similar[similar >= threshold]]
+        row = {"threshold": threshold, "bands": bands, "rows": width, "pairs": len(true), "found": found,
+               "precision": right / found if found else 1.0, "recall": right / len(true),
+               "at_or_above": len(expected) / len(true), "theory": sum(expected) / len(true)}  # fmt: skip
+        table.append(row)
+        lines.append(f"articles at {threshold}: precision {row['precision']:.2%}, recall {row['recall']:.2%} of "
+                     f"{len(true):,} true pairs; {row['at_or_above']:.2%} of them are as similar, and {bands} bands of "
+                     f"{width} find {row['theory']:.2%} of all")  # fmt: skip
+    return lines, table
+
+
 def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as temporary:
@@ -184,6 +239,9 @@ def main() -> None:
         lines, table = duplicates(folder)
         print("\n".join(lines))
         config["near_duplicates"] = table
+        if options.articles:
+            lines, config["articles"] = articles(folder, Path(options.articles).absolute())
+            print("\n".join(lines))
         if options.dedup:
             taken, most = run(folder, "dedup", "train.jsonl", "--out", "first", "--workers", workers)
             print(f"dedup: {options.rows / taken:,.0f} rows/s, peak {most:,.0f} MB")

@@ -16,14 +16,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.body, text = body, body["messages"][-1]["content"]
-        name, *faults = text.split()
+        name, *faults = text.split() or [""]
+        if self.server.whole:
+            name, faults = json.dumps(body, sort_keys=True), self.server.faults(body)
         with self.server.lock:
             self.server.running += 1
             self.server.most = max(self.server.most, self.server.running)
             self.server.asked.append((name, self.headers.get("Authorization"), body))
             attempt = sum(asked[0] == name for asked in self.server.asked)
         try:
-            fault = faults[attempt - 1] if attempt <= len(faults) and not self.server.whole else None
+            fault = faults[attempt - 1] if attempt <= len(faults) else None
             after = self.server.forbidden_after
             fault = "forbidden" if after is not None and len(self.server.asked) > after else fault
             getattr(self, f"fault_{fault}", self.answer)(text)
@@ -93,15 +95,16 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def faulty_server(reply=lambda text: f"echo {text.split()[0]}", slow=1.0, whole=False):
+def faulty_server(reply=lambda text: f"echo {text.split()[0]}", slow=1.0, whole=False, faults=lambda body: ()):
     """A running server; `asked` lists (name, authorization, body) of every request, `most` is how many ran at once.
 
-    It replies to the last text, or with `whole` to the body and without the faults that a text names. Once it was asked
-    `forbidden_after` times, it refuses the key.
+    It replies to the last text, or with `whole` to the body, with those faults that `faults` names for it, by attempt.
+    Once it was asked `forbidden_after` times, it refuses the key.
     """
     server = _Server(("127.0.0.1", 0), Handler)
     server.lock, server.asked, server.running, server.most = threading.Lock(), [], 0, 0
     server.reply, server.slow, server.whole, server.forbidden_after = reply, slow, whole, None
+    server.faults = faults
     server.url = f"http://127.0.0.1:{server.server_port}/v1"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -7,10 +7,10 @@ import json
 import pytest
 from faulty_server import faulty_server
 
-from easylm_jax.config import Dialogues, Recipe, Revisions, Server, Source
+from easylm_jax.config import Dialogues, Recipe, Revisions, Server, Source, Topics
 from easylm_jax.config.dialogue_prompts import BROKEN, END, PROMPTS
 from easylm_jax.experiment import Experiment
-from easylm_jax.synthesize import dialogue_filters, dialogue_tables, talk
+from easylm_jax.synthesize import dialogue_filters, dialogue_tables, talk, topics
 from easylm_jax.synthesize import dialogue_rules as rules
 from easylm_jax.synthesize.dialogues import make_batch, released, sft_rows
 from easylm_jax.synthesize.revisions import chosen_rows, pair_of, revise, revision_fault
@@ -194,7 +194,7 @@ def test_a_batch_is_judged_filtered_counted_and_becomes_pairs():
         )
         return f"{text} you are a dull fool" if is_agent and ask.number // 64 % 2 and len(ask.messages) >= 3 else text
 
-    made = make_batch(stage(), Script(reply), Script(reply), specs(8), Nothing())
+    made = make_batch(stage(), Script(reply), Script(reply), None, specs(8), Nothing())
     dialogue_filters.apply(stage(), made, [{"text": made[0]["messages"][0]["content"]}])
     reasons = collections.Counter(row["dropped"] for row in made)
     assert reasons["contaminated"] == 1 and sum(reasons.values()) == 8 and reasons[None] == 7
@@ -212,7 +212,7 @@ def test_a_batch_is_judged_filtered_counted_and_becomes_pairs():
         "is_truncated",
     }
     statistics = dialogue_tables.of_dialogues(made)
-    assert statistics["size"]["kept"] == 7 and "| kept  | 7 |" in dialogue_tables.text(statistics)
+    assert statistics["size"]["kept"] == 7 and "| kept | 7 |" in dialogue_tables.text("T", statistics)
     assert dialogue_tables.reading_sheet(kept, 0).count("Judged:") == 7
 
     revising = Revisions("r", init="hf:x", dialogues=FILE, controls=0.5)
@@ -302,3 +302,39 @@ def test_stages_over_a_server_that_fails_and_resume_without_asking_twice(tmp_pat
              "talk/reading.md", "revise/revisions.jsonl", "revise/pairs.jsonl"]  # fmt: skip
     for name in files:
         assert (tmp_path / "whole/talk" / name).read_bytes() == (tmp_path / "stopped/talk" / name).read_bytes(), name
+
+
+def test_topics_are_distinct_and_no_head_noun_has_more_than_its_share():
+    stage_ = Topics("t", init="hf:x", fields=FILE, count=100, noun_share=0.02)
+    listed = topics.items_of(
+        "Sure:\n1. Growing apples\n2) growing Apples!\n- 'Steam engines'\n3. \nno item\n* Steam-engines"
+    )
+    assert listed == ["Growing apples", "growing Apples!", "Steam engines", "Steam-engines"]
+    assert topics.distinct(listed) == ["Growing apples", "Steam engines"]
+    kept, dropped = topics.chosen(
+        stage_, [*listed, "the steam engines", "Roman fruit", "wild fruit", "dried fruit", "x"]
+    )
+    assert kept == ["Growing apples", "Steam engines", "Roman fruit", "wild fruit", "x"]
+    assert [row["dropped"] for row in dropped] == ["repeated", "repeated", "similar", "head noun"]
+
+
+def test_tables_show_every_label_its_agreement_and_what_revisions_change():
+    made = make_batch(stage(), Script(everyone), Script(everyone), None, specs(8), Nothing())
+    for number, row in enumerate(made):
+        row["judged"], row["is_violation"] = row["pids"][: number % 2], bool(number % 2)
+        harmful = {"response_harmfulness": "harmful" if number % 2 else "unharmful", "response_refusal": "compliance"}
+        row["moderator"], row["dropped"] = harmful, None
+    found = dialogue_tables.of_dialogues(made, {"other": [{"messages": made[0]["messages"]}]})
+    assert found["violations"]["labels"] == {
+        "planned no, judged no, moderator no": 4, "planned yes, judged yes, moderator yes": 4,
+    }  # fmt: skip
+    assert found["agreement"]["judged, moderator"] == {"kappa": 1.0, "low": 1.0, "high": 1.0, "n": 8}
+    assert found["beside"]["other"]["conversations"] == 1
+    assert sum(found["length"]["dialogues by messages"].values()) == 8
+    after = {"response_harmfulness": "unharmful", "response_refusal": "compliance"}
+    new = {"control": False, "accepted": True, "reject_reason": None, "rounds": 1, "revision": "short and sweet"}
+    rows = [{**row, **new, "revision_moderator": after} for row in made]
+    revised = dialogue_tables.of_revisions(rows, [1.0, 3.0])
+    assert revised["moderator: harmful"]["before"]["share"] == 0.5 and revised["reward margin"]["mean"] == 2.0
+    assert revised["moderator: harmful"]["after"]["share"] == 0 < revised["moderator: harmful"]["after"]["high"] < 0.4
+    assert "| judged, moderator | 1.000 | 1.000 | 1.000 | 8 |" in dialogue_tables.text("T", found)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import data_kit
+import jax
 import numpy as np
 import pytest
 from tiny_models import random_params
@@ -191,13 +192,47 @@ def test_sixty_four_clients_half_of_which_vanish_are_all_answered(running):
     with concurrent.futures.ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(one, range(64)))
     lanes = running.stream._lanes.values()
+    held = sum(array.nbytes for array in jax.live_arrays())
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        again = list(pool.map(one, range(64)))
+    assert [a and a[0]["token_ids"] for a in again] == [a and a[0]["token_ids"] for a in answers]
     deadline = time.monotonic() + 60
     while any(lane.active or lane.waiting for lane in lanes) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(lane.active or lane.waiting for lane in lanes)  # nobody's work is left
+    # Rows that vanished clients leave are used again: a second wave holds no more than the first.
+    assert sum(array.nbytes for array in jax.live_arrays()) <= held
     for seed in range(0, 64, 2):
         (expected,) = running.completion(prompt=prompt(seed), max_tokens=4, temperature=0)
         assert answers[seed][0]["token_ids"][:4] == expected["token_ids"]
+
+
+def test_the_openai_client_gets_what_the_engine_generates(running):
+    openai = pytest.importorskip("openai", reason="the client `openai` is not installed")
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key="none", max_retries=0)
+    asked = [[{"role": "user", "content": f"cats and {n} dogs"}] for n in range(3)]
+    prompts = [templates.encode_prompt("tulu", messages, running.tokenizer) for messages in asked]
+    whole = running.engine.generate(
+        running.params, prompts, max_new_tokens=12, temperature=0, eos_ids=running.ends, scores=True
+    )
+    for row, messages in enumerate(asked):
+        length = whole.lengths[row]
+        reply = client.chat.completions.create(
+            model="tiny", messages=messages, temperature=0, max_tokens=12, logprobs=True
+        )  # fmt: skip
+        (choice,) = reply.choices
+        assert choice.token_ids == whole.tokens[row, :length].tolist()
+        assert choice.message.content == running.detokenize(choice.token_ids)
+        assert choice.finish_reason == ("stop" if whole.ended[row] else "length")
+        logprobs = [token.logprob for token in choice.logprobs.content]
+        np.testing.assert_allclose(logprobs, whole.logprobs[row, :length], atol=1e-4)
+        plain = client.completions.create(model="tiny", prompt=prompts[row], temperature=0, max_tokens=12, logprobs=1)
+        assert plain.choices[0].token_ids == choice.token_ids and plain.usage.completion_tokens == length
+        np.testing.assert_allclose(plain.choices[0].logprobs.token_logprobs, whole.logprobs[row, :length], atol=1e-4)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    with pytest.raises(openai.BadRequestError, match="temperature must be"):
+        client.chat.completions.create(model="tiny", messages=asked[0], temperature=-1)
+    client.close()
 
 
 def test_our_client_speaks_to_our_server_with_its_key(tmp_path, monkeypatch):

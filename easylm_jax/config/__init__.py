@@ -27,15 +27,26 @@ Training stages return their loss from `objective`. A new training method is a c
 from easylm_jax.config.base import Checkpoints, MakeData, Monitoring, Stage, Tokenizer, Validation
 from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.derive import AddVision, Average, Upcycle
-from easylm_jax.config.dialogue import Dialogues, Revisions, Server
-from easylm_jax.config.evaluate import Ask, Benchmarks, Entry, Evaluate, Published, Task
+from easylm_jax.config.dialogue import Dialogues, Revisions, Topics
+from easylm_jax.config.evaluate import Ask, Benchmarks, Entry, Evaluate, PreferenceTable, Published, Task
 from easylm_jax.config.losses import HeldOut, Losses
 from easylm_jax.config.optimizer import LoraConfig, OptimizerConfig, ParameterGroup, SkipStep
+from easylm_jax.config.preferences import (
+    Binarise,
+    PersonaPrompts,
+    PoolModel,
+    PromptPart,
+    Rate,
+    Respond,
+    SelectPrompts,
+    SelfInstruct,
+)
 from easylm_jax.config.recipe import Recipe
 from easylm_jax.config.reward import JudgeModel, Reward, Sampling
 from easylm_jax.config.rl import GRPO, PPO, RL, OnlineDPO
 from easylm_jax.config.synthesize import BestOfN, Generate, MajorityVote
 from easylm_jax.config.train import DPO, SFT, Pretrain, RewardModel, Train
+from easylm_jax.config.writing import Server
 from models.config import Compute, DecoderConfig, RopeScaling
 
 __all__ = [
@@ -44,6 +55,7 @@ __all__ = [
     "Average",
     "Benchmarks",
     "BestOfN",
+    "Binarise",
     "Checkpoints",
     "Compute",
     "DPO",
@@ -65,22 +77,31 @@ __all__ = [
     "OptimizerConfig",
     "PPO",
     "ParameterGroup",
+    "PersonaPrompts",
+    "PoolModel",
+    "PreferenceTable",
     "Pretrain",
+    "PromptPart",
     "Published",
     "RL",
+    "Rate",
     "Recipe",
+    "Respond",
     "Revisions",
     "Reward",
     "RewardModel",
     "RopeScaling",
     "SFT",
     "Sampling",
+    "SelectPrompts",
+    "SelfInstruct",
     "Server",
     "SkipStep",
     "Source",
     "Stage",
     "Task",
     "Tokenizer",
+    "Topics",
     "Train",
     "Upcycle",
     "Validation",

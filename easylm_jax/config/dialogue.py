@@ -3,88 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Literal
 
-from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of
+from easylm_jax.config.base import ModelUse, models_of
 from easylm_jax.config.bounds import Count, NonNegative, Positive
 from easylm_jax.config.data import Source
+from easylm_jax.config.writing import Server, Speaks
 from models.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Server:
-    """A server that speaks OpenAI's chat completions (`runtime.endpoint`)."""
+class Topics(Speaks):
+    """Domains with sub-topics for `Dialogues`, which a model lists for broad fields at several temperatures.
 
-    url: str
-    """Its address up to and with `/v1`."""
-    model: str
-    """The model that it is asked for."""
-    key: str | None = None
-    """The environment variable that holds the key; None for a server without keys."""
-    concurrency: Count = 8
-    """Requests at once, at most."""
-    timeout: Positive = 120.0
-    """Seconds for one attempt."""
-    attempts: Count = 6
-    """Attempts at one request, at most."""
-    per_minute: Positive | None = None
-    """Requests in a minute, at most; None for no limit of ours."""
-    price_in: NonNegative = 0.0
-    """Price of a million prompt tokens, for the ledger."""
-    price_out: NonNegative = 0.0
-    """Price of a million new tokens, for the ledger."""
+    Writes `domains.jsonl` (kept), `dropped.jsonl` (with reasons) and `stats.json`.
+    """
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Speaks(Stage):
-    """A stage in which models write, by turns or in answer to questions: the base of `Dialogues` and `Revisions`."""
-
-    family: ClassVar[str] = "synthesize"
-    generates: ClassVar[bool] = True
-
-    init: str | None = None
-    """The model that writes: a stage, `hf:<name>` or `run:<folder>`; None where a server does."""
-    server: Server | None = None
-    """The server that writes, where no model does."""
-    chat_template: str | None = None
-    """Chat template of the model; None: its own."""
-    prompts: Literal["full", "short"] = "full"
-    """The prompts, by name (`config/dialogue_prompts.py`)."""
-    slots: Count = 64
-    """Dialogues or questions in flight, each with its keys and values in memory."""
-    batch: Count = 256
-    """Dialogues of a file of the stage's work: what a stopped stage repeats at most."""
-    limit: Count | None = None
-    """Rows in all; None for all of them."""
+    fields: Source
+    """Rows with `text`: broad fields, from which domains are listed."""
+    count: Count = 801
+    """Domains that are kept, at most."""
+    each: Count = 30
+    """Domains that are asked for of each field and temperature."""
+    subareas: Count = 20
+    """Sub-topics of a domain; a domain for which fewer are listed is dropped."""
+    temperatures: tuple[NonNegative, ...] = (0.7, 1.0)
+    """Sampling temperatures of the lists of domains; sub-topics are listed at the first."""
+    tokens: Count = 600
+    """New tokens of a list, at most."""
+    near: Positive = 0.7
+    """Jaccard similarity of the character 4-grams of two domains from which on the later is dropped."""
+    noun_share: Positive = 0.01
+    """Share of kept domains that one head noun (their last word) may have (at least one domain)."""
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.init is None) == (self.server is None):
-            raise UserError(f"stage {self.name}: a model (init) or a server writes; give one of the two")
-
-    @property
-    def compiles(self) -> bool:
-        return False
+        if not self.temperatures or self.near > 1 or self.noun_share > 1:
+            raise UserError(f"stage {self.name}: give a temperature; near and noun_share are shares of at most 1")
 
     @property
     def _sources(self) -> tuple[Source, ...]:
-        return ()
-
-    @property
-    def _inits(self) -> tuple[str | None, ...]:
-        return (self.init,)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*stages_of(self._sources), *models_of(*self._inits)]))
-
-    @property
-    def model_uses(self) -> tuple[ModelUse, ...]:
-        return tuple(ModelUse("init", name, "language") for name in self._inits if name is not None)
-
-    @property
-    def models(self) -> dict[str, str | None]:
-        return {"model": self.init}
+        return (self.fields,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,6 +100,10 @@ class Dialogues(Speaks):
     """Jaccard similarity of word 5-grams from which on two dialogues are one; the longer stays."""
     against: tuple[Source, ...] = ()
     """Test rows; a dialogue that shares 13 words in a row with one is dropped."""
+    moderator: str | None = None
+    """A moderator, which labels the last exchange of each dialogue too; None: that column of the tables is missing."""
+    compare: tuple[Source, ...] = ()
+    """Conversations (`messages`) of other sets, whose length and diversity stand beside those of the dialogues."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -153,11 +116,15 @@ class Dialogues(Speaks):
 
     @property
     def _sources(self) -> tuple[Source, ...]:
-        return (self.principles, self.goals, self.personas, self.domains, *self.against)
+        return (self.principles, self.goals, self.personas, self.domains, *self.against, *self.compare)
 
     @property
     def _inits(self) -> tuple[str | None, ...]:
         return (self.init, self.user)
+
+    @property
+    def _others(self) -> tuple[str | None, ...]:
+        return (self.moderator,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,8 +148,26 @@ class Revisions(Speaks):
     temperature: NonNegative = 0.7
     """Sampling temperature of revisions; critiques are greedy."""
     overlap: NonNegative = 0.1
-    """Share of the words of the user's last turn and the original that a revision shares at least."""
+    """Share of its words that a revision takes from the user's last turn and the original at least."""
+    moderator: str | None = None
+    """A moderator: a revision that it calls harmful is not used, and rates of harm and refusal are in the tables."""
+    reward_model: str | None = None
+    """A reward model, whose margin of the revision over the original is in the tables; None: no margin."""
 
     @property
     def _sources(self) -> tuple[Source, ...]:
         return (self.dialogues,)
+
+    @property
+    def _others(self) -> tuple[str | None, ...]:
+        return (self.moderator,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*super().needs, *models_of(self.reward_model)]))
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        if self.reward_model is None:
+            return super().model_uses
+        return (*super().model_uses, ModelUse("reward_model", self.reward_model, "reward"))

@@ -18,6 +18,7 @@ class Prompts:
     """Texts with fields in braces.
 
     Attributes:
+        topics, subtopics: for lists of domains in a field, and of sub-topics of a domain.
         plan: to the planner; `mode` is `cooperate` or `violate`.
         cooperate, violate: the aim of a plan.
         user: the system text of the user's side; the same at every turn, so that it is computed once.
@@ -26,8 +27,11 @@ class Prompts:
         blind, informed: the system text of the agent's side; empty: none.
         critique: to the judge, with a numbered list of principles.
         revision: to the reviser.
+        moderator: to the moderator, with {prompt} and {response}; None: the text of `rewards.moderator`.
     """
 
+    topics: str
+    subtopics: str
     plan: str
     cooperate: str
     violate: str
@@ -38,10 +42,19 @@ class Prompts:
     informed: str
     critique: str
     revision: str
+    moderator: str | None = None
 
 
 PROMPTS: dict[str, Prompts] = {
     "full": Prompts(
+        topics=(
+            "Name {count} different subjects that people talk about in the field of {text}. Take well-known and "
+            "out-of-the-way ones, each in at most five words. Write a numbered list of the subjects alone."
+        ),
+        subtopics=(
+            "Name {count} different things that a conversation about {text} could turn on, each in at most eight "
+            "words. Write a numbered list of them alone."
+        ),
         plan=(
             "You plan a conversation between a person and an AI assistant, without writing any of it.\n\n"
             "Field: {domain}, in particular {subarea}.\nThe person: {persona}\nWhat the person is after: {goal}\n"
@@ -86,7 +99,9 @@ PROMPTS: dict[str, Prompts] = {
         ),
     ),
     "short": Prompts(
-        plan="plan {exchanges} {mode}: {domain} {subarea}",
+        topics="topics {count}: {text}",
+        subtopics="subtopics {count}: {text}",
+        plan="plan {exchanges} {mode}: {domain} {subarea}; {goal}; {principles}",
         cooperate="good",
         violate="bad",
         user="user of: {plan}",
@@ -96,5 +111,6 @@ PROMPTS: dict[str, Prompts] = {
         informed="agent of: {plan}",
         critique="judge: {last}\n{principles}",
         revision="revise: {last}",
+        moderator="<|user|>\nmoderate: {prompt}\nanswer: {response}\n<|assistant|>\n",
     ),
 }  # fmt: skip

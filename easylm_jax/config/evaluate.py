@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from easylm_jax.config import fields
-from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of_data
+from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of, stages_of_data
 from easylm_jax.config.bounds import Count, NonNegative
-from easylm_jax.config.data import DataSpec
+from easylm_jax.config.data import DataSpec, Source
 from easylm_jax.config.reward import Sampling
 from models.config import Compute
 from models.errors import UserError
@@ -206,3 +206,41 @@ class Evaluate(Stage):
         judge = None if self.judge is not None and self.judge.startswith(("http://", "https://")) else self.judge
         used = models_of(*models, self.reference, judge)
         return tuple(dict.fromkeys([*stages_of_data(t.data for t in self.tasks), *used]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreferenceTable(Stage):
+    """Scores reward models on preference pairs: how often the chosen answer is above the rejected one, and by how much.
+
+    Writes `items.jsonl` (the scores of every pair) and `table.json`.
+    """
+
+    family: ClassVar[str] = "evaluate"
+
+    title: str
+    """The heading of the table."""
+    reward_models: tuple[str, ...]
+    """The reward models: stages, `hf:<name>` or `run:<folder>`."""
+    pairs: Source
+    """Rows with `chosen` and `rejected`."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.reward_models:
+            raise UserError(f"stage {self.name}: give at least one reward model")
+
+    @property
+    def compiles(self) -> bool:
+        return False
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        return {"model": self.reward_models[0]}
+
+    @property
+    def model_uses(self) -> tuple[ModelUse, ...]:
+        return tuple(ModelUse("reward_models", name, "reward") for name in self.reward_models)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*stages_of((self.pairs,)), *models_of(*self.reward_models)]))

@@ -20,7 +20,7 @@ from easylm_jax.config.bounds import Bounds
 from models.errors import UserError
 
 # Base classes whose fields are those of other stages.
-_ABSTRACT = ("Stage", "Train", "RL", "Generate")
+_ABSTRACT = ("Stage", "Train", "RL", "Generate", "Writes", "Speaks")
 
 
 @dataclasses.dataclass(frozen=True)

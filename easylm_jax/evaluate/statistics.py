@@ -42,6 +42,13 @@ def difference(scores: np.ndarray, base: np.ndarray) -> Estimate:
     return Estimate(float(gains.mean()), float(variance**0.5))
 
 
+def share_interval(count: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which stays within 0 and 1 and is never empty."""
+    share, z = count / total, Z95**2 / total
+    half = Z95 * (share * (1 - share) / total + z / (4 * total)) ** 0.5
+    return (share + z / 2 - half) / (1 + z), (share + z / 2 + half) / (1 + z)
+
+
 def _prompt_variance(values: np.ndarray) -> float:
     """The variance of the mean of values [prompts]."""
     return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0

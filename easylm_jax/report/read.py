@@ -26,8 +26,9 @@ FAMILIES = {
     "Pretrain": "train", "SFT": "train", "RewardModel": "train", "DPO": "train",
     "PPO": "rl", "GRPO": "rl", "OnlineDPO": "rl",
     "BestOfN": "synthesize", "MajorityVote": "synthesize", "Dialogues": "synthesize",
-    "Revisions": "synthesize",
-    "Evaluate": "evaluate", "Losses": "evaluate",
+    "Revisions": "synthesize", "Topics": "synthesize", "SelectPrompts": "synthesize", "Respond": "synthesize",
+    "Rate": "synthesize", "Binarise": "synthesize", "PersonaPrompts": "synthesize", "SelfInstruct": "synthesize",
+    "Evaluate": "evaluate", "Losses": "evaluate", "PreferenceTable": "evaluate",
     "Average": "checkpoint", "Upcycle": "checkpoint", "AddVision": "checkpoint",
 }  # fmt: skip
 # The metrics with the seconds of each part of an RL step. A step of other stages has only the update.

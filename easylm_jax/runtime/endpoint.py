@@ -223,7 +223,10 @@ class Client:
         return Answer("", failed=f"{fault.name}: {fault.said}")
 
     def ask_all(
-        self, requests: Mapping[str, Mapping[str, Any]], journal: Path | None = None
+        self,
+        requests: Mapping[str, Mapping[str, Any]],
+        journal: Path | None = None,
+        known: Mapping[str, Answer] | None = None,
     ) -> Iterator[tuple[str, Answer]]:
         """(name, answer) of every request, as answers come; those of the journal first.
 
@@ -231,13 +234,12 @@ class Client:
             requests: bodies by name.
             journal: a JSONL file that answers are appended to; requests that it answers are not sent. Requests that
                 failed are not in it, so that another run tries them again.
+            known: the answers of the journal, of a caller that has read it; None reads it.
         """
-        done: dict[str, Answer] = {}
-        if journal is not None:
-            done = read_journal(journal)
-            for name in requests:
-                if name in done:
-                    yield name, done[name]
+        done = known if known is not None else {} if journal is None else read_journal(journal)
+        for name in requests:
+            if name in done:
+                yield name, done[name]
         left = iter([(name, body) for name, body in requests.items() if name not in done])
         pool = concurrent.futures.ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="endpoint")
         running: dict[concurrent.futures.Future[Answer], str] = {}

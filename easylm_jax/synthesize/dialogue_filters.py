@@ -146,3 +146,9 @@ def contaminated(rows: Sequence[Row], tests: Sequence[Mapping[str, Any]]) -> lis
 
 def _text(row: Row) -> str:
     return "\n".join(message["content"] for message in row["messages"])
+
+
+def first_turn_rate(rows: Sequence[Row]) -> float:
+    """The share of dialogues whose first turn is similar to that of an earlier one."""
+    taken = _similar([row["messages"][0]["content"] for row in rows], _FIRST_SIMILARITY, most=1)
+    return sum(taken) / len(taken) if taken else 0.0

@@ -6,6 +6,7 @@ specs → plans (`plan_fault`) → turns (`turn_fault`) → critiques (`violatio
 from __future__ import annotations
 
 import collections
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
@@ -22,6 +23,7 @@ _MARKUP = re.compile(r"<\|[a-z_]+\|>|</?s>|\[/?INST\]")
 _BEAT = re.compile(r"^\s*\(?(\d{1,2})[.):]", re.MULTILINE)
 _LIST = re.compile(r"PRINCIPLES\s+VIOLATED\s*:?[^\[\n]*\[([^\]\n]*)\]", re.IGNORECASE)
 _FAREWELL = re.compile(r"\b(?:good ?bye|bye|farewell|see you|take care|have a (?:great|nice|good) (?:day|one))\b", re.I)
+_REFUSAL = re.compile(r"^\W*(?:i'?m sorry|sorry|i can(?:no|')t|i am unable|i won'?t)\b.{0,120}$", re.I | re.S)
 
 
 class Principle(TypedDict):
@@ -186,3 +188,13 @@ def transcript(messages: Sequence[Message]) -> str:
     """Messages as lines of USER and AGENT, without a system turn."""
     names = {"user": "USER", "assistant": "AGENT"}
     return "\n".join(f"{names[m['role']]}: {m['content']}" for m in messages if m["role"] in names)
+
+
+def changed(old: str, new: str) -> float:
+    """The share of words that differ between two texts: 1 − 2 · words in common, in order / words of both."""
+    return 1 - difflib.SequenceMatcher(None, words(old), words(new), autojunk=False).ratio()
+
+
+def is_bare_refusal(text: str) -> bool:
+    """Whether a short text only declines."""
+    return _REFUSAL.search(text) is not None

@@ -6,92 +6,52 @@ depends on its specs and the seed alone, so a stage that was stopped leaves the 
 
 from __future__ import annotations
 
-import collections
-import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
-
-from easylm_jax.config.dialogue import Dialogues, Speaks
+from easylm_jax.config.dialogue import Dialogues
 from easylm_jax.config.dialogue_prompts import PROMPTS, VERSION
 from easylm_jax.config.workspace import Workspace
-from easylm_jax.data.records import BadRecord
-from easylm_jax.data.sources import read_records
-from easylm_jax.runtime import chunked, files, processes
-from easylm_jax.runtime.mesh import make_mesh
-from easylm_jax.runtime.monitor import counting
+from easylm_jax.rewards.moderation import FIELDS
+from easylm_jax.rewards.moderator import Moderator
+from easylm_jax.runtime import files, processes
 from easylm_jax.synthesize import dialogue_filters, dialogue_tables, talk
 from easylm_jax.synthesize import dialogue_rules as rules
-from easylm_jax.synthesize.batches import partial_folder
-from easylm_jax.synthesize.speakers import Ask, Manner, ModelSpeaker, ServerSpeaker, Speaker, answer_all
-from models import reading
-from models.errors import UserError
+from easylm_jax.synthesize.opening import opened, rows_of, write_text
+from easylm_jax.synthesize.speakers import Ask, Manner, Speaker, answer_all
 
 Row = dict[str, Any]
-
-
-def rows_of(workspace: Workspace, source: Any, what: str) -> list[Row]:
-    """The rows of a source; `UserError` if there are none or one is damaged."""
-    found: list[Row] = []
-    for record, _ in read_records(workspace.sources((source,))[0]):
-        if isinstance(record, BadRecord):
-            raise UserError(f"{what}: {record}")
-        found.append(record)
-    if not found:
-        raise UserError(f"{what}: {source.path} has no rows")
-    return found
-
-
-def speaker_for(
-    stage: Speaks, workspace: Workspace, mesh: jax.sharding.Mesh, folder: Path, init: str | None, server: Any,
-    side: str, reuse: bool = True,
-) -> Speaker:  # fmt: skip
-    """The model or the server of a stage, or of one of its sides."""
-    if server is not None:
-        if jax.process_count() > 1:
-            raise UserError(f"stage {stage.name}: a server is asked by one process; run it on one host")
-        return ServerSpeaker(server, stage.slots, stage.seed, folder / f"asked-{side}.jsonl")
-    assert init is not None
-    return ModelSpeaker(workspace.model(init), stage.chat_template, stage.slots, stage.seed, mesh, reuse)
+_SEEDS = ("principles", "goals", "personas", "domains")
 
 
 def make_dialogues(stage: Dialogues, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns the content of `done.json`."""
-    seeds = {name: rows_of(workspace, getattr(stage, name), f"stage {stage.name}: {name}")
-             for name in ("principles", "goals", "personas", "domains")}  # fmt: skip
+    seeds = {name: rows_of(workspace, getattr(stage, name), f"stage {stage.name}: {name}") for name in _SEEDS}
     rules.check_principles(seeds["principles"])
-    specs = rules.make_specs(stage.count, stage.seed, stage.violate, stage.max_messages, **seeds)
-    specs = specs[: stage.limit]
-    mesh = make_mesh(workspace.recipe.mesh)
-    folder = partial_folder(stage, workspace, "parts")
-    agent = speaker_for(stage, workspace, mesh, folder, stage.init, stage.server, "agent", stage.reuse)
-    other = stage.user is not None or stage.user_server is not None
-    # The two sides have prompts of their own, and so slots of their own, even where one model speaks both.
-    user = speaker_for(stage, workspace, mesh, folder, stage.user if other else stage.init,
-                       stage.user_server if other else stage.server, "user", stage.reuse)  # fmt: skip
-    chunks = chunked.chunks(len(specs), stage.batch)
-    paths = [folder / f"{number:06d}.jsonl" for number in range(len(chunks))]
-    with counting(stage.name, len(specs), "dialogues") as progress, jax.set_mesh(mesh):
-        for path, chunk in zip(paths, chunks, strict=True):
-            if not path.is_file():
-                rows = make_batch(stage, user, agent, specs[chunk], progress)
-                if processes.is_first_process():
-                    files.write_lines(path, rows)
-            processes.barrier(f"{stage.name} {path.stem}")
-            progress.update(chunk.stop, {})
-    metrics: dict[str, Any] = {}
-    if processes.is_first_process():
-        made = list(itertools.chain.from_iterable(reading.read_lines(path) for path in paths))
-        metrics = _write(stage, workspace, made, {"agent": agent.summary(), "user": user.summary()})
-    processes.barrier(f"{stage.name} written")
-    names = ["dialogues", "dropped", "sft", "released"]
-    return {"files": [*(f"{name}.jsonl" for name in names), "tables.md", "reading.md"], "metrics": metrics}
+    specs = rules.make_specs(stage.count, stage.seed, stage.violate, stage.max_messages, **seeds)[: stage.limit]
+    with opened(stage, workspace) as opening:
+        agent = opening.speaker(stage.init, stage.server, "agent", reuse=stage.reuse)
+        other = stage.user is not None or stage.user_server is not None
+        # The two sides have prompts of their own, and so slots of their own, even where one model speaks both.
+        user = opening.speaker(stage.user if other else stage.init, stage.user_server if other else stage.server,
+                               "user", reuse=stage.reuse)  # fmt: skip
+        moderator = opening.moderator(stage.moderator, stage.prompts)
+        made = opening.made(
+            specs, "dialogues", lambda chunk, progress: make_batch(stage, user, agent, moderator, chunk, progress)
+        )
+        asked = {"agent": agent.summary(), "user": user.summary(), "device_hours": opening.device_hours}
+        metrics = _write(stage, workspace, made, asked) if processes.is_first_process() else {}
+    names = [f"{name}.jsonl" for name in ("dialogues", "dropped", "sft", "released")]
+    return {"files": [*names, "stats.json", "tables.md", "reading.md"], "metrics": metrics}
 
 
 def make_batch(
-    stage: Dialogues, user: Speaker, agent: Speaker, specs: Sequence[rules.Spec], progress: Any
+    stage: Dialogues,
+    user: Speaker,
+    agent: Speaker,
+    moderator: Moderator | None,
+    specs: Sequence[rules.Spec],
+    progress: Any,
 ) -> list[Row]:
     """Plans, plays and judges some dialogues; a plan that was not usable is a row with its reason under `ended`."""
     with progress.phase("planning"):
@@ -101,10 +61,12 @@ def make_batch(
         talks = {held.spec["id"]: held for held in talk.hold(stage, user, agent, planned)}
     rows = []
     for spec in specs:
-        held = talks.get(spec["id"]) or talk.Talk(spec, "", ended=f"plan: {faults.get(spec['id'])}")
-        rows.append(talk.row_of(held, stage, agent.name, VERSION))
+        each = talks.get(spec["id"]) or talk.Talk(spec, "", ended=f"plan: {faults.get(spec['id'])}")
+        rows.append(talk.row_of(each, stage, agent.name, VERSION))
     with progress.phase("judging"):
-        judge(stage, agent, [row for row in rows if row["messages"]])
+        held = [row for row in rows if row["messages"]]
+        judge(stage, agent, held)
+        moderate(moderator, held)
     return rows
 
 
@@ -155,6 +117,13 @@ def judge(stage: Dialogues, speaker: Speaker, rows: Sequence[Row]) -> None:
         left = [row for row in left if row["parse_error"]]
 
 
+def moderate(moderator: Moderator | None, rows: Sequence[Row]) -> None:
+    """Adds what the moderator says of the last exchange; None without one."""
+    items = [{"prompt": row["messages"][-2]["content"], "response": row["messages"][-1]["content"]} for row in rows]
+    for row, found in zip(rows, moderator(items) if moderator and items else [None] * len(rows), strict=True):
+        row["moderator"] = found and {field: found[field] for field in FIELDS}
+
+
 def critique_ask(prompts: str, messages: Sequence[rules.Message], principles: Sequence[str], number: int) -> Ask:
     """The question whether the last turn violates a principle."""
     content = PROMPTS[prompts].critique.format(
@@ -165,7 +134,9 @@ def critique_ask(prompts: str, messages: Sequence[rules.Message], principles: Se
 
 def _write(stage: Dialogues, workspace: Workspace, made: list[Row], asked: dict[str, Any]) -> dict[str, Any]:
     """Filters the dialogues and writes the files of the stage; returns its metrics."""
-    tests = [row for source in stage.against for row in rows_of(workspace, source, f"stage {stage.name}: against")]
+    what = f"stage {stage.name}"
+    tests = [row for source in stage.against for row in rows_of(workspace, source, f"{what}: against")]
+    others = {source.path: rows_of(workspace, source, f"{what}: compare") for source in stage.compare}
     dialogue_filters.apply(stage, made, tests)
     kept, dropped = [row for row in made if row["dropped"] is None], [row for row in made if row["dropped"] is not None]
     folder = workspace.folder(stage.name)
@@ -173,18 +144,11 @@ def _write(stage: Dialogues, workspace: Workspace, made: list[Row], asked: dict[
     files.write_lines(folder / "dropped.jsonl", dropped)
     files.write_lines(folder / "sft.jsonl", sft_rows(kept))
     files.write_lines(folder / "released.jsonl", map(released, kept))
-    statistics = dialogue_tables.of_dialogues(made)
+    statistics = dialogue_tables.of_dialogues(made, others)
     files.write_json(folder / "stats.json", {**statistics, "asked": asked})
-    _write_text(folder / "tables.md", dialogue_tables.text(statistics))
-    _write_text(folder / "reading.md", dialogue_tables.reading_sheet(kept, stage.seed))
-    reasons = collections.Counter(row["dropped"] for row in dropped)
-    return {"dialogues": len(kept), "planned": len(made), "violations": sum(row["is_violation"] for row in kept),
-            "dropped": dict(sorted(reasons.items()))}  # fmt: skip
-
-
-def _write_text(path: Path, text: str) -> None:
-    with files.atomic_write(path) as file:
-        file.write(text.encode())
+    write_text(folder / "tables.md", dialogue_tables.text("Dialogues", statistics))
+    write_text(folder / "reading.md", dialogue_tables.reading_sheet(kept, stage.seed))
+    return {**statistics["size"], "device_hours": asked["device_hours"]}
 
 
 def sft_rows(rows: Sequence[Row]) -> Iterator[Row]:

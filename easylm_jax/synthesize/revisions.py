@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import collections
-import difflib
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
-
-import jax
 
 from easylm_jax.config.dialogue import Revisions
 from easylm_jax.config.dialogue_prompts import PROMPTS
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data.curation.texts import words
-from easylm_jax.runtime import chunked, files, processes
-from easylm_jax.runtime.mesh import make_mesh
-from easylm_jax.runtime.monitor import counting
+from easylm_jax.evaluate.preferences.command import Options, judge_of
+from easylm_jax.evaluate.preferences.items import item_of
+from easylm_jax.rewards.moderation import FIELDS, PROMPT_HARM, REFUSAL, RESPONSE_HARM
+from easylm_jax.rewards.moderator import Moderator
+from easylm_jax.runtime import files, processes
 from easylm_jax.synthesize import dialogue_rules as rules
-from easylm_jax.synthesize.batches import partial_folder
-from easylm_jax.synthesize.dialogues import critique_ask, rows_of, speaker_for
+from easylm_jax.synthesize import dialogue_tables
+from easylm_jax.synthesize.dialogues import critique_ask
+from easylm_jax.synthesize.opening import opened, rows_of, write_text
 from easylm_jax.synthesize.speakers import Ask, Manner, Speaker, answer_all
 from easylm_jax.synthesize.talk import number_of
-from models import reading
 
 Row = dict[str, Any]
 _META = re.compile(r"^\W*(?:here(?: is|'s)|sure|certainly|of course)\b.{0,60}\b(?:revis|rewrit|version|message)", re.I)
-_REFUSAL = re.compile(r"^\W*(?:i'?m sorry|sorry|i can(?:no|')t|i am unable|i won'?t)\b.{0,120}$", re.I | re.S)
 _LENGTHS = (0.3, 3.0)  # of the original's
 _CHANGED = 0.1  # share of the text that differs at least
 
@@ -35,35 +31,34 @@ _CHANGED = 0.1  # share of the text that differs at least
 def make_revisions(stage: Revisions, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns the content of `done.json`."""
     rows = chosen_rows(rows_of(workspace, stage.dialogues, f"stage {stage.name}: dialogues"), stage.controls)
-    rows = rows[: stage.limit]
-    mesh = make_mesh(workspace.recipe.mesh)
-    folder = partial_folder(stage, workspace, "parts")
-    speaker = speaker_for(stage, workspace, mesh, folder, stage.init, stage.server, "reviser")
-    chunks = chunked.chunks(len(rows), stage.batch)
-    paths = [folder / f"{number:06d}.jsonl" for number in range(len(chunks))]
-    with counting(stage.name, len(rows), "revisions") as progress, jax.set_mesh(mesh):
-        for path, chunk in zip(paths, chunks, strict=True):
-            if not path.is_file():
-                revised = revise(stage, speaker, rows[chunk])
-                if processes.is_first_process():
-                    files.write_lines(path, revised)
-            processes.barrier(f"{stage.name} {path.stem}")
-            progress.update(chunk.stop, {})
-    metrics: dict[str, Any] = {}
-    if processes.is_first_process():
-        made = list(itertools.chain.from_iterable(reading.read_lines(path) for path in paths))
-        out = workspace.folder(stage.name)
-        pairs = [pair_of(row) for row in made if row["accepted"] and not row["control"]]
-        files.write_lines(out / "revisions.jsonl", made)
-        files.write_lines(out / "pairs.jsonl", pairs)
-        files.write_lines(out / "released.jsonl", map(released, (row for row in made if row["accepted"])))
-        reasons = collections.Counter(row["reject_reason"] or "accepted" for row in made if not row["control"])
-        controls = [row for row in made if row["control"]]
-        metrics = {"revisions": len(made), "pairs": len(pairs), "reasons": dict(sorted(reasons.items())),
-                   "controls": len(controls), "controls_changed": sum(row["accepted"] for row in controls)}  # fmt: skip
-        files.write_json(out / "stats.json", {**metrics, "asked": speaker.summary()})
-    processes.barrier(f"{stage.name} written")
-    return {"files": ["revisions.jsonl", "pairs.jsonl", "released.jsonl"], "metrics": metrics}
+    with opened(stage, workspace) as opening:
+        speaker = opening.speaker(stage.init, stage.server, "reviser")
+        moderator = opening.moderator(stage.moderator, stage.prompts)
+        made = opening.made(
+            rows[: stage.limit], "revisions", lambda chunk, progress: revise(stage, speaker, chunk, moderator)
+        )
+        asked = {"reviser": speaker.summary(), "device_hours": opening.device_hours}
+        metrics = _write(stage, workspace, made, asked) if processes.is_first_process() else {}
+    names = [f"{name}.jsonl" for name in ("revisions", "pairs", "released")]
+    return {"files": [*names, "stats.json", "tables.md"], "metrics": metrics}
+
+
+def _write(stage: Revisions, workspace: Workspace, made: list[Row], asked: dict[str, Any]) -> dict[str, Any]:
+    """Writes the files of the stage; returns its metrics."""
+    out = workspace.folder(stage.name)
+    pairs = [pair_of(row) for row in made if row["accepted"] and not row["control"]]
+    margins = None
+    if stage.reward_model is not None and pairs:
+        judge = judge_of(workspace.model(stage.reward_model).removeprefix("run:"), Options())
+        items = [item_of(pair, f"pair {number}", number=number) for number, pair in enumerate(pairs)]
+        margins = [outcome.scores[0] - outcome.scores[1] for outcome in judge(items)]
+    files.write_lines(out / "revisions.jsonl", made)
+    files.write_lines(out / "pairs.jsonl", pairs)
+    files.write_lines(out / "released.jsonl", map(released, (row for row in made if row["accepted"])))
+    statistics = dialogue_tables.of_revisions(made, margins)
+    files.write_json(out / "stats.json", {**statistics, "asked": asked})
+    write_text(out / "tables.md", dialogue_tables.text("Revisions", statistics))
+    return {**statistics["size"], "device_hours": asked["device_hours"]}
 
 
 def chosen_rows(rows: Sequence[Row], controls: float) -> list[Row]:
@@ -79,7 +74,9 @@ def chosen_rows(rows: Sequence[Row], controls: float) -> list[Row]:
     return chosen
 
 
-def revise(stage: Revisions, speaker: Speaker, rows: Sequence[Row]) -> list[Row]:
+def revise(
+    stage: Revisions, speaker: Speaker, rows: Sequence[Row], moderator: Moderator | None = None
+) -> list[Row]:  # fmt: skip
     """The dialogues with their critique, revision and verdict; a revision that still violates is revised again."""
     texts = PROMPTS[stage.prompts]
     out = [{**row, "critique": row["judgement"], "revision": None, "rounds": 0, "accepted": False,
@@ -115,10 +112,20 @@ def revise(stage: Revisions, speaker: Speaker, rows: Sequence[Row]) -> list[Row]
             elif names & set(row["judged"] or row["pids"]):
                 row["reject_reason"], row["critique"] = "violates", said.text.strip()
         left = [row for row in left if row["reject_reason"] == "violates"]
+    _moderate(moderator, [row for row in out if row["revision"]])
     for row in out:
         row["reject_reason"] = row["reject_reason"] or revision_fault(row, stage.overlap)
         row["accepted"] = row["reject_reason"] is None
     return out
+
+
+def _moderate(moderator: Moderator | None, rows: Sequence[Row]) -> None:
+    """Adds what the moderator says of the original (`moderator`) and of the revision; None without one."""
+    for column, text in (("moderator", lambda row: row["messages"][-1]["content"]),
+                         ("revision_moderator", lambda row: row["revision"])):  # fmt: skip
+        items = [{"prompt": row["messages"][-2]["content"], "response": text(row)} for row in rows]
+        for row, found in zip(rows, moderator(items) if moderator and items else [None] * len(rows), strict=True):
+            row[column] = found and {field: found[field] for field in FIELDS}
 
 
 def revision_fault(row: Row, overlap: float) -> str | None:
@@ -130,7 +137,12 @@ def revision_fault(row: Row, overlap: float) -> str | None:
         return "not a turn"
     if _META.search(new):
         return "speaks of revising"
-    if _REFUSAL.search(new):
+    if said := row.get("revision_moderator"):
+        if said[RESPONSE_HARM] == "harmful":
+            return "harmful"
+        if said[REFUSAL] == "refusal" and said[PROMPT_HARM] == "unharmful":
+            return "bare refusal"
+    elif rules.is_bare_refusal(new):
         return "bare refusal"
     if not _LENGTHS[0] <= len(new) / len(old) <= _LENGTHS[1]:
         return "length"
@@ -138,7 +150,7 @@ def revision_fault(row: Row, overlap: float) -> str | None:
     own = set(words(new))
     if not own or len(own & known) < overlap * len(own):
         return "topic"
-    if 1 - difflib.SequenceMatcher(None, words(old), words(new), autojunk=False).ratio() < _CHANGED:
+    if rules.changed(old, new) < _CHANGED:
         return "unchanged"
     return None
 

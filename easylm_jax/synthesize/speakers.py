@@ -16,12 +16,12 @@ import jax
 
 from easylm_jax.checkpoint import load as checkpoint_load
 from easylm_jax.config import chat_templates
-from easylm_jax.config.dialogue import Server
+from easylm_jax.config.writing import Server
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import Engine
 from easylm_jax.decode.session import Session
-from easylm_jax.runtime.endpoint import Client, Endpoint, request
+from easylm_jax.runtime.endpoint import Client, Endpoint, read_journal, request
 from models.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -71,7 +71,8 @@ class ModelSpeaker:
     """A model of ours.
 
     Args:
-        name: the model, in the form of `Workspace.model`.
+        path: the model, in the form of `Workspace.model`.
+        name: what rows call it.
         chat_template: None: that of the model.
         slots: conversations at a time.
         seed: of the sampling.
@@ -81,9 +82,10 @@ class ModelSpeaker:
     """
 
     def __init__(
-        self, name: str, chat_template: str | None, slots: int, seed: int, mesh: jax.sharding.Mesh, reuse: bool = True
-    ):
-        source = checkpoint_load.load(name.removeprefix("run:"), mesh=mesh)
+        self, path: str, name: str, chat_template: str | None, slots: int, seed: int, mesh: jax.sharding.Mesh,
+        reuse: bool = True,
+    ):  # fmt: skip
+        source = checkpoint_load.load(path.removeprefix("run:"), mesh=mesh)
         template = chat_template or source.template
         if template is None:
             raise UserError(f"{name} has no chat template; set chat_template")
@@ -140,6 +142,7 @@ class ServerSpeaker:
     def __init__(self, server: Server, slots: int, seed: int, journal: Path):
         values = {field.name: getattr(server, field.name) for field in dataclasses.fields(server)}
         self._client = Client(Endpoint(**values))
+        self._known = read_journal(journal)
         self.name, self.slots, self._seed, self._journal = f"server:{server.model}", slots, seed, journal
 
     def answer(self, asks: Mapping[int, Ask], manner: Manner) -> dict[int, Said]:
@@ -152,7 +155,9 @@ class ServerSpeaker:
             body |= {"top_p": manner.top_p} if manner.top_p is not None and manner.temperature else {}
             bodies[str(ask.number)] = body | ({"stop": list(manner.stop)} if manner.stop else {})
         said = {}
-        for number, answer in self._client.ask_all(bodies, self._journal):
+        for number, answer in self._client.ask_all(bodies, self._journal, self._known):
+            if answer.failed is None:
+                self._known[number] = answer
             said[slot_of[number]] = Said(
                 answer.text, answer.finish == "length", answer.tokens_in, answer.tokens_out, answer.failed
             )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from easylm_jax.data.curation.contamination import Index, build_index, find
-from easylm_jax.data.curation.job import Job
+from easylm_jax.data.curation.job import DecideBlocks, Job
 from easylm_jax.data.curation.rows import Block, files_of, lines_of, record_of
 from easylm_jax.data.curation.texts import asked_in_test, asked_in_training
 from easylm_jax.runtime import files as writing
@@ -26,7 +26,7 @@ _SHOWN = 160  # characters of a text in the report
 def decontaminate(
     train: Sequence[str], against: Sequence[str], out: Path, report: Path | None = None, *, ngram: int = 8,
     share: float = 0.5, column: str | None = None, train_column: str | None = None, drop_sets: bool = False,
-    most: float = MOST, workers: int = 1,
+    most: float = MOST, workers: int = 1, decide: DecideBlocks | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the kept rows of every training file below `out`; returns the summary, which the report shows.
 
@@ -43,6 +43,7 @@ def decontaminate(
         drop_sets: leave out a whole training file that holds more than `most` of the rows of a test set.
         most: share of a test set.
         workers: worker processes.
+        decide: makes the decisions otherwise (`scale.on`).
     """
     files, tests = files_of(train), files_of(against)
     settings = {"ngram": ngram, "share": share, "column": column, "train_column": train_column,
@@ -53,10 +54,8 @@ def decontaminate(
             asked = _Tests(tests, column)
             index = build_index(asked.rows(), ngram, share)
             index.save(job.work)
-            count = job.decide(
-                "easylm_jax.data.curation.decontaminate:decider",
-                {"folder": str(job.work), "column": train_column},
-            )
+            arguments = {"folder": str(job.work.absolute()), "column": train_column}
+            count = (decide or Job.decide)(job, "easylm_jax.data.curation.decontaminate:decider", arguments)
             finished = _finish(job, index, asked, count, settings)
         if report is not None:
             _write_report(report, finished)

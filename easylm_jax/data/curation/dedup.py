@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from easylm_jax.data.curation.job import Job
+from easylm_jax.data.curation.job import DecideBlocks, Job
 from easylm_jax.data.curation.minhash import HASHES, Signer, bands_for, candidate_probability, jaccard
 from easylm_jax.data.curation.rows import Block, files_of, record_of
 from easylm_jax.data.curation.texts import whole_text
@@ -34,6 +34,7 @@ _OPEN_BLOCKS = 64  # blocks whose n-grams are in memory
 def dedup(
     paths: Sequence[str], out: Path, report: Path | None = None, *, threshold: float = 0.8, ngram: int = 5,
     column: str | None = None, exact_only: bool = False, hashes: int = HASHES, workers: int = 1,
+    decide: DecideBlocks | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the kept rows of every file below `out`; returns the summary.
 
@@ -47,6 +48,7 @@ def dedup(
         exact_only: compare whole texts alone (case-folded, spaces as one).
         hashes: MinHashes of a row, at most.
         workers: worker processes.
+        decide: makes the decisions otherwise (`scale.on`).
     """
     bands, rows = bands_for(threshold, hashes)
     settings = {"threshold": threshold, "ngram": ngram, "column": column, "exact_only": exact_only,
@@ -55,7 +57,7 @@ def dedup(
     with job.opened() as finished:
         if finished is None:
             arguments = {"ngram": ngram, "bands": 0 if exact_only else bands, "rows": rows, "column": column}
-            count = job.decide("easylm_jax.data.curation.dedup:signer", arguments)
+            count = (decide or Job.decide)(job, "easylm_jax.data.curation.dedup:signer", arguments)
             finished = _finish(job, count, settings)
         if report is not None:
             writing.write_json(report, finished)

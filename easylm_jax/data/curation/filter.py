@@ -9,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from easylm_jax.data.curation.job import Job
+from easylm_jax.data.curation.job import DecideBlocks, Job
 from easylm_jax.data.curation.quality import parse_rules, row_of
 from easylm_jax.data.curation.rows import Block, files_of, record_of
 
 
 def filter_rows(
-    paths: Sequence[str], out: Path, rules: str, *, column: str | None = None, workers: int = 1
+    paths: Sequence[str],
+    out: Path,
+    rules: str,
+    *,
+    column: str | None = None,
+    workers: int = 1,
+    decide: DecideBlocks | None = None,
 ) -> dict[str, Any]:
     """Writes the rows that no rule leaves out below `out`; returns the counts.
 
@@ -25,12 +31,14 @@ def filter_rows(
         rules: as `quality.parse_rules` reads them.
         column: the column that rules read; None: all text.
         workers: worker processes.
+        decide: makes the decisions otherwise (`scale.on`).
     """
     parse_rules(rules)
     job = Job("filter", files_of(paths), out, {"rules": rules, "column": column}, workers=workers)
     with job.opened() as finished:
         if finished is None:
-            count = job.decide("easylm_jax.data.curation.filter:decider", {"rules": rules, "column": column})
+            arguments = {"rules": rules, "column": column}
+            count = (decide or Job.decide)(job, "easylm_jax.data.curation.filter:decider", arguments)
             finished = _finish(job, count, rules)
     return finished
 

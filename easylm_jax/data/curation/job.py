@@ -39,6 +39,7 @@ from models.errors import UserError
 REMOVED = "removed.jsonl.gz"  # beside the kept rows: the rows that went, each with its place and the reason
 VERSION = 1  # of the decisions; a higher one makes older work unusable
 Decide = Callable[[Block], dict[str, np.ndarray]]
+DecideBlocks = Callable[["Job", str, Mapping[str, Any]], int]  # as `Job.decide`, by other means (`scale.on`)
 _MEND = "delete the folder, or choose another --out"
 
 

@@ -78,11 +78,12 @@ def _sum(job: Job, count: int) -> dict[str, Any]:
 
 
 def described(values: np.ndarray) -> dict[str, float]:
-    """Sum, mean, median, 90th percentile and extremes of counts."""
+    """Sum, mean, median, 90th percentile and extremes of counts, or of shares."""
     if not len(values):
         return {"sum": 0}
-    return {"sum": int(values.sum()), "mean": float(values.mean()), "median": float(np.median(values)),
-            "p90": float(np.percentile(values, 90)), "min": int(values.min()), "max": int(values.max())}  # fmt: skip
+    plain = int if values.dtype.kind in "iu" else float
+    middle = {"mean": float(values.mean()), "median": float(np.median(values)), "p90": float(np.percentile(values, 90))}
+    return {"sum": plain(values.sum()), **middle, "min": plain(values.min()), "max": plain(values.max())}
 
 
 def stats_text(summary: Mapping[str, Any]) -> str:
