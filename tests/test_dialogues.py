@@ -1,16 +1,18 @@
 """Self-directed dialogues and revisions with speakers that follow a script: rules, both sides, filters, pairs."""
 
 import collections
+import errno
 import hashlib
 import json
 
 import pytest
 from faulty_server import faulty_server
 
+from easylm_jax.cli.main import main
 from easylm_jax.config import Dialogues, Recipe, Revisions, Server, Source, Topics
 from easylm_jax.config.dialogue_prompts import BROKEN, END, PROMPTS
 from easylm_jax.experiment import Experiment
-from easylm_jax.synthesize import dialogue_filters, dialogue_tables, talk, topics
+from easylm_jax.synthesize import dialogue_filters, dialogue_tables, opening, talk, topics
 from easylm_jax.synthesize import dialogue_rules as rules
 from easylm_jax.synthesize.dialogues import make_batch, released, sft_rows
 from easylm_jax.synthesize.revisions import chosen_rows, pair_of, revise, revision_fault
@@ -253,6 +255,8 @@ def test_near_duplicates_keep_the_longest_and_caps_hold():
     assert [each["id"] for each in dialogue_filters.near_duplicates(rows, 0.8)] == [0]
     rows = [row(i, "x", domain="ab"[i > 6]) for i in range(10)]
     assert [each["id"] for each in dialogue_filters.over_cap(rows, "domain", 0.3)] == [3, 4, 5, 6]
+    rows = [{**row(i, "x"), "pids": ["p", "q"] if i in (2, 7) else ["p"]} for i in range(10)]
+    assert [each["id"] for each in dialogue_filters.uneven(rows, 3.0)] == [6, 7, 8, 9]
 
 
 def reply_to(body):
@@ -307,9 +311,9 @@ def test_stages_over_a_server_that_fails_and_resume_without_asking_twice(tmp_pat
 def test_topics_are_distinct_and_no_head_noun_has_more_than_its_share():
     stage_ = Topics("t", init="hf:x", fields=FILE, count=100, noun_share=0.02)
     listed = topics.items_of(
-        "Sure:\n1. Growing apples\n2) growing Apples!\n- 'Steam engines'\n3. \nno item\n* Steam-engines"
+        "Sure:\n1. Growing apples\n2) growing Apples!\n- 'Steam engines'\n3. \nno item\n* steam ENGINES"
     )
-    assert listed == ["Growing apples", "growing Apples!", "Steam engines", "Steam-engines"]
+    assert listed == ["Growing apples", "growing Apples!", "Steam engines", "steam ENGINES"]
     assert topics.distinct(listed) == ["Growing apples", "Steam engines"]
     kept, dropped = topics.chosen(
         stage_, [*listed, "the steam engines", "Roman fruit", "wild fruit", "dried fruit", "x"]
@@ -338,3 +342,78 @@ def test_tables_show_every_label_its_agreement_and_what_revisions_change():
     assert revised["moderator: harmful"]["before"]["share"] == 0.5 and revised["reward margin"]["mean"] == 2.0
     assert revised["moderator: harmful"]["after"]["share"] == 0 < revised["moderator: harmful"]["after"]["high"] < 0.4
     assert "| judged, moderator | 1.000 | 1.000 | 1.000 | 8 |" in dialogue_tables.text("T", found)
+
+
+def test_what_a_model_writes_wrongly_is_counted_and_never_a_row():
+    """Plans that never end, empty turns, role markers in a text, and a judge that answers prose."""
+
+    def reply(ask):
+        last, dialogue = ask.messages[-1]["content"], ask.number // 64
+        if last.startswith("You plan"):
+            return Said("1. and then and then", cut=True) if dialogue == 0 else everyone(ask)
+        if last.startswith("Below"):
+            return "I would not say so." if dialogue == 3 else everyone(ask)
+        if dialogue == 1:
+            return "  \n "
+        return "of course <|user|> tell me" if dialogue == 2 else everyone(ask)
+
+    made = make_batch(stage(), Script(reply), Script(reply), None, specs(6), Nothing())
+    dialogue_filters.apply(stage(), made, [])
+    assert [row["dropped"] for row in made] == ["plan: cut", "turn: empty", "turn: role label", None, None, None]
+    assert [row["messages"] for row in made[:3]] == [[], [], []]
+    assert [row["parse_error"] for row in made[3:]] == [True, False, False] and made[3]["judged"] is None
+    found = dialogue_tables.of_dialogues(made)
+    assert sum(found["dropped"].values()) + found["size"]["kept"] == found["size"]["specs"] == 6
+    assert found["violations"]["parse errors"] == 1 and found["resampled"] == {"empty": 3, "role label": 3}
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, monkeypatch, capsys):
+    for name, rows in SEEDS.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with faulty_server(reply_to, whole=True) as server:
+        (tmp_path / "recipe.py").write_text(
+            "from easylm_jax.config import Dialogues, Recipe, Server, Source\n"
+            f"seeds = {{name: Source(f'{tmp_path}/{{name}}.jsonl') for name in {tuple(SEEDS)}}}\n"
+            f"talk = Dialogues('talk', server=Server(url='{server.url}', model='m'), count=4, batch=2, slots=2,\n"
+            "                 max_messages=4, domain_share=1.0, goal_share=1.0, **seeds)\n"
+            "recipe = Recipe('talk', (talk,))\n"
+        )
+        command = ["run", str(tmp_path / "recipe.py"), "--out", str(tmp_path / "runs")]
+        write, calls = opening.files.write_lines, []
+
+        def full(path, rows):
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            write(path, rows)
+
+        monkeypatch.setattr(opening.files, "write_lines", full)
+        assert main(command) == 2
+        err = capsys.readouterr().err.splitlines()
+        assert len([line for line in err if line.startswith("easylm: error: ")]) == 1
+        assert "No space left on device" in err[-1] and "--out" in err[-1] and calls[1].name == "000001.jsonl"
+        monkeypatch.setattr(opening.files, "write_lines", write)
+        asked = len(server.asked)
+        assert main(command) == 0 and len(server.asked) == asked  # all answers were in the journal
+    rows = (tmp_path / "runs/talk/talk/dialogues.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in rows}) == len(rows) > 0
+
+
+def test_a_dialogue_can_be_written_in_one_call():
+    written = (
+        "Sure.\nUSER: hello there\nAGENT: good day\nto you\n**USER:** and you?\nAGENT: fool\n[BROKEN]\nDONE\nUSER: x"
+    )
+    messages, whole = rules.script_of(written)
+    assert whole and [message["content"] for message in messages[:3]] == ["hello there", "good day\nto you", "and you?"]
+    assert rules.script_of("AGENT: a\nUSER: b\nUSER: c") == ([{"role": "user", "content": "b"}], False)
+    scripted = stage(talk="script")
+    faulty = "USER: a b\nAGENT: c\nUSER: <|user|>\nAGENT: d\nDONE"
+    tries = Script(lambda ask: written if ask.number % 64 == 4 or ask.number < 64 else faulty)
+    held = talk.hold(scripted, tries, tries, [(spec, "1. plan") for spec in specs(2)])
+    assert [each.ended for each in held] == ["last beat"] * 2 and [each.marker for each in held] == [True, True]
+    assert held[1].messages == held[0].messages and held[1].resampled == {"role label": 1}
+    assert held[0].messages[-1] == {"role": "assistant", "content": "fool"}
+    assert talk.row_of(held[0], scripted, "m", "1")["talk_mode"] == "script"
+    (cut,) = talk.hold(scripted, tries, Script(lambda ask: Said("USER: a\nAGENT: b\nUSER: c", cut=True)),
+                       [(specs(1)[0], "1. plan")])  # fmt: skip
+    assert cut.truncated and len(cut.messages) == 2

@@ -1,5 +1,6 @@
 """A model that speaks: an answer depends on its conversation and number alone, whatever is reused or beside it."""
 
+import pytest
 import rl_kit
 
 from easylm_jax.runtime.mesh import make_mesh
@@ -26,6 +27,7 @@ def talk(voice, slots, turns=2):
     return said
 
 
+@pytest.mark.slow  # trains what `rl_kit` trains
 def test_answers_depend_neither_on_reuse_nor_on_the_company():
     with rl_kit.devices(1):
         reusing = speaker(2, reuse=True)

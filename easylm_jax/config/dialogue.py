@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from easylm_jax.config.base import ModelUse, models_of
-from easylm_jax.config.bounds import Count, NonNegative, Positive
+from easylm_jax.config.bounds import Bounds, Count, NonNegative, Positive
 from easylm_jax.config.data import Source
 from easylm_jax.config.writing import Server, Speaks
 from models.errors import UserError
@@ -68,8 +68,9 @@ class Dialogues(Speaks):
     """Another model for the user's side; None: the same."""
     user_server: Server | None = None
     """A server for the user's side; None: as `user` says."""
-    talk: Literal["blind", "informed"] = "blind"
-    """Whether the agent sees the conversation alone, or also the plan."""
+    talk: Literal["blind", "informed", "script"] = "blind"
+    """Whether the agent sees the conversation alone, or also the plan. "script": one call writes the whole dialogue, in
+    lines of USER and AGENT, as the published rows seem to be written."""
     violate: NonNegative = 0.5
     """Share of plans that aim at breaking a principle in the last turn."""
     max_messages: Count = 12
@@ -78,6 +79,8 @@ class Dialogues(Speaks):
     """New tokens of a turn of the user, at most."""
     agent_tokens: Count = 512
     """New tokens of a turn of the agent, at most."""
+    script_tokens: Count = 2048
+    """New tokens of a dialogue that is written in one call, at most."""
     plan_tokens: Count = 400
     """New tokens of a plan, at most."""
     judge_tokens: Count = 300
@@ -96,6 +99,10 @@ class Dialogues(Speaks):
     """Share of kept dialogues that one domain may have (at least one dialogue)."""
     goal_share: Positive = 0.05
     """Share of kept dialogues that one goal may have (at least one dialogue)."""
+    rules: str = ""
+    """Further rules of `easylm data filter` for dialogues, such as "language(name=en)" (docs/curation.md)."""
+    principle_ratio: Annotated[float, Bounds(low=1)] = 3.0
+    """How often the most frequent principle of kept dialogues may occur, as a multiple of the rarest one's count."""
     near: Positive = 0.8
     """Jaccard similarity of word 5-grams from which on two dialogues are one; the longer stays."""
     against: tuple[Source, ...] = ()

@@ -64,7 +64,7 @@ class SelectPrompts(Stage):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return stages_of((*(part.source for part in self.parts), *self.used, *self.against))
+        return tuple(stages_of((*(part.source for part in self.parts), *self.used, *self.against)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class Binarise(Stage):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return stages_of(self.ratings)
+        return tuple(stages_of(self.ratings))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

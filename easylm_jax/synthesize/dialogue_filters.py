@@ -6,7 +6,7 @@ import collections
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -31,16 +31,18 @@ _PERSONAL = (
 
 def apply(stage: Dialogues, rows: Sequence[Row], tests: Sequence[Mapping[str, Any]]) -> None:
     """Sets `dropped` of every row: None for a kept one, else the reason. Personal data is masked first."""
+    further = quality.parse_rules(stage.rules) if stage.rules else []
     for row in rows:
         for message in row["messages"]:
             for pattern, mask in _PERSONAL:
                 message["content"] = pattern.sub(mask, message["content"])
-        row["dropped"] = alone(row)
+        row["dropped"] = alone(row, further)
     _drop(exact_duplicates(_kept(rows)), "exact duplicate")
     _drop(near_duplicates(_kept(rows), stage.near), "near duplicate")
     _drop(first_turns(_kept(rows)), "first turn")
     _drop(over_cap(_kept(rows), "domain", stage.domain_share), "balance: domain")
     _drop(over_cap(_kept(rows), "gid", stage.goal_share), "balance: goal")
+    _drop(uneven(_kept(rows), stage.principle_ratio), "balance: principle")
     if tests:
         _drop(contaminated(_kept(rows), tests), "contaminated")
 
@@ -54,8 +56,8 @@ def _drop(rows: Iterable[Row], reason: str) -> None:
         row["dropped"] = reason
 
 
-def alone(row: Row) -> str | None:
-    """The reason for dropping a dialogue that can be seen in it alone."""
+def alone(row: Row, further: Sequence[Callable[[quality.Row], str | None]] = ()) -> str | None:
+    """The reason for dropping a dialogue that can be seen in it alone; `further` are rules on its text."""
     messages = row["messages"]
     if not messages or str(row["ended"]).startswith(("plan: ", "turn: ", "no answer")):
         return row["ended"] or "structure"
@@ -76,7 +78,7 @@ def alone(row: Row) -> str | None:
     for rule in (quality.special, quality.repeats, quality.compression, quality.identity):
         if (reason := rule(quality.Row(text, answers))) is not None:
             return "identity" if rule is quality.identity else f"degenerate: {reason}"
-    return None
+    return next((reason for rule in further if (reason := rule(quality.Row(text, answers))) is not None), None)
 
 
 def exact_duplicates(rows: Sequence[Row]) -> list[Row]:
@@ -137,6 +139,20 @@ def over_cap(rows: Sequence[Row], column: str, share: float) -> list[Row]:
     return over
 
 
+def uneven(rows: Sequence[Row], ratio: float) -> list[Row]:
+    """Rows beyond `ratio` times the count of the rarest principle, the later ones first."""
+    counts = collections.Counter(pid for row in rows for pid in row["pids"])
+    cap = math.floor(ratio * min(counts.values(), default=0))
+    seen: collections.Counter[str] = collections.Counter()
+    over = []
+    for row in rows:
+        if any(seen[pid] >= cap for pid in row["pids"]):
+            over.append(row)
+        else:
+            seen.update(row["pids"])
+    return over
+
+
 def contaminated(rows: Sequence[Row], tests: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows that share `_NGRAM` words in a row with a test row."""
     index = build_index([asked_in_test(test, f"test row {i}") for i, test in enumerate(tests)], _NGRAM, 1.0)
@@ -148,7 +164,7 @@ def _text(row: Row) -> str:
     return "\n".join(message["content"] for message in row["messages"])
 
 
-def first_turn_rate(rows: Sequence[Row]) -> float:
+def first_turn_rate(rows: Sequence[Mapping[str, Any]]) -> float:
     """The share of dialogues whose first turn is similar to that of an earlier one."""
     taken = _similar([row["messages"][0]["content"] for row in rows], _FIRST_SIMILARITY, most=1)
     return sum(taken) / len(taken) if taken else 0.0

@@ -13,12 +13,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from easylm_jax.config.dialogue_prompts import BROKEN, END
+from easylm_jax.config.dialogue_prompts import BROKEN, DONE, END
 from easylm_jax.data.curation.texts import words
 from models.errors import UserError
 
 Message = dict[str, str]
 _LABEL = re.compile(r"^\s*(?:\W{0,3})(USER|AGENT|ASSISTANT|SYSTEM|HUMAN)\W{0,3}:", re.IGNORECASE | re.MULTILINE)
+_SIDE = re.compile(r"^[ \t]*[*_]{0,2}(USER|AGENT)[*_]{0,2}:[*_]{0,2}", re.IGNORECASE | re.MULTILINE)
 _MARKUP = re.compile(r"<\|[a-z_]+\|>|</?s>|\[/?INST\]")
 _BEAT = re.compile(r"^\s*\(?(\d{1,2})[.):]", re.MULTILINE)
 _LIST = re.compile(r"PRINCIPLES\s+VIOLATED\s*:?[^\[\n]*\[([^\]\n]*)\]", re.IGNORECASE)
@@ -149,6 +150,22 @@ def turn_fault(text: str, plan: str, earlier: Sequence[str]) -> str | None:
     if text in earlier:
         return "repeats a turn"
     return None
+
+
+def script_of(text: str) -> tuple[list[Message], bool]:
+    """The messages of a dialogue that was written in one piece, and whether its end was: USER and AGENT by turns, from
+    the first USER on; what comes after `DONE`, or after a side that speaks twice in a row, is left out."""
+    lines, end, _ = text.partition(f"\n{DONE}")
+    parts = _SIDE.split(lines)
+    messages: list[Message] = []
+    for side, said in zip(parts[1::2], parts[2::2], strict=True):
+        role = "user" if side.upper() == "USER" else "assistant"
+        if role != ("user", "assistant")[len(messages) % 2]:
+            if not messages:
+                continue
+            return messages, False
+        messages.append({"role": role, "content": said.strip()})
+    return messages, bool(end)
 
 
 def is_farewell(text: str) -> bool:

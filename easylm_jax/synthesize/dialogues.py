@@ -12,6 +12,7 @@ from typing import Any
 from easylm_jax.config.dialogue import Dialogues
 from easylm_jax.config.dialogue_prompts import PROMPTS, VERSION
 from easylm_jax.config.workspace import Workspace
+from easylm_jax.data.curation.quality import parse_rules
 from easylm_jax.rewards.moderation import FIELDS
 from easylm_jax.rewards.moderator import Moderator
 from easylm_jax.runtime import files, processes
@@ -28,6 +29,7 @@ def make_dialogues(stage: Dialogues, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns the content of `done.json`."""
     seeds = {name: rows_of(workspace, getattr(stage, name), f"stage {stage.name}: {name}") for name in _SEEDS}
     rules.check_principles(seeds["principles"])
+    parse_rules(stage.rules or "empty")  # an unknown rule is an error before anything is asked
     specs = rules.make_specs(stage.count, stage.seed, stage.violate, stage.max_messages, **seeds)[: stage.limit]
     with opened(stage, workspace) as opening:
         agent = opening.speaker(stage.init, stage.server, "agent", reuse=stage.reuse)

@@ -33,9 +33,10 @@ _CALLS = 3  # asks of a row: the prompt, the answer, and the answer to the promp
 
 def persona_prompts(stage: PersonaPrompts, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns the content of `done.json`."""
-    people = [row.get("persona") or row.get("text")
-              for row in rows_of(workspace, stage.personas, f"stage {stage.name}: personas")]  # fmt: skip
-    if not all(isinstance(one, str) and one.strip() for one in people):
+    found = rows_of(workspace, stage.personas, f"stage {stage.name}: personas")
+    named = [row.get("persona") or row.get("text") for row in found]
+    people = [one for one in named if isinstance(one, str) and one.strip()]
+    if len(people) < len(named):
         raise UserError(f"stage {stage.name}: personas: a row must have persona or text")
     wanted = list(range(stage.count))[: stage.limit]
     with opened(stage, workspace) as opening:

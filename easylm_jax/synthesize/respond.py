@@ -29,8 +29,8 @@ def respond(stage: Respond, workspace: Workspace) -> dict[str, Any]:
         asked: dict[str, Any] = {}
         for model in stage.pool:
             own = [(i, prompt) for i, prompt in enumerate(prompts) if model.name in drawn[i]]
-            answers, asked[model.name] = _answers(stage, opening, model, own)
-            for (i, _), row in zip(own, answers, strict=True):
+            made, asked[model.name] = _answers(stage, opening, model, own)
+            for (i, _), row in zip(own, made, strict=True):
                 said[i, model.name] = row["answers"]
         rows, dropped = [], []
         for i, prompt in enumerate(prompts):

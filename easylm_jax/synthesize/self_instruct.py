@@ -31,8 +31,9 @@ _ANSWERS = 1 << 30  # the number of the first answer
 
 def self_instruct(stage: SelfInstruct, workspace: Workspace) -> dict[str, Any]:
     """Runs the stage; returns the content of `done.json`."""
-    seeds = [row.get("instruction") for row in rows_of(workspace, stage.tasks, f"stage {stage.name}: tasks")]
-    if not all(isinstance(one, str) and one.strip() for one in seeds):
+    found = [row.get("instruction") for row in rows_of(workspace, stage.tasks, f"stage {stage.name}: tasks")]
+    seeds = [one for one in found if isinstance(one, str) and one.strip()]
+    if len(seeds) < len(found):
         raise UserError(f"stage {stage.name}: tasks: a row must have an instruction")
     kept: list[str] = []
     dropped: list[Row] = []

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from easylm_jax.config.dialogue import Dialogues
-from easylm_jax.config.dialogue_prompts import BROKEN, END, PROMPTS, Prompts
+from easylm_jax.config.dialogue_prompts import BROKEN, DONE, END, PROMPTS, Prompts
 from easylm_jax.synthesize import dialogue_rules as rules
-from easylm_jax.synthesize.speakers import Ask, Manner, Said, Speaker
+from easylm_jax.synthesize.speakers import Ask, Manner, Said, Speaker, answer_all
 
 ATTEMPTS = 3  # at a turn: two more after the first (spec sdsd §3)
 _PER_DIALOGUE = 64  # numbers of asks that a dialogue has
@@ -59,6 +59,9 @@ class Talk:
 def hold(stage: Dialogues, user: Speaker, agent: Speaker, planned: Sequence[tuple[rules.Spec, str]]) -> list[Talk]:
     """Plays dialogues to their ends; returns them in order."""
     talks = [Talk(spec, plan) for spec, plan in planned]
+    if stage.talk == "script":
+        _write_scripts(stage, agent, talks)
+        return talks
     waiting = collections.deque(talks)
     slots: dict[int, Talk] = {}
     while waiting or slots:
@@ -72,6 +75,54 @@ def hold(stage: Dialogues, user: Speaker, agent: Speaker, planned: Sequence[tupl
         if talk.messages and talk.messages[-1]["role"] == "user":
             talk.messages.pop()  # a dialogue ends with the agent
     return talks
+
+
+def _write_scripts(stage: Dialogues, writer: Speaker, talks: Sequence[Talk]) -> None:
+    """Each dialogue in one call; one with a fault is written again."""
+    texts, left = PROMPTS[stage.prompts], list(talks)
+    for attempt in range(ATTEMPTS):
+        asks = []
+        for talk in left:
+            spec = talk.spec
+            content = texts.script.format(
+                persona=spec["persona"], goal=spec["goal"], plan=talk.plan,
+                principles=rules.numbered(spec["principle"]), broken=BROKEN, done=DONE,
+                exchanges=max(1, spec["target_turns"] // 2),
+            )  # fmt: skip
+            asks.append(Ask([{"role": "user", "content": content}], number_of(spec["id"], _FIRST_TURN + attempt)))
+        answers = answer_all(writer, asks, Manner(stage.script_tokens, stage.agent_temperature, stage.top_p))
+        left = [talk for talk, said in zip(left, answers, strict=True)
+                if not _accept_script(stage, talk, said, last=attempt == ATTEMPTS - 1)]  # fmt: skip
+
+
+def _accept_script(stage: Dialogues, talk: Talk, said: Said, *, last: bool) -> bool:
+    """Takes a written dialogue up to its first turn with a fault, if there is an exchange before that."""
+    talk.tokens["agent"] += said.tokens_out
+    talk.tokens_in += said.tokens_in
+    if said.failed is not None:
+        talk.ended, talk.truncated = f"no answer: {said.failed[:60]}", True
+        return True
+    messages, whole = rules.script_of(said.text)
+    fault = None if messages else "empty"
+    for message in messages[: stage.max_messages]:
+        text, marked = rules.cleaned(message["content"], "user" if message["role"] == "user" else "agent")
+        fault = rules.turn_fault(text, talk.plan, [one["content"] for one in talk.messages])
+        if fault is not None:
+            break
+        talk.messages.append({"role": message["role"], "content": text})
+        talk.marker |= marked and message["role"] == "assistant"
+    if len(talk.messages) % 2:
+        talk.messages.pop()
+    if fault is not None:
+        talk.resampled[fault] += 1
+        if not last:
+            talk.messages, talk.marker = [], False
+            return False
+        talk.ended = f"turn: {fault}"
+        return True
+    talk.truncated = said.cut or not whole or len(messages) > stage.max_messages
+    talk.ended = "a turn was cut" if said.cut else "message limit" if talk.truncated else "last beat"
+    return True
 
 
 def _take_turn(stage: Dialogues, side: str, speaker: Speaker, talks: dict[int, Talk]) -> None:
@@ -160,7 +211,7 @@ def row_of(talk: Talk, stage: Dialogues, model: str, version: str) -> dict[str, 
     return {
         **spec, "model": model, "talk_mode": stage.talk, "plan": talk.plan, "messages": talk.messages,
         "n_turns": len(talk.messages), "is_truncated": talk.truncated, "ended": talk.ended,
-        "planned": spec["mode"] == "violate", "marker": talk.marker if stage.talk == "informed" else None,
+        "planned": spec["mode"] == "violate", "marker": None if stage.talk == "blind" else talk.marker,
         "resampled": dict(talk.resampled), "seed": stage.seed, "prompt_version": version,
         "tokens_in": talk.tokens_in, "tokens_user": talk.tokens["user"], "tokens_agent": talk.tokens["agent"],
     }  # fmt: skip

@@ -62,7 +62,7 @@ recipe = Recipe(
             "talk", init=WRITER, chat_template="chatml", count=107_683, talk="informed", principles=seeds("principles"),
             goals=seeds("goals"), personas=seeds("personas"), domains=Source("stage:topics/domains.jsonl"),
             moderator="hf:allenai/wildguard", compare=(Source("hf:HuggingFaceH4/ultrachat_200k:test_sft"),),
-            slots=256, batch=2048,
+            rules="language(name=en)", slots=256, batch=2048,
         ),
         Revisions(
             "revise", init=WRITER, chat_template="chatml", dialogues=Source("stage:talk/dialogues.jsonl"),
