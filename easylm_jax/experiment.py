@@ -146,10 +146,10 @@ STAGES: dict[type[Stage] | str, StageKind] = {
 }
 
 
-def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Program]:
-    """The device programs of a stage on a mesh, for `easylm plan`; empty if it has none."""
+def programs_of(stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Program]:
+    """The device programs of a stage on a mesh, for `easylm plan`; none if it has none."""
     programs = kind_of(stage).programs
-    return [] if programs is None else collect(resolve(programs), stage, recipe, mesh)
+    return iter(()) if programs is None else collect(resolve(programs), stage, recipe, mesh)
 
 
 def kind_of(stage: Stage) -> StageKind:

@@ -143,8 +143,9 @@ class Block(nn.Module):
 
 
 # What a layer stores for its backward pass, by `Compute.remat`. Projections are stored before norms and rotations,
-# which are cheap to recompute and whose backward passes need nothing else.
-_ATTENTION = ("query", "key", "value", "attention")
+# which are cheap to recompute and whose backward passes need nothing else. "routing": the experts of tokens, and their
+# order, which cost sorts.
+_ATTENTION = ("query", "key", "value", "attention", "routing")
 _OUTPUTS = (*_ATTENTION, "output", "down")
 _REMAT: dict[str, Callable[..., bool] | None] = {
     "full": None,

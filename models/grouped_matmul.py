@@ -30,8 +30,9 @@ def backend_for(platform: str) -> Backend:
 
 
 def grouped_matmul(
-    x: jax.Array, kernels: jax.Array, sizes: jax.Array, *, backend: Backend, interpret: bool = False
-) -> jax.Array:
+    x: jax.Array, kernels: jax.Array, sizes: jax.Array, *, backend: Backend, interpret: bool = False,
+    whole: bool = False,
+) -> jax.Array:  # fmt: skip
     """x[i] @ kernels[group of row i] for rows that are sorted by group.
 
     Args:
@@ -40,26 +41,27 @@ def grouped_matmul(
         sizes: int32 [E], rows of each group; their sum is at most M.
         backend: a name of the table above.
         interpret: run a Pallas kernel without a TPU, for tests.
+        whole: every row is of a group, so that no pass over the result is needed to write the rows of none.
 
     Returns:
         [M, N] in the type of x; rows of no group are 0. Products are summed in float32. Differentiable in `x` and
         `kernels`.
     """
-    return _grouped(x, kernels, sizes, backend, interpret)
+    return _grouped(x, kernels, sizes, backend, interpret, whole)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _grouped(x, kernels, sizes, backend, interpret):
-    return _rows(x, kernels, sizes, backend, interpret, transpose=False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _grouped(x, kernels, sizes, backend, interpret, whole):
+    return _rows(x, kernels, sizes, backend, interpret, whole, transpose=False)
 
 
-def _grouped_forward(x, kernels, sizes, backend, interpret):
-    return _grouped(x, kernels, sizes, backend, interpret), (x, kernels, sizes)
+def _grouped_forward(x, kernels, sizes, backend, interpret, whole):
+    return _grouped(x, kernels, sizes, backend, interpret, whole), (x, kernels, sizes)
 
 
-def _grouped_backward(backend, interpret, saved, gradient):
+def _grouped_backward(backend, interpret, whole, saved, gradient):
     x, kernels, sizes = saved
-    d_x = _rows(gradient, kernels, sizes, backend, interpret, transpose=True)
+    d_x = _rows(gradient, kernels, sizes, backend, interpret, whole, transpose=True)
     d_kernels = (_blocks_outer if backend == "blocks" else _megablox_outer)(x, gradient, sizes, interpret)
     return d_x, d_kernels.astype(kernels.dtype), np.zeros(sizes.shape, jax.dtypes.float0)
 
@@ -67,9 +69,11 @@ def _grouped_backward(backend, interpret, saved, gradient):
 _grouped.defvjp(_grouped_forward, _grouped_backward)
 
 
-def _rows(x, kernels, sizes, backend: Backend, interpret: bool, transpose: bool) -> jax.Array:
+def _rows(x, kernels, sizes, backend: Backend, interpret: bool, whole: bool, transpose: bool) -> jax.Array:
     """Every row times the matrix (or its transpose) of its group; rows of no group are 0."""
     y = (_blocks_rows if backend == "blocks" else _megablox_rows)(x, kernels, sizes, transpose, interpret)
+    if whole:
+        return y
     return jnp.where(jnp.arange(len(x))[:, None] < sizes.sum(), y, jnp.zeros((), y.dtype))
 
 

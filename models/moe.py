@@ -161,17 +161,19 @@ def _mixture(x, kernels: ExpertKernels, given, *, k: int, backend: Backend, plac
     rows = x.reshape(-1, x.shape[-1])
     logits = jnp.matmul(rows.astype(jnp.float32), kernels.router.astype(jnp.float32), precision="highest")
     probabilities = jax.nn.softmax(logits)
-    weights, chosen = jax.lax.top_k(probabilities, k)
+    chosen = checkpoint_name(jax.lax.top_k(jax.lax.stop_gradient(probabilities), k)[1], "routing")
     if given is not None:
         given = given.reshape(-1, k).astype(chosen.dtype)
         chosen = jnp.where(given >= 0, given, chosen)
-        weights = jnp.take_along_axis(probabilities, chosen, axis=-1)
+    weights = _at(probabilities, chosen)
     own, axis = chosen, placement.experts
+    if len(kernels.gate) == logits.shape[-1]:  # the mesh axis has one device: it has all experts
+        axis = None
     if axis is not None:
         rows, weights, own = (jax.lax.all_gather(part, axis, tiled=True) for part in (rows, weights, own))
         own = own - jax.lax.axis_index(axis) * len(kernels.gate)
         own = jnp.where((own >= 0) & (own < len(kernels.gate)), own, len(kernels.gate))  # sorted behind the own ones
-    product = functools.partial(grouped_matmul, backend=backend, interpret=interpret)
+    product = functools.partial(grouped_matmul, backend=backend, interpret=interpret, whole=axis is None)
     y, computed = _experts(rows, weights, own, kernels, product)
     if placement.tensor is not None:
         y = jax.lax.psum(y, placement.tensor)
@@ -182,52 +184,90 @@ def _mixture(x, kernels: ExpertKernels, given, *, k: int, backend: Backend, plac
     return y.reshape(x.shape), Routing(logits.reshape(back), chosen.reshape(back), computed.reshape(x.shape[:-1]))
 
 
+def _at(probabilities: jax.Array, chosen: jax.Array) -> jax.Array:
+    """[T, k]: the probabilities [T, E] of the chosen experts. As a masked sum, whose gradient needs no scatter."""
+    hits = chosen[..., None] == jnp.arange(probabilities.shape[-1])
+    return jnp.where(hits, probabilities[:, None, :], 0.0).sum(axis=-1)
+
+
 def _experts(x, weights, chosen, kernels: ExpertKernels, product) -> tuple[jax.Array, jax.Array]:
     """The weighted sum of the experts' outputs, float32 [T, d], for tokens [T, d], and copies computed, int32 [T].
 
-    `chosen` int32 [T, k] numbers the given experts; a larger number is an expert of another device.
+    `chosen` int32 [T, k] numbers the given experts; a larger number is an expert of another device. Copies are numbered
+    by rank first, so that those of a token are added along the outermost axis, which costs a TPU least. The weights
+    multiply what goes into the last product, so that the backward pass needs none of its results.
     """
-    count = len(kernels.gate)
-    flat = chosen.reshape(-1)
+    count, (tokens, k) = len(kernels.gate), chosen.shape
+    flat = chosen.T.reshape(-1)
     sizes = (flat[:, None] == jnp.arange(count)).sum(axis=0, dtype=jnp.int32)
-    order = jnp.argsort(flat)
-    place = jnp.argsort(order)  # of each copy among the sorted ones
-    copies = _spread(x, order, place)
-    gate, up = product(copies, kernels.gate, sizes), product(copies, kernels.up, sizes)
+    scale, order = _sorted(weights.T.reshape(-1), flat)
+    order = checkpoint_name(order, "routing")
+    place = checkpoint_name(jnp.argsort(order), "routing")  # of each copy among the sorted ones
+    # Spread for each: the compiler computes it once, and the two gradients are added token by token.
+    gate, up = (product(_spread(x, order, place), kernel, sizes) for kernel in (kernels.gate, kernels.up))
     gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
-    y = _permuted(product(nn.silu(gate) * up, kernels.down, sizes), place, order)
-    y = y.reshape(*chosen.shape, -1).astype(jnp.float32)
-    computed = (place < sizes.sum()).reshape(chosen.shape).sum(axis=1, dtype=jnp.int32)
-    return (y * weights[..., None]).sum(axis=1), computed
+    hidden = (nn.silu(gate) * up).astype(jnp.float32) * scale[:, None]
+    y = _collected(product(hidden.astype(x.dtype), kernels.down, sizes), order, place, tokens)
+    computed = (place < sizes.sum()).reshape(k, tokens).sum(axis=0, dtype=jnp.int32)
+    return y, computed
 
 
 @jax.custom_vjp
-def _permuted(x: jax.Array, index: jax.Array, inverse: jax.Array) -> jax.Array:
-    """x[index] for a permutation. Its gradient is a permutation too, instead of sums into zeros."""
-    return x.at[index].get(mode="promise_in_bounds")
+def _sorted(weights: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The weights [N] in the order of their keys, and that order. Its gradient is a sort too, instead of a scatter."""
+    index = jnp.arange(len(keys), dtype=jnp.int32)
+    _, order, ordered = jax.lax.sort((keys, index, weights), num_keys=1, is_stable=True)
+    return ordered, order
 
 
-def _permuted_backward(saved, gradient):
-    index, inverse = saved
-    return gradient.at[inverse].get(mode="promise_in_bounds"), None, None
+def _sorted_forward(weights, keys):
+    ordered, order = _sorted(weights, keys)
+    return (ordered, order), order
 
 
-_permuted.defvjp(lambda x, index, inverse: (_permuted(x, index, inverse), (index, inverse)), _permuted_backward)
+def _sorted_backward(order, gradients):
+    return jax.lax.sort((order, gradients[0]), num_keys=1)[1], None
+
+
+_sorted.defvjp(_sorted_forward, _sorted_backward)
 
 
 @jax.custom_vjp
 def _spread(x: jax.Array, order: jax.Array, place: jax.Array) -> jax.Array:
-    """The copies [T·k, d] of tokens [T, d] in the order of their experts; copy c is of token c // k."""
-    return x.at[order // (len(order) // len(x))].get(mode="promise_in_bounds")
+    """The copies [k·T, d] of tokens [T, d] in the order of their experts; copy c is of token c mod T."""
+    return x.at[order % len(x)].get(mode="promise_in_bounds")
+
+
+def _spread_forward(x, order, place):
+    return _spread(x, order, place), (order, place, x[:, :0])  # the last for its length
 
 
 def _spread_backward(saved, gradient):
-    tokens, place = saved
-    copies = gradient.at[place].get(mode="promise_in_bounds").reshape(tokens, -1, gradient.shape[-1])
-    return copies.astype(jnp.float32).sum(axis=1).astype(gradient.dtype), None, None
+    order, place, tokens = saved
+    return _collected(gradient, order, place, len(tokens)).astype(gradient.dtype), None, None
 
 
-_spread.defvjp(lambda x, order, place: (_spread(x, order, place), (len(x), place)), _spread_backward)
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _collected(copies: jax.Array, order: jax.Array, place: jax.Array, tokens: int) -> jax.Array:
+    """float32 [T, d]: the sums of the copies of each token; the transpose of `_spread`."""
+    ranks = place.reshape(-1, tokens)  # one by one: a TPU's sum over an axis takes four times as long
+    found = (copies.at[rank].get(mode="promise_in_bounds").astype(jnp.float32) for rank in ranks)
+    return functools.reduce(jnp.add, found)
+
+
+def _collected_forward(copies, order, place, tokens):
+    return _collected(copies, order, place, tokens), (order, place, copies[:0])  # the last for its type
+
+
+def _collected_backward(tokens, saved, gradient):
+    order, place, kind = saved
+    return _spread(gradient.astype(kind.dtype), order, place), None, None
+
+
+_collected.defvjp(_collected_forward, _collected_backward)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import multiprocessing
 
 import pytest
 
 from easylm_jax.cli.main import main
 from easylm_jax.config import Recipe
 from easylm_jax.config.load import load_recipe
-from easylm_jax.plan import by_name, dedupe, pods, report, shapes, sweep, topology
+from easylm_jax.experiment import programs_of
+from easylm_jax.plan import by_name, dedupe, pods, report, shapes, sweep, topology, within
 from easylm_jax.plan.cost import Prices, read_prices
+from easylm_jax.plan.report import Planner
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.mesh import BATCH_AXES, parse_mesh
 
@@ -133,29 +136,71 @@ def test_what_cannot_be_planned_is_one_line(arguments, says, no_compiler, capsys
     assert says in err and err.count("\n") == 1
 
 
-def test_one_program_that_the_compiler_refuses_refuses_its_stage_alone(tmp_path, monkeypatch):
+GIB = 2**30
+ROW = {
+    "stage": "ppo", "program": "policy", "fits": True, "bytes_per_chip": 30 * GIB, "peak_bytes_per_device": 20 * GIB,
+    "resident_bytes_per_device": {"value": 10 * GIB}, "flops": 8e14, "runs_per_step": 4, "step_seconds": [8.0, 12.0],
+    "mfu": 0.5, "floor_seconds": None, "seconds": {"compute": 2.0, "kernels": 0.5},
+}  # fmt: skip
+OUTLINE = {
+    "stage": "grpo", "program": "policy", "resident_bytes_per_device": {"reference": 5 * GIB}, "flops": 4e14,
+    "runs_per_step": 2, "floor_seconds": None,
+}  # fmt: skip
+
+
+def test_of_each_kind_one_program_is_compiled_first_and_what_runs_in_no_step_last():
+    outlines = {
+        number: [{"program": name, "runs_per_step": name != "reference"} for name in names.split()]
+        for number, names in enumerate(("train", "reference train", "score policy prefill decode", "policy decode"))
+    }
+    tasks = [(number, one["program"]) for number in outlines for one in outlines[number]]
+    assert within.ranked(tasks, outlines) == [
+        (0, "train"), (2, "score"), (2, "prefill"), (2, "decode"), (1, "train"), (3, "decode"), (2, "policy"),
+        (3, "policy"), (1, "reference"),
+    ]  # fmt: skip
+
+
+def test_an_estimate_is_in_proportion_to_the_nearest_program_of_its_kind():
+    decode = {**ROW, "program": "decode", "floor_seconds": 4.0}
+    half = within.estimated(OUTLINE, [{**ROW, "flops": 1e9}, decode, ROW], OWN)
+    assert half["step_seconds"] == [2.0, 3.0] and half["seconds"] == {"compute": 1.0, "kernels": 0.25}
+    assert half["bytes_per_chip"] == 25 * GIB and half["fits"] and half["estimated_from"] == "ppo: policy"
+    assert not within.estimated({**OUTLINE, "resident_bytes_per_device": {"all": 80 * GIB}}, [ROW], OWN)["fits"]
+    # A block of decode steps takes as long as it reads: here three times as long, and it runs half as often.
+    read = {**OUTLINE, "program": "judge's decode", "floor_seconds": 6.0}
+    assert within.estimated(read, [ROW, decode], OWN)["step_seconds"] == [12.0, 18.0]
+    assert within.estimated({**OUTLINE, "program": "prefill"}, [ROW, decode], OWN) is None
+
+
+def test_what_is_compiled_stands_what_is_not_is_estimated_and_said_and_an_error_refuses_its_stage_alone():
     recipe, found = points(LLAMA, OWN)
-    found = found[:2]
-
-    class Planner:
-        log = staticmethod(lambda text: None)
-
-        def names(self, stage, *_):
-            return ["train", "reference"]
-
-        def plan(self, stage, recipe, pod, devices, *, only):
-            if stage.name == "dpo" and only == "reference":
-                raise ValueError("two\nlines")
-            row = type("Row", (), {"as_json": lambda self: {**PROGRAM, "program": only}})
-            return [row()]
-
-    monkeypatch.setattr(Topology, "devices", lambda self: [])
-    by_name.run(found, recipe, Planner(), jobs=1)
-    sft, dpo = found
-    assert [one["program"] for one in sft.programs] == ["train", "reference"] and sft.fits
-    assert dpo.refused == "ValueError: two lines" and not dpo.fits
+    sft, dpo, ppo, grpo = found
+    outlines = {
+        "train": {**OUTLINE, "program": "train"}, "decode": {**OUTLINE, "program": "decode"}, "policy": OUTLINE,
+    }  # fmt: skip
+    done = {
+        (0, "train"): {**ROW, "stage": "sft", "program": "train"}, (1, "train"): "ValueError: two lines",
+        (2, "policy"): ROW,
+    }  # fmt: skip
+    for number, names in enumerate(("train", "train", "policy decode", "policy")):
+        within._fill(found[number], number, [outlines[name] for name in names.split()], done, "late")
+    assert sft.fits and "estimated_from" not in sft.programs[0]
+    assert dpo.refused == "ValueError: two lines" and not dpo.undecided
+    assert ppo.undecided and ppo.refused == "decode is late; the same command goes on"
+    assert grpo.fits and grpo.programs[0]["estimated_from"] == "sft: train"
     told = by_name.text(LLAMA, found, recipe, read_prices(), "on_demand")
-    assert "dpo: ValueError: two lines" in told and "dpo    no    –" in told
+    lines = {line.split()[0]: line.split() for line in told.splitlines()[3:8]}
+    assert (lines["sft"][1], lines["dpo"][1], lines["ppo"][1], lines["grpo"][1]) == ("yes", "no", "?", "~yes")
+    assert "dpo: ValueError: two lines" in told
+    assert "grpo: ~ was estimated (policy from sft: train); the same command goes on compiling" in told
+
+
+def test_a_deadline_that_has_passed_leaves_no_process_and_every_stage_undecided(tmp_path):
+    recipe, found = points(LLAMA, OWN)
+    before = multiprocessing.active_children()
+    by_name.run(found[:1], recipe, Planner(programs_of, tmp_path), 1, 0.01)
+    assert found[0].undecided and "not compiled within 0.01 s" in found[0].refused and not found[0].fits
+    assert multiprocessing.active_children() == before
 
 
 def test_the_plan_of_a_recipe_says_what_it_costs():

@@ -53,3 +53,20 @@ def test_a_splash_kernel_is_counted_by_its_name_whatever_it_declares():
     text = STEP.replace("%decode_attention.1", "%splash_mha_fwd.1").replace("4,64,8,2048,128", "2,64,128")
     (kernel,) = hlo.HloProgram(text.replace("{4,3,2,1,0}", "{2,1,0}")).costs().kernels
     assert kernel == (2.0 * 2 * 64 * 64 * 128, 0.0)
+
+
+GATHER = """
+%rows (x: f32[64,128], i: s32[1024]) -> bf16[1024,128] {
+  %x = f32[64,128] parameter(0)
+  %i = s32[1024] parameter(1)
+  ROOT %g = bf16[1024,128] gather(%x, %i), offset_dims={1}
+}
+
+ENTRY"""
+
+
+def test_a_gather_of_rows_takes_as_long_as_reading_and_writing_them():
+    """The compiler estimates no cycles for it."""
+    call = "  %gather_fusion.1 = bf16[1024,128]{1,0} fusion(%p), kind=kCustom, calls=%rows\n  %p = s32[] parameter(0)\n"
+    text = STEP.replace("ENTRY", GATHER).replace("  %p = s32[] parameter(0)\n", call)
+    assert (0.0, 2.0 * 1024 * 128 * 2) in hlo.HloProgram(text).costs().kernels

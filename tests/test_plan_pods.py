@@ -11,10 +11,12 @@ from test_plan import RECIPE
 from easylm_jax.config import DPO, Entry, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source, Task
 from easylm_jax.config.load import load_recipe
 from easylm_jax.experiment import programs_of
-from easylm_jax.plan import dedupe, pods, report, scale, suggest, sweep, topology
+from easylm_jax.plan import dedupe, pods, report, scale, shapes, suggest, sweep, topology
 from easylm_jax.plan.report import Planner
 from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
+from models.flops import model_flops_per_token
+from models.registry import preset
 from recipes.__main__ import FOLDER, name_of, recipe_files
 from recipes.durations import DURATIONS
 
@@ -69,6 +71,27 @@ def test_a_mesh_a_reward_model_and_a_pod_tell_stages_apart():
         for kept in ("cached", "model")
     )  # fmt: skip
     assert key(cached) != key(whole)
+
+
+def test_crops_tell_rows_of_pictures_apart_and_are_no_part_of_other_keys():
+    def with_crops(count, vision):
+        return dataclasses.replace(SFT, data=dataclasses.replace(SFT.data, row_crops=count, **vision))
+
+    pictures = {"kind": "pictures", "vision": preset("molmo-7b-d").vision, "template": "molmo"}
+    assert key(with_crops(8, pictures)) != key(with_crops(16, pictures))
+    assert "row_crops" not in dedupe._plain(SFT.data)
+
+
+def test_a_row_of_pictures_is_counted_with_what_its_crops_take():
+    config = preset("molmo-7b-d")
+    data = dataclasses.replace(
+        SFT.data, kind="pictures", vision=config.vision, template="molmo", sequence_length=6912, row_crops=56
+    )
+    tokens = model_flops_per_token(config, 6912) * 6912
+    seen = shapes.picture_flops(config, data)
+    assert shapes.picture_flops(config, SFT.data) == 0
+    assert seen == 2 * shapes.picture_flops(config, dataclasses.replace(data, row_crops=28))
+    assert 0.1 < seen / tokens < 0.5  # a tower of 0.3 billion parameters beside a decoder of 7.6
 
 
 def test_every_stage_of_the_papers_recipes_has_a_group_and_figures_share_theirs():
@@ -137,8 +160,11 @@ def test_the_page_of_all_recipes_is_of_the_recipes_as_they_are():
         pytest.skip("no TPU compiler: pip install 'jax[tpu]' (no TPU is needed)")
     if f"with {installed};" not in text:
         pytest.skip(f"docs/pods.md was planned with other versions than {installed}")
-    missing = [group.members[0] for group in found if f"<!-- {group.key[:12]} -->" not in text]
-    assert not missing and text.count("<!-- ") == len(found)
+    missing = [
+        f"{group.members[0][0]}, {group.stage.name}" for group in found if f"<!-- {group.key[:12]} -->" not in text
+    ]
+    assert not missing, f"make plan-all PLAN_FLAGS='RECIPE …' plans them: {missing}"
+    assert text.count("<!-- ") == len(found)
 
 
 def test_stages_planned_in_processes_end_as_they_do_one_by_one(tmp_path):

@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chips", type=kinds.COUNT, metavar="N", help="in place of --topology: N chips of v5p")
     parser.add_argument(
+        "--within", type=kinds.NON_NEGATIVE, metavar="SECONDS", default=100,
+        help="of a plan of a model: what is not compiled by then is estimated; 0 compiles everything (default: 100)",
+    )  # fmt: skip
+    parser.add_argument(
         "--prices", type=kinds.INPUT_FILE, metavar="FILE",
         help="prices in the form of easylm_jax/plan/prices.json, the default",
     )  # fmt: skip
@@ -152,14 +156,15 @@ def _by_name(recipe: Any, topology: Any, arguments: argparse.Namespace, prices: 
     chosen = by_name.STAGES if arguments.stage is None else (recipe.stage(arguments.stage).name,)
     topology.devices()  # reports a missing compiler once
     found, planner = by_name.points(recipe, chosen, topology, arguments.mesh), _planner(arguments)
-    by_name.run(found, recipe, planner, pods.default_jobs())
+    by_name.run(found, recipe, planner, pods.default_jobs(), arguments.within or None)
     kind = _price_kind(arguments)
     print(by_name.text(arguments.recipe, found, recipe, prices, kind), flush=True)
     if arguments.json:
         _write(Path(arguments.json), by_name.as_json(arguments.recipe, found, prices, kind))
     if not arguments.no_suggestion:
         for point in found:
-            if not point.fits and point.refused is None:
+            estimated = any(program.get("estimated_from") for program in point.programs)
+            if not point.fits and point.refused is None and not estimated:
                 _suggest(point.stage, by_name.recipe_at(recipe, point), topology, planner)
     return 0 if all(point.fits for point in found) else EXIT_DOES_NOT_FIT
 

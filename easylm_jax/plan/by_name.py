@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from easylm_jax.config import Recipe
 from easylm_jax.config.load import load_recipe
-from easylm_jax.plan import cost, pods, report, shapes, sweep, topology
+from easylm_jax.plan import cost, report, shapes, sweep, topology, within
 from easylm_jax.plan.report import Planner
 from easylm_jax.plan.sweep import Point
 from easylm_jax.plan.topology import Topology
 from easylm_jax.runtime.chips import GIB
 from models.config import DecoderConfig
-from models.errors import UserError
 
 RECIPE = "tulu3/every_stage"
 KINDS = ("hf:", "run:")
 STAGES = ("sft", "dpo", "ppo", "grpo")
 _DECODE_TP = 4  # as in the recipe, where the model's heads and the pod allow it
-_LONGEST_FIRST = ("train", "policy", "value")  # programs that take the compiler longest
 
 
 def names_model(text: str) -> bool:
@@ -80,49 +76,9 @@ def recipe_at(recipe: Recipe, point: Point) -> Recipe:
     return dataclasses.replace(recipe, mesh=point.mesh, stages=stages)
 
 
-def run(found: Sequence[Point], recipe: Recipe, planner: Planner, jobs: int) -> None:
-    """Compiles the programs of all points, in `jobs` processes; what cannot be compiled is in a point's `refused`."""
-    tasks: list[tuple[int, str]] = []
-    for number, point in enumerate(found):
-        if point.refused is None:
-            try:
-                names = planner.names(point.stage, recipe_at(recipe, point), point.topology.devices())
-            except UserError as error:
-                point.refused = str(error)
-                continue
-            tasks += [(number, name) for name in names]
-    order = sorted(tasks, key=lambda task: task[1] not in _LONGEST_FIRST)
-    jobs = max(1, min(jobs, len(tasks)))
-    planner.log(f"{len(tasks)} programs to compile, {jobs} at once")
-    done: dict[tuple[int, str], Any] = {}
-    if jobs == 1:
-        for task in order:
-            done[task] = _compile(found[task[0]], recipe, task[1], planner)
-    else:
-        context = multiprocessing.get_context("spawn")  # forking would lose the threads of the compiler
-        quiet = dataclasses.replace(planner, log=report.no_log)
-        with ProcessPoolExecutor(jobs, context, initializer=topology.configure_compiler_env) as pool:
-            futures = {task: pool.submit(_compile, found[task[0]], recipe, task[1], quiet) for task in order}
-            for task, future in futures.items():
-                failure = future.exception()  # the process died
-                done[task] = pods.one_line(failure) if failure else future.result()
-                planner.log(f"{found[task[0]].stage.name}: {task[1]} compiled")
-    for task in tasks:
-        point, result = found[task[0]], done[task]
-        if isinstance(result, str):
-            point.refused = point.refused or result
-        else:
-            point.programs.append(result)
-
-
-def _compile(point: Point, recipe: Recipe, name: str, planner: Planner) -> dict[str, Any] | str:
-    """One program of a point as JSON, or the error in one line."""
-    try:
-        devices = point.topology.devices()
-        rows = planner.plan(point.stage, recipe_at(recipe, point), point.topology, devices, only=name)
-        return rows[0].as_json()
-    except Exception as error:  # the other programs are compiled nevertheless
-        return pods.one_line(error)[:300]
+def run(found: Sequence[Point], recipe: Recipe, planner: Planner, jobs: int, seconds: float | None = None) -> None:
+    """Compiles the programs of all points in `jobs` processes, within these seconds if given; see `within.run`."""
+    within.run(found, [recipe_at(recipe, point) for point in found], planner, jobs, seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +116,7 @@ def text(model: str, found: Sequence[Point], recipe: Recipe, prices: cost.Prices
         f"stages of the recipe {RECIPE}; change them with STAGE.FIELD=VALUE",
         "", report.aligned(lines), "",
         *(f"{point.stage.name}: {point.refused}" for point in found if point.refused is not None),
+        *(line for point in found for line in _estimates(point)),
         *(line for point in found if point.fits for line in report.balance_lines(point.stage, [
             (program["program"], program["step_seconds"][1]) for program in point.programs
         ])),
@@ -167,18 +124,28 @@ def text(model: str, found: Sequence[Point], recipe: Recipe, prices: cost.Prices
     ])  # fmt: skip
 
 
+def _estimates(point: Point) -> list[str]:
+    """Which programs of a stage are estimated, and from what."""
+    names = [f"{one['program']} from {one['estimated_from']}" for one in point.programs if one.get("estimated_from")]
+    if not names:
+        return []
+    return [f"{point.stage.name}: ~ was estimated ({', '.join(names)}); the same command goes on compiling"]
+
+
 def _cells(point: Point, prices: cost.Prices, kind: str) -> tuple[str, ...]:
     stage: Any = point.stage
-    gib = "–" if point.refused is not None else "more" if point.gib is None else f"{point.gib:.1f}"
+    about = "~" if any(one.get("estimated_from") for one in point.programs) else ""
+    gib = "–" if point.refused is not None else "more" if point.gib is None else f"{about}{point.gib:.1f}"
     settings = (point.mesh, f"{stage.rows_per_update:,}", str(stage.accumulate))
     if not point.fits:
-        return (stage.name, "no", gib, *settings, *["–"] * 6)
+        return (stage.name, "?" if point.undecided else f"{about}no", gib, *settings, *["–"] * 6)
     found = length(point, prices, kind)
     rest = ["–"] * 4 if found is None else [
         f"{found.steps:,}", report.span(*found.hours), report.span(*found.chip_hours),
         "–" if found.money is None else report.span(*found.money),
     ]  # fmt: skip
-    return (stage.name, "yes", gib, *settings, report.span(*point.seconds), f"{100 * point.mfu:.0f} %", *rest)
+    step = f"{about}{report.span(*point.seconds)}"
+    return (stage.name, f"{about}yes", gib, *settings, step, f"{100 * point.mfu:.0f} %", *rest)
 
 
 def as_json(model: str, found: Sequence[Point], prices: cost.Prices, kind: str) -> dict[str, Any]:

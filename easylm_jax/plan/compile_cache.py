@@ -18,7 +18,7 @@ from easylm_jax.runtime.chips import GIB
 from easylm_jax.runtime.compiler import peak_bytes
 from models import reading
 
-VERSION = 4  # of cached results; increase it when the parser or the cost model changes
+VERSION = 5  # of cached results; increase it when the parser or the cost model changes
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 

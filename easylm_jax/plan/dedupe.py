@@ -32,7 +32,8 @@ _IGNORED = {
     "head_init",
 }  # fmt: skip
 # The fields of data that determine the shape of a batch.
-_DATA_FIELDS = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing", "row_crops")
+_DATA_FIELDS = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing")
+_PICTURE_FIELDS = ("row_crops",)  # and, of data with pictures, also these
 
 
 def key(stage: Any, recipe: Recipe, topology: Topology) -> str:
@@ -63,7 +64,8 @@ def _models(stage: Stage, recipe: Recipe) -> list[Any]:
 def _plain(value: Any) -> Any:
     """The JSON value of what can affect a program; of a float only whether it is zero, finite or infinite."""
     if isinstance(value, DataSpec):
-        return {name: getattr(value, name) for name in _DATA_FIELDS}
+        names = _DATA_FIELDS if value.vision is None else (*_DATA_FIELDS, *_PICTURE_FIELDS)
+        return {name: getattr(value, name) for name in names}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = [name for name in fields.encoded_fields(value) if name not in _IGNORED]
         own = {name: _plain(getattr(value, name)) for name in kept}

@@ -1,8 +1,8 @@
 """Parses the HLO text of a compiled TPU program: cycles, kernels and collectives, multiplied by loop trip counts.
 
 The compiler annotates every fusion and copy with estimated cycles, but its own totals count the body of a loop once,
-count nothing for kernels and leave out the network. So the text is parsed here: every instruction is multiplied by the
-trip counts of the loops around it (the constant that the loop condition compares with).
+count nothing for kernels and gathers of rows and leave out the network. So the text is parsed here: every instruction
+is multiplied by the trip counts of the loops around it (the constant that the loop condition compares with).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Costs:
     matmul_flops: float
     collectives: tuple[Collective, ...]
     hottest: tuple[tuple[str, int], ...]
-    kernels: tuple[tuple[float, float], ...] = ()  # (FLOPs, bytes) of each kernel, over all its runs
+    kernels: tuple[tuple[float, float], ...] = ()  # (FLOPs, bytes) of each kernel or gather, over all its runs
 
     def wire_bytes(self, overlapped: bool) -> float:
         """Bytes that one device sends in collectives that are overlapped, or that are not."""
@@ -135,12 +135,23 @@ class HloProgram:
                 if name in fused:  # the cycles of the fusion include those of its body
                     continue
                 found = _CYCLES.search(op.text)
+                if op.opcode == "fusion" and not found and self._gathers(op):
+                    kernels.append((0.0, 2.0 * count * self._result_bytes(op)))  # rows are read and written
                 if found and int(found[1]) < _UNKNOWN:
                     spent = count * int(found[1])
                     cycles += spent
                     copies += spent if op.opcode == "copy" else 0
                     hottest[_source_location(op)] += spent
         return Costs(cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)), tuple(kernels))
+
+    def _gathers(self, op: _Instruction) -> bool:
+        """Whether a fusion is a gather of rows, for which the compiler has no estimate."""
+        called = _CALLS.search(op.text)
+        return called is not None and any(inner.opcode == "gather" for inner in self.computations.get(called[1], ()))
+
+    @staticmethod
+    def _result_bytes(op: _Instruction) -> int:
+        return sum(_bytes(kind, dims) for kind, dims in _SHAPE.findall(_result(op.text)))
 
     def _is_continuation(self, op: _Instruction, name: str) -> bool:
         """Whether this is a later part of a collective that started in another fusion. A collective that is overlapped

@@ -40,6 +40,7 @@ from models.config import Compute, DecoderConfig
 from models.decoder import cast_kernels
 
 PyTree = Any
+_LAYOUTS: dict[Any, PyTree] = {}  # shardings of decoding weights by model and mesh, since they cost a compilation
 UNKNOWN_STEPS = 10**6  # for learning-rate schedules, where the number of steps is not known
 
 
@@ -72,17 +73,15 @@ class Program:
 ProgramBuilder = Callable[[Any, Recipe, jax.sharding.Mesh], Iterator[Program]]
 
 
-def collect(build: ProgramBuilder, stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> list[Program]:
-    """The programs that `build` yields for a stage on this mesh; "weights" if those for decoding do not fit."""
-    found = []
+def collect(build: ProgramBuilder, stage: Stage, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Program]:
+    """The programs that `build` yields for a stage on this mesh, one after another, since the later ones cost a
+    compilation; "weights" if those for decoding do not fit."""
     try:
-        for program in build(stage, recipe, mesh):
-            found.append(program)
+        yield from build(stage, recipe, mesh)
     except jax.errors.JaxRuntimeError as error:  # the unsharded copies of the weights for decoding are too large
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found.append(Program("weights", functools.partial(_raise, error), {}, 0.0, 1.0))
-    return found
+        yield Program("weights", functools.partial(_raise, error), {}, 0.0, 1.0)
 
 
 def _raise(error: Exception) -> jax.stages.Lowered:
@@ -160,9 +159,10 @@ def training(stage: Train, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[
         shardings=(start.layout, sharding.batch_sharding(mesh), replicated), options=options,
     )  # fmt: skip
     length = stage.data.sequence_length
+    seen = 3 * shapes.picture_flops(source.config, stage.data) * stage.batch / mesh.size
     yield Program(
         "train", lambda: step.lower(state, placed, frozen), {},
-        _flops(source.config, length, stage.batch, mesh, 3), 1.0, options,
+        _flops(source.config, length, stage.batch, mesh, 3) + seen, 1.0, options,
     )  # fmt: skip
     if cached:
         score = reference_logprobs.score_program(source.decoder, mesh)
@@ -362,9 +362,11 @@ def _weights(engine: Engine, params: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     if mesh.size == 1:
         device = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), weights)
-    with jax.set_mesh(mesh):
-        layout = engine._prepare.lower(params).compile().output_shardings
-    return sharding.with_shardings(weights, layout)
+    key = (engine.model.config, engine.model.compute, mesh, engine.unroll)
+    if key not in _LAYOUTS:
+        with jax.set_mesh(mesh):
+            _LAYOUTS[key] = engine._prepare.lower(params).compile().output_shardings
+    return sharding.with_shardings(weights, _LAYOUTS[key])
 
 
 def _cache(engine: Engine, rows: int, columns: int) -> PyTree:

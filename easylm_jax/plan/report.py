@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,10 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         per_chip = self.topology.chip.per_chip
         return {
-            "stage": self.stage, "program": self.program.name, "fits": self.fits,
+            **_outline(self.stage, self.program, self.topology), "fits": self.fits,
             "bytes_per_chip": None if self.need is None else self.need * per_chip,
-            "peak_bytes_per_device": self.compiled.peak, "resident_bytes_per_device": self.program.resident,
-            "flops": self.program.flops * per_chip, "runs_per_step": self.program.runs,
+            "peak_bytes_per_device": self.compiled.peak,
             "step_seconds": list(self.step), "mfu": self.mfu, "compiled_flops_ratio": self.ratio,
-            "floor_seconds": self.program.min_bytes / self.topology.chip.bandwidth * self.program.runs or None,
             "seconds": {"compute": self.compiled.compute, "kernels": self.compiled.kernels,
                         "exposed_collectives": self.compiled.exposed, "hidden_collectives": self.compiled.hidden,
                         "copies": self.compiled.copies},
@@ -72,8 +70,16 @@ class Row:
         return self.compiled.flops / self.program.flops if self.program.flops and self.compiled.flops else None
 
 
+def _outline(stage: str, program: Program, topology: Topology) -> dict[str, Any]:
+    return {
+        "stage": stage, "program": program.name, "resident_bytes_per_device": program.resident,
+        "flops": program.flops * topology.chip.per_chip, "runs_per_step": program.runs,
+        "floor_seconds": program.min_bytes / topology.chip.bandwidth * program.runs or None,
+    }  # fmt: skip
+
+
 Log = Callable[[str], None]
-ProgramsOf = Callable[[Stage, Recipe, jax.sharding.Mesh], list[Program]]
+ProgramsOf = Callable[[Stage, Recipe, jax.sharding.Mesh], Iterable[Program]]
 
 
 def no_log(text: str) -> None:
@@ -89,9 +95,13 @@ class Planner:
     folder: Path
     log: Log = no_log
 
-    def names(self, stage: Stage, recipe: Recipe, devices: Sequence[Any]) -> list[str]:
-        """The names of a stage's programs; compiles none of them."""
-        return [program.name for program in self.programs(stage, recipe, make_mesh(recipe.mesh, devices))]
+    def outlines(
+        self, stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any]
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """What is known of a stage's programs before they are compiled: the entries of `Row.as_json` that follow from
+        shapes."""
+        programs = self.programs(stage, recipe, make_mesh(recipe.mesh, devices))
+        return [_outline(stage.name, program, topology) for program in programs]
 
     def plan(
         self, stage: Stage, recipe: Recipe, topology: Topology, devices: Sequence[Any], *, until_over: bool = False,
@@ -106,7 +116,7 @@ class Planner:
                 continue
             self.log(f"{stage.name}: compiling {program.name} for {topology.name} ({recipe.mesh})")
             rows.append(Row(stage.name, program, compile_for(program, topology, mesh, self.folder), topology))
-            if not rows[-1].compiled.fits or (until_over and not rows[-1].fits):
+            if only is not None or not rows[-1].compiled.fits or (until_over and not rows[-1].fits):
                 break
         return rows
 

@@ -19,6 +19,7 @@ from easylm_jax.train.state import with_router_losses
 from models import registry
 from models.config import Compute, DecoderConfig, Placement, VisionConfig
 from models.errors import UserError
+from models.flops import vision_flops
 from models.hf.convert import read_config
 from models.molmo.image import layout
 
@@ -148,12 +149,29 @@ def batch(data: DataSpec, rows: int, *, reference: bool = False) -> Shapes:
 
 
 def _pictures(data: DataSpec, vision: VisionConfig, rows: int) -> Shapes:
-    """The columns of pictures. Without `row_crops`, a row is taken to be full of pictures of one crop and its copy,
-    which have the most crops for their tokens; those of pairs are in both sides, and their crops once."""
+    """The columns of pictures."""
+    return image_shapes(vision, rows, _row_crops(data, vision), data.sequence_length)
+
+
+def _row_crops(data: DataSpec, vision: VisionConfig) -> int:
+    """The crops of a row. Without `row_crops`, it is taken to be full of pictures of one crop and its copy, which have
+    the most crops for their tokens; those of pairs are in both sides, and their crops once."""
     small = layout(vision.image, vision.image, 1, vision)
     own = len(small.tokens) * (2 if data.kind == "preference" else 1)
-    crops = data.row_crops or small.crops * max(1, data.sequence_length // own)
-    return image_shapes(vision, rows, crops, data.sequence_length)
+    return data.row_crops or small.crops * max(1, data.sequence_length // own)
+
+
+def picture_flops(config: DecoderConfig, data: DataSpec) -> float:
+    """FLOPs of the forward pass from the pictures of a row to the embeddings of their tokens; 0 without pictures.
+
+    Its crops have as many patch tokens as those of a picture with the most crops, within the length of the row.
+    """
+    vision = data.vision
+    if vision is None:
+        return 0.0
+    side, most = vision.image * vision.max_crops, vision.max_crops
+    large, crops = layout(side, side, most, vision), _row_crops(data, vision)
+    return vision_flops(config, crops, min(crops * len(large.patch_at) // large.crops, data.sequence_length))
 
 
 def max_length(stage: RL | Generate) -> int:

@@ -38,13 +38,15 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)(?:x(\d+))?")
 
 @dataclasses.dataclass
 class Point:
-    """One combination: a stage on a topology and mesh. `refused` is one line if it cannot be planned."""
+    """One combination: a stage on a topology and mesh. `refused` is one line if it cannot be planned, `undecided` if
+    there was no time for it."""
 
     topology: Topology
     mesh: str
     stage: Stage
     refused: str | None = None
     programs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    undecided: bool = False
 
     @property
     def fits(self) -> bool:

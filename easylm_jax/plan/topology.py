@@ -146,8 +146,8 @@ def configure_compiler_env() -> None:
     """Sets environment variables and JAX options; call it before the TPU compiler is loaded.
 
     The compiler then prints no logs and does not look for a TPU, and several plans can run at once. JAX starts only its
-    CPU backend. Programs are traced without source locations, which would make the text of kernels depend on the folder
-    of the source.
+    CPU backend and does not use its cache of programs. Programs are traced without source locations, which would make
+    the text of kernels depend on the folder of the source.
     """
     for name, value in (
         ("TPU_ACCELERATOR_TYPE", "v5e-16"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_SKIP_MDS_QUERY", "1"),
@@ -158,6 +158,7 @@ def configure_compiler_env() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # programs for a TPU are written there but cannot be read
     jax.config.update("jax_traceback_in_locations_limit", 0)
 
 

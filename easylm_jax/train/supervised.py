@@ -52,9 +52,9 @@ def train(job: TrainJob) -> Metrics:
     # The peak FLOPs of a CPU are measured on one device, so this comes before the mesh is set.
     cache = job.loader.cache
     per_token = model_flops_per_token(job.model, cache.sequence_length)
-    if job.model.vision is not None and cache.manifest.get("row_crops"):  # a forward and a backward pass
+    if job.model.vision is not None and cache.manifest.get("row_crops"):
         seen = vision_flops(job.model, cache.manifest["row_crops"], cache.manifest["row_patch_tokens"])
-        per_token += 3 * seen / cache.sequence_length
+        per_token += seen / cache.sequence_length  # of the forward pass, as the tokens' own
     throughput = Throughput(flops_per_token=per_token, peak_flops=total_peak_flops(list(job.mesh.devices.flat)))
     return _DataLoop(job, throughput).run()
 

@@ -32,7 +32,7 @@ dpo = DPO(
     load_balancing=0.0,
     router_z=0.0,
     optimizer=adamw("5e-7 linear to 0 warmup 10% rounded down"),
-    compute=Compute(dtype="bfloat16", remat="attention"),
+    compute=Compute(dtype="bfloat16", remat="dots"),
     checkpoints=Checkpoints(when_busy="skip"),
 )
 recipe = Recipe(

@@ -34,7 +34,7 @@ recipe = Recipe(
                 data=data,
                 lr=2e-5,
                 batch=128,
-                remat="attention",
+                remat="dots",
                 examples=607_950,  # 9,500 updates
             ),
             load_balancing=0.0,

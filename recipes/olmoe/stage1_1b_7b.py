@@ -38,7 +38,7 @@ stage1 = Pretrain(
         decay_embeddings=True,
         clip=1.0,
     ),
-    compute=Compute(dtype="bfloat16", remat="full"),
+    compute=Compute(dtype="bfloat16", remat="dots", tile_kib=65536),
     checkpoints=Checkpoints(every=250, history=5000),  # the interval of the released checkpoints
 )
 
