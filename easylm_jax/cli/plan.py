@@ -11,6 +11,7 @@ import dataclasses
 import math
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--chips", type=kinds.COUNT, metavar="N", help="in place of --topology: N chips of v5p")
     parser.add_argument(
-        "--within", type=kinds.NON_NEGATIVE, metavar="SECONDS", default=100,
-        help="of a plan of a model: what is not compiled by then is estimated; 0 compiles everything (default: 100)",
+        "--within", type=kinds.NON_NEGATIVE, metavar="SECONDS", default=115,
+        help="of a plan of a model: what is not compiled by then is estimated; 0 compiles everything (default: 115)",
     )  # fmt: skip
     parser.add_argument(
         "--prices", type=kinds.INPUT_FILE, metavar="FILE",
@@ -74,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm plan`: prints the plan; exit status 1 if something does not fit."""
+    began = time.monotonic()
     from easylm_jax.plan import topology as topologies
 
     named = _topology(arguments)  # reports a wrong name before JAX is imported
@@ -98,7 +100,7 @@ def main(arguments: argparse.Namespace) -> int:
         with _option("mesh"):
             parse_mesh(arguments.mesh, topology.count)  # before anything is compiled
     if by_name.names_model(arguments.recipe) and not arguments.sweep:
-        return _by_name(recipe, topology, arguments, prices)
+        return _by_name(recipe, topology, arguments, prices, began)
     if arguments.mesh is not None:
         recipe = dataclasses.replace(recipe, mesh=arguments.mesh)
     if arguments.sweep:
@@ -149,14 +151,16 @@ def _price_kind(arguments: argparse.Namespace) -> str:
     return SPOT if arguments.spot else ON_DEMAND
 
 
-def _by_name(recipe: Any, topology: Any, arguments: argparse.Namespace, prices: Any) -> int:
-    """The plan of a model without a recipe; settings that fit are searched for after it is printed."""
+def _by_name(recipe: Any, topology: Any, arguments: argparse.Namespace, prices: Any, began: float) -> int:
+    """The plan of a model without a recipe, `--within` seconds after the command `began` (`time.monotonic`); settings
+    that fit are searched for after it is printed."""
     from easylm_jax.plan import by_name, pods
 
     chosen = by_name.STAGES if arguments.stage is None else (recipe.stage(arguments.stage).name,)
     topology.devices()  # reports a missing compiler once
     found, planner = by_name.points(recipe, chosen, topology, arguments.mesh), _planner(arguments)
-    by_name.run(found, recipe, planner, pods.default_jobs(), arguments.within or None)
+    left = max(0.0, arguments.within - (time.monotonic() - began)) if arguments.within else None
+    by_name.run(found, recipe, planner, pods.default_jobs(), left)
     kind = _price_kind(arguments)
     print(by_name.text(arguments.recipe, found, recipe, prices, kind), flush=True)
     if arguments.json:

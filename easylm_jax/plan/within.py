@@ -95,7 +95,7 @@ def run(found: Sequence[Point], recipes: Sequence[Recipe], planner: Planner, job
             process.join(10)
     for number in active:
         if found[number].refused is None:
-            _fill(found[number], number, outlines.get(number), done, f"not compiled within {seconds} s")
+            _fill(found[number], number, outlines.get(number), done, "not compiled in time")
 
 
 def _finished(futures: dict[Future[Any], Any], deadline: float) -> Any:
@@ -136,7 +136,7 @@ def _say_if_whole(point: Point, rows: Sequence[Row | str | None], planner: Plann
 def _fill(point: Point, number: int, outlines: list[Outline] | None, done: dict[Task, Row | str], late: str) -> None:
     """Sets a point's programs, compiled or estimated, or why there are none."""
     if outlines is None:
-        point.refused, point.undecided = f"its programs are {late}", True
+        point.refused, point.undecided = f"its programs are {late}; the same command goes on", True
         return
     known = [row for row in done.values() if isinstance(row, dict) and row["fits"]]
     for outline in outlines:
