@@ -67,7 +67,8 @@ def _planned(arguments: argparse.Namespace) -> int:
     say = functools.partial(print, file=sys.stderr, flush=True)
     pods.plan(planned, Planner(programs_of, Path(arguments.out) / "plans", say), arguments.jobs or pods.default_jobs())
     shown = [group for group in groups if group.key in asked or group.kept_cells or group.error]
-    page.write_text(pods.page(shown, DURATIONS, "make plan-all"), encoding="utf-8")
+    missing = [group for group in rest if not group.kept_cells and not group.error]
+    page.write_text(pods.page(shown, DURATIONS, "make plan-all", missing), encoding="utf-8")
     said = f"{page}: {len(planned)} different stages planned, {sum(group.fits for group in planned)} fit"
     if rest:
         said += f"; {len(kept)} of {len(rest)} other rows stay as they were"

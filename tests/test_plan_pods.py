@@ -144,6 +144,7 @@ def test_a_page_has_a_row_for_each_group_and_says_what_failed(tmp_path, monkeypa
     assert pods.page(later, [took], "the command") == page and [group.fits for group in later] == [True, False]
     changed = pods.groups([("a/one", recipe(dataclasses.replace(SFT, batch=32)))])
     assert pods.keep_rows(changed, page, "the page") == []
+    assert "## Not planned yet\n\n- a/one: sft\n" in pods.page(later, [took], "the command", changed)
     monkeypatch.setattr(pods.report, "versions", lambda: "another compiler")
     with pytest.raises(UserError, match="other versions than another compiler; plan all recipes again"):
         pods.keep_rows(later, page, "the page")

@@ -190,8 +190,10 @@ def keep_rows(found: Sequence[Group], text: str, name: str) -> list[Group]:
     return kept
 
 
-def page(found: Sequence[Group], durations: Sequence[PublishedDuration], command: str) -> str:
-    """The page in Markdown: one table per folder of recipes, one row per group."""
+def page(
+    found: Sequence[Group], durations: Sequence[PublishedDuration], command: str, missing: Sequence[Group] = ()
+) -> str:  # fmt: skip
+    """The page in Markdown: one table per folder of recipes, one row per group, and the groups that are `missing`."""
     stages = sum(len(group.members) for group in found)
     failed = [group for group in found if not group.fits]
     verdict = "All fit." if not failed else f"{len(failed)} of the different ones do not fit or could not be planned."
@@ -212,6 +214,8 @@ def page(found: Sequence[Group], durations: Sequence[PublishedDuration], command
     for folder in folders:
         lines += ["", f"## {folder}", "", _line(HEAD), _line(["---"] * len(HEAD))]
         lines += [_row(group, durations) for group in found if _folder(group) == folder]
+    if missing:
+        lines += ["", "## Not planned yet", "", *(f"- {_folder(group)}/{_names(group.members)}" for group in missing)]
     members = [member for group in found for member in group.members]
     cited = [one for one in durations if any(_applies_to(one, *member) for member in members)]
     sources = dict.fromkeys(f"{one.recipe}, {one.stage}: {one.source}" for one in cited)
