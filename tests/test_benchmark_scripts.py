@@ -65,6 +65,15 @@ def test_settings_of_a_peer_that_are_far_slower_than_its_best_are_left_out(capsy
     assert capsys.readouterr().out == "c: 3.2 times as long as the best; left out of the repeats\n"
 
 
+@pytest.mark.slow
+def test_dialogues_ends_in_a_json_line_and_writes_the_same_replies_either_way():
+    small = ("--size", "tiny", "--dialogues", "2", "--turns", "2", "--system", "16", "--message", "4", "--reply", "4")
+    line = last_line(run("dialogues.py", *small, "--repeats", "1"))
+    assert line["ours"] > 0 and line["peer"] > 0 and line["unit"] == "dialogues/s"
+    config = line["config"]
+    assert config["same_replies"] == 1.0 and config["computed_with"] < config["computed_without"]
+
+
 def test_evaluate_ends_in_a_json_line_with_questions_per_second():
     line = last_line(run("evaluate.py", "--size", "tiny", "--questions", "3", "--repeats", "1"))
     assert line["ours"] > 0 and line["peer"] is None and line["unit"] == "questions/s"
