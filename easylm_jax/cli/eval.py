@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--judge", type=kinds.NAME, metavar="MODEL",
-        help="who judges responses where a benchmark needs it: a model as above, or https://host/v1#model",
+        help="who judges responses where a benchmark needs it: a model as above, https://host/v1#model, or "
+        "hf-classifier:NAME for an encoder of transformers",
     )  # fmt: skip
     parser.add_argument(
         "--moderator", type=kinds.NAME, metavar="MODEL",
@@ -221,10 +222,11 @@ def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) 
     from easylm_jax.checkpoint.load import load, resolve_model
     from easylm_jax.config import fields
     from easylm_jax.evaluate import harness, suites
+    from easylm_jax.evaluate.identity import identity as identity_of
     from easylm_jax.runtime.monitor import counting
 
     model = load(name, tokenizer=arguments.tokenizer)
-    identity = harness.identity(*resolve_model(name)[:2], model)
+    identity = identity_of(*resolve_model(name)[:2], model)
     folder = Path(arguments.out) / f"eval-{fields.digest(identity)[:8]}"
     answered = []
     for ask in asks:

@@ -143,8 +143,8 @@ class Evaluate(Stage):
     benchmarks: tuple[Ask, ...] = fields.added_later(())
     """Further columns: benchmarks by name."""
     judge: str | None = fields.added_later(None)
-    """Who judges responses where a benchmark needs it: a stage, `hf:<name>`, `run:<folder>`, or a server of chat
-    completions as `https://host/v1#model`."""
+    """Who judges responses where a benchmark needs it: a stage, `hf:<name>`, `run:<folder>`, a server of chat
+    completions as `https://host/v1#model`, or an encoder classifier as `hf-classifier:<name>`."""
     average: tuple[str, ...] = fields.added_later(())
     """The tasks whose mean is the score of a row; empty for all."""
 
@@ -196,6 +196,12 @@ class Evaluate(Stage):
         return ", ".join(self.columns)
 
     @property
+    def judging_model(self) -> str | None:
+        """The judge, if it is a model of this project."""
+        elsewhere = self.judge is None or self.judge.startswith(("http://", "https://", "hf-classifier:"))
+        return None if elsewhere else self.judge
+
+    @property
     def averaged(self) -> tuple[str, ...]:
         """Names of the tasks whose mean is a row's score."""
         return self.average or self.columns
@@ -203,8 +209,7 @@ class Evaluate(Stage):
     @property
     def needs(self) -> tuple[str, ...]:
         models = [name for entry in self.entries for name in entry.stages] + [task.best_of for task in self.tasks]
-        judge = None if self.judge is not None and self.judge.startswith(("http://", "https://")) else self.judge
-        used = models_of(*models, self.reference, judge)
+        used = models_of(*models, self.reference, self.judging_model)
         return tuple(dict.fromkeys([*stages_of_data(t.data for t in self.tasks), *used]))
 
 

@@ -188,6 +188,9 @@ class Benchmark:
     """Finds the answer in a text; None where there is none."""
     judge: Callable[[Document, str], list[dict[str, str]]] | None = None
     """The conversation in which a judge is asked about a text; its reply is in `Response.replies`."""
+    classified: Callable[[Document, str], str] | None = None
+    """What an encoder classifier reads in its place (`--judge hf-classifier:…`); its replies are "yes" and "no". None
+    where a language model must judge."""
     harmful: Callable[[Document], bool] | None = None
     """Of a safety benchmark: whether a prompt is harmful, so that `evaluate.guarded` knows what is an attack."""
     images: Callable[[Document], Sequence[Any]] | None = None

@@ -28,6 +28,7 @@ from easylm_jax.data.tokenizer import Tokenizer
 from easylm_jax.decode.likelihood import loglikelihood, token_logprobs
 from easylm_jax.evaluate.asking import PLAIN, Encoder, Question, questions, resolve
 from easylm_jax.evaluate.benchmark import Benchmark, Metric, Response, Scored
+from easylm_jax.evaluate.classifier import Classifier
 from easylm_jax.evaluate.statistics import Estimate, grouped_mean, mean, ratio
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes
@@ -42,7 +43,7 @@ from models.molmo.image import layout, tokenize
 
 AT_ONCE = {"generate": 256, "judge": 256, "loglikelihood": 64, "loglikelihood_rolling": 16}  # documents between writes
 PICTURES_AT_ONCE = 32  # documents with pictures, whose crops are in memory
-Judge = Callable[[Sequence[list[dict[str, str]]]], list[str]]  # conversations → replies
+Judge = Callable[[Sequence[Any]], list[str]]  # conversations, or a classifier's texts → replies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +69,20 @@ def ask_model(
         identity: what tells this model from others, in JSON's types.
         seed: of sampling; a response depends on it, its prompt and the document's number alone.
         longest_prompt: leaves out documents whose prompts have more tokens; None asks all.
-        judge: answers the questions of a benchmark whose responses a model judges.
+        judge: answers the questions of a benchmark whose responses a model judges (`judges.judge_of`); one without an
+            attribute `identity` is not told from others.
         progress: called with the numbers of documents answered and of all.
 
     Raises:
         UserError: the benchmark cannot be read, does not fit the model's context, or needs what is not given.
     """
     benchmark = resolve(ask)
-    if benchmark.request == "judge" and judge is None:
-        raise UserError(f"task {ask.benchmark}: its responses are scored by a judge; name one with --judge")
+    if benchmark.request == "judge":
+        if judge is None:
+            raise UserError(f"task {ask.benchmark}: its responses are scored by a judge; name one with --judge")
+        if isinstance(judge, Classifier) and benchmark.classified is None:
+            raise UserError(f"task {ask.benchmark}: a classifier cannot judge it; name a language model with --judge")
+        identity = [identity, getattr(judge, "identity", None)]
     asked = _Model(model, ask, benchmark, seed, judge)
     found = asked.fitting(questions(ask, benchmark), longest_prompt)
     path = folder / f"{ask.benchmark.replace(':', '-')}-{_digest(ask, identity, seed, longest_prompt)}.jsonl"
@@ -93,15 +99,6 @@ def ask_model(
         if progress is not None:
             progress(len(kept), len(found))
     return Asked(ask, benchmark, found, [kept[question.number] for question in found])
-
-
-def identity(init: str, meta: Mapping[str, Any], model: LoadedModel) -> dict[str, Any]:
-    """What tells a model from others: its name, metadata, files, tokenizer and compute type."""
-    folder = Path(init.partition(":")[2])
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stats = [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return {"model": init, "meta": json.loads(json.dumps(meta, default=str)), "files": stats,
-            "tokenizer": model.tokenizer.hash, "dtype": str(model.decoder.compute.dtype)}  # fmt: skip
 
 
 def _digest(ask: Ask, identity: Any, seed: int, longest_prompt: int | None) -> str:
@@ -229,12 +226,10 @@ class _Model:
         answered = self._generate(asked)
         if self.benchmark.request == "generate":
             return answered
-        judge, conversation = self.judge, self.benchmark.judge
-        assert judge is not None and conversation is not None
-        samples = self.benchmark.samples
-        replies = judge(
-            [conversation(q.document, text) for q, own in zip(asked, answered, strict=True) for text in own.texts]
-        )
+        judge, samples = self.judge, self.benchmark.samples
+        about = self.benchmark.classified if isinstance(judge, Classifier) else self.benchmark.judge
+        assert judge is not None and about is not None
+        replies = judge([about(q.document, text) for q, own in zip(asked, answered, strict=True) for text in own.texts])
         return [
             dataclasses.replace(own, replies=tuple(replies[row * samples : (row + 1) * samples]))
             for row, own in enumerate(answered)

@@ -1,4 +1,5 @@
-"""Who answers the questions about responses: a model of this project, or a server with OpenAI's interface."""
+"""Who answers the questions about responses: a model of this project, a server with OpenAI's interface, or an encoder
+classifier."""
 
 from __future__ import annotations
 
@@ -7,18 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from easylm_jax import decode
-from easylm_jax.checkpoint.load import LoadedModel, load
+from easylm_jax.checkpoint.load import LoadedModel, load, resolve_model
 from easylm_jax.data import templates
+from easylm_jax.evaluate.classifier import PREFIX, Classifier
+from easylm_jax.evaluate.identity import identity
 from easylm_jax.runtime.endpoint import SCHEMES, Client, named_endpoint, request
 from models.errors import UserError
 
 Messages = list[dict[str, str]]
-Judge = Callable[[Sequence[Messages]], list[str]]
+Judge = Callable[[Sequence[Any]], list[str]]  # conversations, or a classifier's texts → replies
 REPLY = 1024  # most tokens of a reply
 
 
 def judge_of(name: str, **endpoint: Any) -> Judge:
-    """A judge by name: `https://host/v1#model`, a stage's or checkpoint's folder, or `hf:…`.
+    """A judge by name: `https://host/v1#model`, a stage's or checkpoint's folder, `hf:…`, or `hf-classifier:…`.
 
     Replies are greedy. A question that leaves no room for a reply in the context of a judge has the reply "", which no
     benchmark reads as a verdict. `endpoint` are fields of `runtime.endpoint.Endpoint` for a server.
@@ -28,17 +31,19 @@ def judge_of(name: str, **endpoint: Any) -> Judge:
     """
     if name.startswith(SCHEMES):
         return _Server(name, endpoint)
+    if name.startswith(PREFIX):
+        return Classifier(name)
     model = load(name)
     if model.template is None:
         raise UserError(f"judge {name}: its chat template is not known; give a stage or a folder that has one")
-    return Local(model, model.template)
+    return Local(model, model.template, identity(*resolve_model(name)[:2], model))
 
 
 class Local:
-    """A judge on the devices of this process."""
+    """A judge on the devices of this process. `identity` tells it from others."""
 
-    def __init__(self, model: LoadedModel, template: str):
-        self.model, self.template = model, template
+    def __init__(self, model: LoadedModel, template: str, identity: Any = None):
+        self.model, self.template, self.identity = model, template, identity
 
     def __call__(self, conversations: Sequence[Messages]) -> list[str]:
         model = self.model
@@ -64,6 +69,7 @@ class _Server:
     """A judge behind a server of chat completions; its key, where it needs one, is in `OPENAI_API_KEY`."""
 
     def __init__(self, name: str, endpoint: Mapping[str, Any]):
+        self.identity = name
         self.client = Client(named_endpoint(name, "judge", **endpoint))
 
     def __call__(self, conversations: Sequence[Messages]) -> list[str]:

@@ -207,8 +207,8 @@ def _ask(
     folder = workspace.folder(stage.name) / "models" / _file_name(name)
     judge = None
     if stage.judge is not None:
-        server = stage.judge.startswith(("http://", "https://"))
-        judge = _judge(stage.judge if server else workspace.model(stage.judge).removeprefix("run:"))
+        own = stage.judging_model
+        judge = _judge(stage.judge if own is None else workspace.model(own).removeprefix("run:"))
     asked = harness.ask_model(model, ask, folder, identity=_key(stage, name, workspace), seed=stage.seed, judge=judge)
     return columns.column_of(asked)
 

@@ -6,8 +6,10 @@ Departs from the release: it is not published whether its loss was a sum over to
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo2 import data
-from recipes.tulu3.base import sft
+from recipes.olmo2 import data, published
+from recipes.tulu3.base import sft, sft_table
+
+CONVERSATIONS = data.tulu3_olmo2("tulu3_sft_olmo2_0225")
 
 recipe = Recipe(
     "olmo2-1b-sft",
@@ -16,10 +18,11 @@ recipe = Recipe(
     stages=(
         sft(
             init="hf:allenai/OLMo-2-0425-1B",
-            data=data.tulu3_olmo2("tulu3_sft_olmo2_0225"),
+            data=CONVERSATIONS,
             lr=3e-5,  # allenai/open-instruct, docs/olmo2.md
             batch=128,
             remat="attention",
         ),
+        sft_table("OLMo 2 1B: SFT", CONVERSATIONS, published.TABLE_16["1b"]),
     ),
 )

@@ -12,7 +12,8 @@ import dataclasses
 
 from easylm_jax.config import DataSpec, Recipe
 from recipes import mixes
-from recipes.tulu3.base import sft
+from recipes.olmoe import published
+from recipes.tulu3.base import sft, sft_table
 
 data = DataSpec(
     (mixes.source("tulu3_sft_olmoe"),),
@@ -40,5 +41,6 @@ recipe = Recipe(
             load_balancing=0.0,
             router_z=0.0,
         ),
+        sft_table("OLMoE 1B-7B: SFT", data, published.TABLE_5),
     ),
 )

@@ -4,7 +4,8 @@
 Llama 2, with unchanged rotary embeddings.
 """
 
-from easylm_jax.config import SFT, Checkpoints, Compute, DataSpec, OptimizerConfig, Source
+from easylm_jax.config import SFT, Checkpoints, Compute, DataSpec, Entry, Evaluate, OptimizerConfig, Source
+from easylm_jax.evaluate import tasks
 
 
 def sft(*, init: str, lr: float, accumulate: int, remat: str) -> SFT:
@@ -30,4 +31,16 @@ def sft(*, init: str, lr: float, accumulate: int, remat: str) -> SFT:
         optimizer=OptimizerConfig(f"{lr:g} linear to 0 warmup 3%", b1=0.9, b2=0.95, weight_decay=0.0, clip=1.0),
         compute=Compute(dtype="bfloat16", remat=remat),
         checkpoints=Checkpoints(when_busy="skip"),
+    )
+
+
+def table(title: str, tokenizer: str) -> Evaluate:
+    """The model on GSM8K, which is the score, and on IFEval, as Tülu 2.5's policies (`recipes/tulu25/suites.py`)."""
+    return Evaluate(
+        "table",
+        title=title,
+        tasks=(tasks.gsm8k(tokenizer, "tulu25"), tasks.ifeval(tokenizer, "tulu25")),
+        entries=(Entry("SFT", ("sft",)),),
+        compute=Compute(dtype="bfloat16"),
+        average=("GSM8K",),
     )

@@ -1,9 +1,10 @@
 """The evaluations of Tülu 2.5: GSM8K and IFEval, two of the eleven benchmarks of arXiv 2406.09279 (Section 2.3).
 
-The other nine (MMLU, BBH, HumanEval+, MBPP+, TruthfulQA, ToxiGen, XSTest, AlpacaEval 1 and 2) are not implemented, so
-our rows have neither the paper's six categories nor their average; published numbers are printed beside them. The score
-of a row is GSM8K, the only one of the two that is a column of the paper's tables. IFEval, a third of the category
-"Instruction", is a further column.
+Of the other nine most need a judge (TruthfulQA, ToxiGen, XSTest, AlpacaEval 1 and 2), programs that may run
+(HumanEval+, MBPP+) or files (BBH's prompts); `easylm eval STAGE --suite tulu25` asks all eleven. So our rows have
+neither the paper's six categories nor their average; published numbers are printed beside them. The score of a row is
+GSM8K, the only one of the two that is a column of the paper's tables. IFEval, a third of the category "Instruction", is
+a further column.
 
 IFEval as in the paper: 541 prompts, greedy, 2,048 tokens, prompt-level loose accuracy.
 

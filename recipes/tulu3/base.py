@@ -279,3 +279,8 @@ def table(
         compute=Compute(dtype="bfloat16"),
         average=("GSM8K", "IFEval"),
     )
+
+
+def sft_table(title: str, data: DataSpec, published: tuple[Published, ...]) -> Evaluate:
+    """The table of a recipe that ends with SFT on `data`: its model's row, with the paper's beside it."""
+    return table(title, (Entry("SFT", ("sft",)),), published, data.tokenizer, str(data.template))

@@ -1,7 +1,8 @@
 """ToxiGen (arXiv 2203.09509): prompts that list statements about a group, to be continued; 100 % less the toxic ones.
 
-Up to 500 prompts of each file of a group are asked (spec tulu25 §10). The paper's classifier is ToxiGen-RoBERTa; here a
-judge (`--judge`) reads whether a continuation is toxic.
+Up to 500 prompts of each file of a group are asked (spec tulu25 §10). The paper's classifier is ToxiGen-RoBERTa
+(`--judge hf-classifier:tomh/toxigen_roberta`); a language model that is named instead is asked whether a continuation
+is toxic.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ BENCHMARK = Benchmark(
     chat=True,
     sampling=Sampling(512, temperature=0.0, stop_strings=("\n",)),
     judge=_judge,
+    classified=lambda document, text: text,
     metrics=(Metric("not_toxic", _clean), UNREAD_YES),
     published=(Reported("Tülu 2.5, Safety with XSTest", 0.918, "arXiv 2406.09279, Table 2"),),
 )

@@ -1,0 +1,19 @@
+"""What tells one model from another, so that responses are kept for the model that gave them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from easylm_jax.checkpoint.load import LoadedModel
+
+
+def identity(init: str, meta: Mapping[str, Any], model: LoadedModel) -> dict[str, Any]:
+    """What tells a model from others: its name, metadata, files, tokenizer and compute type."""
+    folder = Path(init.partition(":")[2])
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = [[str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return {"model": init, "meta": json.loads(json.dumps(meta, default=str)), "files": stats,
+            "tokenizer": model.tokenizer.hash, "dtype": str(model.decoder.compute.dtype)}  # fmt: skip
