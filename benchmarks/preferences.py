@@ -39,7 +39,7 @@ from common import (
 # A Llama, so that transformers has its classifier; "tiny" is for testing this script.
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"layers": 2, "width": 32, "ffn": 64, "heads": 2, "vocab": 512},
-    "1m": {"layers": 4, "width": 128, "ffn": 384, "heads": 4, "vocab": 2048},
+    "0.7m": {"layers": 2, "width": 128, "ffn": 384, "heads": 4, "vocab": 2048},
     "5m": {"layers": 4, "width": 256, "ffn": 1024, "heads": 4, "vocab": 2048},
 }
 CONTEXT = 1024
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], epilog="example: python benchmarks/preferences.py --peer hf"
     )
-    parser.add_argument("--size", default="1m", choices=SIZES, help="the model (1m)")
+    parser.add_argument("--size", default="0.7m", choices=SIZES, help="the model (0.7m)")
     parser.add_argument("--pairs", type=int, default=1000, help="pairs, of two sequences each (1000)")
     parser.add_argument("--peer", choices=("hf",), help="the codebase to compare with")
     parser.add_argument("--batches", default="8,32", help="batch sizes of the peer, the best one counts (8,32)")

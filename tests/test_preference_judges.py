@@ -21,6 +21,7 @@ from easylm_jax.evaluate.preferences.languages import LANGUAGES
 from easylm_jax.evaluate.preferences.run import judge_bench
 from easylm_jax.objectives import score_responses
 from models.errors import UserError
+from recipes.m_rewardbench import figures, fixtures, small_data
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,20 @@ def test_scores_of_400_pairs_have_the_same_bits_in_any_batch_and_order(classifie
         assert parts == whole, size
     for item in shuffled[:40]:  # alone, so that no prompt is shared
         assert scores(classifier, [item])[item.id, item.subset] == whole[item.id, item.subset]
+
+
+@pytest.mark.slow
+def test_scores_of_400_pairs_have_the_same_bits_one_by_one_and_with_no_prompt_shared(classifier, tokenizer):
+    """Every pair alone; then every answer alone, so that nothing is read with it or for it twice."""
+    pairs = items(400)
+    whole = scores(classifier, pairs)
+    for item, own in zip(pairs, judges.encode(pairs, tokenizer, "tulu", 256), strict=True):
+        assert scores(classifier, [item])[item.id, item.subset] == whole[item.id, item.subset]
+        alone = [reward_scores(classifier.model, classifier.params, [(each.prompt, each.answer)])[0] for each in own]
+        assert tuple(map(float, alone)) == whole[item.id, item.subset]
+    twice = [(each.prompt, each.answer) for own in judges.encode(pairs, tokenizer, "tulu", 256) for each in own] * 2
+    packed = reward_scores(classifier.model, classifier.params, random.Random(1).sample(twice, len(twice)))
+    assert sorted(packed.tolist()) == sorted([value for own in whole.values() for value in own] * 2)
 
 
 def test_scores_are_those_of_a_whole_forward_pass(classifier, tokenizer):
@@ -242,7 +257,7 @@ def test_a_perfect_and_a_random_judge_end_to_end_and_the_same_bytes_again(folder
     assert len(files) == 25
 
     def run(judge, out):
-        return judge_bench(judge, files, out, bench="m_rewardbench", model="it", settings={"seed": 0})
+        return judge_bench(judge, files, out, bench="m_rewardbench", model=judge.kind, settings={"seed": 0})
 
     perfect = run(Perfect(), tmp_path / "perfect")
     assert perfect["averages"]["m_rewardbench"] == {"score": 1.0, "deviation": 0.0}
@@ -254,11 +269,36 @@ def test_a_perfect_and_a_random_judge_end_to_end_and_the_same_bytes_again(folder
     for name in ("scores.json", "tables.md", "heat_map.html", "items.kor_Hang.jsonl"):
         assert (tmp_path / "coin" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     text = (tmp_path / "coin" / "tables.md").read_text()
-    assert "| Sino-Tibetan |" in text and "hard/de-en" in text
+    assert "| Sino-Tibetan |" in text and "hard/de-en" in text and "0 empty answers, 0 equal answers, 0 prompts" in text
+    assert "| language | score | Chat | Chat Hard | Safety | Reasoning | n |" in text
     found = json.loads((tmp_path / "coin" / "scores.json").read_text())
     page = tables.heat_map({"a": found, "b": found})
     assert page.count("<tr>") == 3 and "English against other languages" in page
+    judged, text = figures.compare([tmp_path / "perfect", tmp_path / "coin"])
+    assert list(judged) == ["oracle", "coin"] and "| coin | coin | " in text and "GPT-4 Turbo" in text
+    page = figures.page([tmp_path / "perfect", tmp_path / "coin"], judged)
+    titles = ["Agreement of each judge", "Agreement of judges by item", "Resource class", "Translation", "Rewards of"]
+    assert all(f"<h2>{title}" in page for title in titles) and page.count("<svg") >= 7
+    with pytest.raises(UserError, match="name each one once"):
+        figures.compare([tmp_path / "coin", tmp_path / "again"])
     assert analyses.across_models({"a": 0.5, "b": 0.7}, {"a": 0.4, "b": 0.8})["spearman"] == 1
+
+
+def test_fixtures_are_in_the_released_schema_and_of_other_documents_than_training(shared_data, monkeypatch):
+    monkeypatch.setattr(fixtures, "DATA", str(shared_data))
+    made, training = fixtures.rows_by_language(46), small_data.write(0, pairs=60, judgements=12)
+    assert set(made) == {"eng_Latn", *LANGUAGES} and all(
+        [row["id"] for row in own] == [*range(46)] for own in made.values()
+    )
+    seen = {text for row in training["pages.jsonl"] for text in row.values()}
+    for row in made["deu_Latn"]:
+        assert row["prompt"] not in seen and row["chosen"] not in seen and row["chosen"] != row["rejected"]
+        reversed_words = sorted(row["chosen"].split()) == sorted(row["rejected"].split())
+        assert reversed_words == (row["source"] in fixtures.REVERSED) or len(row["chosen"].split()) < 4
+    assert len({row["source"] for row in fixtures.translation_rows(2)}) == 8
+    for row, chat in zip(training["pairs.jsonl"], training["judgements.jsonl"], strict=False):
+        letter = chat["messages"][-1]["content"][2]
+        assert f"Assistant {letter}'s Answer]\n{row['chosen']}\n" in chat["messages"][1]["content"]
 
 
 def test_a_missing_language_leaves_no_average(folder, tmp_path, classifier):
@@ -295,13 +335,15 @@ def test_other_forms_are_read(tmp_path):
         {"chosen": answer("a"), "rejected": answer("b")},
         {"question": "q", "chosen": "a", "rejected": "b", "subset": "shp"},
         {"prompt": turns, "chosen": "", "rejected": "b <|user|>"},
+        {"prompt": "a <|assistant|>\nb", "chosen": "a", "rejected": "b"},
         {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "subset": "Focus", "id": "f1"},
         {"prompt": "q", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties", "id": "tied:1"},
     ]
     found = read_items(write(tmp_path / "pairs.jsonl", made))
-    assert [item.kind for item in found] == ["pair", "pair", "pair", "bon", "ties"]
+    assert [item.kind for item in found] == ["pair", "pair", "pair", "pair", "bon", "ties"]
     assert found[0].prompt == tuple(turns) and found[0].completions == ("a", "b") and found[1].subset == "shp"
-    assert found[4].correct == 2 and oddities(found)["empty_answers"] == 1
+    assert found[5].correct == 2
+    assert oddities(found) == {"empty_answers": 1, "equal_answers": 0, "prompts_with_markers": 1}
     with pytest.raises(UserError, match="no file of kor_Hang"):
         files_by_language(write(tmp_path / "x/deu_Latn.jsonl", made).parent, ["kor_Hang"])
     with pytest.raises(UserError, match="no language of M-RewardBench"):

@@ -11,11 +11,13 @@ import jax
 
 from easylm_jax.checkpoint import load as checkpoint_load
 from easylm_jax.config import Compute, fields
+from easylm_jax.data.tokenizer_template import roles_of
 from easylm_jax.evaluate.judges import Local
 from easylm_jax.evaluate.preferences import judges
 from easylm_jax.evaluate.preferences.items import files_by_language
 from easylm_jax.evaluate.preferences.languages import ENGLISH
 from easylm_jax.evaluate.preferences.run import judge_bench
+from easylm_jax.rewards.judge_pairs import without_system
 from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 
@@ -130,7 +132,9 @@ def _logprobs(loaded: checkpoint_load.LoadedModel) -> Callable[..., list[list[ju
 def _asked(loaded: checkpoint_load.LoadedModel, template: str, options: Options) -> judges.Judge:
     if options.ask == "logits":
         return judges.LogitJudge(loaded.decoder, loaded.params, loaded.tokenizer, template, loaded.mesh, options.compat)
-    ask = Local(loaded, template)
+    local = Local(loaded, template)
+    named = "system" in roles_of(template)
+    ask = local if named else lambda questions: local([without_system(question) for question in questions])
     if options.ask == "ratings":
         return judges.RatingJudge(ask, options.compat)
     return judges.PairJudge(ask, seed=options.seed, order="random" if options.compat else "both", compat=options.compat)

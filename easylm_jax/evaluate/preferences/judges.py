@@ -22,7 +22,14 @@ from easylm_jax.decode.likelihood import reward_scores, token_logprobs
 from easylm_jax.evaluate.preferences.items import Item
 from easylm_jax.evaluate.preferences.languages import ENGLISH, LANGUAGES
 from easylm_jax.evaluate.preferences.sections import CODE, best_of
-from easylm_jax.rewards.judge_pairs import LETTERS, pair_question, parse_rating, parse_verdict, rating_question
+from easylm_jax.rewards.judge_pairs import (
+    LETTERS,
+    pair_question,
+    parse_rating,
+    parse_verdict,
+    rating_question,
+    without_system,
+)
 from models.errors import UserError
 from models.model import Model
 
@@ -334,6 +341,8 @@ class LogitJudge:
                 question = pair_question(
                     item.prompt, [item.completions[i] for i in order], **language_names(item, self.compat)
                 )
+                if "system" not in chat.turns:
+                    question = without_system(question)
                 prompt = [*templates.encode_prompt(chat, question, self.tokenizer), *start]
                 too_long.append(len(prompt) > context)
                 requests += [(prompt[-context:], [letter]) for letter in letters]

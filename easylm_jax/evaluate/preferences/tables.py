@@ -31,13 +31,20 @@ def markdown(found: Mapping[str, Any]) -> str:
     """Everything that `analyses.analyse` or `scores_of` found, as tables."""
     parts = [f"# {found.get('bench', 'preferences')}: {found.get('model', '')} ({found.get('kind', '')})"]
     scores: Mapping[str, Mapping[str, Any]] = found["scores"]
-    columns = [name for name in (*SECTIONS, *RB2_DOMAINS) if any(name in each for each in scores.values())]
+    names = dict.fromkeys((*SECTIONS, *RB2_DOMAINS))  # Safety is of both
+    columns = [name for name in names if any(name in each for each in scores.values())]
     rows = []
     for code, each in scores.items():
         cells = [percent(each.get(name)) for name in columns]
         more = [percent(each.get("flip_rate")), percent(each.get("error_rate")), str(each.get("truncated", 0))]
         rows.append([code, percent(each["score"]), *cells, str(each["n"]), str(each.get("ties", 0)), *more])
     parts.append(grid(["language", "score", *columns, "n", "ties", "flips", "errors", "cut"], rows))
+    odd = list(found.get("oddities", {}).values())
+    if odd:
+        counts = {name: sum(each[name] for each in odd) for name in odd[0]}
+        parts.append(
+            "Scored and counted: " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items()) + "."
+        )
     if "average" in found:
         missing = found["missing_languages"]
         said = f"missing: {', '.join(missing)}" if missing else "23 languages, English not among them"
@@ -58,9 +65,11 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def heat_map(models: Mapping[str, Mapping[str, Any]], top: int = 10) -> str:
+def heat_map(
+    models: Mapping[str, Mapping[str, Any]], top: int = 10, more: Sequence[tuple[str, str]] = ()
+) -> str:  # fmt: skip
     """A page with the paper's figures for some judges (`analyses.analyse` of each): the heat map of the best `top` by
-    average, and English against multilingual scores."""
+    average, English against multilingual scores, and `more` sections (title, HTML)."""
     named = {name: found for name, found in models.items() if not math.isnan(_number(found["average"]))}
     best = sorted(named, key=lambda name: (-named[name]["average"], name))[:top] or list(models)[:top]
     shorts = list(dict.fromkeys(language.short for language in LANGUAGES.values()))
@@ -85,7 +94,7 @@ def heat_map(models: Mapping[str, Mapping[str, Any]], top: int = 10) -> str:
         chart = plots.line_chart(points, x_label="English", y_label="average of 23 languages")
         sections.append(("English against other languages", f"<figure>{chart}</figure>"))
     facts = [("judges", str(len(models))), ("languages", str(len(LANGUAGES)))]
-    return html.document("M-RewardBench", "", facts, "", sections)
+    return html.document("M-RewardBench", "", facts, "", [*sections, *more])
 
 
 def _number(value: Any) -> float:
