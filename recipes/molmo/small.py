@@ -3,10 +3,11 @@
     easylm run recipes/molmo/small.py
 
 A vision transformer, the connector and a decoder, 0.6 million parameters together, learn from 12,000 pictures with two
-to five annotations each, packed behind one copy of the picture (Section 3). The table asks held-out questions; beside
-each score stands what the best answer without a look at the picture would score. Sizes, rates, steps and pictures are
-this project's own; all else is as in the large recipes: crops, token layout, masks, the 1/√n weights and the point
-format. Counts are asked without points, which would take most tokens of a row (the paper's answers point first).
+to five annotations each, packed behind one copy of the picture (Section 3), and then from 8,000 with more to point to:
+a point is many tokens, and where it lies is learned after colours and shapes. The table asks held-out questions; beside
+each score stands what the best answer without a look at the picture would score. Sizes, rates, steps, pictures and the
+second part are this project's own; all else is as in the large recipes: crops, token layout, masks, the 1/√n weights
+and the point format. Counts are asked without points, which would take most tokens of a row (the paper points first).
 """
 
 from easylm_jax.config import (
@@ -57,8 +58,8 @@ def questions(task: str) -> DataSpec:
     )  # fmt: skip
 
 
-def model_stages(data: str, sft: str) -> tuple[MakeData, Tokenizer, SFT]:
-    """The stages that train the model, the first and the last with these names."""
+def model_stages(data: str, sft: str, points: str, pointing: str) -> tuple[MakeData, Tokenizer, SFT, MakeData, SFT]:
+    """The stages that train the model; the data and the training of both parts have these names."""
     return (
         MakeData(data, function=f"{HERE}:make", arguments={"pictures": 12_000, "questions": 500}, seed=1),
         Tokenizer("tokenizer", sources=(Source(f"stage:{data}/texts.jsonl"),), vocab_size=VOCABULARY),
@@ -72,13 +73,23 @@ def model_stages(data: str, sft: str) -> tuple[MakeData, Tokenizer, SFT]:
             optimizer=OptimizerConfig("3e-3 cosine to 10% warmup 50 steps", weight_decay=0.0),
             checkpoints=Checkpoints(every=250),
         ),
+        MakeData(points, function=f"{HERE}:make_points", arguments={"pictures": 8_000}, seed=1),
+        SFT(
+            pointing,
+            init=sft,
+            data=pictures(f"{points}/train.jsonl"),
+            batch=16,
+            steps=500,
+            optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps", weight_decay=0.0),
+            checkpoints=Checkpoints(every=250),
+        ),
     )
 
 
 recipe = Recipe(
     "molmo-small",
     stages=(
-        *model_stages("data", "sft"),
+        *model_stages("data", "sft", "points", "pointing"),
         Evaluate(
             "table",
             title="Held-out pictures: a model of 0.6 million parameters",
@@ -89,7 +100,7 @@ recipe = Recipe(
                 )
                 for task, verifier in VERIFIERS.items()
             ),
-            entries=(Entry("Molmo, small", ("sft",)),),
+            entries=(Entry("captions and counts", ("sft",)), Entry("then points", ("pointing",))),
         ),
     ),
 )  # fmt: skip

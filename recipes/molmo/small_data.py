@@ -146,6 +146,29 @@ def training(count: int, rng: random.Random) -> list[dict[str, Any]]:
     return records
 
 
+def pointed(count: int, rng: random.Random) -> list[dict[str, Any]]:
+    """Records of the second part: two things to point to in a picture, beside counts and a colour; charts as before."""
+    records = []
+    for number in range(count):
+        if number % CHARTS == 0:
+            colours, heights, image = chart(rng)
+            talks = [tallest(colours, heights)]
+        else:
+            objects, targets = scene(rng)
+            image = drawn(objects, rng)
+            talks = [counting(objects, target) for target in targets]
+            talks += [talk for task, talk in asked(objects, targets, rng).items() if task != "counting"]
+            other = asked(objects, targets, rng).get("pointing")
+            talks += [other] if other is not None and other not in talks else []
+        records.append({"image": image, "annotations": [{**talk, "style": ""} for talk in talks]})
+    return records
+
+
+def make_points(seed: int, *, pictures: int) -> dict[str, list[dict[str, Any]]]:
+    """The file of the second part."""
+    return {"train.jsonl": pointed(pictures, random.Random(f"{seed}/points"))}
+
+
 def held_out(task: str, count: int, rng: random.Random) -> list[dict[str, Any]]:
     """Records of one task with what its verifier needs, and whether the best blind answer is right."""
     records: list[dict[str, Any]] = []
