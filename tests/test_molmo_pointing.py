@@ -161,6 +161,10 @@ def test_the_pictures_of_the_small_recipe_hold_what_is_asked_for():
     record = files["train.jsonl"][0]
     assert decode.read(record["image"]).shape == (36, 36, 3) and len(record["annotations"]) == 2
     assert small_data.make(3, pictures=20, questions=30) == files  # a function of the seed
+    more = small_data.make_points(3, pictures=20)["train.jsonl"]
+    assert more == small_data.make_points(3, pictures=20)["train.jsonl"]
+    pointed = [sum("points" in talk for talk in record["annotations"]) for record in more]
+    assert max(pointed) == 2 and sum(pointed) > 20 and len(more[0]["annotations"]) == 1  # the first is a chart
     right = {"colour": "short_answer", "counting": "count", "pointing": "points_f1", "chart": "short_answer"}
     for task, name in right.items():
         records = files[f"{task}.jsonl"]
@@ -220,8 +224,7 @@ def test_a_model_from_scratch_sees_counts_and_points(tmp_path):
     from easylm_jax.cli.main import main
 
     assert main(["run", "recipes/molmo/small.py", "--out", str(tmp_path)]) == 0
-    (model,) = (tmp_path / "molmo-small" / "table" / "models").glob("*.json")
-    tasks = json.loads(model.read_text())["tasks"]
+    tasks = json.loads((tmp_path / "molmo-small" / "table" / "models" / "again.json").read_text())["tasks"]
     for task in small_data.TASKS:
         scores = np.array(tasks[task]["scores"])
         lines = (tmp_path / "molmo-small" / "data" / f"{task}.jsonl").read_text().splitlines()
