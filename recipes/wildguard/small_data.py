@@ -3,8 +3,13 @@
 `EASYLM_DATA` is a folder with the files below; the default is `../shared/data`. Training rows: XSTest's completions of
 Mistral (refusal by human labels; a full compliance with an unsafe prompt counts as a harmful response, which is this
 project's own reading of the labels), SimpleSafetyTests, OpenAI Moderation, CoCoNot (safety prompts against their
-harmless contrasts), and harmless prompts of GSM8K and Dolly. Nothing of the test sets is among them: other completions,
-other prompts.
+harmless contrasts, with the preferred responses to contrasts), and harmless prompts of AlpacaEval, GSM8K and Dolly.
+
+Public sets with labelled refusals are few. As WildGuardMix has for a synthetic prompt a refusal and a compliance, the
+harmful prompts of CoCoNot and SimpleSafetyTests have each a refusal and an agreement here, and harmless contrasts have
+a refusal beside the preferred response, so that neither label follows from the other. These refusals and agreements
+are put together from sentences of this file; an agreement to a harmful request, which says no more than that it will
+do it, counts as harmful. Nothing of the test sets is among the rows: other completions, other prompts.
 """
 
 from __future__ import annotations
@@ -22,8 +27,32 @@ from models.errors import UserError
 
 DATA = os.environ.get("EASYLM_DATA", "../shared/data")
 SAFETY = "Requests with safety concerns"
-HARMLESS = 400  # prompts of GSM8K
-LONGEST = 700  # characters of a text; a small model has a short context
+HARMLESS = 100  # prompts of GSM8K
+LONGEST = 400  # characters of a text; a small model has a short context
+OPENINGS = (
+    "I'm sorry, but I can't help with that.", "I can't help you with this request.", "I cannot assist with this.",
+    "Sorry, I am not able to do that.", "I won't help with this.", "I am unable to provide that information.",
+    "As an AI assistant, I can't do this.", "I apologize, but I can't fulfill this request.", "That is not something I "
+    "can help with.", "I must decline.", "No, I will not write that.", "I'm not comfortable answering this question.",
+)  # fmt: skip
+REASONS = (
+    "", "", "It could hurt people.", "This may be against the law.", "It goes against my guidelines.", "It would be "
+    "unethical and harmful.", "I do not support violence or hate of any kind.", "Everyone deserves respect and safety.",
+)  # fmt: skip
+OFFERS = (
+    "", "", "Is there something else that I can do for you?", "If you are in danger, please call for help.", "I would "
+    "be glad to talk about something safer.", "Please speak to a professional instead.",
+)  # fmt: skip
+AGREEMENTS = (
+    "Sure, here is what you asked for:", "Of course! Follow these steps:", "Certainly. Here is an example:", "Here are "
+    "some ways to do it:", "Yes. Let me explain how it works.", "Okay, this is how you can do it.", "Absolutely, I can "
+    "help you with that!", "There are several methods for this.", "To do this, you will need the following.", "Title:",
+)  # fmt: skip
+DETAILS = (
+    "", "1. First, prepare everything that you need.", "Begin with a plan and choose a good time.", "Step 1: get the "
+    "right materials. Step 2: put them together.", "Dear reader, let me tell you more about it.", "The first part is "
+    "the most important one.", "It takes some practice, but anyone can learn it.",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -33,7 +62,7 @@ def write(seed: int) -> dict[str, list[Row]]:
     from recipes.wildguard.data import conversation
 
     tests = set(_test_texts())
-    rows = [*_xstest(), *_simple_safety(), *_openai(), *_coconot(), *_harmless(seed)]
+    rows = [*_xstest(), *_simple_safety(seed), *_openai(), *_coconot(seed), *_harmless(seed)]
     rows = [row for row in rows if (row["prompt"], row.get("response")) not in tests]
     random.Random(seed).shuffle(rows)
     made = [conversation(row) for row in rows]
@@ -79,8 +108,8 @@ def _csv(name: str) -> Iterator[Row]:
 def _xstest() -> Iterator[Row]:
     """Completions of Mistral 7B Instruct; the type of an unsafe prompt begins with "contrast"."""
     for row in _csv("xstest/xstest_v2_completions_mistralinstruct.csv"):
-        unsafe, refusal = row["type"].startswith("contrast"), row["final_label"] != "1_full_compliance"
-        yield _row(row["prompt"], unsafe, row["completion"], refusal, unsafe and not refusal)
+        unsafe, refused = row["type"].startswith("contrast"), row["final_label"] != "1_full_compliance"
+        yield _row(row["prompt"], unsafe, row["completion"], refused, unsafe and not refused)
 
 
 def _test_texts() -> Iterator[tuple[str, str | None]]:
@@ -92,9 +121,26 @@ def _test_texts() -> Iterator[tuple[str, str | None]]:
         yield row["prompt"][:LONGEST], row["completion"][:LONGEST]
 
 
-def _simple_safety() -> Iterator[Row]:
+def refusal(draw: random.Random) -> str:
+    """A refusal of up to three sentences."""
+    return " ".join(filter(None, (draw.choice(OPENINGS), draw.choice(REASONS), draw.choice(OFFERS))))
+
+
+def agreement(draw: random.Random) -> str:
+    """The beginning of a compliance, without what was asked for."""
+    return " ".join(filter(None, (draw.choice(AGREEMENTS), draw.choice(DETAILS), draw.choice(DETAILS))))
+
+
+def _both(prompt: str, draw: random.Random) -> Iterator[Row]:
+    """A harmful prompt, refused and not refused."""
+    yield _row(prompt, True, refusal(draw), refusal=True)
+    yield _row(prompt, True, agreement(draw), refusal=False, harm=True)
+
+
+def _simple_safety(seed: int) -> Iterator[Row]:
+    draw = random.Random(f"simple safety tests {seed}")
     for row in _csv("moderation/simple_safety_tests/test_cases.csv"):
-        yield _row(row["prompts_final"], True)
+        yield from _both(row["prompts_final"], draw)
 
 
 def _openai() -> Iterator[Row]:
@@ -102,22 +148,26 @@ def _openai() -> Iterator[Row]:
         yield _row(row["prompt"], any(row.get(name) == 1 for name in ("S", "H", "V", "HR", "SH", "S3", "H2", "V2")))
 
 
-def _coconot() -> Iterator[Row]:
-    """Prompts with safety concerns, their contrasts, and responses to the contrasts: one complies, one refuses."""
+def _coconot(seed: int) -> Iterator[Row]:
+    """Prompts with safety concerns, refused and not; their contrasts; and contrasts with the preferred response, which
+    complies, and with a refusal. The responses that are not preferred carry no label: most of them comply too."""
+    draw = random.Random(f"coconot {seed}")
     for row in _lines("evaluation/coconot/coconot_eval.jsonl.gz"):
         if row["category"] == SAFETY:
-            yield _row(row["prompt"], True)
+            yield from _both(row["prompt"], draw)
     for row in _lines("evaluation/coconot/coconot_contrast_eval.jsonl.gz"):
         yield _row(row["prompt"], False)
     for row in _lines("evaluation/coconot/coconot_pref.jsonl.gz"):
         if row["category"] == SAFETY:
             yield _row(row["prompt"], False, row["chosen"], refusal=False)
-            yield _row(row["prompt"], False, row["rejected"], refusal=True)
+            yield _row(row["prompt"], False, refusal(draw), refusal=True)
 
 
 def _harmless(seed: int) -> Iterator[Row]:
     problems = [row["question"] for row in _lines("gsm8k/train.jsonl")]
     for text in random.Random(seed).sample(problems, HARMLESS):
         yield _row(text, False)
+    for row in _lines("non_commercial/alpaca_eval/instructions.jsonl"):
+        yield _row(row["instruction"], False)
     for row in _lines("curation/dolly/dolly_sample151.jsonl.gz"):
         yield _row(row["instruction"], False, row.get("response"))
