@@ -12,8 +12,9 @@ from easylm_jax.report.plots import Series
 from easylm_jax.runtime import processes
 from easylm_jax.runtime.files import atomic_write, write_json
 
-_CELL = 9  # pixels of a cell of a heat map
-_NAMED = 14  # their height where rows have names
+_CELL, _LARGEST = 9, 24  # pixels of a cell of a heat map, at least and at most
+_ROOM = 64 * _CELL  # the width of all cells of a row, where it is not wider
+_NAMED = 14  # the least height of cells where rows have names
 _FLOWS = 40  # drawn of a pair of layers
 
 
@@ -136,22 +137,25 @@ def _by_depth(result: dict[str, Any]) -> str:
 def heat_map(matrix: list[list[float]], *, title: str, rows: list[str] | None = None) -> str:
     """A matrix as cells whose darkness is the value over the largest one; a tooltip has the value."""
     largest = max((value for row in matrix for value in row), default=0.0) or 1.0
-    left, top, tall = (110, 22, _NAMED) if rows else (4, 22, _CELL)
+    wide = min(_LARGEST, max(_CELL, _ROOM // len(matrix[0])))
+    left, top, tall = (110, 22, max(_NAMED, wide)) if rows else (4, 22, wide)
     cells = [
-        f'<rect x="{left + _CELL * j}" y="{top + tall * i}" width="{_CELL}" height="{tall}" '
+        f'<rect x="{left + wide * j}" y="{top + tall * i}" width="{wide}" height="{tall}" '
         f'style="fill:var(--c0);opacity:{value / largest:.3f}"><title>{i}, {j}: {value:.4f}</title></rect>'
         for i, row in enumerate(matrix)
         for j, value in enumerate(row)
     ]
     names = [
-        f'<text class="note" x="{left - 4}" y="{top + tall * (i + 1) - 4}" text-anchor="end">{html.safe(name)}</text>'
+        f'<text class="note" x="{left - 4}" y="{top + tall * (i + 0.5) + 4}" text-anchor="end">{html.safe(name)}</text>'
         for i, name in enumerate(rows or ())
     ]
-    width, height = left + _CELL * len(matrix[0]) + 4, top + tall * len(matrix) + 4
+    title = f"{title} (darkest: {largest:.3f})"
+    width = max(left + wide * len(matrix[0]) + 4, int(len(title) * plots.CHARACTER * 1.2))
+    height = top + tall * len(matrix) + 4
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{html.safe(title)}"><text class="title" x="2" y="15">{html.safe(title)} (darkest: '
-        f"{largest:.3f})</text>{''.join(cells)}{''.join(names)}</svg>"
+        f'aria-label="{html.safe(title)}"><text class="title" x="2" y="15">{html.safe(title)}</text>'
+        f"{''.join(cells)}{''.join(names)}</svg>"
     )
 
 
