@@ -71,6 +71,7 @@ def captions(model: str, *, llm: float = 2e-5) -> SFT:
         init="start",
         data=data,
         batch=32,  # about 128 pictures, as in the paper
+        accumulate=2,  # a row at a time on each of 16 chips: with two or three, their crops do not fit
         steps=22_300,
         optimizer=optimizer(llm, 6e-6, 2e-4, (2000, 2000, 200)),
         compute=Compute(dtype="bfloat16", remat="full"),
@@ -90,6 +91,7 @@ def mixture(model: str, *, llm: float, seeing: float = 5e-6, steps: int = 30_000
         init="captions",
         data=data,
         batch=48,  # about 256 examples, as in the paper
+        accumulate=3,
         steps=steps,
         dropout=0.1,  # of residual branches; in stage 1 on response tokens alone, which is left out here
         optimizer=optimizer(llm, seeing, seeing, (200, 200, 200)),
