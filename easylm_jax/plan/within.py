@@ -91,7 +91,7 @@ def run(found: Sequence[Point], recipes: Sequence[Recipe], planner: Planner, job
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()  # of what was not compiled in time nothing is needed
+            process.kill()  # of what was not compiled in time nothing is needed; it would print a stack for SIGTERM
             process.join(10)
     for number in active:
         if found[number].refused is None:
