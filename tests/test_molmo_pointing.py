@@ -157,10 +157,11 @@ def test_a_report_shows_pictures_beside_responses_with_points_drawn(tmp_path):
 def test_the_pictures_of_the_small_recipe_hold_what_is_asked_for():
     from models.molmo import decode
 
-    files = small_data.make(3, pictures=20, questions=30)
+    files = {**small_data.make(3, pictures=20), **small_data.make_questions(3, count=30)}
     record = files["train.jsonl"][0]
     assert decode.read(record["image"]).shape == (36, 36, 3) and len(record["annotations"]) == 2
-    assert small_data.make(3, pictures=20, questions=30) == files  # a function of the seed
+    again = {**small_data.make(3, pictures=20), **small_data.make_questions(3, count=30)}
+    assert again == files  # a function of the seed
     more = small_data.make_points(3, pictures=20)["train.jsonl"]
     assert more == small_data.make_points(3, pictures=20)["train.jsonl"]
     pointed = [sum("points" in talk for talk in record["annotations"]) for record in more]
@@ -224,9 +225,9 @@ def test_a_model_from_scratch_sees_counts_and_points(tmp_path):
     from easylm_jax.cli.main import main
 
     assert main(["run", "recipes/molmo/small.py", "--out", str(tmp_path)]) == 0
-    tasks = json.loads((tmp_path / "molmo-small" / "table" / "models" / "again.json").read_text())["tasks"]
+    tasks = json.loads((tmp_path / "molmo-small" / "table" / "models" / "pointing.json").read_text())["tasks"]
     for task in small_data.TASKS:
         scores = np.array(tasks[task]["scores"])
-        lines = (tmp_path / "molmo-small" / "data" / f"{task}.jsonl").read_text().splitlines()
+        lines = (tmp_path / "molmo-small" / "questions" / f"{task}.jsonl").read_text().splitlines()
         chance = np.mean([json.loads(line)["blind"] for line in lines])
         assert scores.mean() > chance + 5 * scores.std(ddof=1) / len(scores) ** 0.5, task

@@ -2,7 +2,7 @@
 
     easylm run recipes/molmo/finetune.py         # shown on blood cells and groceries, from small.py's model, on one CPU
     EASYLM_PICTURES=my/records.jsonl EASYLM_MODEL=hf:allenai/Molmo-7B-D-0924 easylm run recipes/molmo/finetune.py
-    EASYLM_PICTURES=my/records.jsonl EASYLM_MODEL=runs/molmo-small/again easylm run recipes/molmo/finetune.py
+    EASYLM_PICTURES=my/records.jsonl EASYLM_MODEL=runs/molmo-small/pointing easylm run recipes/molmo/finetune.py
 
 The records are those of docs/molmo.md: questions, captions or points about a picture. Every fifth picture is held out,
 and a table shows what the model scores on it beside the best blind response (`recipes/molmo/held_out.py`). The model is
@@ -83,8 +83,8 @@ def stages() -> tuple:
     how = {"batch": 8, "steps": 300, "optimizer": OptimizerConfig("1e-3 cosine to 10% warmup 20 steps",
                                                                  weight_decay=0.0)}  # fmt: skip
     if MODEL is None:
-        before = small.model_stages("drawn", "seeing", "points", "pointing", "again")
-        init, tokenizer, vision = "again", "stage:tokenizer", small.VISION
+        before = small.model_stages("drawn", "seeing", "points", "pointing")
+        init, tokenizer, vision = "pointing", "stage:tokenizer", small.VISION
     elif MODEL.startswith("hf:"):
         init, tokenizer, vision, length, crops, answer = MODEL, MODEL, preset(LIKE).vision, 4096, None, 192
         how = {"batch": 8, "epochs": 3, "optimizer": optimizer(1e-5, 5e-6, 5e-6, (20, 20, 20)),

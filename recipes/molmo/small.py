@@ -3,8 +3,8 @@
     easylm run recipes/molmo/small.py
 
 A vision transformer, the connector and a decoder, 0.6 million parameters together, learn from 12,000 pictures with two
-to five annotations each, packed behind one copy of the picture (Section 3), and then from 8,000 with more to point to,
-twice: a point is many tokens, and where it lies is learned after colours and shapes. The table asks held-out questions;
+to five annotations each, packed behind one copy of the picture (Section 3), and then from 8,000 with more to point to:
+a point is many tokens, and where it lies is learned after colours and shapes. The table asks held-out questions;
 beside each score stands what the best answer without a look at the picture would score. Sizes, rates, steps, pictures
 and the second part are this project's own; all else is as in the large recipes: crops, token layout, masks, the 1/√n
 weights and the point format. Counts are asked without points, which would take most tokens of a row (the paper points
@@ -56,27 +56,15 @@ def pictures(file: str) -> DataSpec:
 
 def questions(task: str) -> DataSpec:
     return DataSpec(
-        (Source(f"stage:data/{task}.jsonl"),), "stage:tokenizer", 128, kind="prompts", template="molmo", vision=VISION
+        (Source(f"stage:questions/{task}.jsonl"),), "stage:tokenizer", 128, kind="prompts", template="molmo",
+        vision=VISION,
     )  # fmt: skip
 
 
-def model_stages(data: str, sft: str, points: str, pointing: str, again: str) -> tuple[Stage, ...]:
-    """The stages that train the model: the data and the training of both parts have these names. The second part is
-    trained twice, with the rate risen again."""
-    more = [
-        SFT(
-            name,
-            init=init,
-            data=pictures(f"{points}/train.jsonl"),
-            batch=16,
-            steps=500,
-            optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps", weight_decay=0.0),
-            checkpoints=Checkpoints(every=250),
-        )
-        for name, init in ((pointing, sft), (again, pointing))
-    ]
+def model_stages(data: str, sft: str, points: str, pointing: str) -> tuple[Stage, ...]:
+    """The stages that train the model: the data and the training of both parts have these names."""
     return (
-        MakeData(data, function=f"{HERE}:make", arguments={"pictures": 12_000, "questions": 500}, seed=1),
+        MakeData(data, function=f"{HERE}:make", arguments={"pictures": 12_000}, seed=1),
         Tokenizer("tokenizer", sources=(Source(f"stage:{data}/texts.jsonl"),), vocab_size=VOCABULARY),
         SFT(
             sft,
@@ -89,14 +77,23 @@ def model_stages(data: str, sft: str, points: str, pointing: str, again: str) ->
             checkpoints=Checkpoints(every=250),
         ),
         MakeData(points, function=f"{HERE}:make_points", arguments={"pictures": 8_000}, seed=1),
-        *more,
+        SFT(
+            pointing,
+            init=sft,
+            data=pictures(f"{points}/train.jsonl"),
+            batch=16,
+            steps=500,
+            optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps", weight_decay=0.0),
+            checkpoints=Checkpoints(every=250),
+        ),
     )
 
 
 recipe = Recipe(
     "molmo-small",
     stages=(
-        *model_stages("data", "sft", "points", "pointing", "again"),
+        *model_stages("data", "sft", "points", "pointing"),
+        MakeData("questions", function=f"{HERE}:make_questions", arguments={"count": 2_000}, seed=1),
         Evaluate(
             "table",
             title="Held-out pictures: a model of 0.6 million parameters",
@@ -107,10 +104,7 @@ recipe = Recipe(
                 )
                 for task, verifier in VERIFIERS.items()
             ),
-            entries=(
-                Entry("captions and counts", ("sft",)), Entry("then points", ("pointing",)),
-                Entry("points again", ("again",)),
-            ),
+            entries=(Entry("captions and counts", ("sft",)), Entry("then points", ("pointing",))),
         ),
     ),
 )  # fmt: skip

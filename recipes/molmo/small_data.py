@@ -209,17 +209,20 @@ def blind(response: str, record: Mapping[str, Any]) -> float:
     return record["blind"]
 
 
-def make(seed: int, *, pictures: int, questions: int) -> dict[str, list[dict[str, Any]]]:
-    """The files of the recipe: training pictures, held-out questions of each task, and texts for the vocabulary."""
-    records = training(pictures, random.Random(f"{seed}/train"))
-    files = {"train.jsonl": records, "validation.jsonl": training(200, random.Random(f"{seed}/validation"))}
-    for task in TASKS:
-        files[f"{task}.jsonl"] = held_out(task, questions, random.Random(f"{seed}/{task}"))
+def make(seed: int, *, pictures: int) -> dict[str, list[dict[str, Any]]]:
+    """Training pictures, those of validation, and texts for the vocabulary."""
     from easylm_jax.data.points import write
 
+    records = training(pictures, random.Random(f"{seed}/train"))
     texts = []
     for record in records[:2000]:
         for talk in record["annotations"]:
             answer = write(talk["points"], talk["label"]) if "points" in talk else talk["answer"]
             texts.append({"text": f" User: {talk['question']} Assistant: {answer}"})
-    return {**files, "texts.jsonl": texts}
+    validation = training(200, random.Random(f"{seed}/validation"))
+    return {"train.jsonl": records, "validation.jsonl": validation, "texts.jsonl": texts}
+
+
+def make_questions(seed: int, *, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Held-out questions of each task."""
+    return {f"{task}.jsonl": held_out(task, count, random.Random(f"{seed}/{task}")) for task in TASKS}
