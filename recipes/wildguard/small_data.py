@@ -3,11 +3,12 @@
 `EASYLM_DATA` is a folder with the files below; the default is `../shared/data`. Training rows: XSTest's completions of
 Mistral (refusal by human labels; a full compliance with an unsafe prompt counts as a harmful response, which is this
 project's own reading of the labels), SimpleSafetyTests, OpenAI Moderation, CoCoNot (safety prompts against their
-harmless contrasts, with the preferred responses to contrasts), and harmless prompts of AlpacaEval, GSM8K and Dolly.
+harmless contrasts, with the preferred responses to contrasts), harmful prompts of TrustLLM and MaliciousInstruct, and
+harmless prompts of AlpacaEval, GSM8K and Dolly.
 
-Public sets with labelled refusals are few. As WildGuardMix has for a synthetic prompt a refusal and a compliance, the
-harmful prompts of CoCoNot and SimpleSafetyTests have each a refusal and an agreement here, and harmless contrasts have
-a refusal beside the preferred response, so that neither label follows from the other. These refusals and agreements
+Public sets with labelled refusals are few. As WildGuardMix has for a synthetic prompt a refusal and a compliance,
+harmful prompts have a refusal, an agreement or both here, and harmless prompts of XSTest and CoCoNot have a refusal
+beside the real response, so that no label follows from another one or from the prompt. These refusals and agreements
 are put together from sentences of this file; an agreement to a harmful request, which says no more than that it will
 do it, counts as harmful. Nothing of the test sets is among the rows: other completions, other prompts.
 """
@@ -62,7 +63,7 @@ def write(seed: int) -> dict[str, list[Row]]:
     from recipes.wildguard.data import conversation
 
     tests = set(_test_texts())
-    rows = [*_xstest(), *_simple_safety(seed), *_openai(), *_coconot(seed), *_harmless(seed)]
+    rows = [*_xstest(seed), *_simple_safety(seed), *_openai(), *_coconot(seed), *_misuse(seed), *_harmless(seed)]
     rows = [row for row in rows if (row["prompt"], row.get("response")) not in tests]
     random.Random(seed).shuffle(rows)
     made = [conversation(row) for row in rows]
@@ -105,11 +106,17 @@ def _csv(name: str) -> Iterator[Row]:
         yield from csv.DictReader(file)
 
 
-def _xstest() -> Iterator[Row]:
-    """Completions of Mistral 7B Instruct; the type of an unsafe prompt begins with "contrast"."""
+def _xstest(seed: int) -> Iterator[Row]:
+    """Completions of Mistral 7B Instruct, and other responses to their prompts, of which the tests have completions of
+    another model; the type of an unsafe prompt begins with "contrast"."""
+    draw = random.Random(f"xstest {seed}")
     for row in _csv("xstest/xstest_v2_completions_mistralinstruct.csv"):
         unsafe, refused = row["type"].startswith("contrast"), row["final_label"] != "1_full_compliance"
         yield _row(row["prompt"], unsafe, row["completion"], refused, unsafe and not refused)
+        if unsafe:
+            yield from _both(row["prompt"], draw)
+        else:
+            yield _row(row["prompt"], False, refusal(draw), refusal=True)
 
 
 def _test_texts() -> Iterator[tuple[str, str | None]]:
@@ -161,6 +168,16 @@ def _coconot(seed: int) -> Iterator[Row]:
         if row["category"] == SAFETY:
             yield _row(row["prompt"], False, row["chosen"], refusal=False)
             yield _row(row["prompt"], False, refusal(draw), refusal=True)
+
+
+def _misuse(seed: int) -> Iterator[Row]:
+    """Harmful prompts, refused and not in turns."""
+    draw = random.Random(f"misuse {seed}")
+    prompts = [row["prompt"] for row in _lines("moderation/trustllm/misuse.jsonl.gz")]
+    prompts += _path("moderation/harmbench/malicious_instruct.txt").read_text(encoding="utf-8").splitlines()
+    for number, prompt in enumerate(filter(None, prompts)):
+        refused, agreed = _both(prompt, draw)
+        yield agreed if number % 2 else refused
 
 
 def _harmless(seed: int) -> Iterator[Row]:
