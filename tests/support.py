@@ -101,11 +101,19 @@ class Running:
 
     def __init__(self, launcher: Launcher, pid: int, out: Path, err: Path):
         self.launcher, self.pid, self._out, self._err = launcher, pid, out, err
+        self._result: Result | None = None
+
+    @property
+    def err_path(self) -> Path:
+        return self._err
 
     @property
     def err(self) -> str:
         """What it has printed to stderr so far."""
         return self._err.read_text(errors="replace")
+
+    def ended(self) -> bool:
+        return self._result is not None or self.launcher.ask({"ended": self.pid})["ended"]
 
     def signal(self, number: int) -> None:
         """Sends a signal; the process may have ended already."""
@@ -113,10 +121,11 @@ class Running:
 
     def wait(self, timeout: float = 240) -> Result:
         """Waits until it has ended; past the timeout it is killed and the test fails."""
-        status = self.launcher.ask({"wait": self.pid, "timeout": timeout})["status"]
-        result = Result(status, self._out.read_text(errors="replace"), self.err)
-        assert status is not None, f"not ended after {timeout} s: {result.err[-2000:]}"
-        return result
+        if self._result is None:
+            status = self.launcher.ask({"wait": self.pid, "timeout": timeout})["status"]
+            self._result = Result(status, self._out.read_text(errors="replace"), self.err)
+        assert self._result.status is not None, f"not ended after {timeout} s: {self._result.err[-2000:]}"
+        return self._result
 
     def until(self, condition: Callable[[], bool], timeout: float = 240) -> bool:
         """Waits until the condition holds (True) or the process has ended (False)."""
@@ -124,7 +133,7 @@ class Running:
         while time.monotonic() < end:
             if condition():
                 return True
-            if self.launcher.ask({"ended": self.pid})["ended"]:
+            if self.ended():
                 return condition()
             time.sleep(0.005)
         raise AssertionError(f"nothing happened for {timeout} s: {self.err[-2000:]}")
@@ -363,6 +372,8 @@ def _signal_at(module: str, function: str, nth: str, number: str) -> None:
             code = getattr(errno, number)
             raise OSError(code, os.strerror(code))
         if call == int(nth):
+            if number == "SIGSTOP":
+                print(f"stopped at {time.time()}", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.Signals[number])
         return original(*args, **kwargs)
 
@@ -373,6 +384,7 @@ def _fork(question: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    os.setsid()  # a group of its own, as on a worker: with it ends what it has started
     import traceback
 
     status = 1

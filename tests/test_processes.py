@@ -1,5 +1,7 @@
 """Several processes train as one: the same batches, the same losses, and checkpoints that either can go on from."""
 
+import json
+
 import pytest
 from support import (
     free_port,
@@ -75,6 +77,8 @@ def test_four_processes_build_train_and_stop_together_and_one_goes_on(tmp_path, 
     lines = (folder / FILE_NAME).read_text().splitlines()
     assert len(lines) == stopped  # only process 0 writes
     assert_same_batches(rows_read(batches), range(stopped))
+    shares = {len(json.loads(line)["places"]) for line in batches.read_text().splitlines()}
+    assert shares == {2}  # each process reads its quarter of the eight rows, and no more
     assert store.damage(folder / "checkpoints" / str(stopped)) == []
     assert store.committed_steps(folder / "checkpoints" / "history")
     ended = launcher().run(*run, "--only", "pretrain")

@@ -244,11 +244,17 @@ def test_a_run_that_crashes_goes_on_to_its_end():
 
 
 def test_pauses_double_until_a_new_step_is_reached():
-    crash = [[one("ended", 1)]]
+    crash = [[one("ended", 1, step=3)]]
     pod = FakePod(NOTHING, [one(step=3)], *crash, [one(step=2)], *crash, [one(step=3)], *crash, [one(step=4)], *crash,
                   FINISHED)  # fmt: skip
     status, _, pauses = supervise(pod)
     assert (status, pauses) == (0, [10, 20, 40, 10])
+
+
+def test_a_step_that_is_seen_only_after_the_end_is_progress_too():
+    pod = FakePod(NOTHING, *([one("ended", -9, step=step)] for step in range(1, 7)), FINISHED)
+    status, _, pauses = supervise(pod)
+    assert (status, pauses) == (0, [10] * 6)
 
 
 def test_it_gives_up_after_failures_without_a_new_step():

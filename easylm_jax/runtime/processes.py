@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import os
 import sys
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from easylm_jax.runtime import barriers, exit_status
+from easylm_jax.runtime.launch.worker import DUMP_SIGNAL
 from models.errors import UserError
 
 _PEER_LOST = ("Connection closed by peer", "Connection reset by peer")
@@ -159,7 +161,7 @@ def require_shared_folder(folder: Path) -> None:
 
 
 def initialize_processes() -> None:
-    """Connects to the other processes of this run, if there are any.
+    """Connects to the other processes of this run, if there are any, and dumps stacks on request from now on.
 
     On a TPU pod JAX discovers them. Elsewhere set `EASYLM_COORDINATOR` (host:port), `EASYLM_PROCESSES` and
     `EASYLM_PROCESS_ID`; with none of them set, this process runs alone.
@@ -167,6 +169,8 @@ def initialize_processes() -> None:
     Raises:
         UserError: only some of these variables are set, or one is not a valid number.
     """
+    # Its handler needs no interpreter, so that a process that hangs still answers.
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
     names = ("EASYLM_COORDINATOR", "EASYLM_PROCESSES", "EASYLM_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if given and len(given) < len(names):

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pod_kit import StandIn
 from support import largest_difference, losses, reference, with_vocabulary
 
-from easylm_jax.runtime.monitor.metrics import FILE_NAME
+from easylm_jax.runtime.monitor.metrics import FILE_NAME, read_metrics
 
 pytestmark = pytest.mark.chaos
 
@@ -46,9 +46,11 @@ def test_a_host_that_is_lost_and_comes_back_costs_at_most_a_step_each_time(count
 
         until(steps // 6)
         cloud.goes_down(count - 1)
+        down = time.time()
         lost = steps_made(folder)
         until(lost + steps // 10)
         cloud.comes_back(count - 1)
+        back = time.time()
         _, err = process.communicate(timeout=500)
     finally:
         cloud.close()
@@ -62,3 +64,7 @@ def test_a_host_that_is_lost_and_comes_back_costs_at_most_a_step_each_time(count
     log = (cloud.folder / "hosts" / "host-0" / "easylm/jobs/run/log.txt").read_text()
     resumed = [int(step) for step in re.findall(r"resuming at step (\d+) of", log)]
     assert len(resumed) == 2 and resumed[0] >= lost - 1, (resumed, lost)
+    made = {line["step"]: line["time"] for line in read_metrics(folder)}
+    seconds = [made[step + 1] - since for step, since in zip(resumed, (down, back), strict=True)]
+    print(f"{count} hosts: {seconds[0]:.0f} s from the loss to the next step on {count - 1}, {seconds[1]:.0f} s from "
+          f"the return to the next step on {count}; {lost - resumed[0]} steps made again after the loss")  # fmt: skip

@@ -83,7 +83,7 @@ def disturbed(undisturbed, name, disturb, *options):
     return err
 
 
-def test_a_worker_that_is_killed_is_restarted_and_the_run_ends_bit_identical(undisturbed):
+def test_sft_on_four_workers_goes_on_when_one_is_killed_and_ends_bit_identical(undisturbed):
     err = disturbed(undisturbed, "killed", lambda cloud: os.kill(cloud.pid("killed", 1), signal.SIGKILL))
     assert re.search(r"worker 1 ended, sft step \d+, exit status -9 \(ended by signal 9\)", err), err
     assert "finished after 1 restart" in err

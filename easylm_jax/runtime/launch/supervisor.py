@@ -264,7 +264,7 @@ class Supervisor:
 
     def _note_progress(self, report: Report) -> None:
         for worker in report.workers:
-            if worker is None or worker["step"] is None or worker["state"] != "running":
+            if worker is None or worker["step"] is None:
                 continue
             if worker["step"] > self._furthest.get(worker["stage"], -1):
                 self._furthest[worker["stage"]] = worker["step"]

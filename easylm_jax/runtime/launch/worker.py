@@ -37,6 +37,9 @@ from easylm_jax.runtime.locks import locked
 
 HEARTBEAT_VARIABLE = "EASYLM_HEARTBEAT_FILE"
 PROFILE_VARIABLE = "EASYLM_PROFILE_FILE"
+DUMP_SIGNAL = signal.SIGUSR1
+"""On which a run prints the stacks of all its threads to stderr (`processes.initialize_processes`)."""
+_DUMP_SECONDS = 0.5
 LOG, STATE, EXIT, HEARTBEAT, STOP, PROFILE = (
     "log.txt", "state.json", "exit.json", "heartbeat.json", "stop", "profile.json",
 )  # fmt: skip
@@ -182,8 +185,31 @@ def stop(job: Path, grace: float, now: bool = False) -> int:
             os.kill(begun["pid"], signal.SIGTERM)
         if _wait_until_ended(job, grace):
             return 0
-    _signal_group(begun["pid"], signal.SIGKILL)
+    kill(begun["pid"])
     return 0 if _wait_until_ended(job, 60.0) else _fail(f"process {begun['pid']} does not end")
+
+
+def kill(pid: int) -> None:
+    """Kills a command and the processes that it started; a run prints the stacks of its threads into its log first.
+
+    It does so too where it is stopped, since it continues for that, or where a thread blocks the interpreter.
+    """
+    if _catches(pid, DUMP_SIGNAL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, DUMP_SIGNAL)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(_DUMP_SECONDS)
+    _signal_group(pid, signal.SIGKILL)
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal, which would end it otherwise."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def profile(job: Path, seconds: float) -> int:

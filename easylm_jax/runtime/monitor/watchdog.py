@@ -146,6 +146,7 @@ class Watchdog:
             }
 
     def _run(self) -> None:
+        self._write_heartbeat()  # at once, so that a process that stops in its first seconds is missed too
         while not self._stop.wait(self._interval):
             self._write_heartbeat()
             self.check()
