@@ -140,7 +140,7 @@ def peer_workers(name: str, spec_file: str, mixture: bool) -> list[tuple[str, li
     """(name, command, environment) of each setting of a peer; the best one as installed is reported.
 
     torch's threads spin at barriers by default, which is quickest alone and collapses beside other processes; passive
-    ones sleep. A mixture of experts is computed in each way that transformers has, with spinning threads.
+    ones sleep. A mixture of experts is computed in each way that transformers has, with either.
     """
     python = ROOT / ".peers" / name / "bin" / "python"
     if not python.is_file():
@@ -149,8 +149,8 @@ def peer_workers(name: str, spec_file: str, mixture: bool) -> list[tuple[str, li
     passive = {"OMP_WAIT_POLICY": "passive"}
     settings = {"hf": {}, "hf, sleeping threads": passive} if name == "hf" else {name: {}}
     if mixture:
-        made = [(f"{name}, {way}", [*command, way], {}) for way in EXPERTS]
-        return [*made, (f"{name}, {EXPERTS[0]}, sleeping threads", [*command, EXPERTS[0]], passive)]
+        threads = {"": {}, ", sleeping threads": passive}
+        return [(f"{name}, {way}{how}", [*command, way], threads[how]) for way in EXPERTS for how in threads]
     last = list(settings)[-1]
     settings[f"{last}, {MEMORY_KEPT}"] = {**settings[last], **KEPT_MEMORY}
     return [(setting, command, environment) for setting, environment in settings.items()]
