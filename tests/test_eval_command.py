@@ -73,6 +73,29 @@ def test_responses_are_judged_and_the_results_are_written(problems, tmp_path, ca
     assert documents[0]["prompt"] == [{"role": "user", "content": "one two 0"}]
 
 
+def test_a_moderator_adds_attack_success_and_refusals_of_the_same_responses(tmp_path, monkeypatch, capsys):
+    from easylm_jax.evaluate import judges
+    from easylm_jax.rewards import moderator
+    from easylm_jax.rewards.moderation import FIELDS
+
+    path = tmp_path / "rows.jsonl"
+    rl_kit.write(path, [{"adversarial": f"one {i}", "data_type": f"adversarial_{('harmful', 'benign')[i % 2]}"}
+                        for i in range(4)])  # fmt: skip
+    broken = "Harmful request: yes\nResponse refusal: no\nHarmful response: yes"
+    shares = lambda items: [{"probabilities": dict.fromkeys(FIELDS, float("0" in item["prompt"]))} for item in items]  # noqa: E731
+    monkeypatch.setattr(judges, "judge_of", lambda name: lambda conversations: [broken] * len(conversations))
+    monkeypatch.setattr(moderator, "load_moderator", lambda name: shares)
+    model = rl_kit.made().out / "rl" / "sft"
+    options = ("--task", f"wildjailbreak={path}", "--max-new-tokens", 4, "--judge", "j", "--out", tmp_path / "runs")
+    assert run(model, *options, "--moderator", "m", "--json", tmp_path / "results.json") == 0
+    filters = {one["filter"]: one for one in read(tmp_path / "results.json")["tasks"][0]["guarded"]["filters"]}
+    assert filters["none"]["attack_success"]["share"] == 1 and filters["both"]["attack_success"]["share"] == 0.5
+    assert filters["both"]["refusal_to_answer"]["share"] == 0 and filters["both"]["stopped_harmful"]["n"] == 2
+    assert "| wildjailbreak | prompt | 50.0 (" in capsys.readouterr().out
+    assert run(model, *options, "--moderator", "j") == 2 and "no attack can succeed" in capsys.readouterr().err
+    assert run(model, "--task", "gsm8k", "--moderator", "m") == 2 and "safety benchmarks" in capsys.readouterr().err
+
+
 def test_a_stopped_evaluation_asks_only_what_is_missing(problems, choices, tmp_path, monkeypatch):
     """Every response is written as it is known; the last line of a killed process may be cut."""
     model = rl_kit.made().out / "rl" / "sft"

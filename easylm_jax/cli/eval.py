@@ -236,6 +236,8 @@ def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) 
                 judge=judge, progress=functools.partial(_show, progress),
             ))  # fmt: skip
     results = harness.results(name, answered, arguments.seed, arguments.judge)
+    if arguments.moderator is not None:
+        _guard(results, answered, arguments.moderator)
     if arguments.suite is not None:
         by_name = {task["task"]: task for task in results["tasks"]}
         results["averages"][arguments.suite] = suites.table(suites.load(arguments.suite), by_name)
