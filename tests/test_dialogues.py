@@ -367,7 +367,7 @@ def test_what_a_model_writes_wrongly_is_counted_and_never_a_row():
     assert found["violations"]["parse errors"] == 1 and found["resampled"] == {"empty": 3, "role label": 3}
 
 
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, monkeypatch, capfd):
     for name, rows in SEEDS.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with faulty_server(reply_to, whole=True) as server:
@@ -389,7 +389,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, monkeypatch,
 
         monkeypatch.setattr(opening.files, "write_lines", full)
         assert main(command) == 2
-        err = capsys.readouterr().err.splitlines()
+        err = capfd.readouterr().err.splitlines()
         assert len([line for line in err if line.startswith("easylm: error: ")]) == 1
         assert "No space left on device" in err[-1] and "--out" in err[-1] and calls[1].name == "000001.jsonl"
         monkeypatch.setattr(opening.files, "write_lines", write)
