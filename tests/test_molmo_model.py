@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -265,5 +266,9 @@ def test_a_mesh_computes_what_one_device_computes():
     split = dataclasses.replace(model, placement=placement_of(mesh))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parameter_shardings(params, split.sharding_rules, mesh))
-        together = jax.jit(lambda p: split(p, tokens, images=images).hidden)(placed)
+        program = jax.jit(lambda p: split(p, tokens, images=images).hidden).lower(placed).compile()
+        together = program(placed)
     np.testing.assert_allclose(together, alone, atol=1e-5)
+    rows, crops, patches = images.crops.shape[:3]
+    tower = {int(n) for n in re.findall(rf"f32\[(\d+),{patches + 1},{VISION.width}\]", program.as_text())}
+    assert tower == {rows * crops // 4}  # a device has the crops of its own rows

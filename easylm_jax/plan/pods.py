@@ -215,13 +215,18 @@ def page(
         lines += ["", f"## {folder}", "", _line(HEAD), _line(["---"] * len(HEAD))]
         lines += [_row(group, durations) for group in found if _folder(group) == folder]
     if missing:
-        lines += ["", "## Not planned yet", "", *(f"- {_folder(group)}/{_names(group.members)}" for group in missing)]
+        lines += ["", "## Not planned yet", "", *map(not_planned, missing)]
     members = [member for group in found for member in group.members]
     cited = [one for one in durations if any(_applies_to(one, *member) for member in members)]
     sources = dict.fromkeys(f"{one.recipe}, {one.stage}: {one.source}" for one in cited)
     if sources:
         lines += ["", "## Sources of the papers' durations", "", *(f"- {source}" for source in sources)]
     return "\n".join(lines) + "\n"
+
+
+def not_planned(group: Group) -> str:
+    """The line of a group without a row."""
+    return f"- {_folder(group)}/{_names(group.members)}"
 
 
 def _folder(group: Group) -> str:

@@ -9,6 +9,7 @@ texts about one picture may follow its tokens (`models.attention.BRANCH`): each 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ class Seeing:
 
     config: DecoderConfig
     compute: Compute
+    placement: Placement
 
     @property
     def vision(self) -> VisionConfig:
@@ -61,7 +63,9 @@ class Seeing:
         vision, dtype = self.vision, jnp.dtype(self.compute.dtype)
         batch, crops, patches = images.padding.shape
         flat = images.crops.reshape(batch * crops, patches, -1)
-        found = tower.features(vision, params["vision"], flat, dtype=dtype, remat=self.compute.remat != "none")
+        found = tower.features(
+            vision, params["vision"], flat, dtype=dtype, remat=self.compute.remat != "none", split=self._split_crops
+        )
         found = found.reshape(batch, crops * patches, -1)
         padding = images.padding.reshape(batch, -1)
         embedded: Any = connector.Connector(vision, self.config.width).apply(
@@ -70,6 +74,20 @@ class Seeing:
         places = jnp.where(images.places < 0, length, images.places)
         empty = jnp.zeros((length, self.config.width), embedded.dtype)
         return jax.vmap(lambda place, new: empty.at[place].set(new, mode="drop"))(places, embedded)
+
+    def _split_crops(self, x: jax.Array) -> jax.Array:
+        """Constrains activations [N, T, width] of crops to be sharded like the rows that they belong to.
+
+        Left to the compiler, every device would compute the crops of all rows. Numbers of crops that the devices do
+        not divide, as in decoding, are left to it.
+        """
+        axes = self.placement.batch
+        if axes is None:
+            return x
+        mesh = jax.sharding.get_abstract_mesh().shape
+        if len(x) % math.prod(mesh[axis] for axis in axes):
+            return x
+        return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(axes, None, None))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,21 +182,34 @@ def normalised(vision: VisionConfig, crops: jax.Array, dtype: Any) -> jax.Array:
     return ((crops.astype(jnp.float32) * np.float32(1 / 255) - mean) / std).astype(dtype)
 
 
-def features(vision: VisionConfig, params: Params, crops: jax.Array, *, dtype: Any, remat: bool) -> jax.Array:
+def unsplit(x: jax.Array) -> jax.Array:
+    """Leaves the sharding of activations to the compiler."""
+    return x
+
+
+def features(
+    vision: VisionConfig, params: Params, crops: jax.Array, *, dtype: Any, remat: bool,
+    split: Callable[[jax.Array], jax.Array] = unsplit,
+) -> jax.Array:  # fmt: skip
     """The features [N, P², layers · width] of crops uint8 [N, P², 3·p²], in `dtype`.
 
     Those of the layers of `vision.features`, one after the other; the class token's are dropped. `remat` recomputes
-    the inside of each layer in the backward pass.
+    the inside of each layer in the backward pass; `split` constrains the sharding of activations [N, T, width].
     """
     patches = normalised(vision, crops, dtype)
-    x = jnp.concatenate(hidden_states(vision, params, patches, vision.feature_layers, remat=remat), axis=-1)
+    found = hidden_states(vision, params, patches, vision.feature_layers, remat=remat, split=split)
+    x = jnp.concatenate(found, axis=-1)
     return x[:, 1:] if TRAITS[vision.encoder].class_token else x
 
 
 def hidden_states(
-    vision: VisionConfig, params: Params, x: jax.Array, layers: tuple[int, ...], *, remat: bool = False
-) -> list[jax.Array]:
-    """Outputs [N, T, width] of the `layers` (from 0), for normalised patches [N, P², 3·p²]; the type is that of x."""
+    vision: VisionConfig, params: Params, x: jax.Array, layers: tuple[int, ...], *, remat: bool = False,
+    split: Callable[[jax.Array], jax.Array] = unsplit,
+) -> list[jax.Array]:  # fmt: skip
+    """Outputs [N, T, width] of the `layers` (from 0), for normalised patches [N, P², 3·p²]; the type is that of x.
+
+    `split` constrains the sharding of what goes from block to block.
+    """
     traits, dtype = TRAITS[vision.encoder], x.dtype
     x = x @ params["patch"]["kernel"].astype(dtype)
     if traits.patch_bias:
@@ -211,12 +224,12 @@ def hidden_states(
 
     def one(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         with jax.named_scope("vision_block"):
-            return cast(jax.Array, block.apply({"params": layer}, x)), None
+            return split(cast(jax.Array, block.apply({"params": layer}, x))), None
 
     run = jax.checkpoint(one, prevent_cse=False) if remat else one
     found, start = {}, 0
     for stop in sorted(set(layers)):
         part = jax.tree.map(lambda leaf, a=start, b=stop: leaf[a : b + 1], params["blocks"])
-        x, _ = jax.lax.scan(run, x, part)
+        x, _ = jax.lax.scan(run, split(x), part)
         found[stop], start = x, stop + 1
     return [found[layer] for layer in layers]
