@@ -169,8 +169,10 @@ def initialize_processes() -> None:
     Raises:
         UserError: only some of these variables are set, or one is not a valid number.
     """
-    # Its handler needs no interpreter, so that a process that hangs still answers.
-    faulthandler.register(DUMP_SIGNAL, all_threads=True)
+    # Its handler needs no interpreter, so that a process that hangs still answers. It writes to a file descriptor,
+    # which the standard error that a notebook puts in place does not have.
+    if sys.__stderr__ is not None:
+        faulthandler.register(DUMP_SIGNAL, file=sys.__stderr__, all_threads=True)
     names = ("EASYLM_COORDINATOR", "EASYLM_PROCESSES", "EASYLM_PROCESS_ID")
     given = [name for name in names if os.environ.get(name)]
     if given and len(given) < len(names):
