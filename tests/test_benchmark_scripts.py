@@ -112,7 +112,7 @@ def test_a_peer_without_its_environment_is_one_line_and_exit_2(monkeypatch, tmp_
 
     monkeypatch.setattr(train, "ROOT", tmp_path)
     with pytest.raises(common.BenchmarkError, match=r"setup_peers\.sh hf"):
-        train.peer_workers("hf", "spec.json")
+        train.peer_workers("hf", "spec.json", mixture=False)
 
 
 def test_an_unknown_peer_environment_is_refused_before_anything_is_built():

@@ -298,13 +298,18 @@ class _Scorer:
         for begin in range(0, longest, CHUNK):
             end = min(begin + CHUNK, longest)
             if end == longest or not self.model.config.scalar_head:  # of a reward model the last score alone counts
-                self._score_piece(state, read, taken, (begin, end), requests, results)
+                self._score_piece(state, read, taken, self.rows * slots, (begin, end), requests, results)
             if end < longest:
                 state = self._extend(state, [row[begin:end] for row in read])
 
-    def _score_piece(self, state: _State, read, taken: list[list[int]], piece: tuple[int, int], requests, results):
-        """Adds the log-probabilities of a piece of every group's continuation to `results`."""
-        (begin, end), count = piece, len(taken)
+    def _score_piece(
+        self, state: _State, read, taken: list[list[int]], count: int, piece: tuple[int, int], requests, results
+    ) -> None:
+        """Adds the log-probabilities of a piece of every group's continuation to `results`.
+
+        The pass has `count` rows, also where fewer are taken: with another number of rows, bits could differ.
+        """
+        begin, end = piece
         parts = [row[begin:end] for row in read]
         inputs = self._padded(parts, bucket(end - begin), count)
         real = sum(len(part) for part, numbers in zip(parts, taken, strict=True) if numbers)

@@ -53,7 +53,9 @@ def pairs(**part: int) -> DataSpec:
 
 recipe = Recipe(
     "sdsd-llama2-70b",
+    pod="v5p-64",  # 32 chips; each copy of the 70B writer on four of them
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",
     stages=(
         MakeData("seeds", function="recipes.sdsd.seeds:write"),
         # 40 fields × 2 temperatures × 30 domains, of which 801 stay.

@@ -19,7 +19,9 @@ ARMS = {**{name: (f"rate-{name}",) for name in JUDGES}, "vote": tuple(f"rate-{na
 
 recipe = Recipe(
     "tulu3-ablation-judges",
+    pod="v5p-64",  # 32 chips, as dpo_8b
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",
     stages=(
         parts.prompts(parts.OFF_POLICY[3]), parts.responses("responses"),  # UltraFeedback's prompts, as in Table 17
         *(parts.ratings(f"rate-{name}", "responses", judge) for name, judge in JUDGES.items()),

@@ -23,7 +23,9 @@ def halves() -> DataSpec:
 DATA = {"off": parts.data("pairs-off"), "on": parts.data("pairs-on"), "both": halves()}
 recipe = Recipe(
     "tulu3-ablation-policy",
+    pod="v5p-64",  # 32 chips, as dpo_8b
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",
     stages=(
         parts.prompts(dataclasses.replace(parts.ON_POLICY[0], count=2 * COUNT)),  # some are all tied and give no pair
         *(parts.responses(f"responses-{arm}", own=arm == "on") for arm in ("off", "on")),

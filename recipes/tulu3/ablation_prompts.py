@@ -18,7 +18,9 @@ reused = dataclasses.replace(parts.OFF_POLICY[0], name="reused", count=COUNT)
 unused = dataclasses.replace(parts.UNUSED, name="unused", count=COUNT)
 recipe = Recipe(
     "tulu3-ablation-prompts",
+    pod="v5p-64",  # 32 chips, as dpo_8b
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",
     stages=(
         parts.prompts(reused, unused), parts.responses("responses"), parts.ratings("rate", "responses"),
         *(parts.pairs(f"pairs-{arm}", "rate", parts=(part,), count=COUNT // 8 if arm == "fewer" else None)

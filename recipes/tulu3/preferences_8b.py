@@ -13,7 +13,9 @@ from recipes.tulu3.base import dpo, table
 
 recipe = Recipe(
     "tulu3-8b-preferences",
+    pod="v5p-64",  # 32 chips, as dpo_8b
     mesh="fsdp=-1",
+    decode_mesh="fsdp=-1,tp=4",
     stages=(
         parts.prompts(*parts.OFF_POLICY),
         parts.responses("responses"),
