@@ -71,7 +71,7 @@ def captions(model: str, *, llm: float = 2e-5) -> SFT:
         init="start",
         data=data,
         batch=32,  # about 128 pictures, as in the paper
-        accumulate=2,  # a row at a time on each of 16 chips: with two or three, their crops do not fit
+        accumulate=2,  # a row at a time on each of 16 chips
         steps=22_300,
         optimizer=optimizer(llm, 6e-6, 2e-4, (2000, 2000, 200)),
         compute=Compute(dtype="bfloat16", remat="full"),
