@@ -89,7 +89,7 @@ def test_every_program_of_a_tiny_recipe_and_its_kernels_are_compiled(pod, tmp_pa
 
 
 def test_a_generation_that_takes_no_kernels_is_planned_without(tmp_path):
-    """The compiler refuses a kernel's bfloat16 products for v3, as it would on one, so a plan with kernels would fail."""
+    """The compiler refuses bfloat16 products in kernels for v3, as it would on one: a plan with kernels would fail."""
     plan(tmp_path, RECIPE, "--topology", "v3:2x2", "--mesh", "fsdp=4,tp=2", "--json", str(tmp_path / "plan.json"))
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["fits"] and found["chips"] == 4
