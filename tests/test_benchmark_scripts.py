@@ -88,6 +88,7 @@ def test_preferences_ends_in_a_json_line_with_real_tokens_and_the_padded_share()
     assert config["read"] < config["tokens"]  # a prompt is read once for its two answers
 
 
+@pytest.mark.slow
 def test_checkpoint_ends_in_a_json_line_with_blocked_time_and_disk():
     line = last_line(run("checkpoint.py", "--size", "tiny", "--repeats", "1", "--steps", "6"))
     config = line["config"]

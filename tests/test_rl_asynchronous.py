@@ -137,33 +137,46 @@ def test_what_a_verifier_finds_wrong_ends_the_run_with_its_words(tmp_path):
         ready.run(ready.recipe.stage("bad"))
 
 
-def test_some_devices_write_while_the_others_train_or_all_do_both_in_turn(tmp_path):
+SPLIT = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2}
+
+
+def test_some_devices_sample_while_the_others_train(tmp_path):
     checked = {"validation": Validation(rl_kit.prompts(rl_kit.home()), every=2), "check": rl_kit.VERIFIER}
-    settings = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 2, **checked}
-    stages = {"split": rl_kit.grpo("split", **settings)}
-    stages["alone"] = dataclasses.replace(stages["split"], name="alone", rollout_devices=None)
+    split = rl_kit.grpo("split", **SPLIT, **checked)
     with rl_kit.devices(4):
-        ready = rl_kit.experiment(tmp_path / "four", stages["split"], mesh="fsdp=2")
+        ready = rl_kit.experiment(tmp_path / "four", split, mesh="fsdp=2")
         loop = rl_kit.loop_of(ready, "split")
         assert loop.job.mesh.size == loop.collector.mesh.size == 2
         assert not set(loop.job.mesh.devices.flat) & set(loop.collector.mesh.devices.flat)
         ready.run(ready.recipe.stage("split"))
-        unchecked = dataclasses.replace(stages["alone"], validation=None, check=None)
-        together = rl_kit.experiment(tmp_path / "together", unchecked, mesh="fsdp=4")
-        together.run(together.recipe.stage("alone"))
-        many = dataclasses.replace(stages["split"], rollout_devices=4)
+        many = dataclasses.replace(split, rollout_devices=4)
         with pytest.raises(UserError, match="rollout_devices is 4, but there are 4 devices"):
             rl_kit.loop_of(rl_kit.experiment(tmp_path / "all", many), "split")
-    one = rl_kit.experiment(tmp_path / "one", stages["alone"])
-    one.run(one.recipe.stage("alone"))
-    mine = rl_kit.params_of(one, "alone")
-    for theirs in (rl_kit.params_of(ready, "split"), rl_kit.params_of(together, "alone")):
-        for name in mine:
-            np.testing.assert_allclose(theirs[name], mine[name], atol=1e-5)
-    assert [line["staleness"] for line in read_metrics(together.folder("alone"))] == [0, 1]
-    told = [read_metrics(ready.folder("split")), read_metrics(one.folder("alone"))]
+    one = rl_kit.experiment(tmp_path / "one", dataclasses.replace(split, rollout_devices=None))
+    one.run(one.recipe.stage("split"))
+    assert_same_parameters(ready, one)
+    told = [read_metrics(each.folder("split")) for each in (ready, one)]
     scores = [[line["validation_score"] for line in each if "validation_score" in line] for each in told]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == 2  # greedy responses on either
+
+
+@pytest.mark.slow
+def test_all_devices_sample_and_train_in_turn(tmp_path):
+    stage = rl_kit.grpo("split", **{**SPLIT, "rollout_devices": None})
+    with rl_kit.devices(4):
+        together = rl_kit.experiment(tmp_path / "together", stage, mesh="fsdp=4")
+        together.run(together.recipe.stage("split"))
+    one = rl_kit.experiment(tmp_path / "one", stage)
+    one.run(one.recipe.stage("split"))
+    assert_same_parameters(together, one)
+    assert [line["staleness"] for line in read_metrics(together.folder("split"))] == [0, 1]
+
+
+def assert_same_parameters(ours, theirs):
+    ours, theirs = (rl_kit.params_of(each, "split") for each in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
 
 
 def test_refill_replaces_zero_variance_groups(tmp_path):

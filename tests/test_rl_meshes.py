@@ -18,8 +18,8 @@ STAGES = (
     rl_kit.ppo("ppo", batch=16, mini_batch=8, optimizer=SMOOTH, whiten="mini_batch", sampler_correction=2.0),
     rl_kit.online_dpo("online", batch=8, samples=2, optimizer=SMOOTH),
 )
-SLOW = [pytest.param("fsdp=8", name, marks=pytest.mark.slow) for name in ("ppo", "online")]
-CASES = [pytest.param("dp=2,fsdp=2,tp=2", "ppo", marks=pytest.mark.slow), *SLOW]
+# Slow ones, since in tests/test_rl_processes.py two processes on four devices do what one device does.
+CASES = [("dp=2,fsdp=2,tp=2", "ppo"), ("fsdp=8", "ppo"), ("fsdp=8", "online")]
 # What trains on the first mesh writes on the second one.
 TWO = [("fsdp=2,cp=2,tp=2", "dp=-1,tp=4", "ppo")]
 
@@ -53,11 +53,13 @@ def one_device(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "name"), CASES)
 def test_rollouts_and_updates_equal_those_of_one_device(layout, name, one_device, tmp_path, record_property):
     assert_equal(trained(tmp_path, layout, name, 8), one_device(name), record_property)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "writes", "name"), TWO)
 def test_rollouts_written_on_a_mesh_of_another_shape_are_the_same(
     layout, writes, name, one_device, tmp_path, record_property
