@@ -9,8 +9,9 @@ from easylm_jax.config import Ask
 from easylm_jax.evaluate import guarded
 from easylm_jax.evaluate.asking import questions, resolve
 from easylm_jax.evaluate.benchmark import Response
-from easylm_jax.evaluate.guarded import Exchange, rates, table, wilson
+from easylm_jax.evaluate.guarded import Exchange, rates, table
 from easylm_jax.evaluate.harness import Asked
+from easylm_jax.evaluate.statistics import share_interval
 from easylm_jax.rewards.moderation import FIELDS
 
 PROMPT, _, RESPONSE = FIELDS
@@ -55,7 +56,7 @@ def test_an_oracle_lets_no_attack_through_and_adds_no_refusal():
 )
 def test_wilson_intervals_are_those_of_the_literature(k, n, low, high):
     """Wilson 1927, as tabulated for ten trials."""
-    assert all(math.isclose(a, b, abs_tol=5e-5) for a, b in zip(wilson(k, n), (low, high), strict=True))
+    assert all(math.isclose(a, b, abs_tol=5e-5) for a, b in zip(share_interval(k, n), (low, high), strict=True))
 
 
 def judged(name, path, texts, replies):

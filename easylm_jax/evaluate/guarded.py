@@ -12,12 +12,11 @@ The judge must not be the moderator: then no attack could succeed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from easylm_jax.evaluate.harness import Asked
-from easylm_jax.evaluate.statistics import Z95
+from easylm_jax.evaluate.statistics import share_interval
 from easylm_jax.rewards.moderation import REFUSAL, RESPONSE_HARM, parse_moderation
 from easylm_jax.rewards.moderator import FILTERS, fired
 
@@ -37,14 +36,6 @@ class Exchange(NamedTuple):
     broken: bool
     refuses: bool
     probabilities: Mapping[str, float | None]
-
-
-def wilson(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of Wilson of a share of at least one trial."""
-    share, z2 = successes / count, Z95**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z95 / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def rates(exchanges: Sequence[Exchange], where: str, threshold: float = 0.5) -> dict[str, Any]:
@@ -67,7 +58,7 @@ def rates(exchanges: Sequence[Exchange], where: str, threshold: float = 0.5) -> 
     }
     found: dict[str, Any] = {"filter": where, "threshold": threshold}
     for name, (part, whole) in counts.items():
-        low, high = wilson(part, whole) if whole else (None, None)
+        low, high = share_interval(part, whole) if whole else (None, None)
         found[name] = {"share": part / whole if whole else None, "low": low, "high": high, "n": whole}
     return found
 
