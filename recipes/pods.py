@@ -1,7 +1,8 @@
 """Plans every recipe that names a pod and writes docs/pods.md: `python -m recipes.pods`.
 
 Plans are stored, so that an interrupted run continues and unchanged stages are not compiled again. With names of
-recipes, or with `--only`, only their rows are replaced and the other rows of the page are kept.
+recipes, or with `--only`, only their rows are replaced and the other rows of the page are kept; with `--missing`, only
+what the page has no row for is planned.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", choices=("train", "rl", "generate", "all"), default="all",
         help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
     )  # fmt: skip
+    parser.add_argument("--missing", action="store_true", help="of these stages, those that the page has no row for")
     parser.add_argument("--out", default="runs", help="where compiled plans are kept (default: runs)")
     parser.add_argument("--jobs", type=int, default=0, help="stages planned at once (default: by cores and memory)")
     parser.add_argument("--write", default="docs/pods.md", help="the page (default: docs/pods.md)")
@@ -60,8 +62,15 @@ def _planned(arguments: argparse.Namespace) -> int:
     }  # fmt: skip
     if not asked:
         raise UserError("none of these recipes names a pod and has such a stage")
-    rest, page = [group for group in groups if group.key not in asked], Path(arguments.write)
-    kept = pods.keep_rows(rest, page.read_text(encoding="utf-8"), arguments.write) if rest and page.is_file() else []
+    page = Path(arguments.write)
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if arguments.missing:
+        with_row = {group.key for group in pods.keep_rows(list(asked.values()), text, arguments.write)}
+        asked = {key: group for key, group in asked.items() if key not in with_row}
+        if not asked:
+            raise UserError(f"{arguments.write} has a row for each of these stages")
+    rest = [group for group in groups if group.key not in asked]
+    kept = pods.keep_rows(rest, text, arguments.write) if rest else []
     planned = list(asked.values())
     planned[0].topology.devices()  # reports a missing compiler once, not for every group
     say = functools.partial(print, file=sys.stderr, flush=True)

@@ -206,15 +206,18 @@ def test_a_deadline_that_has_passed_leaves_no_process_and_every_stage_undecided(
 def test_the_plan_of_a_recipe_says_what_it_costs():
     recipe, found = points(LLAMA, OWN)
     prices = Prices("file", "2030-01-01", "EUR", {"v5p": {"on_demand": 2.0, "spot": None}})
-    compiled = dataclasses.make_dataclass("Compiled", ["fits", "compute", "kernels", "exposed", "hidden", "host"])
+    compiled = dataclasses.make_dataclass(
+        "Compiled", ["fits", "compute", "kernels", "exposed", "hidden", "host", "kernel_runs"]
+    )
     row = dataclasses.make_dataclass("Row", ["stage", "program", "compiled", "need", "fits", "step", "mfu"])(
-        "sft", type("Program", (), {"name": "train", "runs": 1}), compiled(True, 1.0, 0.0, 0.0, 0.0, 0), 2**30, True,
-        (1.0, 2.0), 0.5,
+        "sft", type("Program", (), {"name": "train", "runs": 1}),
+        compiled(True, 1.0, 0.0, 0.0, 0.0, 0, (("gmm", 48), ("tgmm", 24))), 2**30, True, (1.0, 2.0), 0.5,
     )  # fmt: skip
     steps = 2 * (939_344 // 128)
     money = [steps * s / 3600 * 32 * 2 for s in (1, 2)]
     told = report.text([row], Recipe("r", recipe.stages), OWN, prices)
     assert f"chip-hours, EUR {money[0]:,.3g} to {money[1]:,.3g}" in told and "Prices are of 2030-01-01" in told
+    assert "sft: kernels in train: gmm × 48, tgmm × 24" in told
     assert "EUR" not in report.text([row], Recipe("r", recipe.stages), OWN, prices, "spot").splitlines()[-3]
     assert pods.default_jobs() >= 1
 

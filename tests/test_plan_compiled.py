@@ -82,6 +82,7 @@ def test_every_program_of_a_tiny_recipe_and_its_kernels_are_compiled(pod, tmp_pa
     train = rows["sft", "train"]
     assert 0.9 < train["compiled_flops_ratio"] < 1.5  # the model's own FLOPs, read from the compiled text
     assert train["seconds"]["kernels"] > 0  # attention, forward and backward
+    assert {name.startswith("splash") for name in train["kernels"]} == {True}
     assert rows["ppo", "decode"]["seconds"]["kernels"] > 0  # attention over the cache
     assert rows["ppo", "decode"]["runs_per_step"] == 2  # blocks of 32 tokens
     assert 0.9 < rows["ppo", "decode"]["compiled_flops_ratio"] < 1.5  # each as often as the block has tokens

@@ -39,6 +39,7 @@ def test_a_loop_that_ends_with_an_argument_counts_once():
     """A zero in its condition, from which a sum begins, is no number of rounds."""
     costs = hlo.HloProgram(STEP).costs()
     assert costs.cycles == 100 and costs.kernels == ((1000.0, 819e6),)
+    assert costs.kernel_runs == (("decode_attention", 1),)
 
 
 def test_a_kernel_takes_as_long_as_its_bytes_or_its_products():

@@ -18,7 +18,7 @@ from easylm_jax.runtime.chips import GIB
 from easylm_jax.runtime.compiler import peak_bytes
 from models import reading
 
-VERSION = 5  # of cached results; increase it when the parser or the cost model changes
+VERSION = 6  # of cached results; increase it when the parser or the cost model changes
 _NEEDED = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT]?)\)|[Uu]sed ([\d.]+)([KMGT]?) of")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
@@ -37,6 +37,7 @@ class Compiled:
         copies: seconds of plain copies, part of `compute`.
         hottest: (source location, seconds) of the most expensive operations.
         host: bytes of arguments in host memory.
+        kernel_runs: (name, runs) of the Pallas kernels in the compiled text.
     """
 
     fits: bool
@@ -49,6 +50,7 @@ class Compiled:
     copies: float = 0.0
     hottest: tuple[tuple[str, float], ...] = ()
     host: int = 0
+    kernel_runs: tuple[tuple[str, int], ...] = ()
 
     @property
     def seconds(self) -> estimate.Seconds:
@@ -108,7 +110,7 @@ def _compile(lowered: jax.stages.Lowered, topology: Topology, mesh: jax.sharding
         True, peak, costs.matmul_flops + costs.kernel_flops,
         seconds.compute, seconds.kernels, seconds.exposed, seconds.hidden,
         costs.copy_cycles / clock, tuple((name, cycles / clock) for name, cycles in costs.hottest),
-        memory.host_argument_size_in_bytes,
+        memory.host_argument_size_in_bytes, costs.kernel_runs,
     )  # fmt: skip
 
 
@@ -139,4 +141,5 @@ def _cached(path: Path) -> Compiled | None:
 
 
 def _from_json(cached: dict[str, Any]) -> Compiled:
-    return Compiled(**{**cached, "hottest": tuple((name, seconds) for name, seconds in cached["hottest"])})
+    pairs = {name: tuple((key, value) for key, value in cached[name]) for name in ("hottest", "kernel_runs")}
+    return Compiled(**{**cached, **pairs})

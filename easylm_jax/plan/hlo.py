@@ -27,6 +27,7 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _GROUPS = re.compile(r"replica_groups=(?:mesh\[([^\]]*)\] \{([^}]*)\}|\[(\d+),(\d+)\]|\{\{([\d,]*)\})")
 _NAME = re.compile(r'op_name="([^"]*)"')
 _COST_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"?(\d+)"?[^}]*"bytes_accessed":"?(\d+)')
+_NUMBER = re.compile(r"(\.(\d+|clone|remat\d*))+$")  # what the compiler appends to a name to make it unique
 _UNKNOWN = 1 << 62  # from here on, `estimated_cycles` means that the compiler has no estimate
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 # Number of matrix products of causal attention in each splash kernel; the forward pass has two.
@@ -62,7 +63,8 @@ class Collective:
 class Costs:
     """Costs of one run of a program on one device. `cycles`: of everything but kernels; `copy_cycles`: the part of them
     in plain copies; `kernel_flops`: of attention kernels (causal, so half of the square); `matmul_flops`: of all other
-    matrix products; `hottest`: (source location, cycles) of the most expensive operations."""
+    matrix products; `hottest`: (source location, cycles) of the most expensive operations; `kernel_runs`: how often
+    each Pallas kernel runs, by the name that the compiled text gives it."""
 
     cycles: int
     copy_cycles: int
@@ -71,6 +73,7 @@ class Costs:
     collectives: tuple[Collective, ...]
     hottest: tuple[tuple[str, int], ...]
     kernels: tuple[tuple[float, float], ...] = ()  # (FLOPs, bytes) of each kernel or gather, over all its runs
+    kernel_runs: tuple[tuple[str, int], ...] = ()
 
     def wire_bytes(self, overlapped: bool) -> float:
         """Bytes that one device sends in collectives that are overlapped, or that are not."""
@@ -120,6 +123,7 @@ class HloProgram:
         kernels: list[tuple[float, float]] = []
         collectives: list[Collective] = []
         hottest: collections.Counter[str] = collections.Counter()
+        runs: collections.Counter[str] = collections.Counter()
         fused = self._fused
         for name, count in times.items():
             for op in self.computations[name]:
@@ -128,6 +132,7 @@ class HloProgram:
                     flops, moved = _declared_costs(op)
                     kernel += count * flops
                     kernels.append((count * flops, count * moved))
+                    runs[_NUMBER.sub("", op.name)] += count
                 kind = op.opcode.removesuffix("-start")
                 if kind in _COLLECTIVES and not self._is_continuation(op, name):
                     overlapped = "chain_id=" in op.text or bool(self.threads.get(name))
@@ -142,7 +147,10 @@ class HloProgram:
                     cycles += spent
                     copies += spent if op.opcode == "copy" else 0
                     hottest[_source_location(op)] += spent
-        return Costs(cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)), tuple(kernels))
+        return Costs(
+            cycles, copies, kernel, matmul, tuple(collectives), tuple(hottest.most_common(12)), tuple(kernels),
+            tuple(sorted(runs.items())),
+        )  # fmt: skip
 
     def _gathers(self, op: _Instruction) -> bool:
         """Whether a fusion is a gather of rows, for which the compiler has no estimate."""

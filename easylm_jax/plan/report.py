@@ -61,6 +61,7 @@ class Row:
                         "exposed_collectives": self.compiled.exposed, "hidden_collectives": self.compiled.hidden,
                         "copies": self.compiled.copies},
             "hottest": [list(place) for place in self.compiled.hottest],
+            "kernels": dict(self.compiled.kernel_runs),
             "host_bytes_per_device": self.compiled.host,
         }  # fmt: skip
 
@@ -205,6 +206,9 @@ def _totals(rows: Sequence[Row], recipe: Recipe, topology: Topology, prices: Pri
                 length += f", {prices.currency} {money[0]:,.3g} to {money[1]:,.3g}"
         lines.append(f"{name}: fits; a step takes {low:.3g} to {high:.3g} s{length}")
         lines += balance_lines(recipe.stage(name), [(row.program.name, row.step[1]) for row in own])
+        for row in own:
+            runs = ", ".join(f"{kernel} × {count:,}" for kernel, count in row.compiled.kernel_runs)
+            lines += [f"{name}: kernels in {row.program.name}: {runs}"] if runs else []
         if host := max(row.compiled.host for row in own):
             lines.append(
                 f"{name}: {host / GIB:.2f} GiB per device are in host memory; transferring them every step is not "
