@@ -7,7 +7,8 @@ import json
 import pytest
 from faulty_server import faulty_server
 
-from easylm_jax.runtime.endpoint import Answer, Client, Endpoint, read_journal, request
+from easylm_jax.config import Server
+from easylm_jax.decode.endpoint import Answer, Client, read_journal, request
 from models import reading
 from models.errors import UserError
 
@@ -26,7 +27,7 @@ def client(server):
 
     def make(**options):
         sleep = options.pop("sleep", lambda _: None)
-        made.append(Client(Endpoint(server.url, "m", **{"timeout": 0.3, "concurrency": 4, **options}), sleep))
+        made.append(Client(Server(url=server.url, model="m", **{"timeout": 0.3, "concurrency": 4, **options}), sleep))
         return made[-1]
 
     yield make
@@ -121,14 +122,14 @@ def test_waits_grow_and_follow_the_server(server, client):
 
 
 def test_nothing_that_listens_is_a_failed_answer():
-    gone = Client(Endpoint("http://127.0.0.1:9/v1", "m", attempts=2), sleep=lambda _: None)
+    gone = Client(Server(url="http://127.0.0.1:9/v1", model="m", attempts=2), sleep=lambda _: None)
     assert gone.ask(ask("x")).failed.startswith("unreachable: nothing listens at http://127.0.0.1:9/v1")
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "127.0.0.1:80", "http://me:word@x/v1", "https://x/v1?key=3"])
 def test_an_address_that_is_none_is_one_line(url):
-    with pytest.raises(UserError, match="endpoint: "):
-        Endpoint(url, "m")
+    with pytest.raises(UserError, match="server: "):
+        Server(url=url, model="m")
 
 
 def test_a_body_is_what_the_protocol_says(server, client):

@@ -9,8 +9,8 @@ from faulty_server import faulty_server
 from preference_pipeline import FILES, digest, no_row_twice, recipe, reply_to, rows, run, seeds
 
 from easylm_jax.config import Binarise, PoolModel, Respond, SelfInstruct, Source
+from easylm_jax.decode import endpoint
 from easylm_jax.rewards.instructions import check_instruction
-from easylm_jax.runtime import endpoint
 from easylm_jax.synthesize import binarise, personas, rate, respond, self_instruct
 from models.errors import UserError
 

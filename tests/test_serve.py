@@ -23,12 +23,13 @@ from tiny_models import random_params
 
 import models
 from easylm_jax.cli.main import main
+from easylm_jax.config import Server
 from easylm_jax.data import load_tokenizer, templates
 from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import Engine
+from easylm_jax.decode.endpoint import Client, request
 from easylm_jax.decode.server import Served, application
 from easylm_jax.decode.stream import Stream
-from easylm_jax.runtime.endpoint import Client, Endpoint, request
 from models.config import DecoderConfig
 
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -244,7 +245,7 @@ def test_our_client_speaks_to_our_server_with_its_key(tmp_path, monkeypatch):
         assert server.ask("/v1/models")[0] == 401 and server.ask("/health")[0] == 200
         assert server.ask("/v1/models", headers={"Authorization": "Bearer sesame"})[0] == 200
         monkeypatch.setenv("SERVER_KEY", "sesame")
-        client = Client(Endpoint(f"http://127.0.0.1:{server.port}/v1", "tiny", key="SERVER_KEY"))
+        client = Client(Server(url=f"http://127.0.0.1:{server.port}/v1", model="tiny", key="SERVER_KEY"))
         bodies = {
             str(i): request([{"role": "user", "content": f"cats {i}"}], max_tokens=5, logprobs=True) for i in range(4)
         }
@@ -267,7 +268,7 @@ def test_the_command_listens_locally_answers_what_it_has_and_ends_with_0(tmp_pat
                                cwd=Path(__file__).resolve().parent.parent, env=dict(os.environ))  # fmt: skip
     try:
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/v1", process.stdout.readline())[1])
-        client = Client(Endpoint(f"http://127.0.0.1:{port}/v1", "model", attempts=8))
+        client = Client(Server(url=f"http://127.0.0.1:{port}/v1", model="model", attempts=8))
         body = request([{"role": "user", "content": "cats"}], max_tokens=60, temperature=0)
         assert client.ask(body).failed is None
         with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import urllib.parse
 from typing import ClassVar, Literal
 
+from easylm_jax.config import fields
 from easylm_jax.config.base import ModelUse, Stage, models_of, stages_of
 from easylm_jax.config.bounds import Count, NonNegative, Positive
 from easylm_jax.config.data import Source
@@ -13,7 +15,7 @@ from models.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server that speaks OpenAI's chat completions (`runtime.endpoint`)."""
+    """A server that speaks OpenAI's chat completions (`decode.endpoint`)."""
 
     url: str
     """Its address up to and with `/v1`."""
@@ -24,7 +26,7 @@ class Server:
     concurrency: Count = 8
     """Requests at once, at most."""
     timeout: Positive = 120.0
-    """Seconds for one attempt."""
+    """Seconds for one attempt, from connecting to the last byte."""
     attempts: Count = 6
     """Attempts at one request, at most."""
     per_minute: Positive | None = None
@@ -33,6 +35,14 @@ class Server:
     """Price of a million prompt tokens, for the ledger."""
     price_out: NonNegative = 0.0
     """Price of a million new tokens, for the ledger."""
+
+    def __post_init__(self):
+        fields.check_types(self, "server")
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"server: {self.url!r} is no http address; give one such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise UserError("server: the address holds a name, a password or a query; keys belong in the environment")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

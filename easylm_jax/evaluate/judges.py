@@ -10,9 +10,9 @@ from typing import Any
 from easylm_jax import decode
 from easylm_jax.checkpoint.load import LoadedModel, load, resolve_model
 from easylm_jax.data import templates
+from easylm_jax.decode.endpoint import SCHEMES, Client, named_server, request
 from easylm_jax.evaluate.classifier import PREFIX, Classifier
 from easylm_jax.evaluate.identity import identity
-from easylm_jax.runtime.endpoint import SCHEMES, Client, named_endpoint, request
 from models.errors import UserError
 
 Messages = list[dict[str, str]]
@@ -20,17 +20,17 @@ Judge = Callable[[Sequence[Any]], list[str]]  # conversations, or a classifier's
 REPLY = 1024  # most tokens of a reply
 
 
-def judge_of(name: str, **endpoint: Any) -> Judge:
+def judge_of(name: str, **server: Any) -> Judge:
     """A judge by name: `https://host/v1#model`, a stage's or checkpoint's folder, `hf:…`, or `hf-classifier:…`.
 
     Replies are greedy. A question that leaves no room for a reply in the context of a judge has the reply "", which no
-    benchmark reads as a verdict. `endpoint` are fields of `runtime.endpoint.Endpoint` for a server.
+    benchmark reads as a verdict. `server` are fields of `config.Server` for a server.
 
     Raises:
         UserError: the model cannot be loaded or has no chat template; later, the server does not answer.
     """
     if name.startswith(SCHEMES):
-        return _Server(name, endpoint)
+        return _Server(name, server)
     if name.startswith(PREFIX):
         return Classifier(name)
     model = load(name)
@@ -68,15 +68,15 @@ class Local:
 class _Server:
     """A judge behind a server of chat completions; its key, where it needs one, is in `OPENAI_API_KEY`."""
 
-    def __init__(self, name: str, endpoint: Mapping[str, Any]):
+    def __init__(self, name: str, server: Mapping[str, Any]):
         self.identity = name
-        self.client = Client(named_endpoint(name, "judge", **endpoint))
+        self.client = Client(named_server(name, "judge", **server))
 
     def __call__(self, conversations: Sequence[Messages]) -> list[str]:
         bodies = {str(i): request(turns, temperature=0, max_tokens=REPLY) for i, turns in enumerate(conversations)}
         replies = [""] * len(conversations)
         for number, answer in self.client.ask_all(bodies):
             if answer.failed is not None:
-                raise UserError(f"judge {self.client.endpoint.url}: {answer.failed}; what is known is kept")
+                raise UserError(f"judge {self.client.server.url}: {answer.failed}; what is known is kept")
             replies[int(number)] = answer.text
         return replies

@@ -1,7 +1,7 @@
 """LM judges: a language model that scores responses, run by the decode engine or behind a server (spec tulu3 §6.1).
 
 conversation, response, record → questions (`judge_prompts`) → chat template → engine → replies → scores [B]
-                                                             → requests (`runtime.endpoint`) ↗
+                                                             → requests (`decode.endpoint`)  ↗
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import Tokenizer, restrict_vocab
 from easylm_jax.data.tokenizer_template import resolve
 from easylm_jax.decode import ScoredCompletions, engine_for, rollout
+from easylm_jax.decode.endpoint import Client, named_server, request
 from easylm_jax.rewards.judge_prompts import JudgeQuestions, Messages, judge_questions
 from easylm_jax.runtime import processes, sharding
-from easylm_jax.runtime.endpoint import Client, named_endpoint, request
 from models.errors import UserError
 from models.model import Model
 
@@ -137,15 +137,15 @@ class ServerJudge(Judge):
         template: as of `Judge`.
         sampling: of its replies; `top_k` is not of the protocol and not sent.
         seed: of the sampling, sent with every request.
-        endpoint: further fields of `runtime.endpoint.Endpoint`.
+        server: further fields of `config.Server`.
 
     Raises:
         UserError: the address names no model; later, the server did not answer a question after all attempts.
     """
 
-    def __init__(self, name: str, *, template: str | None, sampling: Sampling, seed: int = 0, **endpoint: Any):
+    def __init__(self, name: str, *, template: str | None, sampling: Sampling, seed: int = 0, **server: Any):
         self.template, self.sampling, self.seed = template, sampling, seed
-        self.client = Client(named_endpoint(name, "judge", **endpoint))
+        self.client = Client(named_server(name, "judge", **server))
 
     def _replies(self, questions: Sequence[str], step: int) -> list[str | None]:
         own = self._asked(questions, step) if processes.is_first_process() else []
@@ -163,7 +163,7 @@ class ServerJudge(Judge):
         replies = [""] * len(questions)
         for number, answer in self.client.ask_all(bodies):
             if answer.failed is not None:
-                raise UserError(f"judge {self.client.endpoint.url}: {answer.failed}")
+                raise UserError(f"judge {self.client.server.url}: {answer.failed}")
             replies[int(number)] = answer.text
         return replies
 

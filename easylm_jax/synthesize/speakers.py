@@ -20,8 +20,8 @@ from easylm_jax.config.writing import Server
 from easylm_jax.data import templates
 from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import Engine
+from easylm_jax.decode.endpoint import Client, read_journal, request
 from easylm_jax.decode.session import Session
-from easylm_jax.runtime.endpoint import Client, Endpoint, read_journal, request
 from models.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -140,8 +140,7 @@ class ServerSpeaker:
     """A server. Its answers are kept in a journal, so that a stage that was stopped asks nothing twice."""
 
     def __init__(self, server: Server, slots: int, seed: int, journal: Path):
-        values = {field.name: getattr(server, field.name) for field in dataclasses.fields(server)}
-        self._client = Client(Endpoint(**values))
+        self._client = Client(server)
         self._known = read_journal(journal)
         self.name, self.slots, self._seed, self._journal = f"server:{server.model}", slots, seed, journal
 

@@ -1,12 +1,12 @@
 """A client for servers that speak OpenAI's chat completions: many requests at once, retries, limits, a ledger.
 
-    client = Client(Endpoint("https://api.example.com/v1", model="judge", key="JUDGE_KEY"))
+    client = Client(Server(url="https://api.example.com/v1", model="judge", key="JUDGE_KEY"))
     for name, answer in client.ask_all({"row-1": request(messages, temperature=0)}, journal):
         ...
 
 The key is the value of an environment variable. It is read when a request is sent, kept in no object, and replaced in
 every message of a server that repeats it. Answers are appended to a journal as they come, so that a run that was
-stopped asks nothing twice. Standard library only.
+stopped asks nothing twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import http.client
 import json
 import math
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NotRequired, TypedDict
 
+from easylm_jax.config.writing import Server
 from models import reading
 from models.errors import UserError
 
@@ -36,54 +36,17 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and
 _SAID = 200  # characters of a server's message that are shown
 
 
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """Where and how a server is asked.
-
-    Attributes:
-        url: its base, up to and with `/v1`.
-        model: the model that it is asked for.
-        key: the environment variable that holds the key; None for a server without keys.
-        concurrency: requests at once, at most.
-        timeout: seconds for one attempt, from connecting to the last byte.
-        attempts: attempts at one request, at most.
-        per_minute: requests in a minute, at most; None for no limit of ours.
-        price_in, price_out: of a million tokens, in the unit of the ledger's cost.
-    """
-
-    url: str
-    model: str
-    key: str | None = None
-    concurrency: int = 8
-    timeout: float = 120.0
-    attempts: int = 6
-    per_minute: float | None = None
-    price_in: float = 0.0
-    price_out: float = 0.0
-
-    def __post_init__(self):
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"endpoint: {self.url!r} is no http address; give one such as http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise UserError("endpoint: the address holds a name, a password or a query; keys belong in the environment")
-        if min(self.concurrency, self.attempts) < 1 or not self.timeout > 0:
-            raise UserError("endpoint: concurrency and attempts must be at least 1, timeout above 0")
-        if self.per_minute is not None and not self.per_minute > 0:
-            raise UserError("endpoint: per_minute must be above 0")
-
-
 KEY = "OPENAI_API_KEY"  # of servers that are named in one text
 SCHEMES = ("http://", "https://")
 
 
-def named_endpoint(name: str, what: str, **fields: Any) -> Endpoint:
-    """The endpoint that `https://host/v1#model` names; its key, where it needs one, is in `OPENAI_API_KEY`.
+def named_server(name: str, what: str, **fields: Any) -> Server:
+    """The server that `https://host/v1#model` names; its key, where it needs one, is in `OPENAI_API_KEY`.
 
     Args:
         name: the address, and behind a # the model.
         what: whose it is, for the message of an error.
-        fields: further fields of `Endpoint`.
+        fields: further fields of `Server`.
 
     Raises:
         UserError: no model is named, or the address is none.
@@ -91,7 +54,7 @@ def named_endpoint(name: str, what: str, **fields: Any) -> Endpoint:
     address, _, model = name.partition("#")
     if not model:
         raise UserError(f"{what} {name}: name its model behind a #, as https://host/v1#model")
-    return Endpoint(address, model, KEY if os.environ.get(KEY) else None, **fields)
+    return Server(url=address, model=model, key=KEY if os.environ.get(KEY) else None, **fields)
 
 
 class Answer(NamedTuple):
@@ -173,21 +136,21 @@ class _Fault(Exception):
 
 
 class Client:
-    """Asks one endpoint; its ledger counts everything that was asked through it.
+    """Asks one server; its ledger counts everything that was asked through it.
 
     Args:
-        endpoint: where and how.
+        server: where and how.
         sleep: waits for so many seconds; by default until then, or until a run of `ask_all` is left.
     """
 
-    def __init__(self, endpoint: Endpoint, sleep: Callable[[float], Any] | None = None):
-        self.endpoint, self.ledger = endpoint, Ledger()
+    def __init__(self, server: Server, sleep: Callable[[float], Any] | None = None):
+        self.server, self.ledger = server, Ledger()
         self._lock, self._stopped = threading.Lock(), threading.Event()
         self._idle: collections.deque[http.client.HTTPConnection] = collections.deque()
         self._sleep = self._stopped.wait if sleep is None else sleep
         self._next = 0.0  # when the next request may be sent, by the monotonic clock
-        if endpoint.key is not None and not os.environ.get(endpoint.key):
-            raise UserError(f"endpoint: the environment variable {endpoint.key}, which should hold the key, is not set")
+        if server.key is not None and not os.environ.get(server.key):
+            raise UserError(f"server: the environment variable {server.key}, which should hold the key, is not set")
 
     def close(self) -> None:
         """Closes the connections that are kept for further requests."""
@@ -202,7 +165,7 @@ class Client:
         """
         wait, fault = 0.0, _Fault("none", "")
         self.ledger.add(requests=1)
-        for attempt in range(self.endpoint.attempts):
+        for attempt in range(self.server.attempts):
             if attempt:
                 backoff = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
                 self._sleep(max(backoff, wait))
@@ -216,7 +179,7 @@ class Client:
                     break
                 wait = found.wait or 0.0
                 continue
-            price = answer.tokens_in * self.endpoint.price_in + answer.tokens_out * self.endpoint.price_out
+            price = answer.tokens_in * self.server.price_in + answer.tokens_out * self.server.price_out
             self.ledger.add(price / 1e6, answered=1, tokens_in=answer.tokens_in, tokens_out=answer.tokens_out)
             return answer
         self.ledger.add(failed=1)
@@ -241,7 +204,7 @@ class Client:
             if name in done:
                 yield name, done[name]
         left = iter([(name, body) for name, body in requests.items() if name not in done])
-        pool = concurrent.futures.ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="endpoint")
+        pool = concurrent.futures.ThreadPoolExecutor(self.server.concurrency, thread_name_prefix="endpoint")
         running: dict[concurrent.futures.Future[Answer], str] = {}
         try:
             with _appending(journal) as append:
@@ -264,7 +227,7 @@ class Client:
         while True:
             for name, body in left:
                 running[pool.submit(self.ask, body)] = name
-                if len(running) >= 2 * self.endpoint.concurrency:
+                if len(running) >= 2 * self.server.concurrency:
                     break
             if not running:
                 return
@@ -279,29 +242,29 @@ class Client:
         with self._lock:
             now = time.monotonic()
             at = max(now, self._next)
-            if self.endpoint.per_minute is not None:
-                self._next = at + 60 / self.endpoint.per_minute
+            if self.server.per_minute is not None:
+                self._next = at + 60 / self.server.per_minute
         if at > now:
             self._sleep(at - now)
 
     def _attempt(self, body: Mapping[str, Any]) -> Answer:
-        deadline = time.monotonic() + self.endpoint.timeout
+        deadline = time.monotonic() + self.server.timeout
         try:
             connection = self._idle.pop()  # kept again only after a whole answer
         except IndexError:
             connection = self._connection()
         try:
             status, headers, raw = self._exchange(
-                connection, json.dumps({"model": self.endpoint.model, **body}), deadline
+                connection, json.dumps({"model": self.server.model, **body}), deadline
             )
         except TimeoutError:
             connection.close()
-            raise _Fault("timed_out", f"no answer in {self.endpoint.timeout:g} s") from None
+            raise _Fault("timed_out", f"no answer in {self.server.timeout:g} s") from None
         except ssl.SSLCertVerificationError as error:
-            raise UserError(f"endpoint: {self.endpoint.url}: {error.verify_message}") from None
+            raise UserError(f"server: {self.server.url}: {error.verify_message}") from None
         except ConnectionRefusedError:
             connection.close()
-            raise _Fault("unreachable", f"nothing listens at {self.endpoint.url}") from None
+            raise _Fault("unreachable", f"nothing listens at {self.server.url}") from None
         except (http.client.HTTPException, OSError) as error:
             connection.close()
             raise _Fault("closed", f"the connection ended: {type(error).__name__}") from None
@@ -317,18 +280,18 @@ class Client:
         raise self._refusal(status, headers, raw)
 
     def _connection(self) -> http.client.HTTPConnection:
-        parts = urllib.parse.urlsplit(self.endpoint.url)
+        parts = urllib.parse.urlsplit(self.server.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(str(parts.hostname), parts.port, timeout=self.endpoint.timeout)
+        return kind(str(parts.hostname), parts.port, timeout=self.server.timeout)
 
     def _exchange(
         self, connection: http.client.HTTPConnection, body: str, deadline: float
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Sends a request and reads the whole reply, within the deadline even if bytes come one by one."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.endpoint.key is not None:
-            headers["Authorization"] = f"Bearer {os.environ.get(self.endpoint.key, '')}"
-        path = urllib.parse.urlsplit(self.endpoint.url).path.rstrip("/") + "/chat/completions"
+        if self.server.key is not None:
+            headers["Authorization"] = f"Bearer {os.environ.get(self.server.key, '')}"
+        path = urllib.parse.urlsplit(self.server.url).path.rstrip("/") + "/chat/completions"
         connection.timeout = max(0.001, deadline - time.monotonic())
         connection.request("POST", path, body.encode(), headers)
         raw, sock = bytearray(), connection.sock
@@ -348,7 +311,7 @@ class Client:
 
     def _parse(self, raw: bytes) -> Answer:
         try:
-            reply = reading.parse_json(raw, _Reply, self.endpoint.url)
+            reply = reading.parse_json(raw, _Reply, self.server.url)
         except reading.Damaged as error:
             raise _Fault("garbage", self._shown(error.why)) from None
         if not reply["choices"]:
@@ -363,8 +326,8 @@ class Client:
     def _refusal(self, status: int, headers: http.client.HTTPMessage, raw: bytes) -> Exception:
         said = f"status {status}: {self._shown(_error_message(raw))}"
         if status in (401, 403, 404):
-            where = "" if self.endpoint.key is None else f" (the key is in {self.endpoint.key})"
-            return UserError(f"endpoint: {self.endpoint.url} refuses model {self.endpoint.model!r}, {said}{where}")
+            where = "" if self.server.key is None else f" (the key is in {self.server.key})"
+            return UserError(f"server: {self.server.url} refuses model {self.server.model!r}, {said}{where}")
         wait = _seconds(headers.get("Retry-After"))
         if status == 429:
             with self._lock:  # all threads wait, not only this one
@@ -376,7 +339,7 @@ class Client:
 
     def _shown(self, text: str) -> str:
         """A server's text on one line, shortened, without the key."""
-        key = os.environ.get(self.endpoint.key, "") if self.endpoint.key else ""
+        key = os.environ.get(self.server.key, "") if self.server.key else ""
         text = " ".join((text.replace(key, "…") if key else text).split())
         return text if len(text) <= _SAID else text[: _SAID - 1] + "…"
 
