@@ -10,7 +10,7 @@ rules under pressure, and whether what they can do is as good as before; the oth
 on part of the pairs, on the rest. `talk/tables.md`, `revise/tables.md` and `talk/reading.md` are for a person.
 
 Sizes, rates and the world are this project's own; the paper's models have 70B parameters and more, and its numbers are
-in `recipes/sdsd/dialogues_7b.py`.
+in `recipes/sdsd/llama2_70b.py`.
 """
 
 from easylm_jax.config import (
