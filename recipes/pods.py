@@ -68,7 +68,8 @@ def _planned(arguments: argparse.Namespace) -> int:
         with_row = {group.key for group in pods.keep_rows(list(asked.values()), text, arguments.write)}
         asked = {key: group for key, group in asked.items() if key not in with_row}
         if not asked:
-            raise UserError(f"{arguments.write} has a row for each of these stages")
+            print(f"{page} has a row for each of these stages")
+            return 0
     rest = [group for group in groups if group.key not in asked]
     kept = pods.keep_rows(rest, text, arguments.write) if rest else []
     planned = list(asked.values())
