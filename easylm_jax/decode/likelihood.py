@@ -5,7 +5,7 @@ asked.
     continuation = y_1 … y_m    scoring pass over c_n, y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i)
 
 A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to
-a bucket of its own. Every shape therefore follows from the request's own lengths. On a CPU a device computes one
+a bucket of its own (`scored_bucket`). Every shape therefore follows from the request's own lengths. On a CPU a device computes one
 context at a time (`OTHER_ROWS` elsewhere) and four of its continuations, each in a slot; that slots are alike is tried
 out. So in float32 on a CPU a score has the same bits whatever stands beside the request, in whatever order or number,
 and on any mesh that splits rows alone. On accelerators rows share matrix products, whose tiles a neighbour does not
@@ -142,6 +142,15 @@ def bucket(length: int) -> int:
     return size
 
 
+def scored_bucket(length: int) -> int:
+    """Positions of a scoring pass over `length` tokens: 1, 8, 16, 24, 32, 48, …
+
+    One token (the letter of an option) is cheap alone. The options of a question mostly have two to eight tokens: in one
+    shape they share a pass, whose padding costs less than passes of their own would.
+    """
+    return 1 if length == 1 else max(8, bucket(length))
+
+
 def _columns(tokens: int) -> int:
     """Columns of a cache that holds `tokens` tokens: a bucketed number of whole pieces; 0 for an empty one."""
     pieces = -(-tokens // CHUNK)
@@ -213,7 +222,7 @@ class _Scorer:
             groups.setdefault(requests[number][1][:-1], []).append(number)
         found: dict[int, list[list[int]]] = {}
         for read, members in groups.items():
-            shape = len(read) + 1 if len(read) >= CHUNK else bucket(len(read) + 1)
+            shape = len(read) + 1 if len(read) >= CHUNK else scored_bucket(len(read) + 1)
             found.setdefault(shape, []).extend(members[i : i + TARGETS] for i in range(0, len(members), TARGETS))
         return found
 
@@ -311,7 +320,7 @@ class _Scorer:
         """
         begin, end = piece
         parts = [row[begin:end] for row in read]
-        inputs = self._padded(parts, bucket(end - begin), count)
+        inputs = self._padded(parts, scored_bucket(end - begin), count)
         real = sum(len(part) for part, numbers in zip(parts, taken, strict=True) if numbers)
         self.counts.update(read=real, padding=inputs.size - real)
         targets = np.zeros((count, TARGETS, inputs.shape[1]), np.int32)

@@ -237,11 +237,14 @@ class Loop(abc.ABC):
                 last |= self._validate(state, step)
             if asking:
                 last |= self._ask(state, step)
+            if saving:
+                final = stopping or step == job.steps or self._is_permanent(step)
+                waited = self._await_previous_save(step, final)
             if reading:  # metrics are written before the checkpoint commits, so a kill loses none
                 self._log(step, last)
                 unread = None
             if saving:
-                self._save(step, state, final=stopping or step == job.steps)
+                self._save(step, state, waited, report=not stopping and step < job.steps)
             elif replicating:
                 with self.monitor.phase("checkpoint", step):
                     self.checkpointer.replicate(step, state, self._meta(step))
@@ -254,16 +257,25 @@ class Loop(abc.ABC):
         self.monitor.log(step, {**metrics, "goodput": self.monitor.ledger.goodput()})
         self.check(metrics, step)
 
-    def _save(self, step: int, state: PyTree, final: bool) -> None:
+    def _await_previous_save(self, step: int, final: bool) -> float:
+        """Waits for the save in progress unless this one is to be skipped instead; returns the seconds.
+
+        This comes before the step's metrics are written: with every step saved, a killed run repeats at most one step
+        that its metrics have.
+        """
+        before = self.checkpointer.blocked_seconds
+        if final or self.job.checkpoints.when_busy == "wait":
+            with self.monitor.phase("checkpoint", step):
+                self.checkpointer.wait()
+        return self.checkpointer.blocked_seconds - before
+
+    def _save(self, step: int, state: PyTree, waited: float, report: bool) -> None:
         with self.monitor.phase("checkpoint", step):
-            meta = self._meta(step)
-            if final or self._is_permanent(step):
-                self.checkpointer.wait()  # an earlier save in progress must not make this one be skipped
             before = self.checkpointer.blocked_seconds
-            if self.checkpointer.save(step, state, meta):
+            if self.checkpointer.save(step, state, self._meta(step)):
                 self.monitor.checkpoint_saved()
-            if not final:
-                self._report_saving(step, self.checkpointer.blocked_seconds - before)
+            if report:
+                self._report_saving(step, waited + self.checkpointer.blocked_seconds - before)
 
     def _meta(self, step: int) -> dict[str, Any]:
         """The metadata of a checkpoint of this step."""
