@@ -20,7 +20,9 @@ STAGES = f"""
 MORE = f"""
     grpo("grpo", kl=0.1, optimizer={SMOOTH}), online_dpo("online", samples=2, optimizer={SMOOTH}),
     Evaluate("table", title="t", reference="sft", entries=(Entry("sft", ("sft",)), Entry("rl", ("grpo",), over="sft")),
-             tasks=(Task("e", prompts(HOME), "rl_kit:share_of_e", Sampling(8, slots=8), limit=8),), kl_prompts=8),
+             tasks=(Task("e", prompts(HOME), "rl_kit:share_of_e", Sampling(8, slots=8), limit=8),), kl_prompts=8,
+             benchmarks=(Ask("arc_easy", file="FOLDER/choices.jsonl", shots=0),
+                         Ask("gsm8k", file="FOLDER/problems.jsonl", shots=0, max_new_tokens=4))),
 """
 
 
@@ -62,12 +64,25 @@ def test_two_processes_give_what_one_gives(tmp_path, record_property):
 
 @pytest.mark.slow
 def test_two_processes_compare_groups_and_pairs_and_judge_as_one(tmp_path):
-    one, two = both(tmp_path, MORE)
+    texts = ["one two", "three", "four five six", "seven"]
+    rl_kit.write(tmp_path / "choices.jsonl", [
+        {"question": f"one {i}", "choices": {"text": texts, "label": list("ABCD")}, "answerKey": "ABCD"[i % 4]}
+        for i in range(8)
+    ])  # fmt: skip
+    problems = [{"question": f"one two {i}", "answer": f"it is #### {i}"} for i in range(6)]
+    rl_kit.write(tmp_path / "problems.jsonl", problems)
+    one, two = both(tmp_path, MORE.replace("FOLDER", str(tmp_path)))
     assert max(largest_difference(one, two, name) for name in ("grpo", "online")) <= 1e-5
     tables = [json.loads((it.root / "table.json").read_text())["rows"] for it in (two, one)]
     for mine, theirs in zip(*tables, strict=True):
         assert mine["score"] == pytest.approx(theirs["score"], abs=1e-6)
         assert mine["kl"] == pytest.approx(theirs["kl"], abs=1e-4)
+    for model in ("sft", "grpo"):
+        kept = [json.loads((it.folder("table") / "models" / f"{model}.json").read_text())["tasks"] for it in (two, one)]
+        assert kept[0].keys() == {"e", "arc_easy", "gsm8k"}
+        assert [len(kept[0][name]["scores"]) for name in ("arc_easy", "gsm8k")] == [8, 6]
+        for name, mine in kept[0].items():
+            np.testing.assert_allclose(mine["scores"], kept[1][name]["scores"], atol=1e-5)
 
 
 @pytest.mark.slow
