@@ -35,7 +35,7 @@ def one_device():
     [
         ("dp=8", {}),
         ("fsdp=4,tp=2", {}),
-        ("fsdp=4,tp=2", {"unroll": False, "gather_weights": False}),
+        pytest.param("fsdp=4,tp=2", {"unroll": False, "gather_weights": False}, marks=pytest.mark.slow),
     ],
     ids=["dp", "tp", "tp-scanned-ungathered"],
 )

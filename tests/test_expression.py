@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from easylm_jax.config import Reward
-from easylm_jax.config.expression import Expression, parse_call
+from easylm_jax.config.expression import MODELS, Expression, parse_call
 from easylm_jax.rewards.registry import verifier
 from easylm_jax.rewards.verify import ExpressionScorer
 from models.errors import UserError
@@ -63,7 +63,7 @@ def test_any_text_is_an_expression_or_a_user_error(text):
         it = Expression(text)
     except UserError:
         return
-    assert np.isreal(it({**dict.fromkeys(it.calls, 0.5), "model": 0.5, "judge": 0.5}))
+    assert np.isreal(it(dict.fromkeys((*it.calls, *MODELS), 0.5)))
 
 
 def test_options_that_are_no_literals_or_that_a_verifier_has_not_are_told():

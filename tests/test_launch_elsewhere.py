@@ -37,7 +37,7 @@ def ready(cloud, tmp_path):
     return cloud, file
 
 
-def ended(process: subprocess.Popen, timeout: float = 60) -> Said:
+def ended(process: subprocess.Popen, timeout: float = 300) -> Said:
     out, err = process.communicate(timeout=timeout)
     return Said(process.returncode, out, err)
 

@@ -71,7 +71,9 @@ def grpo():
     return policy_optimization(model), params, batch, {}
 
 
-@pytest.mark.parametrize("prepare", (sft, sft_with_an_adapter, dpo, reward_model, grpo))
+@pytest.mark.parametrize(
+    "prepare", (sft, sft_with_an_adapter, dpo, pytest.param(reward_model, marks=pytest.mark.slow), grpo)
+)
 def test_an_objective_trains_a_mixture_and_its_routers(prepare):
     objective, params, batch, frozen = prepare()
     step = jax.jit(functools.partial(gradients, objective)).lower(params, batch, jax.random.key(0), frozen)

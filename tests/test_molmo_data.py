@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import numpy as np
 import pytest
+import rl_kit
 from molmo_reference import VISION
 from support import write_jsonl
 
+import easylm_jax.train.stage
 from easylm_jax.config import DataSpec, Source
 from easylm_jax.data import load_tokenizer, picture_prompts, picture_records, train_sentencepiece
 from easylm_jax.data.build import build_cache
@@ -306,7 +310,7 @@ GROUPS = (ParameterGroup("vit", ("vision",), lr="1e-3 warmup 4 steps", clip=1.0)
 FROZEN = ("embed.new", "layers", "final_norm", "head", "vision", "connector")
 DATA = DataSpec((Source("{folder}/records.jsonl"),), "sp:{folder}/tokenizer.model", 512, kind="pictures",
                 template="molmo", vision=VISION, max_crops=2, annotation_weight="root")
-recipe = Recipe("seeing", mesh="fsdp=2,dp=2,tp=2", stages=(
+recipe = Recipe("seeing", mesh="{mesh}", stages=(
     SFT("sft", model=MODEL, data=DATA, batch=4, accumulate=1, steps=6, validation=Validation(DATA, every=3),
         optimizer=OptimizerConfig("2e-3", groups=GROUPS, trainable=FROZEN, weight_decay=0.0),
         compute=Compute(remat="full")),
@@ -318,13 +322,21 @@ recipe = Recipe("seeing", mesh="fsdp=2,dp=2,tp=2", stages=(
 """
 
 
-def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, tmp_path, capsys):
-    """On a mesh of eight, with groups for the tower and the connector and a frozen table of embeddings."""
+@pytest.fixture(params=["fsdp=2", pytest.param("fsdp=2,dp=2,tp=2", marks=pytest.mark.slow)])
+def mesh(request, monkeypatch):
+    """A mesh that stages and commands use all devices of."""
+    with rl_kit.devices(math.prod(int(size) for size in re.findall(r"\d", request.param))):
+        monkeypatch.setattr("easylm_jax.checkpoint.load.make_mesh", easylm_jax.train.stage.make_mesh)
+        yield request.param
+
+
+def test_a_stage_trains_on_pictures_through_the_one_train_step(folder, mesh, tmp_path, capsys):
+    """With groups for the tower and the connector and a frozen table of embeddings."""
     from easylm_jax.checkpoint.load import load
     from easylm_jax.cli.main import main
 
     path = tmp_path / "recipe.py"
-    path.write_text(RECIPE.replace("{folder}", str(folder)))
+    path.write_text(RECIPE.replace("{folder}", str(folder)).replace("{mesh}", mesh))
     assert main(["run", str(path), "--out", str(tmp_path / "runs")]) == 0
     lines = (tmp_path / "runs" / "seeing" / "sft" / "metrics.jsonl").read_text().splitlines()
     metrics = [json.loads(line) for line in lines]

@@ -61,9 +61,11 @@ RUNS = {
     "ppo with a function": ("ppo", QUESTIONS), "grpo": ("grpo", QUESTIONS), "eval": ("eval", QUESTIONS),
 }  # fmt: skip
 
+SLOW = ("ppo with a function", "grpo")  # their parts run in "ppo" and in tests/test_rl_learning.py
+
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "ppo with a function" else name for name in RUNS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RUNS]
 )
 def test_a_new_recipe_runs_as_it_is(name, model, tmp_path):
     """As it is but for the number of steps."""

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import rl_kit
 
 from easylm_jax.config import (
     DPO,
@@ -60,10 +61,11 @@ def runs(tmp_path_factory):
         DPO("cached", init="base", steps=12, epochs=30, **common),
         DPO("live", init="base", steps=12, epochs=30, reference="model", **common),
     )
-    recipe = Recipe("preference", stages, mesh="dp=2,fsdp=-1")
+    recipe = Recipe("preference", stages, mesh="fsdp=-1")
     experiment = Experiment(recipe, folder / "runs")
-    for stage in experiment.in_order():
-        experiment.run(stage)
+    with rl_kit.devices(2):
+        for stage in experiment.in_order():
+            experiment.run(stage)
     return experiment
 
 

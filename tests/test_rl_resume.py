@@ -18,7 +18,7 @@ from easylm_jax.train.rl.trainer import RolloutLoop
 from models.reading import read_lines
 
 STEPS = 5
-DEFAULT = ("ppo", "adapter")  # the others are much the same and are run with -m slow
+DEFAULT = ("ppo",)  # the others are much the same and are run with -m slow
 COMMON = {
     "steps": STEPS, "rollout_epochs": 2, "checkpoints": Checkpoints(every=1, latest=3),
     "validation": Validation(rl_kit.prompts(rl_kit.home(), seed=1), every=2), "check": rl_kit.VERIFIER,

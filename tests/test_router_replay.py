@@ -58,7 +58,7 @@ def test_given_experts_compute_a_token_with_the_routers_own_probabilities(kernel
     jax.tree.map(np.testing.assert_array_equal, free, same)  # its own choice changes nothing
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_engine_tells_the_experts_of_every_token(unroll):
     model = models.build(TINY)
     params = jax.jit(model.init)(jax.random.key(0))

@@ -203,8 +203,8 @@ def test_sixty_four_clients_half_of_which_vanish_are_all_answered(running):
     while any(lane.active or lane.waiting for lane in lanes) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(lane.active or lane.waiting for lane in lanes)  # nobody's work is left
-    # Memory is that of the slots, however many clients there were: the parameters that decoding reads, and for each lane
-    # the keys and values of every slot at the longest length. What other tests of this process hold was there before.
+    # Memory is that of the slots, however many clients there were: the parameters that decoding reads, and for each
+    # lane the keys and values of every slot at the longest length. What other tests hold was there before.
     size = running.engine.bucket(running.model.config.context + running.engine.block)
     cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(
         jax.eval_shape(lambda: running.engine.new_cache(8, size))))  # fmt: skip

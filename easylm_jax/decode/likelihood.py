@@ -4,12 +4,13 @@ asked.
     context  = c_1 … c_n        prefix pass(es) over c_1 … c_{n−1}: keys and values of every layer, in a cache
     continuation = y_1 … y_m    scoring pass over c_n, y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i)
 
-A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to
-a bucket of its own (`scored_bucket`). Every shape therefore follows from the request's own lengths. On a CPU a device computes one
-context at a time (`OTHER_ROWS` elsewhere) and four of its continuations, each in a slot; that slots are alike is tried
-out. So in float32 on a CPU a score has the same bits whatever stands beside the request, in whatever order or number,
-and on any mesh that splits rows alone. On accelerators rows share matrix products, whose tiles a neighbour does not
-change either, but the compiler promises nothing; with `tp` sums are split and may differ in the last bits.
+A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to a
+bucket of its own (`scored_bucket`). Every shape therefore follows from the request's own lengths. On a CPU a device
+computes one context at a time (`OTHER_ROWS` elsewhere) and four of its continuations, each in a slot; that slots are
+alike is tried out. So in float32 on a CPU a score has the same bits whatever stands beside the request, in whatever
+order or number, and on any mesh that splits rows alone. On accelerators rows share matrix products, whose tiles a
+neighbour does not change either, but the compiler promises nothing; with `tp` sums are split and may differ in the
+last bits.
 
 Requests with the same context share its passes, and contexts that begin with the same pieces (few-shot examples)
 share those: reading a piece again would give the same bits.
@@ -145,8 +146,8 @@ def bucket(length: int) -> int:
 def scored_bucket(length: int) -> int:
     """Positions of a scoring pass over `length` tokens: 1, 8, 16, 24, 32, 48, …
 
-    One token (the letter of an option) is cheap alone. The options of a question mostly have two to eight tokens: in one
-    shape they share a pass, whose padding costs less than passes of their own would.
+    One token (the letter of an option) is cheap alone. The options of a question mostly have two to eight tokens: in
+    one shape they share a pass, whose padding costs less than passes of their own would.
     """
     return 1 if length == 1 else max(8, bucket(length))
 
