@@ -1,8 +1,8 @@
 """Plans every recipe that names a pod and writes docs/pods.md: `python -m recipes.pods`.
 
 Plans are stored, so that an interrupted run continues and unchanged stages are not compiled again. With names of
-recipes, or with `--only`, only their rows are replaced and the other rows of the page are kept; with `--missing`, only
-what the page has no row for is planned.
+recipes, with `--stage` or `--only`, only their rows are replaced and the other rows of the page are kept; with
+`--missing`, only what the page has no row for is planned.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", choices=("train", "rl", "generate", "all"), default="all",
         help="stages that train on data, reinforcement learning, or best-of-N, votes and evaluations",
     )  # fmt: skip
+    parser.add_argument("--stage", metavar="NAME", help="only stages with this name")
     parser.add_argument("--missing", action="store_true", help="of these stages, those that the page has no row for")
     parser.add_argument("--out", default="runs", help="where compiled plans are kept (default: runs)")
     parser.add_argument("--jobs", type=int, default=0, help="stages planned at once (default: by cores and memory)")
@@ -58,7 +59,8 @@ def _planned(arguments: argparse.Namespace) -> int:
     groups = pods.groups(recipes)
     asked = {
         group.key: group for group in groups
-        if any(name in chosen for name, _ in group.members) and any(pods.KINDS[kind](group.stage) for kind in kinds)
+        if any(name in chosen and arguments.stage in (None, stage.name) for name, stage in group.members)
+        and any(pods.KINDS[kind](group.stage) for kind in kinds)
     }  # fmt: skip
     if not asked:
         raise UserError("none of these recipes names a pod and has such a stage")
