@@ -1,6 +1,7 @@
 """Judges of preference items: scores that nothing else changes, implicit rewards, verdicts in both orders."""
 
 import functools
+import importlib.util
 import json
 import math
 import random
@@ -21,7 +22,7 @@ from easylm_jax.evaluate.preferences.languages import LANGUAGES
 from easylm_jax.evaluate.preferences.run import judge_bench
 from easylm_jax.objectives import score_responses
 from models.errors import UserError
-from recipes.m_rewardbench import figures, fixtures, small_data
+from recipes.m_rewardbench import figures, fixtures, human_check, small_data
 
 
 @pytest.fixture(scope="module")
@@ -276,9 +277,12 @@ def test_a_perfect_and_a_random_judge_end_to_end_and_the_same_bytes_again(folder
     assert page.count("<tr>") == 3 and "English against other languages" in page
     judged, text = figures.compare([tmp_path / "perfect", tmp_path / "coin"])
     assert list(judged) == ["oracle", "coin"] and "| coin | coin | " in text and "GPT-4 Turbo" in text
+    assert "| oracle, coin | 556 | " in text  # 24 languages of 23 items, and 4 translations
     page = figures.page([tmp_path / "perfect", tmp_path / "coin"], judged)
-    titles = ["Agreement of each judge", "Agreement of judges by item", "Resource class", "Translation", "Rewards of"]
+    titles = ["Change from English", "Agreement of each judge", "Agreement of judges by item", "Resource class",
+              "Translation", "Rewards of"]  # fmt: skip
     assert all(f"<h2>{title}" in page for title in titles) and page.count("<svg") >= 7
+    assert "Quality of the translation" not in page and "no κ</th>" in page
     with pytest.raises(UserError, match="name each one once"):
         figures.compare([tmp_path / "coin", tmp_path / "again"])
     assert analyses.across_models({"a": 0.5, "b": 0.7}, {"a": 0.4, "b": 0.8})["spearman"] == 1
@@ -362,3 +366,54 @@ def test_quality_of_translations_against_accuracy():
     translations = {i: text if i % 2 else f"a dog {i}" for i, text in references.items()}
     found = analyses.quality_against_accuracy(translations, references, {i: float(i % 2) for i in range(20)}, bins=2)
     assert found["spearman"] > 0.8 and found["bins"][1]["accuracy"] == 1 and found["bins"][0]["chrf"] < 50
+
+
+def test_a_poorer_translation_stands_beside_the_better_one(folder, tmp_path):
+    """A judge that is wrong where words are missing: the averages of both, and accuracy that follows chrF."""
+    poorer = tmp_path / "data"
+    for code in LANGUAGES:
+        write(poorer / f"{code}.jsonl", fixtures.poorer(rows(code, 23)))
+    whole = {item.prompt[-1]["content"] for code in LANGUAGES for item in read_items(folder / f"{code}.jsonl", code)}
+
+    class Reader:
+        kind = "oracle"
+
+        def __call__(self, chosen):
+            return [judges.Outcome(float(item.prompt[-1]["content"] in whole), (1.0, 0.0)) for item in chosen]
+
+    for name, data in (("better", folder), ("poorer", poorer)):
+        judge_bench(Reader(), files_by_language(data), tmp_path / name, bench="m_rewardbench", model="m", settings={})
+    judged, _ = figures.compare([tmp_path / "better"])
+    page = figures.page([tmp_path / "better"], judged, [tmp_path / "poorer"])
+    lost = 100 * (1 - json.loads((tmp_path / "poorer" / "scores.json").read_text())["average"])
+    assert f"changes the average by +{lost:.1f} to +{lost:.1f} points." in page and lost > 50
+    by_chrf = "Accuracy by quality of the translated prompt" in page
+    assert by_chrf == (importlib.util.find_spec("sacrebleu") is not None)
+    with pytest.raises(UserError, match="no results of m on the better translation"):
+        figures.page([], {}, [tmp_path / "poorer"])
+
+
+def test_a_human_is_scored_on_a_stratified_sample_in_either_order():
+    chosen = items(90)
+    labels = {(item.id, item.subset): (0, 1, 2)[number % 3] for number, item in enumerate(chosen)}
+    pairs, key = human_check.draw(chosen, labels, 30, 0)
+    assert [row["number"] for row in pairs] == [row["number"] for row in key] == list(range(30))
+    assert sorted(row["judge"] for row in key) == [0] * 10 + [1] * 10 + [2] * 10
+    by_id = {(item.id, item.subset): item for item in chosen}
+    for pair, row in zip(pairs, key, strict=True):
+        item = by_id[row["id"], row["subset"]]
+        assert pair[row["gold"]] == item.completions[0] and "gold" not in pair
+    golds = [row["gold"] for row in key]
+    assert 5 < golds.count("A") < 25 and (pairs, key) == human_check.draw(chosen, labels, 30, 0)
+    perfect = human_check.score(key, [{"number": row["number"], "answer": row["gold"]} for row in key])
+    assert (
+        perfect["human_gold"] == 1 and perfect["judge_gold"] == 0.5 and perfect["human_judge"] == pytest.approx(1 / 3)
+    )
+    said = {0: lambda gold: "B" if gold == "A" else "A", 1: lambda gold: "tie", 2: lambda gold: gold}
+    alike = human_check.score(
+        key, [{"number": row["number"], "answer": said[row["judge"]](row["gold"])} for row in key]
+    )
+    assert alike["human_judge"] == alike["kappa"] == 1 and alike["human_gold"] == 0.5
+    for wrong in ({"number": 99, "answer": "A"}, {"number": 0, "answer": "C"}):
+        with pytest.raises(UserError, match="is no answer"):
+            human_check.score(key, [wrong])

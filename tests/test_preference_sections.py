@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import itertools
 import json
 import math
 import random
@@ -9,8 +10,10 @@ import random
 import numpy as np
 import pytest
 
+from easylm_jax.cli import main
 from easylm_jax.evaluate import cohens_kappa, preference_sections
-from easylm_jax.evaluate.preferences import agreement, languages, sections
+from easylm_jax.evaluate.preferences import agreement, command, judges, languages, sections
+from easylm_jax.rewards.judge_pairs import pair_question
 from models.errors import UserError
 
 # The example in RewardBench's README (PKU-Alignment/beaver-7b-v1.0-cost): right answers of each subset.
@@ -212,3 +215,110 @@ def test_llmbar_judges_accuracy_flips_and_kappa(shared_data):
         assert math.isclose(agreement.flip_rate(*labels), flips)
         kappas.append(agreement.kappa_of(*labels))
     assert compared >= 14 * 5 and all(-1 <= value <= 1 for value in kappas)
+
+
+def test_kappa_between_real_judges_equals_the_formula(shared_data):
+    """All 91 pairs of LLMBar's 14 judges, by their verdicts in each order and by the mean of both."""
+    labels = llmbar_labels(shared_data)
+    assert len(labels) == 14 and {len(own) for own in labels.values()} == {3 * 419}
+    for a, b, part, first, second in llmbar_pairs(labels):
+        want = plain_kappa(list(first.values()), [second[key] for key in first])
+        assert math.isclose(agreement.kappa_of(first, second), want, abs_tol=1e-12), (a, b, part)
+    both = {(a, b): agreement.kappa_of(x, y) for a, b, part, x, y in llmbar_pairs(labels) if part == "both"}
+    # The pair that agrees most, and least: one model under two prompts, and the strongest beside the weakest.
+    most, least = max(both, key=both.get), min(both, key=both.get)
+    assert len(both) == 91
+    assert most == (("GPT-4", "CoT"), ("GPT-4", "Vanilla")) and round(both[most], 4) == 0.6509
+    assert least == (("Falcon", "CoT"), ("GPT-4", "Vanilla")) and round(both[least], 4) == 0.0106
+
+
+def test_kappa_between_real_judges_equals_scikit_learns(shared_data):
+    metrics = pytest.importorskip("sklearn.metrics")
+    for a, b, part, first, second in llmbar_pairs(llmbar_labels(shared_data)):
+        want = metrics.cohen_kappa_score(list(first.values()), [second[key] for key in first])
+        assert math.isclose(agreement.kappa_of(first, second), want, abs_tol=1e-12), (a, b, part)
+
+
+def llmbar_pairs(labels):
+    """(judge, judge, "winner", "winner_swapped" or "both", labels of the first, labels of the second)."""
+    for (a, first), (b, second) in itertools.combinations(labels.items(), 2):
+        for part in ("winner", "winner_swapped", "both"):
+            yield a, b, part, *({key: own[key] for key in own if key[0] == part} for own in (first, second))
+
+
+def plain_kappa(x, y):
+    """κ from its definition, with a loop over pairs of labels: (p_o − p_e) / (1 − p_e)."""
+    n = len(x)
+    observed = sum(1 / n for p, q in zip(x, y, strict=True) if p == q)
+    expected = sum((x.count(label) / n) * (y.count(label) / n) for label in {*x, *y})
+    return (observed - expected) / (1 - expected)
+
+
+def llmbar_labels(shared_data):
+    """By judge, the label of each (order, subset, index): 2 right, 1 no verdict or one in each order, 0 wrong."""
+    found = collections.defaultdict(dict)
+    for row in read(shared_data / "evaluation/llmbar/judge_results.jsonl.gz"):
+        right = {side: 1 if row[side] is None else 2 * (row[side] == str(row["label"]))
+                 for side in ("winner", "winner_swapped")}  # fmt: skip
+        total = sum(right.values())
+        for side, label in (*right.items(), ("both", 2 if total > 2 else 0 if total < 2 else 1)):
+            found[row["judge"], row["prompt"]][side, row["subset"], row["index"]] = label
+    return found
+
+
+def test_easylm_eval_prints_kappa_between_two_real_judges(shared_data, tmp_path, monkeypatch, capsys):
+    """LLMBar's pairs, judged by what GPT-4 and ChatGPT replied: accuracy, flips and κ as counted here."""
+    pairs = read(shared_data / "evaluation/llmbar/llmbar.jsonl")
+    verdicts = read(shared_data / "evaluation/llmbar/judge_results.jsonl.gz")
+    sides = {(row["subset"], row["index"]): (row["output_1"], row["output_2"]) for row in pairs}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({
+        "id": row["index"], "subset": row["subset"], "prompt": row["input"],
+        "chosen": row[f"output_{row['label']}"], "rejected": row[f"output_{3 - row['label']}"],
+    }) + "\n" for row in pairs))  # fmt: skip
+
+    def replay(name, options):
+        replies = {}
+        for row in verdicts:
+            if f"{row['judge']}, {row['prompt']}" == name:
+                texts, input_ = sides[row["subset"], row["index"]], inputs[row["subset"], row["index"]]
+                for shown, said in ((texts, row["winner"]), (texts[::-1], row["winner_swapped"])):
+                    question = pair_question([{"role": "user", "content": input_}], shown)
+                    letter = said and "AB"[shown.index(texts[int(said) - 1])]
+                    replies[question[-1]["content"]] = f"[[{letter}]]" if said else "I cannot say."
+        return judges.PairJudge(lambda questions: [replies[question[-1]["content"]] for question in questions])
+
+    inputs = {(row["subset"], row["index"]): row["input"] for row in pairs}
+    monkeypatch.setattr(command, "judge_of", replay)
+    monkeypatch.setattr(command.checkpoint_load, "resolve_model", lambda name: (name, {}, None))
+
+    def run(name, *more):
+        options = ("--suite", "rewardbench", "--data", str(tmp_path / "pairs.jsonl"), "--out", str(tmp_path / "runs"))
+        status = main.main(["eval", name, *options, *more])
+        return status, capsys.readouterr()
+
+    a, b = "GPT-4, CoT", "ChatGPT, CoT"
+    assert run(a)[0] == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    status, told = run(b, "--beside", str(folder), "--json", str(tmp_path / "b.json"))
+    labels = llmbar_labels(shared_data)
+    keys = [key for key in labels["GPT-4", "CoT"] if key[0] == "both"]
+    x, y = ([labels[judge, "CoT"][key] for key in keys] for judge in ("GPT-4", "ChatGPT"))
+    kappa = plain_kappa(x, y)
+    equal = sum(p == q for p, q in zip(x, y, strict=True)) / 419
+    assert status == 0 and f"| {a} | 419 | {100 * equal:.1f} | {kappa:.3f} | " in told.out
+    found = json.loads((tmp_path / "b.json").read_text())["analysis"]
+    (beside,) = found["beside"]
+    assert math.isclose(beside["kappa"], kappa, abs_tol=1e-12) and beside["low"] < kappa < beside["high"]
+    assert math.isclose(beside["languages"]["eng_Latn"], kappa, abs_tol=1e-12)
+    own = [row for row in verdicts if (row["judge"], row["prompt"]) == ("ChatGPT", "CoT")]
+    rights = [[0.5 if row[side] is None else float(row[side] == str(row["label"])) for side in
+               ("winner", "winner_swapped")] for row in own]  # fmt: skip
+    scores = found["scores"]["eng_Latn"]
+    assert math.isclose(scores["Chat Hard"], np.mean(rights))
+    read_ = [row for row in own if row["winner"] and row["winner_swapped"]]
+    flips = [row["winner"] != row["winner_swapped"] for row in read_]
+    assert math.isclose(scores["flip_rate"], np.mean(flips))
+    missing = sum((row["winner"] is None) + (row["winner_swapped"] is None) for row in own)
+    assert math.isclose(scores["error_rate"], missing / 838)
+    status, told = run(b, "--beside", str(tmp_path))
+    assert status == 2 and "holds no results of a judge" in told.err

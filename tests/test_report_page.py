@@ -357,6 +357,34 @@ def test_a_point_is_drawn_where_its_numbers_are():
     assert (x0, y0) == (float(axis.get("x1")), float(axis.get("y1")))
 
 
+def test_bars_below_zero_and_their_intervals_stand_where_their_numbers_are():
+    bars = [("a", [0.5]), ("b", [-0.25])]
+    svg = ElementTree.fromstring(
+        plots.bar_chart(bars, ["κ"], x_label="κ", values=["0.5", "−0.25"], intervals=[(0.25, 1.0), (-0.5, 0.0)])
+    )
+    first, second = svg.findall(f"{SVG}rect[@class='bar s0']")
+    width = float(first.get("width")) * 2  # of 1 on the axis
+    zero = float(first.get("x"))
+    assert float(second.get("x")) == pytest.approx(zero - width / 4, abs=0.2)
+    assert float(second.get("width")) == pytest.approx(width / 4, abs=0.2)
+    ends = [[float(line.get(name)) for name in ("x1", "x2")] for line in svg.findall(f"{SVG}line[@class='whisker']")]
+    assert ends[0] == pytest.approx([zero + width / 4, zero + width], abs=0.2)
+    assert ends[1] == pytest.approx([zero - width / 2, zero], abs=0.2)
+
+
+def test_a_point_with_equal_coordinates_lies_on_the_diagonal():
+    drawn = plots.line_chart([Series("a", [(50.0, 50.0)], look="marks"), Series("b", [(80.0, 61.0)], look="marks")],
+                             x_label="x", y_label="y", diagonal=True)  # fmt: skip
+    svg = ElementTree.fromstring(drawn)
+    line = [one for one in svg.findall(f"{SVG}line[@class='grid']") if one.get("x1") != one.get("x2")
+            and one.get("y1") != one.get("y2")]  # fmt: skip
+    ((x1, y1, x2, y2),) = ([float(one.get(name)) for name in ("x1", "y1", "x2", "y2")] for one in line)
+    mark, below = svg.findall(f"{SVG}circle[@r='3']")[-2:]
+    at = lambda x: y1 + (x - x1) / (x2 - x1) * (y2 - y1)  # noqa: E731
+    assert float(mark.get("cy")) == pytest.approx(at(float(mark.get("cx"))), abs=0.2)
+    assert float(below.get("cy")) > at(float(below.get("cx"))) + 5
+
+
 @pytest.mark.parametrize(
     "low, high, ticks",
     [

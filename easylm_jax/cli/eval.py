@@ -121,6 +121,11 @@ def _add_preference_arguments(parser: argparse.ArgumentParser) -> None:
         help="preference benches: how a language model judges: pairs in both orders, ratings, or the letters' logits",
     )  # fmt: skip
     parser.add_argument(
+        "--beside", type=kinds.NAME, metavar="FOLDER", action="append",
+        help="preference benches: also how far the verdicts agree (Cohen's κ) with those of another judge, whose "
+        "results easylm eval wrote to FOLDER; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
         "--compat", choices=("mrb",), help="preference benches: the quirks of M-RewardBench's own runner"
     )
 
@@ -136,7 +141,9 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError("give a MODEL, or --list for the benchmarks")
     if arguments.suite in PREFERENCE_BENCHES:
         return _judge_preferences(arguments)
-    unused = [name for name in ("data", "languages", "reference", "compat") if getattr(arguments, name) is not None]
+    unused = [
+        name for name in ("data", "languages", "reference", "beside", "compat") if getattr(arguments, name) is not None
+    ]
     if unused:
         raise UserError(f"--{unused[0]} is for --suite {', '.join(PREFERENCE_BENCHES)}")
     asks = _asks(arguments)
@@ -183,7 +190,7 @@ def _judge_preferences(arguments: argparse.Namespace) -> int:
 
         results, folder = command.evaluate_bench(
             arguments.model, arguments.suite, arguments.data, options, Path(arguments.out), languages=languages,
-            limit=arguments.limit, progress=show,
+            limit=arguments.limit, beside=arguments.beside or (), progress=show,
         )  # fmt: skip
     write_json(folder / "results.json", results)
     print((folder / "tables.md").read_text(encoding="utf-8"))

@@ -75,28 +75,35 @@ class Frame:
 
 def line_chart(
     series: Sequence[Series], *, x_label: str, y_label: str, title: str = "", width: int = 640, height: int = 330,
-    legend: bool = True, x_names: Callable[[float], str] | None = None, least: float = 0.0,
+    legend: bool = True, x_names: Callable[[float], str] | None = None, least: float = 0.0, diagonal: bool = False,
 ) -> str:  # fmt: skip
     """A line chart of the series as SVG; "" if no series has a point. `x_names` formats the ticks of the x axis;
-    `least` is the shortest y axis, which keeps chance differences small."""
+    `least` is the shortest y axis, which keeps chance differences small. With `diagonal` both axes have one range and
+    a line where x equals y."""
     series = [dataclasses.replace(one, points=list(one.points)) for one in series if one.points or one.outside]
     if not any(one.points for one in series):
         return ""
     y_low, y_high = _extent(series, 1)
     if (missing := least - (y_high - y_low)) > 0:
         y_low, y_high = y_low - missing / 2, y_high + missing / 2
-    y_ticks = nice_ticks(y_low, y_high, 5 if height > 240 else 4)
     x_low, x_high = _extent(series, 0)
+    if diagonal:
+        x_low = y_low = min(x_low, y_low)
+        x_high = y_high = max(x_high, y_high)
+    y_ticks = nice_ticks(y_low, y_high, 5 if height > 240 else 4)
     exact = all(one.look in ("line", "thin", "both") and not one.x_intervals for one in series)
-    x_ticks = nice_ticks(x_low, x_high, max(4, width // 90), inside=exact)
+    x_ticks = y_ticks if diagonal else nice_ticks(x_low, x_high, max(4, width // 90), inside=exact)
     entries = [(one.classes, one.name, one.look) for one in series if one.in_legend] if legend else []
     rows = _legend_rows(entries, width)
     tick_width = max(len(text) for text in tick_labels(y_ticks)) * CHARACTER
     frame = Frame(
         left=tick_width + 30, right=width - 14, top=(26 if title else 10) + 20 * len(rows), bottom=height - 44,
-        x=(x_low, x_high) if exact else (x_ticks[0], x_ticks[-1]), y=(y_ticks[0], y_ticks[-1]),
+        x=(x_low, x_high) if exact and not diagonal else (x_ticks[0], x_ticks[-1]), y=(y_ticks[0], y_ticks[-1]),
     )  # fmt: skip
     parts = [_legend(rows, 26 if title else 10), _axes(frame, x_ticks, y_ticks, x_label, y_label, x_names)]
+    if diagonal:
+        parts.append(f'<line class="grid" x1="{frame.left:.1f}" y1="{frame.bottom:.1f}" x2="{frame.right:.1f}" '
+                     f'y2="{frame.top:.1f}"/>')  # fmt: skip
     parts += [_draw_band(one, frame) for one in series if one.band]
     parts += [_draw_series(one, frame) for one in series]
     parts += [_draw_outside(one, frame) for one in series]
@@ -107,12 +114,17 @@ def line_chart(
 def bar_chart(
     bars: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], *, x_label: str, values: Sequence[str],
     title: str = "", width: int = 640, colours: Sequence[int] = tuple(range(COLOURS)),
+    intervals: Sequence[Interval] = (),
 ) -> str:  # fmt: skip
-    """Horizontal stacked bars as SVG: (name, lengths of its `parts`) each, with the text in `values` after each bar."""
+    """Horizontal stacked bars as SVG: (name, lengths of its `parts`) each, with the text in `values` after each bar.
+
+    `intervals` are the absolute (low, high) of each bar. A bar of one part may be negative.
+    """
     if not bars:
         return ""
-    longest = max(sum(lengths) for _, lengths in bars)
-    ticks = nice_ticks(0.0, longest or 1.0, 5)
+    totals = [sum(lengths) for _, lengths in bars]
+    ends = [0.0, *totals, *(edge for interval in intervals for edge in interval)]
+    ticks = nice_ticks(min(ends), max(ends) if max(ends) > min(ends) else 1.0, 5)
     named = [(f"s{colours[i]}", name, "bar") for i, name in enumerate(parts)] if len(parts) > 1 else []
     rows = _legend_rows(named, width)
     top = (26 if title else 8) + 20 * len(rows)
@@ -127,12 +139,17 @@ def bar_chart(
         y, start = top + 22 * i + 4, 0.0
         drawn.append(_text(frame.left - 8, y + 11, shown[i], "end"))
         for j, length in enumerate(lengths):
-            x, end = frame.across(start), frame.across(start + length)
+            x, end = sorted((frame.across(start), frame.across(start + length)))
             tip = f"<title>{_safe(name)}, {_safe(parts[j])}</title>"
             drawn.append(f'<rect class="bar s{colours[j]}" x="{x:.1f}" y="{y:.1f}" width="{end - x:.1f}" '
                          f'height="14">{tip}</rect>')  # fmt: skip
             start += length
-        drawn.append(_text(frame.across(start) + 6, y + 11, value, "start"))
+        after = max(start, 0.0)
+        if intervals:
+            low, high = map(frame.across, intervals[i])
+            drawn.append(f'<line class="whisker" x1="{low:.1f}" y1="{y + 7:.1f}" x2="{high:.1f}" y2="{y + 7:.1f}"/>')
+            after = max(after, intervals[i][1])
+        drawn.append(_text(frame.across(after) + 6, y + 11, value, "start"))
     return _svg(width, height, title, "".join(drawn), title or x_label)
 
 

@@ -44,7 +44,7 @@ svg .title{font-weight:600;font-size:13px}svg .name{font-weight:560}
 svg .grid{stroke:var(--rule);stroke-width:1}svg .axis{stroke:var(--soft)}svg .tick{stroke:var(--soft)}
 svg .line{fill:none;stroke-width:1.9;stroke-linejoin:round}svg .thin{fill:none;stroke-width:1;opacity:.38}
 svg .band{opacity:.16}
-svg .error{stroke-width:1.3;opacity:.65}
+svg .error{stroke-width:1.3;opacity:.65}svg .whisker{stroke:var(--ink);stroke-width:1.3}
 svg .d1:not(.error){stroke-dasharray:6 3}svg .d2:not(.error){stroke-dasharray:2 3}
 @@COLOURS@@
 pre{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;font:.82rem/1.5 ui-monospace,Menlo,Consolas,monospace}

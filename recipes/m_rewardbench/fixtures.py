@@ -1,6 +1,6 @@
 """Small preference sets in M-RewardBench's released schema, made of parallel news text (NTREX-128).
 
-    python -m recipes.m_rewardbench.fixtures FOLDER [ROWS]
+    python -m recipes.m_rewardbench.fixtures FOLDER [--rows ROWS] [--poorer]
     easylm eval MODEL --suite m_rewardbench --data FOLDER
 
 A prompt is a sentence; the chosen answer is the sentence that follows it in the same document. In Chat and Safety the
@@ -10,17 +10,20 @@ judge that does not read the prompt is at chance. In Chat Hard and Reasoning it 
 same ids, so that agreement between languages means something. The translation task asks for a translation; a wrong one
 is that of the next sentence (hard) or of a sentence of another document (easy).
 
+`--poorer` is a stand-in for a worse translation of the same rows: of each text outside English a share of the words,
+from none to half, is left out. It shows the way of Figure 5, not what translators do.
+
 Rows are made of every third document; `recipes/m_rewardbench/small.py` trains on the others. Nothing here is the
 benchmark itself, and its scores are no scores on it. NTREX has one form of Chinese; both of the benchmark's use it.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,12 +116,36 @@ def translation_rows(count: int, seed: int = 0, path: str | None = None) -> list
     return found
 
 
-def write(folder: str | Path, count: int = 92, seed: int = 0) -> None:
-    """Writes `<language>.jsonl` for English and the 23 languages, and `translation.jsonl`."""
+def poorer(rows: Sequence[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """The rows with a share of each text's words (characters, where there are no spaces) left out."""
+    made = []
+    for row in rows:
+        draw = random.Random(f"{row['id']} {row['language']} {seed}")
+        share = draw.uniform(0, 0.5)
+        made.append({**row, **{name: _thinned(row[name], share, draw) for name in ("prompt", "chosen", "rejected")}})
+    return made
+
+
+def _thinned(text: str, share: float, draw: random.Random) -> str:
+    words = text.split()
+    parts, join = (words, " ") if len(words) > 3 else (list(text), "")
+    kept = [part for part in parts if draw.random() >= share]
+    return join.join(kept or parts[:1])
+
+
+def write(folder: str | Path, count: int = 92, seed: int = 0, worse: bool = False) -> None:
+    """Writes `<language>.jsonl` for English and the 23 languages, and `translation.jsonl`; `worse`: see `poorer`."""
     for code, rows in rows_by_language(count, seed).items():
+        if worse and code != "eng_Latn":
+            rows = poorer(rows, seed)
         write_lines(Path(folder) / f"{code}.jsonl", rows)
     write_lines(Path(folder) / "translation.jsonl", translation_rows(max(1, count // 8), seed))
 
 
 if __name__ == "__main__":
-    write(sys.argv[1], *map(int, sys.argv[2:3]))
+    parser = argparse.ArgumentParser(description="M-RewardBench's schema on parallel news text.")
+    parser.add_argument("folder")
+    parser.add_argument("--rows", type=int, default=92)
+    parser.add_argument("--poorer", action="store_true")
+    given = parser.parse_args()
+    write(given.folder, given.rows, worse=given.poorer)

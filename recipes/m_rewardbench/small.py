@@ -1,7 +1,7 @@
 """M-RewardBench (arXiv 2410.15522) on one CPU: a reward model, a DPO pair and a judge, trained on five languages
 
     easylm run recipes/m_rewardbench/small.py
-    python -m recipes.m_rewardbench.fixtures runs/fixtures 23
+    python -m recipes.m_rewardbench.fixtures runs/fixtures --rows 23
     easylm eval runs/m-rewardbench-small/rm --suite m_rewardbench --data runs/fixtures
     easylm eval runs/m-rewardbench-small/dpo --suite m_rewardbench --data runs/fixtures --reference \
         runs/m-rewardbench-small/pretrain

@@ -50,8 +50,9 @@ def kappa_interval(
     labels, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
     x, y = codes[: len(first)], codes[len(first) :]
     count, kinds = len(x), len(labels)
-    chosen = np.random.default_rng(seed).integers(0, count, (draws, count))
-    flat = np.stack([np.bincount(x[row] * kinds + y[row], minlength=kinds * kinds) for row in chosen])
+    # Items drawn with replacement fall on the cells of the table as a multinomial draw.
+    cells = np.bincount(x * kinds + y, minlength=kinds * kinds) / count
+    flat = np.random.default_rng(seed).multinomial(count, cells, draws)
     tables = flat.reshape(draws, kinds, kinds) / count
     observed = np.trace(tables, axis1=1, axis2=2)
     expected = (tables.sum(2) * tables.sum(1)).sum(1)

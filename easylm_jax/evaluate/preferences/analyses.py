@@ -194,16 +194,46 @@ def across_models(averages: Mapping[str, float], english: Mapping[str, float]) -
     return {"pearson": agreement.pearson(x, y), "spearman": agreement.spearman(x, y), "models": len(names)}
 
 
+def between(judges: Mapping[str, ByLanguage], *, draws: int = 500, seed: int = 0) -> list[dict[str, Any]]:
+    """How far any two judges prefer the same answers, over the items of all languages that both have judged.
+
+    Returns:
+        For each pair of judges `a` and `b`: κ of their labels with its 95 % interval ("kappa", "low", "high"), the
+        share of equal labels ("equal"), the number of items ("n"), and κ of each language ("languages"). Without a
+        common item "n" is 0 and the rest is NaN.
+    """
+    labels = {
+        name: {code: labels_of(rows) for code, rows in records.items()} for name, records in judges.items()
+    }  # fmt: skip
+    names, found = list(labels), []
+    for a, b in ((a, b) for at, a in enumerate(names) for b in names[at + 1 :]):
+        codes = [code for code in labels[a] if code in labels[b]]
+        both = [(labels[a][code][key], labels[b][code][key])
+                for code in codes for key in labels[a][code] if key in labels[b][code]]  # fmt: skip
+        first, second = [x for x, _ in both], [y for _, y in both]
+        low, high = agreement.kappa_interval(first, second, draws=draws, seed=seed)
+        equal = sum(x == y for x, y in both) / len(both) if both else math.nan
+        found.append({
+            "a": a, "b": b, "kappa": agreement.cohens_kappa(first, second), "low": low, "high": high, "equal": equal,
+            "n": len(both), "languages": {code: agreement.kappa_of(labels[a][code], labels[b][code]) for code in codes},
+        })  # fmt: skip
+    return found
+
+
 def unanimity(models: Sequence[Records], english: Sequence[Records]) -> dict[str, Any]:
     """Per-instance agreement of one language: of every item, κ between the labels of all models on it and on English.
 
-    Items on which every model agrees on both sides have no κ; they are counted as "unanimous".
+    Returns:
+        "items", (id and subset, κ) of each item, and "unanimous", the number of items on which every model gives one
+        and the same label on both sides, which have no κ.
     """
     first, second = [labels_of(rows) for rows in models], [labels_of(rows) for rows in english]
     common = set.intersection(*(set(each) for each in (*first, *second)))
-    values = [agreement.cohens_kappa([m[key] for m in first], [m[key] for m in second]) for key in sorted(common)]
-    defined = [value for value in values if not math.isnan(value)]
-    return {"kappas": defined, "unanimous": len(values) - len(defined)}
+    values = [
+        (key, agreement.cohens_kappa([m[key] for m in first], [m[key] for m in second])) for key in sorted(common)
+    ]
+    defined = [(key, value) for key, value in values if not math.isnan(value)]
+    return {"items": defined, "unanimous": len(values) - len(defined)}
 
 
 def quality_against_accuracy(

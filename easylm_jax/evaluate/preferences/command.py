@@ -49,7 +49,8 @@ class Options:
 
 def evaluate_bench(
     model: str, bench: str, data: str | None, options: Options, out: Path, *, languages: Sequence[str] | None = None,
-    limit: int | None = None, progress: Callable[[str, int, int], None] | None = None,
+    limit: int | None = None, beside: Sequence[str] = (),
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[dict[str, Any], Path]:  # fmt: skip
     """The results of `run.judge_bench` and the folder that holds its files.
 
@@ -63,7 +64,8 @@ def evaluate_bench(
     folder = out / f"eval-{bench}-{fields.digest(settings)[:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     results = judge_bench(
-        judge, files, folder, bench=bench, model=model, settings=settings, limit=limit, progress=progress
+        judge, files, folder, bench=bench, model=model, settings=settings, limit=limit, beside=beside,
+        progress=progress,
     )  # fmt: skip
     return results, folder
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from easylm_jax.evaluate.preferences.agreement import pearson, spearman
 from easylm_jax.evaluate.preferences.items import TRANSLATION
 from easylm_jax.evaluate.preferences.languages import LANGUAGES
 from easylm_jax.evaluate.preferences.sections import RB2_DOMAINS, SECTIONS
@@ -60,41 +61,85 @@ def markdown(found: Mapping[str, Any]) -> str:
         ]  # fmt: skip
         parts.append(grid(["against English", "κ", "95 %", "flips", "drop", "95 %"], rows))
         parts.append(f"κ {number(found['kappa_mean'])} ± {number(found['kappa_std'])} over languages.")
+    if found.get("beside"):
+        parts.append(agreement(found["beside"], "beside"))
     if TRANSLATION in found:
         parts.append(grid([TRANSLATION, "accuracy"], [[k, percent(v)] for k, v in found[TRANSLATION].items()]))
     return "\n\n".join(parts) + "\n"
+
+
+def agreement(pairs: Sequence[Mapping[str, Any]], head: str = "judges") -> str:
+    """A table of the agreement between judges (`analyses.between`)."""
+    name = lambda each: each["b"] if head == "beside" else f"{each['a']}, {each['b']}"  # noqa: E731
+    rows = [
+        [name(each), str(each["n"]), percent(each["equal"]), number(each["kappa"]),
+         f"{number(each['low'])} to {number(each['high'])}"] for each in pairs
+    ]  # fmt: skip
+    return grid([head, "items", "equal verdicts, %", "κ", "95 %"], rows)
 
 
 def heat_map(
     models: Mapping[str, Mapping[str, Any]], top: int = 10, more: Sequence[tuple[str, str]] = ()
 ) -> str:  # fmt: skip
     """A page with the paper's figures for some judges (`analyses.analyse` of each): the heat map of the best `top` by
-    average, English against multilingual scores, and `more` sections (title, HTML)."""
+    average (Figure 2), English against multilingual scores (Figure 1), and `more` sections (title, HTML)."""
     named = {name: found for name, found in models.items() if not math.isnan(_number(found["average"]))}
     best = sorted(named, key=lambda name: (-named[name]["average"], name))[:top] or list(models)[:top]
     shorts = list(dict.fromkeys(language.short for language in LANGUAGES.values()))
-    values = [_number(models[name]["columns"].get(short)) for name in best for short in shorts]
-    known = [value for value in values if not math.isnan(value)]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
-    head = "".join(f"<th>{html.safe(cell)}</th>" for cell in ("judge", "avg", "var", *shorts))
     lines = []
     for name in best:
         own = [_number(models[name]["columns"].get(short)) for short in shorts]
-        cells = "".join(_cell(value, low, high) for value in own)
-        average, variance = percent(models[name]["average"]), _variance(own)
-        lines.append(f"<tr><td>{html.safe(name)}</td><td>{average}</td><td>{variance}</td>{cells}</tr>")
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    points = [
-        plots.Series(name, [(100 * found["english"], 100 * found["average"])], colour=at % plots.COLOURS, look="marks")
-        for at, (name, found) in enumerate(named.items())
-        if not math.isnan(_number(found.get("english")))
-    ]
+        cells = [(percent(value), value) for value in own]
+        lines.append([(name, None), (percent(models[name]["average"]), None), (_variance(own), None), *cells])
+    note = (
+        '<p class="note">Scores in %; avg is the mean of 23 languages, var the variance over the columns, where both '
+    )
+    table = shaded(["judge", "avg", "var", *shorts], lines) + f"{note}forms of Chinese are one.</p>"
     sections = [("Judges and languages", table)]
-    if points:
-        chart = plots.line_chart(points, x_label="English", y_label="average of 23 languages")
+    chart = _english(named)
+    if chart:
         sections.append(("English against other languages", f"<figure>{chart}</figure>"))
     facts = [("judges", str(len(models))), ("languages", str(len(LANGUAGES)))]
     return html.document("M-RewardBench", "", facts, "", [*sections, *more])
+
+
+def _english(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """English against the average, a colour for each kind of judge, with the line on which both are equal."""
+    known = {name: found for name, found in models.items() if not math.isnan(_number(found.get("english")))}
+    kinds = list(dict.fromkeys(str(found.get("kind", "")) for found in known.values()))
+    points, named = [], set[str]()
+    for name, found in known.items():
+        kind = str(found.get("kind", ""))
+        at = (100 * found["english"], 100 * found["average"])
+        colour = kinds.index(kind) % plots.COLOURS
+        points.append(plots.Series(name, [at], colour=colour, look="marks", in_legend=False, labels=True))
+        if kind not in named:  # a legend of kinds: the names stand at the points
+            points.append(plots.Series(kind, [at], colour=colour, look="marks"))
+        named.add(kind)
+    chart = plots.line_chart(points, x_label="English, %", y_label="average of 23 languages, %", diagonal=True)
+    if not chart:
+        return ""
+    sides = [[found[side] for found in known.values()] for side in ("english", "average")]
+    told = "On the line a judge is as good in other languages as in English."
+    if len(known) > 2:
+        told += f" Pearson's r {pearson(*sides):.2f}, Spearman's ρ {spearman(*sides):.2f} over {len(known)} judges."
+    return f"{chart}<figcaption>{told.replace(' -', ' −')}</figcaption>"
+
+
+def shaded(head: Sequence[str], rows: Sequence[Sequence[tuple[str, float | None]]]) -> str:
+    """A table as HTML of (text, value) cells: those with a value are the darker the larger it is."""
+    known = [value for row in rows for _, value in row if value is not None and not math.isnan(value)]
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    names = "".join(f"<th{' class=words' if not at else ''}>{html.safe(cell)}</th>" for at, cell in enumerate(head))
+    lines = []
+    for row in rows:
+        cells = "".join(
+            f"<td{' class=words' if not at else ''}{_shade(value, low, high)}>{html.safe(text)}</td>"
+            for at, (text, value) in enumerate(row)
+        )
+        lines.append(f"<tr>{cells}</tr>")
+    table = f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 def _number(value: Any) -> float:
@@ -109,9 +154,8 @@ def _variance(values: Sequence[float]) -> str:
     return f"{1e4 * sum((value - mean) ** 2 for value in values) / (len(values) - 1):.1f}"
 
 
-def _cell(value: float, low: float, high: float) -> str:
-    if math.isnan(value):
-        return "<td>–</td>"
+def _shade(value: float | None, low: float, high: float) -> str:
+    if value is None or math.isnan(value):
+        return ""
     share = 0.5 if high == low else (value - low) / (high - low)
-    colour = f"rgba(40, 110, 180, {0.08 + 0.6 * share:.2f})"
-    return f'<td style="background:{colour}">{percent(value)}</td>'
+    return f' style="background:rgba(40, 110, 180, {0.05 + 0.5 * share:.2f})"'
