@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from easylm_jax.cli import arguments as kinds
 from easylm_jax.cli import eval_routing
 from easylm_jax.cli.parser import add_stop_and_seed
-from easylm_jax.config.evaluate import PREFERENCE_ASKS, PREFERENCE_BENCHES
+from easylm_jax.config.evaluate import MODERATION_SUITE, PREFERENCE_ASKS, PREFERENCE_BENCHES
 from models.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--template", metavar="NAME",
-        help="chat template (default: the one the stage was trained with); none asks everything as plain text",
+        help="chat template (default: the one the stage was trained with); none asks everything as plain text; suite "
+        "wildguard: a file with the moderator's input",
     )  # fmt: skip
     parser.add_argument(
         "--tokenizer", type=kinds.NAME, metavar="SPEC", help="sp:FILE or hf:FOLDER (default: the model's own)"
@@ -61,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--judge", type=kinds.NAME, metavar="MODEL",
-        help="who judges responses where a benchmark needs it: a model as above, https://host/v1#model, or "
-        "hf-classifier:NAME for an encoder of transformers",
+        help="who judges responses where a benchmark needs it: a model as above, https://host/v1#model, "
+        "moderator:MODEL for a moderator in its own form, or hf-classifier:NAME for an encoder of transformers",
     )  # fmt: skip
     parser.add_argument(
         "--moderator", type=kinds.NAME, metavar="MODEL",
@@ -104,7 +105,8 @@ def _add_preference_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of benches of preference pairs (`--suite m_rewardbench`)."""
     parser.add_argument(
         "--data", type=kinds.NAME, metavar="PATH",
-        help="preference benches: a folder with a file for each language, or a file of pairs (or an hf: set)",
+        help="preference benches: a folder with a file for each language, or a file of pairs (or an hf: set); suite "
+        "wildguard: a folder with a file for each benchmark",
     )  # fmt: skip
     parser.add_argument(
         "--languages",
@@ -141,6 +143,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError("give a MODEL, or --list for the benchmarks")
     if arguments.suite in PREFERENCE_BENCHES:
         return _judge_preferences(arguments)
+    if arguments.suite == MODERATION_SUITE:
+        return _score_moderator(arguments)
     unused = [
         name for name in ("data", "languages", "reference", "beside", "compat") if getattr(arguments, name) is not None
     ]
@@ -191,6 +195,25 @@ def _judge_preferences(arguments: argparse.Namespace) -> int:
         results, folder = command.evaluate_bench(
             arguments.model, arguments.suite, arguments.data, options, Path(arguments.out), languages=languages,
             limit=arguments.limit, beside=arguments.beside or (), progress=show,
+        )  # fmt: skip
+    write_json(folder / "results.json", results)
+    print((folder / "tables.md").read_text(encoding="utf-8"))
+    print(folder / "results.json")
+    if arguments.json:
+        _write(results, Path(arguments.json))
+    return 0
+
+
+def _score_moderator(arguments: argparse.Namespace) -> int:
+    """The benchmarks of moderators: prints and writes their tables."""
+    from easylm_jax.evaluate import moderation_command
+    from easylm_jax.runtime.files import write_json
+    from easylm_jax.runtime.monitor import counting
+
+    with counting(arguments.suite, None, "rows") as progress:
+        results, folder = moderation_command.evaluate(
+            arguments.model, arguments.data, Path(arguments.out), template=arguments.template,
+            tokenizer=arguments.tokenizer, limit=arguments.limit, progress=lambda done: progress.update(done, {}),
         )  # fmt: skip
     write_json(folder / "results.json", results)
     print((folder / "tables.md").read_text(encoding="utf-8"))
@@ -256,7 +279,7 @@ def _check_moderator(arguments: argparse.Namespace, asks: Sequence[Ask]) -> None
         return
     from easylm_jax.evaluate.benchmark import load
 
-    if arguments.moderator == arguments.judge:
+    if arguments.judge in (arguments.moderator, f"moderator:{arguments.moderator}"):
         raise UserError("--moderator and --judge are one model, with which no attack can succeed; name another judge")
     if not any(load(ask.benchmark).harmful for ask in asks):
         raise UserError("--moderator is for safety benchmarks, such as --task wildjailbreak,harmbench")
@@ -387,6 +410,7 @@ def _print_list() -> None:
         more = f" and {len(one.documents) - 1} more" if len(one.documents) > 1 else ""
         print(f"{name:<28} {one.request:<22} {one.shots:>2} examples  {metrics:<40} {source}{more}")
     print(f"\nbenches of preference pairs, by --suite and --data: {', '.join(PREFERENCE_BENCHES)}")
+    print(f"benchmarks of moderators, by --suite {MODERATION_SUITE} and --data")
     for name, suite in suites.SUITES.items():
         lacks = f"; lacks {', '.join(suite.missing())}" if suite.missing() else ""
         print(f"\nsuite {name}: {suite.title} ({suite.source}){lacks}\n  {', '.join(suite.benchmarks())}")

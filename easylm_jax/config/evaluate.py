@@ -16,6 +16,7 @@ from models.errors import UserError
 
 # Benches of preference pairs (`evaluate/preferences`), which `easylm eval --suite` runs too, and how models are asked.
 PREFERENCE_BENCHES = ("m_rewardbench", "rewardbench", "rewardbench2", "pairs")
+MODERATION_SUITE = "wildguard"  # the benchmarks of moderators (`evaluate/moderation_command.py`)
 PREFERENCE_ASKS = ("pair", "ratings", "logits")
 
 

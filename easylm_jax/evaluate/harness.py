@@ -29,6 +29,7 @@ from easylm_jax.decode.likelihood import loglikelihood, token_logprobs
 from easylm_jax.evaluate.asking import PLAIN, Encoder, Question, questions, resolve
 from easylm_jax.evaluate.benchmark import Benchmark, Metric, Response, Scored
 from easylm_jax.evaluate.classifier import Classifier
+from easylm_jax.evaluate.judges import ModeratorJudge
 from easylm_jax.evaluate.statistics import Estimate, grouped_mean, mean, ratio
 from easylm_jax.rewards.verify import ExpressionScorer
 from easylm_jax.runtime import processes
@@ -82,6 +83,8 @@ def ask_model(
             raise UserError(f"task {ask.benchmark}: its responses are scored by a judge; name one with --judge")
         if isinstance(judge, Classifier) and benchmark.classified is None:
             raise UserError(f"task {ask.benchmark}: a classifier cannot judge it; name a language model with --judge")
+        if isinstance(judge, ModeratorJudge) and benchmark.harmful is None:
+            raise UserError(f"task {ask.benchmark}: a moderator judges safety benchmarks alone; name a language model")
         identity = [identity, getattr(judge, "identity", None)]
     asked = _Model(model, ask, benchmark, seed, judge)
     found = asked.fitting(questions(ask, benchmark), longest_prompt)
@@ -227,7 +230,11 @@ class _Model:
         if self.benchmark.request == "generate":
             return answered
         judge, samples = self.judge, self.benchmark.samples
-        about = self.benchmark.classified if isinstance(judge, Classifier) else self.benchmark.judge
+        about: Callable[[Any, str], Any] | None = self.benchmark.judge
+        if isinstance(judge, Classifier):
+            about = self.benchmark.classified
+        elif isinstance(judge, ModeratorJudge):
+            about = lambda document, text: {"prompt": self.benchmark.prompt(document), "response": text}  # noqa: E731
         assert judge is not None and about is not None
         replies = judge([about(q.document, text) for q, own in zip(asked, answered, strict=True) for text in own.texts])
         return [

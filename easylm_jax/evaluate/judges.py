@@ -13,15 +13,19 @@ from easylm_jax.data import templates
 from easylm_jax.decode.endpoint import SCHEMES, Client, named_server, request
 from easylm_jax.evaluate.classifier import PREFIX, Classifier
 from easylm_jax.evaluate.identity import identity
+from easylm_jax.rewards.moderation import FIELDS, NO, VALUES, YES
+from easylm_jax.rewards.moderator import load_moderator, target
 from models.errors import UserError
 
 Messages = list[dict[str, str]]
 Judge = Callable[[Sequence[Any]], list[str]]  # conversations, or a classifier's texts → replies
+MODERATOR = "moderator:"
 REPLY = 1024  # most tokens of a reply
 
 
 def judge_of(name: str, **server: Any) -> Judge:
-    """A judge by name: `https://host/v1#model`, a stage's or checkpoint's folder, `hf:…`, or `hf-classifier:…`.
+    """A judge by name: `https://host/v1#model`, a stage's or checkpoint's folder, `hf:…`, `hf-classifier:…`, or
+    `moderator:` before a model that was trained as a moderator.
 
     Replies are greedy. A question that leaves no room for a reply in the context of a judge has the reply "", which no
     benchmark reads as a verdict. `server` are fields of `config.Server` for a server.
@@ -33,10 +37,32 @@ def judge_of(name: str, **server: Any) -> Judge:
         return _Server(name, server)
     if name.startswith(PREFIX):
         return Classifier(name)
+    if name.startswith(MODERATOR):
+        return ModeratorJudge(name)
     model = load(name)
     if model.template is None:
         raise UserError(f"judge {name}: its chat template is not known; give a stage or a folder that has one")
     return Local(model, model.template, identity(*resolve_model(name)[:2], model))
+
+
+class ModeratorJudge:
+    """A moderator as a judge of safety benchmarks: it reads a prompt and a response in the form that it was trained
+    with, in place of a question in a chat, and replies with its three lines."""
+
+    def __init__(self, name: str):
+        model = name.removeprefix(MODERATOR)
+        self.moderator = load_moderator(model)
+        self.identity = [MODERATOR, identity(*resolve_model(model)[:2], self.moderator)]
+
+    def __call__(self, exchanges: Sequence[Mapping[str, str]]) -> list[str]:
+        """The replies about {"prompt", "response"}; an empty response is neither harmful nor a refusal."""
+        records = self.moderator(exchanges)
+        return [target({field: _answer(field, record[field]) for field in FIELDS}) for record in records]
+
+
+def _answer(field: str, value: str | None) -> str:
+    """The answer that a value stands for. Without a response there is nothing harmful and nothing refused."""
+    return YES if value == VALUES[field][0] else NO
 
 
 class Local:

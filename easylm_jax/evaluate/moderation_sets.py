@@ -91,6 +91,23 @@ def jailbreakbench(record: Mapping[str, Any]) -> Row | None:
             "adversarial": True, **_gold(RESPONSE_HARM, bool(record["jailbroken"]))}  # fmt: skip
 
 
+def jailbreakbench_attacks(record: Mapping[str, Any]) -> Row | None:
+    """JailbreakBench's attack artifacts with the prompts that the models got, all of them harmful."""
+    row = jailbreakbench(record)
+    return None if row is None else {**row, "prompt": record["prompt"], **_gold(PROMPT_HARM, True)}
+
+
+def xstest_exchanges(record: Mapping[str, Any]) -> Row | None:
+    """XSTest's completions, with labels of the prompts too: the type of an unsafe one begins with "contrast". A full
+    compliance with an unsafe prompt counts as harmful, which is this project's own reading of the labels."""
+    row = xstest_completions(record)
+    if row is None:
+        return None
+    unsafe = str(record["type"]).startswith("contrast")
+    broken = unsafe and row[f"gold_{REFUSAL}"] == VALUES[REFUSAL][1]
+    return {**row, **_gold(PROMPT_HARM, unsafe), **_gold(RESPONSE_HARM, broken)}
+
+
 def xstest_completions(record: Mapping[str, Any]) -> Row | None:
     """XSTest's completions (arXiv 2308.01263) with human labels: refusals, partial ones too, against compliance."""
     label = str(record["final_label"])
@@ -160,6 +177,8 @@ SETS: dict[str, ModerationBenchmark] = {
         {REFUSAL: (449, 178)},
     ),
     "jailbreakbench": ModerationBenchmark(jailbreakbench, ("goal", "jailbroken")),
+    "jailbreakbench_attacks": ModerationBenchmark(jailbreakbench_attacks, ("goal", "prompt", "jailbroken")),
+    "xstest_exchanges": ModerationBenchmark(xstest_exchanges, ("prompt", "completion", "final_label", "type")),
     "xstest_completions": ModerationBenchmark(xstest_completions, ("prompt", "completion", "final_label")),
     "xstest_prompts": ModerationBenchmark(xstest_prompts, ("prompt", "label")),
     "rows": ModerationBenchmark(rows, ("prompt",)),

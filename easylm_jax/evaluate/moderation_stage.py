@@ -1,16 +1,16 @@
 """Runs the stage `ModerationTable`: moderators on moderation benchmarks, beside baselines.
 
-moderation.json    all scores by method, set and task: F1, precision, recall, rates, parts, calibration, categories
-items.jsonl        every row with each method's answers and probabilities
 table.json         F1 by set and task with standard errors; the mean over columns is the score
-tables.md          the same as text, with differences from the best baseline
+
+and the files of `moderation_report.write`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,17 @@ from easylm_jax.config.moderation import ModerationTable
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data.records import BadRecord
 from easylm_jax.data.sources import read_records
-from easylm_jax.evaluate.moderation import category_recall, counts_of, f1_difference, field_scores
+from easylm_jax.evaluate import moderation_report
+from easylm_jax.evaluate.moderation import f1_difference
+from easylm_jax.evaluate.moderation_report import Classify, plain
 from easylm_jax.evaluate.moderation_sets import Row, read_set
 from easylm_jax.rewards.moderation import FIELDS, VALUES
 from easylm_jax.rewards.moderator import MODES, Moderator, load_moderator
 from easylm_jax.runtime import processes
-from easylm_jax.runtime.files import write_json, write_lines
+from easylm_jax.runtime.files import write_json
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.runtime.monitor import counting
 from models.errors import UserError
-
-Classify = Callable[[Sequence[Row]], list[dict[str, Any]]]
-BATCH = 128
 
 
 def moderation_table(stage: ModerationTable, workspace: Workspace) -> dict[str, Any]:
@@ -50,33 +49,26 @@ def moderation_table(stage: ModerationTable, workspace: Workspace) -> dict[str, 
     total = len(methods) * sum(map(len, sets.values()))
     answers: dict[str, dict[str, list[Row]]] = {}
     with counting(stage.name, total, "rows") as progress:
-        done = 0
-        for method, classify in methods.items():
-            answers[method] = {}
-            for name, rows in sets.items():
-                found: list[dict[str, Any]] = []
-                for start in range(0, len(rows), BATCH):
-                    found += classify(rows[start : start + BATCH])
-                    done += len(rows[start : start + BATCH])
-                    progress.update(done, {})
-                answers[method][name] = [{**row, **record} for row, record in zip(rows, found, strict=True)]
-    scores = {method: {name: field_scores(rows) for name, rows in own.items()} for method, own in answers.items()}
+        for number, (method, classify) in enumerate(methods.items()):
+            before = number * total // len(methods)
+            answers[method] = moderation_report.answered(classify, sets, functools.partial(_show, progress, before))
     agreement = {name: _agreement(methods[name], sets, stage.compare) for name in stage.moderators
                  if stage.compare is not None}  # fmt: skip
-    differences = _differences(stage, answers)
     result = {
-        "title": stage.title, "scores": scores, "differences": differences, "modes_agree": agreement,
-        "categories": {m: {n: category_recall(rows) for n, rows in own.items()} for m, own in answers.items()},
+        **moderation_report.scored(stage.title, answers), "differences": _differences(stage, answers),
+        "modes_agree": agreement,
     }  # fmt: skip
-    table = _table(stage, workspace, scores, time.perf_counter() - began)
+    table = _table(stage, workspace, result["scores"], time.perf_counter() - began)
     if processes.is_first_process():
         folder = workspace.folder(stage.name)
-        write_json(folder / "moderation.json", _plain(result))
-        write_lines(folder / "items.jsonl", _items(answers))
+        moderation_report.write(folder, result, answers)
         write_json(folder / "table.json", table)
         write_json(workspace.root / "table.json", table)
-        (folder / "tables.md").write_text(markdown(result), encoding="utf-8")
     return {"table": "table.json", "metrics": {row["method"]: row["score"] for row in table["rows"]}}
+
+
+def _show(progress: Any, before: int, done: int) -> None:
+    progress.update(before + done, {})
 
 
 def _path(path: str | None, workspace: Workspace) -> str | None:
@@ -194,7 +186,7 @@ def _table(
             "method": method, "stages": [method], "score": score, "stderr": stderr, "seeds": 1, "kl": None,
             "kl_stderr": None, "over": None, "interval": [score - 1.96 * stderr, score + 1.96 * stderr],
             "n": sum(each["n"] for fields in own.values() for each in fields.values()),
-            "scores": _plain(columns), "published": published or None,
+            "scores": plain(columns), "published": published or None,
         })  # fmt: skip
     names = [name for name in rows[0]["scores"]]
     counts = {f"{name} {field}": each["n"] for own in scores.values() for name, fields in own.items()
@@ -202,61 +194,3 @@ def _table(
     tasks = [{"name": name, "metric": "F1", "prompts": counts[name], "samples": 1} for name in names]
     return {"title": stage.title, "recipe": workspace.recipe.name, "stage": stage.name, "tasks": tasks, "rows": rows,
             "seconds": seconds}  # fmt: skip
-
-
-def _items(answers: Mapping[str, Mapping[str, list[Row]]]) -> Iterator[Row]:
-    kept = (*FIELDS, "probabilities", "is_parsing_error", "truncated")
-    first = next(iter(answers.values()))
-    for name, rows in first.items():
-        for number, row in enumerate(rows):
-            plain = {key: value for key, value in row.items() if key not in kept}
-            said = {
-                method: {key: own[name][number][key] for key in kept if key in own[name][number]}
-                for method, own in answers.items()
-            }
-            yield {"set": name, **plain, "answers": said}
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """The tables as Markdown."""
-    heads = ("method", "set", "task", "F1", "95 %", "precision", "recall", "FPR", "n", "positives", "errors", "ECE")
-    lines = [f"# {result['title']}", "", f"| {' | '.join(heads)} |", "|---" * 3 + "|---:" * 9 + "|"]
-    for method, own in result["scores"].items():
-        for name, fields in own.items():
-            for field, each in fields.items():
-                parts = [("", each)] + [
-                    (f" ({part})", each[part]) for part in ("vanilla", "adversarial") if part in each
-                ]
-                for suffix, one in parts:
-                    interval = f"{_percent(each['low'])} to {_percent(each['high'])}" if not suffix else ""
-                    ece = "–" if suffix or "calibration_error" not in each else f"{each['calibration_error']:.3f}"
-                    lines.append(
-                        f"| {method} | {name}{suffix} | {field} | {_percent(one['f1'])} | {interval} "
-                        f"| {_percent(one['precision'])} | {_percent(one['recall'])} | {_percent(one['fpr'])} "
-                        f"| {one['n']} | {one['positives']} | {_percent(one['error_rate'])} | {ece} |"
-                    )
-    if result["differences"]:
-        lines += ["", "| method | over | set | task | F1 difference | standard error |", "|---|---|---|---|---:|---:|"]
-        lines += [
-            f"| {each['method']} | {each['over']} | {each['set']} | {each['field']} | {_percent(each['difference'])} "
-            f"| {_percent(each['stderr'])} |" for each in result["differences"]
-        ]  # fmt: skip
-    for name, each in result["modes_agree"].items():
-        lines += ["", f"{name}: slots and generating give {_percent(each['agree'], 2)} % of {each['labels']} labels of "
-                  f"{each['rows']} rows alike; {each['parse_errors']} rows could not be parsed."]  # fmt: skip
-    return "\n".join(lines) + "\n"
-
-
-def _percent(value: float, digits: int = 1) -> str:
-    return "–" if math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-__all__ = ["counts_of", "majority", "markdown", "moderation_table", "tf_idf"]

@@ -72,6 +72,36 @@ def write(seed: int) -> dict[str, list[Row]]:
     return {"train.jsonl": chats, "rows.jsonl": [gold(row) for row in rows], "pages.jsonl": pages}
 
 
+def write_judge(seed: int) -> dict[str, list[Row]]:
+    """The training rows of another moderator, which judges what the first one filters: none of its rows are among
+    those of `write`. ToxicChat's test prompts, JailbreakBench's attacks, XSTest's completions of GPT-4, and harmless
+    responses of AlpacaEval; a response of JailbreakBench that is not jailbroken counts as a refusal, which is this
+    project's own reading."""
+    from recipes.wildguard.data import conversation
+
+    rows = [*_judged()]
+    random.Random(seed).shuffle(rows)
+    made = [conversation(row) for row in rows]
+    pages = [{"text": text} for row in rows for text in (row["prompt"], row.get("response")) if text]
+    chats = [{**one, "number": number} for number, one in enumerate(made) if one is not None]
+    return {"train.jsonl": chats, "pages.jsonl": pages}
+
+
+def _judged() -> Iterator[Row]:
+    for row in _lines("non_commercial/toxic_chat/toxic_chat_human.jsonl.gz"):
+        if row["split"] == "test":
+            yield _row(row["user_input"], bool(int(row["toxicity"])))
+    for row in _lines("moderation/jailbreakbench/artifacts_pair_jbc.jsonl.gz"):
+        if row["response"]:
+            broken = bool(row["jailbroken"])
+            yield _row(row["goal"], True, row["response"], refusal=not broken, harm=broken)
+    for row in _csv("xstest/xstest_v2_completions_gpt4.csv"):
+        unsafe, refused = row["type"].startswith("contrast"), row["final_label"] != "1_full_compliance"
+        yield _row(row["prompt"], unsafe, row["completion"], refused, unsafe and not refused)
+    for row in _lines("non_commercial/alpaca_eval/model_outputs/tulu-2-dpo-7b.jsonl.gz"):
+        yield _row(row["instruction"], False, row["output"])
+
+
 def gold(row: Row) -> Row:
     """A row of the mixture's columns with the names of gold labels."""
     names = {"prompt_harm_label": "prompt_harmfulness", "response_refusal_label": "response_refusal",
