@@ -103,7 +103,7 @@ def test_slots_that_are_not_alike_are_not_used(monkeypatch):
         likelihood._Scorer, "_run_score",
         lambda self, state, inputs, targets: passes.append(len(inputs)) or run(self, state, inputs, targets),
     )  # fmt: skip
-    monkeypatch.setattr(likelihood._Scorer, "_slots_are_even", lambda *_: False)
+    monkeypatch.setattr(likelihood._Scorer, "_rows_are_even", lambda *_: False)
     monkeypatch.setattr(likelihood, "_EVEN", {})
     alone = loglikelihood(made, params, asked)
     assert set(passes) == {1}

@@ -32,7 +32,8 @@ _JOINED = {"attn": ("q", "k", "v"), "mlp": ("gate", "up")}
 def prepare(
     model: Model, params: Params, *, unroll: bool, join: bool, mesh: jax.sharding.Mesh | None, gather: bool
 ) -> Weights:
-    """The weights in the compute dtype and in the layout of the decode programs.
+    """The weights in the compute dtype and in the layout of the decode programs. The head is [d, V], or [d, 1] of a
+    reward model.
 
     With `unroll`, layers are separate trees; with `join`, projections of the same input are one matrix. Under a mesh
     the weights are sharded by the model's rules, or with `gather` over `tp` only: a decode step then needs no
@@ -48,7 +49,7 @@ def prepare(
     if unroll:
         layers = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(c.layers)]
         layers = [_join(layer) for layer in layers] if join else layers
-    head = model.head_kernel(params)
+    head = params["score"]["kernel"] if c.scalar_head else model.head_kernel(params)
     weights = {"embed": params["embed"], "layers": layers, "norm": params.get("final_norm", {}), "head": head}
     return weights if c.vision is None else {**weights, **{part: params[part] for part in ("vision", "connector")}}
 

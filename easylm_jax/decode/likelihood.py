@@ -1,16 +1,17 @@
 """Log-likelihoods of continuations given contexts, and scores of reward models, bitwise independent of what else is
 asked.
 
-    context  = c_1 … c_n        prefix pass(es) over c_1 … c_{n−1}: keys and values of every layer, in a cache
-    continuation = y_1 … y_m    scoring pass over c_n, y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i)
+    context = c_1 … c_n         prefix pass(es) over c_1 … c_n: keys and values of every layer, in a cache; and from the
+                                last hidden state log P(y_1 | context) of every continuation
+    continuation = y_1 … y_m    scoring pass over y_1 … y_{m−1} against that cache: log P(y_i | context, y_<i), i > 1
 
 A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to a
-bucket of its own (`scored_bucket`). Every shape therefore follows from the request's own lengths. On a CPU a device
-computes one context at a time (`OTHER_ROWS` elsewhere) and four of its continuations, each in a slot; that slots are
-alike is tried out. So in float32 on a CPU a score has the same bits whatever stands beside the request, in whatever
-order or number, and on any mesh that splits rows alone. On accelerators rows share matrix products, whose tiles a
-neighbour does not change either, but the compiler promises nothing; with `tp` sums are split and may differ in the
-last bits.
+bucket of its own (`scored_bucket`), and one of a single token needs no pass. Every shape therefore follows from the
+request's own lengths. On a CPU a device computes four contexts at a time (`OTHER_ROWS` elsewhere) and four
+continuations of each, in slots; that rows and slots are alike is tried out. So in float32 on a CPU a score has the same
+bits whatever stands beside the request, in whatever order or number, and on any mesh that splits rows alone. On
+accelerators rows share matrix products, whose tiles a neighbour does not change either, but the compiler promises
+nothing; with `tp` sums are split and may differ in the last bits.
 
 Requests with the same context share its passes, and contexts that begin with the same pieces (few-shot examples)
 share those: reading a piece again would give the same bits.
@@ -29,11 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from easylm_jax.decode.forward import Weights, prepare, run_layers
 from easylm_jax.runtime import chunked
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
 from models.attention import MASKED
 from models.config import Placement
-from models.decoder import cast_kernels
 from models.errors import UserError
 from models.heads import head_logits, scalar_head
 from models.layers import residual_norm, soft_cap
@@ -41,12 +42,13 @@ from models.model import Model, Params
 
 Request = tuple[Sequence[int], Sequence[int]]  # token ids of the context and of the continuation
 CHUNK = 128  # tokens of a whole piece of a context, and most tokens of a scoring pass
-ROWS = {"cpu": 1}  # rows of one pass on one device
+ROWS = {"cpu": 4}  # contexts of one pass on one device
 OTHER_ROWS = 16
 SLOTS = 4  # continuations of one context that a scoring pass reads
 TARGETS = 8  # continuations that share a scoring pass: they differ in their last token only
-_EVEN: dict[Any, bool] = {}  # by shape: whether slots are alike to the last bit
-KEPT = 64  # states after whole pieces that are kept for later contexts
+_EVEN: dict[Any, bool] = {}  # by shape: whether the rows of a pass are alike to the last bit
+PENDING = 4  # passes that run while earlier results are read
+KEPT = 16  # states after whole pieces that are kept for later contexts
 _CACHE = jax.sharding.PartitionSpec(None, BATCH_AXES, "tp")  # of [layers, rows, KV, columns, hd]
 
 
@@ -144,16 +146,17 @@ def bucket(length: int) -> int:
 
 
 def scored_bucket(length: int) -> int:
-    """Positions of a scoring pass over `length` tokens: 1, 8, 16, 24, 32, 48, …
+    """Positions of a scoring pass that reads `length` tokens: 8, 16, 24, 32, 48, …
 
-    One token (the letter of an option) is cheap alone. The options of a question mostly have two to eight tokens: in
-    one shape they share a pass, whose padding costs less than passes of their own would.
+    The options of a question mostly have two to nine tokens: in one shape they share a pass.
     """
-    return 1 if length == 1 else max(8, bucket(length))
+    return max(8, bucket(length))
 
 
 def _columns(tokens: int) -> int:
-    """Columns of a cache that holds `tokens` tokens: a bucketed number of whole pieces; 0 for an empty one."""
+    """Columns of a cache that holds `tokens` tokens: half a piece, or a bucketed number of whole ones; 0 if empty."""
+    if 0 < tokens <= CHUNK // 2:
+        return CHUNK // 2
     pieces = -(-tokens // CHUNK)
     size = 1 if pieces else 0
     while size < pieces:  # 1, 2, 3, 4, 6, 8, 12, …
@@ -162,10 +165,12 @@ def _columns(tokens: int) -> int:
 
 
 class _State(NamedTuple):
-    """Keys and values [layers, rows, KV, columns, hd] of the first `counts` [rows] tokens of some sequences."""
+    """Keys and values [layers, rows, KV, columns, hd] of the first `counts` [rows] tokens of some sequences, and the
+    hidden state [rows, d] of the last of them."""
 
     keys: jax.Array
     values: jax.Array
+    last: jax.Array | None  # None before the first token
     counts: np.ndarray
 
 
@@ -176,10 +181,13 @@ class _Scorer:
         split = mesh is not None and mesh.size > 1
         placement = Placement(batch=BATCH_AXES, tensor="tp", experts="ep") if split else Placement()
         self.model: Model = dataclasses.replace(model, placement=placement)  # type: ignore[type-var]
-        self.mesh, self.params = mesh, params
-        self.rows = ROWS.get(model.platform, OTHER_ROWS) * (1 if mesh is None else batch_split(mesh))
+        self.mesh = mesh
+        self.weights = _prepare_program(cast(Any, self.model), mesh)(params)
+        self.split = 1 if mesh is None else batch_split(mesh)
+        self.rows = ROWS.get(model.platform, OTHER_ROWS) * self.split
         self.states: collections.OrderedDict[tuple, _State] = collections.OrderedDict()
         self.counts: collections.Counter[str] = collections.Counter(read=0, padding=0)
+        self.pending: collections.deque[tuple[Any, Callable]] = collections.deque()  # passes whose results are not read
 
     def run(
         self, requests: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], progress: Callable[[int], None] | None
@@ -190,125 +198,196 @@ class _Scorer:
         for number, (context, continuation) in enumerate(requests):
             if continuation:
                 contexts.setdefault(context, []).append(number)
-        for wave in self._waves(contexts):
-            state = self._read([context[:-1] for context in wave])
+        for rows, wave in self._waves(contexts):
+            state = self._read(wave, rows)
+            self._score_first(state, [contexts[context] for context in wave], requests, results, progress)
             todo = [self._groups(requests, contexts[context]) for context in wave]
             for shape in sorted({shape for groups in todo for shape in groups}):
                 queues = [collections.deque(groups.get(shape, ())) for groups in todo]
                 slots = self._slots(state, shape)
                 while any(queues):
                     taken = [queue.popleft() if queue else [] for queue in queues for _ in range(slots)]
-                    self._score(state, wave, taken, slots, requests, results)
+                    self._score(state, taken, slots, requests, results)
                     if progress is not None:
                         progress(sum(map(len, taken)))
+        self._finish(0)
         return results
 
-    def _waves(self, contexts: dict[tuple[int, ...], list[int]]) -> Iterator[list[tuple[int, ...]]]:
-        """Contexts by `self.rows`, those of a wave with the same shapes; in order, for their common beginnings."""
+    def _finish(self, most: int) -> None:
+        """Reads the results of the oldest passes, until at most so many are left: while one is read, the next ones
+        run."""
+        while len(self.pending) > most:
+            arrays, keep = self.pending.popleft()
+            keep(*jax.device_get(arrays))
+
+    def _waves(self, contexts: dict[tuple[int, ...], list[int]]) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
+        """(rows of a pass, at most as many contexts): those of a wave have the same shapes; in order, for their common
+        beginnings."""
         waiting: dict[tuple[int, int], list[tuple[int, ...]]] = {}
         for context in sorted(contexts):
-            whole, rest = divmod(len(context) - 1, CHUNK)
-            wave = waiting.setdefault((whole, bucket(rest) if rest else 0), [])
+            whole, rest = divmod(len(context), CHUNK)
+            shape = whole, bucket(rest) if rest else 0
+            wave = waiting.setdefault(shape, [])
             wave.append(context)
-            if len(wave) == self.rows:
-                yield wave[:]
+            if len(wave) == self._rows(*shape):
+                yield len(wave), wave[:]
                 wave.clear()
-        yield from (wave for wave in waiting.values() if wave)
+        yield from ((self._rows(*shape), wave) for shape, wave in waiting.items() if wave)
 
     def _groups(self, requests, numbers: list[int]) -> dict[int, list[list[int]]]:
-        """Requests of one context by bucketed length, in groups that one scoring pass answers: their continuations
-        differ in the last token alone, so that the model reads the same tokens."""
+        """Requests of one context with more than one token, by bucketed length, in groups that one scoring pass
+        answers: their continuations differ in the last token alone, so that the model reads the same tokens."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for number in numbers:
-            groups.setdefault(requests[number][1][:-1], []).append(number)
+            if len(requests[number][1]) > 1:
+                groups.setdefault(requests[number][1][:-1], []).append(number)
         found: dict[int, list[list[int]]] = {}
         for read, members in groups.items():
-            shape = len(read) + 1 if len(read) >= CHUNK else scored_bucket(len(read) + 1)
+            shape = len(read) if len(read) > CHUNK else scored_bucket(len(read))
             found.setdefault(shape, []).extend(members[i : i + TARGETS] for i in range(0, len(members), TARGETS))
         return found
 
-    def _read(self, contexts: list[tuple[int, ...]]) -> _State:
+    def _read(self, contexts: list[tuple[int, ...]], rows: int) -> _State:
         """The state after some contexts with the same shapes."""
         length = len(contexts[0]) // CHUNK * CHUNK
-        key = tuple(context[:length] for context in contexts)
+        beginnings = tuple(context[:length] for context in contexts)
         missing = []
-        while length and key not in self.states:
-            missing.append(key)
+        while length and (rows, beginnings) not in self.states:
+            missing.append(beginnings)
             length -= CHUNK
-            key = tuple(context[:length] for context in contexts)
-        state = self.states[key] if length else self._empty()
+            beginnings = tuple(context[:length] for context in contexts)
+        state = self.states[rows, beginnings] if length else self._empty(rows)
         if length:
-            self.states.move_to_end(key)
-        for key in reversed(missing):
-            state = self._extend(state, [context[-CHUNK:] for context in key])
-            self.states[key] = state
+            self.states.move_to_end((rows, beginnings))
+        for beginnings in reversed(missing):
+            state = self._extend(state, [context[-CHUNK:] for context in beginnings])
+            self.states[rows, beginnings] = state
             while len(self.states) > KEPT:
                 self.states.popitem(last=False)
         whole = len(contexts[0]) // CHUNK * CHUNK
         return self._extend(state, [context[whole:] for context in contexts]) if len(contexts[0]) > whole else state
 
-    def _empty(self) -> _State:
+    def _empty(self, rows: int) -> _State:
         c = self.model.config
-        shape = (c.layers, self.rows, c.kv_heads, 0, c.head_dim)
+        shape = (c.layers, rows, c.kv_heads, 0, c.head_dim)
         empty = jnp.zeros(shape, self.model.compute.dtype)
-        return _State(empty, empty, np.zeros(self.rows, np.int32))
+        return _State(empty, empty, None, np.zeros(rows, np.int32))
 
-    def _extend(self, state: _State, tokens: list[tuple[int, ...]]) -> _State:
+    def _extend(self, state: _State, tokens: list[tuple[int, ...]], counted: bool = True) -> _State:
         """The state after further tokens of each row."""
         lengths = [len(part) for part in tokens]
-        inputs = self._padded(tokens, bucket(max(lengths)))
-        self.counts.update(read=sum(lengths), padding=inputs.size - sum(lengths))
+        inputs = _padded(tokens, bucket(max(lengths)), len(state.counts))
+        if counted:
+            self.counts.update(read=sum(lengths), padding=inputs.size - sum(lengths))
         room = -(-int(state.counts.max()) // CHUNK) * CHUNK + inputs.shape[1]
-        rows = self._placed({"tokens": inputs, "counts": state.counts})
-        keys, values = _extend_program(cast(Any, self.model), self.mesh, _columns(room))(
-            self.params, state.keys, state.values, rows["tokens"], rows["counts"]
+        new = np.zeros_like(state.counts)
+        new[: len(lengths)] = lengths
+        rows = self._placed({"tokens": inputs, "counts": state.counts, "new": new})
+        keys, values, last = _extend_program(cast(Any, self.model), self.mesh, _columns(room))(
+            self.weights, state.keys, state.values, rows["tokens"], rows["counts"], rows["new"]
         )
-        counts = state.counts.copy()
-        counts[: len(lengths)] += np.array(lengths, np.int32)
-        return _State(keys, values, counts)
+        return _State(keys, values, last, state.counts + new)
+
+    # Each row of a matrix product is a sum of its own, so rows do not change each other; but a library may sum the last
+    # rows of a product in another order than the first. On a CPU, where scores must not depend on the row, this is
+    # tried out for each shape, with the same tokens in all rows. Experts put the tokens of all rows in an order that
+    # depends on all of them.
+
+    def _rows(self, whole: int, rest: int) -> int:
+        """How many contexts of so many pieces and of a padded rest a pass reads."""
+        if self.model.platform != "cpu":
+            return self.rows
+        steps = [("extend", _columns(piece * CHUNK), CHUNK) for piece in range(whole)]
+        steps += [("extend", _columns(whole * CHUNK), rest)] if rest else []
+        if self.model.config.experts is not None or not all(self._is_even(*step) for step in (*steps, ("first", 0, 1))):
+            return self.split
+        return self.rows
 
     def _slots(self, state: _State, shape: int) -> int:
-        """How many groups of one context a pass answers.
-
-        Each row of a matrix product is a sum of its own, so slots do not change each other; but a library may sum the
-        last rows of a product in another order than the first. On a CPU, where scores must not depend on the slot,
-        this is tried out for each shape. Experts put the rows of all slots in an order that depends on all of them.
-        """
+        """How many groups of one context a scoring pass answers."""
         if shape > CHUNK or self.model.config.experts is not None:
             return 1
-        if self.model.platform != "cpu":
+        if self.model.platform != "cpu" or self._is_even("score", state.keys.shape[3], shape, len(state.counts)):
             return SLOTS
-        key = (self.model, self.mesh, state.keys.shape[3], shape)
+        return 1
+
+    def _is_even(self, kind: str, columns: int, tokens: int, rows: int | None = None) -> bool:
+        """Whether all rows of a pass over `tokens` tokens, behind `columns` cached ones, have the same bits ("first":
+        of the head alone)."""
+        rows = rows or self.rows
+        key = (self.model, self.mesh, kind, columns, tokens, rows)
         if key not in _EVEN:
-            _EVEN[key] = self._slots_are_even(state, shape)
-        return SLOTS if _EVEN[key] else 1
+            _EVEN[key] = self._rows_are_even(kind, columns, tokens, rows)
+        return _EVEN[key]
 
-    def _slots_are_even(self, state: _State, shape: int) -> bool:
-        """Whether the same tokens have the same bits in every slot."""
-        draw = np.random.default_rng(0)
-        read = tuple(draw.integers(0, self.model.config.vocab_used, shape).tolist())
-        probe = np.resize(np.array(read, np.int32), (self.rows * SLOTS, TARGETS, shape))
-        logprobs, _ = self._run_score(state, self._padded([read] * len(probe), shape, len(probe)), probe)
-        bits = logprobs.reshape(self.rows, SLOTS, *logprobs.shape[1:])
-        return bool((bits == bits[:, :1]).all())
+    def _rows_are_even(self, kind: str, columns: int, tokens: int, rows: int) -> bool:
+        c, draw = self.model.config, np.random.default_rng(0)
+        read = tuple(draw.integers(0, c.vocab_used, tokens).tolist())
+        cached = draw.normal(size=(2, c.layers, 1, c.kv_heads, columns, c.head_dim)).astype(np.float32)
+        keys, values = jnp.repeat(jnp.asarray(cached, self.model.compute.dtype), rows, axis=2)
+        if self.mesh is not None:
+            keys, values = jax.device_put((keys, values), jax.sharding.NamedSharding(self.mesh, _CACHE))
+        state = _State(keys, values, None, np.full(rows, columns, np.int32))
+        if kind == "first":
+            hidden = np.repeat(draw.normal(size=(1, c.width)), rows, axis=0).astype(self.model.compute.dtype)
+            last = self._placed({"last": hidden})["last"]
+            found = [np.asarray(jax.device_get(self._run_first(last, np.zeros((rows, TARGETS), np.int32))[0]))]
+        elif kind == "extend":
+            after = self._extend(state, [read] * rows, counted=False)
+            found = [np.moveaxis(np.asarray(jax.device_get(x)), 1, 0) for x in (after.keys, after.values)]
+            found.append(np.asarray(jax.device_get(after.last)))
+        else:
+            probe = np.resize(np.array(read, np.int32), (rows * SLOTS, TARGETS, tokens))
+            found = [jax.device_get(self._run_score(state, _padded([read] * len(probe), tokens, len(probe)), probe)[0])]
+        return all(bool((array == array[:1]).all()) for array in found)
 
-    def _run_score(self, state: _State, inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _run_score(self, state: _State, inputs: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
         rows = self._placed({"tokens": inputs, "counts": state.counts, "targets": targets})
         program = _score_program(cast(Any, self.model), self.mesh)
-        return jax.device_get(
-            program(self.params, state.keys, state.values, rows["tokens"], rows["counts"], rows["targets"])
-        )
+        return program(self.weights, state.keys, state.values, rows["tokens"], rows["counts"], rows["targets"])
 
-    def _score(self, state: _State, wave, taken: list[list[int]], slots: int, requests, results) -> None:
+    def _run_first(self, last: jax.Array, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        program = _first_program(cast(Any, self.model), self.mesh)
+        return program(self.weights, last, self._placed({"targets": targets})["targets"])
+
+    def _score_first(self, state: _State, members: list[list[int]], requests, results, progress) -> None:
+        """Adds the log-probability of the first token of every continuation. Of a reward model the score of the context
+        is added where the response is empty."""
+        assert state.last is not None
+        queues: list[dict[int, list[int]]] = [{} for _ in members]  # requests by their first token
+        for queue, numbers in zip(queues, members, strict=True):
+            for number in numbers:
+                if len(requests[number][1]) == 1 or not self.model.config.scalar_head:
+                    queue.setdefault(requests[number][1][0], []).append(number)
+        tokens = [list(queue) for queue in queues]
+        for begin in range(0, max(map(len, tokens)), TARGETS):
+            targets = np.zeros((len(state.counts), TARGETS), np.int32)
+            for row, own in enumerate(tokens):
+                part = own[begin : begin + TARGETS]
+                targets[row, : len(part)] = part
+            answered = [
+                (number, row, at)
+                for row, own in enumerate(tokens)
+                for at, token in enumerate(own[begin : begin + TARGETS])
+                for number in queues[row][token]
+            ]
+
+            def keep(logprobs, greedy, answered=answered):
+                for number, row, at in answered:
+                    results[number] = logprobs[row, at : at + 1], greedy[row, at : at + 1]
+
+            self.pending.append((self._run_first(state.last, targets), keep))
+        if progress is not None:
+            progress(sum(len(requests[number][1]) == 1 for numbers in members for number in numbers))
+
+    def _score(self, state: _State, taken: list[list[int]], slots: int, requests, results) -> None:
         """Answers a group of requests in each slot of each row."""
-        texts = [requests[numbers[0]][1] if numbers else () for numbers in taken]
-        contexts = [context for context in wave for _ in range(slots)]
-        read = [(*context[-1:], *text[:-1]) for context, text in zip(contexts, texts, strict=True)]
-        longest = max(map(len, texts))
+        read = [requests[numbers[0]][1][:-1] if numbers else () for numbers in taken]
+        longest = max(map(len, read))
         for begin in range(0, longest, CHUNK):
             end = min(begin + CHUNK, longest)
             if end == longest or not self.model.config.scalar_head:  # of a reward model the last score alone counts
-                self._score_piece(state, read, taken, self.rows * slots, (begin, end), requests, results)
+                self._score_piece(state, read, taken, len(state.counts) * slots, (begin, end), requests, results)
             if end < longest:
                 state = self._extend(state, [row[begin:end] for row in read])
 
@@ -321,28 +400,26 @@ class _Scorer:
         """
         begin, end = piece
         parts = [row[begin:end] for row in read]
-        inputs = self._padded(parts, scored_bucket(end - begin), count)
+        inputs = _padded(parts, scored_bucket(end - begin), count)
         real = sum(len(part) for part, numbers in zip(parts, taken, strict=True) if numbers)
         self.counts.update(read=real, padding=inputs.size - real)
         targets = np.zeros((count, TARGETS, inputs.shape[1]), np.int32)
         for row, numbers in enumerate(taken):
             for at, number in enumerate(numbers):
-                text = requests[number][1][begin:end]
+                text = requests[number][1][begin + 1 : end + 1]
                 targets[row, at, : len(text)] = text
-        logprobs, greedy = self._run_score(state, inputs, targets)
-        for row, numbers in enumerate(taken):
-            for at, number in enumerate(numbers):
-                size = len(requests[number][1][begin:end])
-                found = logprobs[row, at, :size], greedy[row, at, :size]
-                results[number] = tuple(
-                    np.concatenate([old, new]) for old, new in zip(results[number], found, strict=True)
-                )
 
-    def _padded(self, rows: list[tuple[int, ...]], length: int, count: int | None = None) -> np.ndarray:
-        padded = np.zeros((count or self.rows, length), np.int32)
-        for row, tokens in enumerate(rows):
-            padded[row, : len(tokens)] = tokens
-        return padded
+        def keep(logprobs, greedy):
+            for row, numbers in enumerate(taken):
+                for at, number in enumerate(numbers):
+                    size = len(parts[row])
+                    found = logprobs[row, at, :size], greedy[row, at, :size]
+                    results[number] = tuple(
+                        np.concatenate([old, new]) for old, new in zip(results[number], found, strict=True)
+                    )
+
+        self.pending.append((self._run_score(state, inputs, targets), keep))
+        self._finish(PENDING)
 
     def _placed(self, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         if self.mesh is None:
@@ -350,12 +427,20 @@ class _Scorer:
         return {name: chunked.place_rows({name: array}, self.mesh)[name] for name, array in rows.items()}
 
 
-def _forward(model: Model, params: Params, keys, values, tokens, counts):
+def _padded(rows: list[tuple[int, ...]], length: int, count: int) -> np.ndarray:
+    """Token ids int32 [count, length], zero where a row ends."""
+    padded = np.zeros((count, length), np.int32)
+    for row, tokens in enumerate(rows):
+        padded[row, : len(tokens)] = tokens
+    return padded
+
+
+def _forward(model: Model, weights: Weights, keys, values, tokens, counts):
     """Hidden states [R · slots, n, d] of `tokens` [R · slots, n], and their own keys and values [layers, R · slots, KV,
     n, hd]. The tokens of every slot of a row follow the `counts` [R] cached tokens of the row."""
     c = model.config
-    params = cast_kernels(params, model.compute.dtype)
     (count, length), (rows, cached) = tokens.shape, (keys.shape[1], keys.shape[3])
+    slots = count // rows
     positions = counts[:, None] + jnp.arange(length, dtype=jnp.int32)  # [R, n]
     at = jnp.concatenate([jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (rows, cached)), positions], axis=1)
     there = jnp.concatenate([at[:, :cached] < counts[:, None], jnp.ones((rows, length), bool)], axis=1)
@@ -365,64 +450,115 @@ def _forward(model: Model, params: Params, keys, values, tokens, counts):
 
     def attend(q, k, v, window, carry, layer):
         k, v = (x.transpose(0, 2, 1, 3).astype(keys.dtype) for x in (k, v))  # [R · slots, KV, n, hd]
-        carry = tuple(jax.lax.dynamic_update_index_in_dim(kept, x, layer, 0)
-                      for kept, x in zip(carry, (k, v), strict=True))  # fmt: skip
-        past_k, past_v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values))
-        own_k, own_v = (x.reshape(rows, -1, *x.shape[1:]) for x in (k, v))
+        if layer is None:  # a layer of a list, with its own part of the cache
+            (past_k, past_v), carry = carry, (k, v)
+        else:
+            carry = tuple(jax.lax.dynamic_update_index_in_dim(kept, x, layer, 0)
+                          for kept, x in zip(carry, (k, v), strict=True))  # fmt: skip
+            past_k, past_v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values))
+        # The keys of all slots of a row are one matrix, so that a layer has two products; a slot sees its own part.
+        both_k, both_v = (
+            jnp.concatenate([past, own.reshape(rows, slots, c.kv_heads, length, -1).transpose(0, 2, 1, 3, 4).reshape(
+                rows, c.kv_heads, slots * length, -1)], axis=2)
+            for past, own in ((past_k, k), (past_v, v))
+        )  # fmt: skip
         grouped = (q * q.shape[-1] ** -0.5).reshape(rows, -1, length, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
-        past = jnp.einsum("rsnkgd,rkcd->rkgsnc", grouped, past_k, preferred_element_type=jnp.float32)
-        own = jnp.einsum("rsnkgd,rskmd->rkgsnm", grouped, own_k, preferred_element_type=jnp.float32)
-        scores = soft_cap(jnp.concatenate([past, own], axis=-1), c.attention_softcap)
+        scores = jnp.einsum("rsnkgd,rkcd->rkgsnc", grouped, both_k, preferred_element_type=jnp.float32)
+        own = jnp.stack(
+            [scores[:, :, :, i, :, cached + i * length : cached + (i + 1) * length] for i in range(slots)], axis=3
+        )
+        scores = soft_cap(jnp.concatenate([scores[..., :cached], own], axis=-1), c.attention_softcap)
         mask = visible if window is None else visible & (age < window)
         p = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-        out = jnp.einsum("rkgsnc,rkcd->rsnkgd", p[..., :cached], past_v)
-        out += jnp.einsum("rkgsnm,rskmd->rsnkgd", p[..., cached:], own_v)
+        own = p[..., None, cached:] * jnp.eye(slots, dtype=p.dtype)[:, None, :, None]  # zero in the others' parts
+        p = jnp.concatenate([p[..., :cached], own.reshape(*p.shape[:-1], slots * length)], axis=-1)
+        out = jnp.einsum("rkgsnc,rkcd->rsnkgd", p, both_v)
         return out.astype(q.dtype).reshape(q.shape), carry
 
     shape = (c.layers, count, c.kv_heads, length, c.head_dim)
-    x = model.embed(params["embed"], tokens, model.compute.dtype)
-    carry = (jnp.zeros(shape, keys.dtype), jnp.zeros(shape, keys.dtype))
-    each = jnp.repeat(positions, count // rows, axis=0)
-    x, carry = model.walk(params["layers"], x, model.ropes(each), attend, carry)
-    hidden = cast(jax.Array, residual_norm(c).apply({"params": params.get("final_norm", {})}, x))
-    return hidden, carry
+    x = model.embed(weights["embed"], tokens, model.compute.dtype)
+    listed = isinstance(weights["layers"], list)
+    carry: Any = (jnp.zeros(shape, keys.dtype), jnp.zeros(shape, keys.dtype))
+    if listed:
+        carry = list(zip(keys, values, strict=True))
+    each = jnp.repeat(positions, slots, axis=0)
+    x, carry, _ = run_layers(model, weights["layers"], x, model.ropes(each), attend, carry)
+    hidden = cast(jax.Array, residual_norm(c).apply({"params": weights["norm"]}, x))
+    return hidden, jax.tree.map(lambda *parts: jnp.stack(parts), *carry) if listed else carry
+
+
+@functools.lru_cache(maxsize=16)
+def _prepare_program(model: Any, mesh: jax.sharding.Mesh | None):
+    """`params` → the weights of the passes. On a CPU the layers are a list, which spares each pass a copy of every
+    kernel out of the stack; elsewhere they are scanned, which compiles faster."""
+    unroll = model.platform == "cpu"
+    join = unroll and (mesh is None or all(mesh.shape[axis] == 1 for axis in ("tp", "ep")))
+    return jax.jit(functools.partial(prepare, model, unroll=unroll, join=join, mesh=mesh, gather=unroll))
 
 
 @functools.lru_cache(maxsize=256)
 def _extend_program(model: Any, mesh: jax.sharding.Mesh | None, columns: int):
-    """`(params, keys, values, tokens, counts)` → the cache with `columns` columns that holds these tokens too."""
+    """`(weights, keys, values, tokens, counts, new)` → the cache with `columns` columns that holds these tokens too,
+    and the hidden state [R, d] of the last of the `new` [R] tokens of each row."""
 
-    def extend(params, keys, values, tokens, counts):
-        _, new = _forward(model, params, keys, values, tokens, counts)
+    def extend(weights, keys, values, tokens, counts, new_counts):
+        hidden, new = _forward(model, weights, keys, values, tokens, counts)
 
         def put(old, new):  # [layers, R, KV, columns, hd], written where each row ends
+            if not old.shape[3]:
+                return jnp.pad(new, ((0, 0), (0, 0), (0, 0), (0, columns - new.shape[3]), (0, 0)))
             old = jnp.pad(old, ((0, 0), (0, 0), (0, 0), (0, columns - old.shape[3]), (0, 0)))
             write = lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, 0, start, 0))  # noqa: E731
             return jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(old, new, counts)
 
-        return put(keys, new[0]), put(values, new[1])
+        last = jnp.take_along_axis(hidden, jnp.maximum(new_counts - 1, 0)[:, None, None], axis=1)[:, 0]
+        return put(keys, new[0]), put(values, new[1]), last
 
     if mesh is None:
         return jax.jit(extend)
-    return jax.jit(extend, out_shardings=jax.sharding.NamedSharding(mesh, _CACHE))
+    cache, last = (jax.sharding.NamedSharding(mesh, spec) for spec in (_CACHE, jax.sharding.PartitionSpec(BATCH_AXES)))
+    return jax.jit(extend, out_shardings=(cache, cache, last))
+
+
+@functools.lru_cache(maxsize=16)
+def _first_program(model: Any, mesh: jax.sharding.Mesh | None):
+    """`(weights, last [R, d], targets [R, A])` → log-probabilities of the token after the context, and whether each
+    target is the most likely one, [R, A]; of a reward model its scores of the contexts."""
+
+    def first(weights, last, targets):
+        logprobs, greedy = _target_scores(model, weights, last[:, None], targets[..., None])
+        return logprobs[..., 0], greedy[..., 0]
+
+    return _jit_replicated(first, mesh)
 
 
 @functools.lru_cache(maxsize=16)
 def _score_program(model: Any, mesh: jax.sharding.Mesh | None):
-    """`(params, keys, values, tokens, counts, targets [R · slots, A, n])` → log-probabilities, and whether each target
+    """`(weights, keys, values, tokens, counts, targets [R · slots, A, n])` → log-probabilities, and whether each target
     is the most likely token, [R · slots, A, n]; of a reward model its scores at the tokens."""
 
-    def score(params, keys, values, tokens, counts, targets):
-        hidden, _ = _forward(model, params, keys, values, tokens, counts)
-        if model.config.scalar_head:
-            values = jnp.broadcast_to(scalar_head(hidden, params["score"]["kernel"])[:, None], targets.shape)
-            return values, jnp.ones(targets.shape, bool)
-        logits = head_logits(hidden, model.head_kernel(params), model.config.logits_softcap)  # float32 [R, n, V]
-        largest = logits.max(axis=-1)
-        logsumexp = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))
-        chosen = jnp.take_along_axis(logits[:, None], targets[..., None], axis=-1)[..., 0]
-        return chosen - logsumexp[:, None], chosen >= largest[:, None]
+    def score(weights, keys, values, tokens, counts, targets):
+        hidden, _ = _forward(model, weights, keys, values, tokens, counts)
+        return _target_scores(model, weights, hidden, targets)
 
+    return _jit_replicated(score, mesh)
+
+
+def _target_scores(model: Any, weights: Weights, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of targets [R, A, n] after hidden states [R, n, d], and whether each is the most likely token;
+    of a reward model its scores at the tokens."""
+    if model.config.scalar_head:
+        values = jnp.broadcast_to(scalar_head(hidden, weights["head"])[:, None], targets.shape)
+        return values, jnp.ones(targets.shape, bool)
+    logits = head_logits(hidden, weights["head"], model.config.logits_softcap)  # float32 [R, n, V]
+    largest = logits.max(axis=-1)
+    logsumexp = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))
+    chosen = jnp.take_along_axis(logits, targets.transpose(0, 2, 1), axis=-1).transpose(0, 2, 1)
+    return chosen - logsumexp[:, None], chosen >= largest[:, None]
+
+
+def _jit_replicated(function: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
+    """Compiles a function; on a mesh every process gets all results."""
     if mesh is None:
-        return jax.jit(score)
-    return jax.jit(score, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        return jax.jit(function)
+    return jax.jit(function, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
