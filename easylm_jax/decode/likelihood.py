@@ -7,11 +7,11 @@ asked.
 
 A context is read in pieces of `CHUNK` tokens and a rest, which is padded to a bucket; the continuation is padded to a
 bucket of its own (`scored_bucket`), and one of a single token needs no pass. Every shape therefore follows from the
-request's own lengths. On a CPU a device computes four contexts at a time (`OTHER_ROWS` elsewhere) and four
-continuations of each, in slots; that rows and slots are alike is tried out. So in float32 on a CPU a score has the same
-bits whatever stands beside the request, in whatever order or number, and on any mesh that splits rows alone. On
-accelerators rows share matrix products, whose tiles a neighbour does not change either, but the compiler promises
-nothing; with `tp` sums are split and may differ in the last bits.
+request's own lengths. On a CPU a device computes four short contexts or a long one at a time (`OTHER_ROWS` elsewhere)
+and four continuations of each, in slots; that rows and slots are alike is tried out. So in float32 on a CPU a score
+has the same bits whatever stands beside the request, in whatever order or number, and on any mesh that splits rows
+alone. On accelerators rows share matrix products, whose tiles a neighbour does not change either, but the compiler
+promises nothing; with `tp` sums are split and may differ in the last bits.
 
 Requests with the same context share its passes, and contexts that begin with the same pieces (few-shot examples)
 share those: reading a piece again would give the same bits.
@@ -45,6 +45,7 @@ CHUNK = 128  # tokens of a whole piece of a context, and most tokens of a scorin
 ROWS = {"cpu": 4}  # contexts of one pass on one device
 OTHER_ROWS = 16
 SLOTS = 4  # continuations of one context that a scoring pass reads
+SHORT = 8  # positions of the shortest scoring pass
 TARGETS = 8  # continuations that share a scoring pass: they differ in their last token only
 _EVEN: dict[Any, bool] = {}  # by shape: whether the rows of a pass are alike to the last bit
 PENDING = 4  # passes that run while earlier results are read
@@ -150,7 +151,7 @@ def scored_bucket(length: int) -> int:
 
     The options of a question mostly have two to nine tokens: in one shape they share a pass.
     """
-    return max(8, bucket(length))
+    return max(SHORT, bucket(length))
 
 
 def _columns(tokens: int) -> int:
@@ -204,12 +205,13 @@ class _Scorer:
             todo = [self._groups(requests, contexts[context]) for context in wave]
             for shape in sorted({shape for groups in todo for shape in groups}):
                 queues = [collections.deque(groups.get(shape, ())) for groups in todo]
-                slots = self._slots(state, shape)
-                while any(queues):
-                    taken = [queue.popleft() if queue else [] for queue in queues for _ in range(slots)]
-                    self._score(state, taken, slots, requests, results)
-                    if progress is not None:
-                        progress(sum(map(len, taken)))
+                for part, own in self._parts(state, queues, shape):
+                    slots = self._slots(part, shape)
+                    while any(own):
+                        taken = [queue.popleft() if queue else [] for queue in own for _ in range(slots)]
+                        self._score(part, taken, slots, requests, results)
+                        if progress is not None:
+                            progress(sum(map(len, taken)))
         self._finish(0)
         return results
 
@@ -246,6 +248,19 @@ class _Scorer:
             shape = len(read) if len(read) > CHUNK else scored_bucket(len(read))
             found.setdefault(shape, []).extend(members[i : i + TARGETS] for i in range(0, len(members), TARGETS))
         return found
+
+    def _parts(self, state: _State, queues: list, shape: int) -> Iterator[tuple[_State, list]]:
+        """The state of all contexts for short continuations, which most contexts of a wave have; else one context of
+        each device after the other, so that those without a continuation of this shape are not padding."""
+        each = len(state.counts) // self.split
+        if each == 1 or shape <= SHORT or self.model.platform != "cpu":
+            yield state, queues
+            return
+        for row in range(each):
+            own = queues[row::each]
+            if any(own):
+                keys, values = _row_program(self.mesh, self.split)(state.keys, state.values, row)
+                yield _State(keys, values, None, state.counts[row::each]), own
 
     def _read(self, contexts: list[tuple[int, ...]], rows: int) -> _State:
         """The state after some contexts with the same shapes."""
@@ -294,14 +309,15 @@ class _Scorer:
     # depends on all of them.
 
     def _rows(self, whole: int, rest: int) -> int:
-        """How many contexts of so many pieces and of a padded rest a pass reads."""
+        """How many contexts of so many pieces and of a padded rest a pass reads. On a CPU long ones keep all cores busy
+        alone."""
         if self.model.platform != "cpu":
             return self.rows
-        steps = [("extend", _columns(piece * CHUNK), CHUNK) for piece in range(whole)]
-        steps += [("extend", _columns(whole * CHUNK), rest)] if rest else []
-        if self.model.config.experts is not None or not all(self._is_even(*step) for step in (*steps, ("first", 0, 1))):
+        if whole or rest > CHUNK // 2:
             return self.split
-        return self.rows
+        if self.model.config.experts is None and self._is_even("extend", 0, rest) and self._is_even("first", 0, 1):
+            return self.rows
+        return self.split
 
     def _slots(self, state: _State, shape: int) -> int:
         """How many groups of one context a scoring pass answers."""
@@ -485,6 +501,19 @@ def _forward(model: Model, weights: Weights, keys, values, tokens, counts):
     x, carry, _ = run_layers(model, weights["layers"], x, model.ropes(each), attend, carry)
     hidden = cast(jax.Array, residual_norm(c).apply({"params": weights["norm"]}, x))
     return hidden, jax.tree.map(lambda *parts: jnp.stack(parts), *carry) if listed else carry
+
+
+@functools.lru_cache(maxsize=16)
+def _row_program(mesh: jax.sharding.Mesh | None, split: int):
+    """`(keys, values, row)` → those of the row with this number on each of `split` devices."""
+
+    def take(keys, values, row):
+        parts = (x.reshape(x.shape[0], split, -1, *x.shape[2:]) for x in (keys, values))
+        return tuple(jax.lax.dynamic_index_in_dim(x, row, axis=2, keepdims=False) for x in parts)
+
+    if mesh is None:
+        return jax.jit(take)
+    return jax.jit(take, out_shardings=jax.sharding.NamedSharding(mesh, _CACHE))
 
 
 @functools.lru_cache(maxsize=16)
