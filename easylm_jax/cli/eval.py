@@ -178,7 +178,6 @@ def main(arguments: argparse.Namespace) -> int:
 def _judge_preferences(arguments: argparse.Namespace) -> int:
     """A bench of preference pairs: prints and writes its tables."""
     from easylm_jax.evaluate.preferences import command
-    from easylm_jax.runtime.files import write_json
     from easylm_jax.runtime.monitor import counting
 
     options = command.Options(
@@ -196,18 +195,12 @@ def _judge_preferences(arguments: argparse.Namespace) -> int:
             arguments.model, arguments.suite, arguments.data, options, Path(arguments.out), languages=languages,
             limit=arguments.limit, beside=arguments.beside or (), progress=show,
         )  # fmt: skip
-    write_json(folder / "results.json", results)
-    print((folder / "tables.md").read_text(encoding="utf-8"))
-    print(folder / "results.json")
-    if arguments.json:
-        _write(results, Path(arguments.json))
-    return 0
+    return _show_tables(arguments, results, folder)
 
 
 def _score_moderator(arguments: argparse.Namespace) -> int:
     """The benchmarks of moderators: prints and writes their tables."""
     from easylm_jax.evaluate import moderation_command
-    from easylm_jax.runtime.files import write_json
     from easylm_jax.runtime.monitor import counting
 
     with counting(arguments.suite, None, "rows") as progress:
@@ -215,6 +208,13 @@ def _score_moderator(arguments: argparse.Namespace) -> int:
             arguments.model, arguments.data, Path(arguments.out), template=arguments.template,
             tokenizer=arguments.tokenizer, limit=arguments.limit, progress=lambda done: progress.update(done, {}),
         )  # fmt: skip
+    return _show_tables(arguments, results, folder)
+
+
+def _show_tables(arguments: argparse.Namespace, results: Any, folder: Path) -> int:
+    """Writes the results of a suite beside its tables, and prints these."""
+    from easylm_jax.runtime.files import write_json
+
     write_json(folder / "results.json", results)
     print((folder / "tables.md").read_text(encoding="utf-8"))
     print(folder / "results.json")

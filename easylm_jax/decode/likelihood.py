@@ -267,16 +267,16 @@ class _Scorer:
         length = len(contexts[0]) // CHUNK * CHUNK
         beginnings = tuple(context[:length] for context in contexts)
         missing = []
-        while length and (rows, beginnings) not in self.states:
+        while length and beginnings not in self.states:
             missing.append(beginnings)
             length -= CHUNK
             beginnings = tuple(context[:length] for context in contexts)
-        state = self.states[rows, beginnings] if length else self._empty(rows)
+        state = self.states[beginnings] if length else self._empty(rows)
         if length:
-            self.states.move_to_end((rows, beginnings))
+            self.states.move_to_end(beginnings)
         for beginnings in reversed(missing):
             state = self._extend(state, [context[-CHUNK:] for context in beginnings])
-            self.states[rows, beginnings] = state
+            self.states[beginnings] = state
             while len(self.states) > KEPT:
                 self.states.popitem(last=False)
         whole = len(contexts[0]) // CHUNK * CHUNK

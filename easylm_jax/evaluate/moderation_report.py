@@ -16,7 +16,7 @@ from easylm_jax.evaluate import guarded
 from easylm_jax.evaluate.moderation import GROUP_OF, HARMS, category_recall, field_scores
 from easylm_jax.evaluate.moderation_sets import Row
 from easylm_jax.rewards.moderation import FIELDS
-from easylm_jax.runtime.files import write_json, write_lines
+from easylm_jax.runtime.files import plain, write_json, write_lines
 
 Classify = Callable[[Sequence[Row]], list[dict[str, Any]]]
 Answers = Mapping[str, Mapping[str, list[Row]]]  # by method and set, the rows with the method's answers
@@ -143,11 +143,3 @@ def _filters(filters: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _percent(value: float, digits: int = 1) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

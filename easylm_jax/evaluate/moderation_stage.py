@@ -21,12 +21,12 @@ from easylm_jax.data.records import BadRecord
 from easylm_jax.data.sources import read_records
 from easylm_jax.evaluate import moderation_report
 from easylm_jax.evaluate.moderation import f1_difference
-from easylm_jax.evaluate.moderation_report import Classify, plain
+from easylm_jax.evaluate.moderation_report import Classify
 from easylm_jax.evaluate.moderation_sets import Row, read_set
 from easylm_jax.rewards.moderation import FIELDS, VALUES
 from easylm_jax.rewards.moderator import MODES, Moderator, load_moderator
 from easylm_jax.runtime import processes
-from easylm_jax.runtime.files import write_json
+from easylm_jax.runtime.files import plain, write_json
 from easylm_jax.runtime.mesh import make_mesh
 from easylm_jax.runtime.monitor import counting
 from models.errors import UserError

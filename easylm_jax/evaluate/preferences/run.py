@@ -23,7 +23,7 @@ from easylm_jax.evaluate.preferences.analyses import analyse, between, scores_of
 from easylm_jax.evaluate.preferences.items import Item, oddities, read_items
 from easylm_jax.evaluate.preferences.judges import Judge, record_of
 from easylm_jax.evaluate.preferences.languages import ENGLISH
-from easylm_jax.runtime.files import write_json, write_lines
+from easylm_jax.runtime.files import plain, write_json, write_lines
 from models import reading
 from models.errors import UserError
 
@@ -134,15 +134,6 @@ def _task(bench: str, code: str, rows: Records, found: Mapping[str, Any]) -> dic
         "task": name, "metric": "score", "score": own.get("score", math.nan), "stderr": stderr, "n": len(rows),
         "documents": rows,
     }  # fmt: skip
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON has it: NaN becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_scores(folder: str | Path) -> dict[str, Any]:
