@@ -193,16 +193,9 @@ def test_programs_come_from_shapes_alone_and_say_what_is_resident_beside_them():
     assert parameters <= found["decode"].resident["reference"] < 1.1 * parameters  # four bytes each, on four devices
 
 
-SMALL = (
-    "quickstart",
-    "real_text",
-    "small",
-    "preferences_small",
-    "small_judge",
-    "ladder",
-    "ladder_clipping",
-    "finetune",
-)  # of one CPU
+SMALL = (  # of one CPU
+    "quickstart", "real_text", "small", "preferences_small", "small_judge", "ladder", "ladder_clipping", "finetune",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", recipe_files(), ids=lambda path: path.stem)

@@ -138,20 +138,21 @@ def test_what_a_verifier_finds_wrong_ends_the_run_with_its_words(tmp_path):
         ready.run(ready.recipe.stage("bad"))
 
 
-SPLIT = {"steps": 2, "batch": 8, "asynchronous": 1, "rollout_devices": 1}
+SPLIT = {"steps": 2, "batch": 8, "asynchronous": 1}
 
 
-def test_some_devices_sample_while_the_others_train(tmp_path):
+@pytest.mark.parametrize("each", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_some_devices_sample_while_the_others_train(each, tmp_path):
     checked = {"validation": Validation(rl_kit.prompts(rl_kit.home()), every=2), "check": rl_kit.VERIFIER}
-    split = rl_kit.grpo("split", **SPLIT, **checked)
-    with rl_kit.devices(2):  # on several devices each, and over processes: tests/test_rl_pods.py
-        ready = rl_kit.experiment(tmp_path / "two", split, mesh="fsdp=-1")
+    split = rl_kit.grpo("split", **SPLIT, **checked, rollout_devices=each)
+    with rl_kit.devices(2 * each):  # over processes: tests/test_rl_pods.py
+        ready = rl_kit.experiment(tmp_path / "split", split, mesh=f"fsdp={each}")
         loop = rl_kit.loop_of(ready, "split")
-        assert loop.job.mesh.size == loop.collector.mesh.size == 1
+        assert loop.job.mesh.size == loop.collector.mesh.size == each
         assert not set(loop.job.mesh.devices.flat) & set(loop.collector.mesh.devices.flat)
         ready.run(ready.recipe.stage("split"))
-        many = dataclasses.replace(split, rollout_devices=2)
-        with pytest.raises(UserError, match="rollout_devices is 2, but there are 2 devices"):
+        many = dataclasses.replace(split, rollout_devices=2 * each)
+        with pytest.raises(UserError, match=f"rollout_devices is {2 * each}, but there are {2 * each} devices"):
             rl_kit.loop_of(rl_kit.experiment(tmp_path / "all", many), "split")
     one = rl_kit.experiment(tmp_path / "one", dataclasses.replace(split, rollout_devices=None))
     one.run(one.recipe.stage("split"))
@@ -163,7 +164,7 @@ def test_some_devices_sample_while_the_others_train(tmp_path):
 
 @pytest.mark.slow
 def test_all_devices_sample_and_train_in_turn(tmp_path):
-    stage = rl_kit.grpo("split", **{**SPLIT, "rollout_devices": None})
+    stage = rl_kit.grpo("split", **SPLIT)
     with rl_kit.devices(4):
         together = rl_kit.experiment(tmp_path / "together", stage, mesh="fsdp=4")
         together.run(together.recipe.stage("split"))

@@ -22,7 +22,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -30,14 +29,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from easylm_jax.decode.forward import Weights, prepare, run_layers
+from easylm_jax.decode.likelihood_programs import (
+    CACHE,
+    extend_program,
+    first_program,
+    prepare_program,
+    row_program,
+    score_program,
+)
 from easylm_jax.runtime import chunked
 from easylm_jax.runtime.mesh import BATCH_AXES, batch_split
-from models.attention import MASKED
 from models.config import Placement
 from models.errors import UserError
-from models.heads import head_logits, scalar_head
-from models.layers import residual_norm, soft_cap
 from models.model import Model, Params
 
 Request = tuple[Sequence[int], Sequence[int]]  # token ids of the context and of the continuation
@@ -50,7 +53,6 @@ TARGETS = 8  # continuations that share a scoring pass: they differ in their las
 _EVEN: dict[Any, bool] = {}  # by shape: whether the rows of a pass are alike to the last bit
 PENDING = 4  # passes that run while earlier results are read
 KEPT = 16  # states after whole pieces that are kept for later contexts
-_CACHE = jax.sharding.PartitionSpec(None, BATCH_AXES, "tp")  # of [layers, rows, KV, columns, hd]
 
 
 def loglikelihood(
@@ -183,7 +185,7 @@ class _Scorer:
         placement = Placement(batch=BATCH_AXES, tensor="tp", experts="ep") if split else Placement()
         self.model: Model = dataclasses.replace(model, placement=placement)  # type: ignore[type-var]
         self.mesh = mesh
-        self.weights = _prepare_program(cast(Any, self.model), mesh)(params)
+        self.weights = prepare_program(cast(Any, self.model), mesh)(params)
         self.split = 1 if mesh is None else batch_split(mesh)
         self.rows = ROWS.get(model.platform, OTHER_ROWS) * self.split
         self.states: collections.OrderedDict[tuple, _State] = collections.OrderedDict()
@@ -259,7 +261,7 @@ class _Scorer:
         for row in range(each):
             own = queues[row::each]
             if any(own):
-                keys, values = _row_program(self.mesh, self.split)(state.keys, state.values, row)
+                keys, values = row_program(self.mesh, self.split)(state.keys, state.values, row)
                 yield _State(keys, values, None, state.counts[row::each]), own
 
     def _read(self, contexts: list[tuple[int, ...]], rows: int) -> _State:
@@ -298,7 +300,7 @@ class _Scorer:
         new = np.zeros_like(state.counts)
         new[: len(lengths)] = lengths
         rows = self._placed({"tokens": inputs, "counts": state.counts, "new": new})
-        keys, values, last = _extend_program(cast(Any, self.model), self.mesh, _columns(room))(
+        keys, values, last = extend_program(cast(Any, self.model), self.mesh, _columns(room))(
             self.weights, state.keys, state.values, rows["tokens"], rows["counts"], rows["new"]
         )
         return _State(keys, values, last, state.counts + new)
@@ -342,7 +344,7 @@ class _Scorer:
         cached = draw.normal(size=(2, c.layers, 1, c.kv_heads, columns, c.head_dim)).astype(np.float32)
         keys, values = jnp.repeat(jnp.asarray(cached, self.model.compute.dtype), rows, axis=2)
         if self.mesh is not None:
-            keys, values = jax.device_put((keys, values), jax.sharding.NamedSharding(self.mesh, _CACHE))
+            keys, values = jax.device_put((keys, values), jax.sharding.NamedSharding(self.mesh, CACHE))
         state = _State(keys, values, None, np.full(rows, columns, np.int32))
         if kind == "first":
             hidden = np.repeat(draw.normal(size=(1, c.width)), rows, axis=0).astype(self.model.compute.dtype)
@@ -359,11 +361,11 @@ class _Scorer:
 
     def _run_score(self, state: _State, inputs: np.ndarray, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
         rows = self._placed({"tokens": inputs, "counts": state.counts, "targets": targets})
-        program = _score_program(cast(Any, self.model), self.mesh)
+        program = score_program(cast(Any, self.model), self.mesh)
         return program(self.weights, state.keys, state.values, rows["tokens"], rows["counts"], rows["targets"])
 
     def _run_first(self, last: jax.Array, targets: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        program = _first_program(cast(Any, self.model), self.mesh)
+        program = first_program(cast(Any, self.model), self.mesh)
         return program(self.weights, last, self._placed({"targets": targets})["targets"])
 
     def _score_first(self, state: _State, members: list[list[int]], requests, results, progress) -> None:
@@ -449,145 +451,3 @@ def _padded(rows: list[tuple[int, ...]], length: int, count: int) -> np.ndarray:
     for row, tokens in enumerate(rows):
         padded[row, : len(tokens)] = tokens
     return padded
-
-
-def _forward(model: Model, weights: Weights, keys, values, tokens, counts):
-    """Hidden states [R · slots, n, d] of `tokens` [R · slots, n], and their own keys and values [layers, R · slots, KV,
-    n, hd]. The tokens of every slot of a row follow the `counts` [R] cached tokens of the row."""
-    c = model.config
-    (count, length), (rows, cached) = tokens.shape, (keys.shape[1], keys.shape[3])
-    slots = count // rows
-    positions = counts[:, None] + jnp.arange(length, dtype=jnp.int32)  # [R, n]
-    at = jnp.concatenate([jnp.broadcast_to(jnp.arange(cached, dtype=jnp.int32), (rows, cached)), positions], axis=1)
-    there = jnp.concatenate([at[:, :cached] < counts[:, None], jnp.ones((rows, length), bool)], axis=1)
-    age = positions[:, :, None] - at[:, None, :]
-    visible = (there[:, None] & (age >= 0))[:, None]  # [R, 1, n, cached + n]
-    age = age[:, None]
-
-    def attend(q, k, v, window, carry, layer):
-        k, v = (x.transpose(0, 2, 1, 3).astype(keys.dtype) for x in (k, v))  # [R · slots, KV, n, hd]
-        if layer is None:  # a layer of a list, with its own part of the cache
-            (past_k, past_v), carry = carry, (k, v)
-        else:
-            carry = tuple(jax.lax.dynamic_update_index_in_dim(kept, x, layer, 0)
-                          for kept, x in zip(carry, (k, v), strict=True))  # fmt: skip
-            past_k, past_v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values))
-        # The keys of all slots of a row are one matrix, so that a layer has two products; a slot sees its own part.
-        both_k, both_v = (
-            jnp.concatenate([past, own.reshape(rows, slots, c.kv_heads, length, -1).transpose(0, 2, 1, 3, 4).reshape(
-                rows, c.kv_heads, slots * length, -1)], axis=2)
-            for past, own in ((past_k, k), (past_v, v))
-        )  # fmt: skip
-        grouped = (q * q.shape[-1] ** -0.5).reshape(rows, -1, length, c.kv_heads, c.heads // c.kv_heads, c.head_dim)
-        scores = jnp.einsum("rsnkgd,rkcd->rkgsnc", grouped, both_k, preferred_element_type=jnp.float32)
-        own = jnp.stack(
-            [scores[:, :, :, i, :, cached + i * length : cached + (i + 1) * length] for i in range(slots)], axis=3
-        )
-        scores = soft_cap(jnp.concatenate([scores[..., :cached], own], axis=-1), c.attention_softcap)
-        mask = visible if window is None else visible & (age < window)
-        p = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1).astype(v.dtype)
-        own = p[..., None, cached:] * jnp.eye(slots, dtype=p.dtype)[:, None, :, None]  # zero in the others' parts
-        p = jnp.concatenate([p[..., :cached], own.reshape(*p.shape[:-1], slots * length)], axis=-1)
-        out = jnp.einsum("rkgsnc,rkcd->rsnkgd", p, both_v)
-        return out.astype(q.dtype).reshape(q.shape), carry
-
-    shape = (c.layers, count, c.kv_heads, length, c.head_dim)
-    x = model.embed(weights["embed"], tokens, model.compute.dtype)
-    listed = isinstance(weights["layers"], list)
-    carry: Any = (jnp.zeros(shape, keys.dtype), jnp.zeros(shape, keys.dtype))
-    if listed:
-        carry = list(zip(keys, values, strict=True))
-    each = jnp.repeat(positions, slots, axis=0)
-    x, carry, _ = run_layers(model, weights["layers"], x, model.ropes(each), attend, carry)
-    hidden = cast(jax.Array, residual_norm(c).apply({"params": weights["norm"]}, x))
-    return hidden, jax.tree.map(lambda *parts: jnp.stack(parts), *carry) if listed else carry
-
-
-@functools.lru_cache(maxsize=16)
-def _row_program(mesh: jax.sharding.Mesh | None, split: int):
-    """`(keys, values, row)` → those of the row with this number on each of `split` devices."""
-
-    def take(keys, values, row):
-        parts = (x.reshape(x.shape[0], split, -1, *x.shape[2:]) for x in (keys, values))
-        return tuple(jax.lax.dynamic_index_in_dim(x, row, axis=2, keepdims=False) for x in parts)
-
-    if mesh is None:
-        return jax.jit(take)
-    return jax.jit(take, out_shardings=jax.sharding.NamedSharding(mesh, _CACHE))
-
-
-@functools.lru_cache(maxsize=16)
-def _prepare_program(model: Any, mesh: jax.sharding.Mesh | None):
-    """`params` → the weights of the passes. On a CPU the layers are a list, which spares each pass a copy of every
-    kernel out of the stack; elsewhere they are scanned, which compiles faster."""
-    unroll = model.platform == "cpu"
-    join = unroll and (mesh is None or all(mesh.shape[axis] == 1 for axis in ("tp", "ep")))
-    return jax.jit(functools.partial(prepare, model, unroll=unroll, join=join, mesh=mesh, gather=unroll))
-
-
-@functools.lru_cache(maxsize=256)
-def _extend_program(model: Any, mesh: jax.sharding.Mesh | None, columns: int):
-    """`(weights, keys, values, tokens, counts, new)` → the cache with `columns` columns that holds these tokens too,
-    and the hidden state [R, d] of the last of the `new` [R] tokens of each row."""
-
-    def extend(weights, keys, values, tokens, counts, new_counts):
-        hidden, new = _forward(model, weights, keys, values, tokens, counts)
-
-        def put(old, new):  # [layers, R, KV, columns, hd], written where each row ends
-            if not old.shape[3]:
-                return jnp.pad(new, ((0, 0), (0, 0), (0, 0), (0, columns - new.shape[3]), (0, 0)))
-            old = jnp.pad(old, ((0, 0), (0, 0), (0, 0), (0, columns - old.shape[3]), (0, 0)))
-            write = lambda row, part, start: jax.lax.dynamic_update_slice(row, part, (0, 0, start, 0))  # noqa: E731
-            return jax.vmap(write, in_axes=(1, 1, 0), out_axes=1)(old, new, counts)
-
-        last = jnp.take_along_axis(hidden, jnp.maximum(new_counts - 1, 0)[:, None, None], axis=1)[:, 0]
-        return put(keys, new[0]), put(values, new[1]), last
-
-    if mesh is None:
-        return jax.jit(extend)
-    cache, last = (jax.sharding.NamedSharding(mesh, spec) for spec in (_CACHE, jax.sharding.PartitionSpec(BATCH_AXES)))
-    return jax.jit(extend, out_shardings=(cache, cache, last))
-
-
-@functools.lru_cache(maxsize=16)
-def _first_program(model: Any, mesh: jax.sharding.Mesh | None):
-    """`(weights, last [R, d], targets [R, A])` → log-probabilities of the token after the context, and whether each
-    target is the most likely one, [R, A]; of a reward model its scores of the contexts."""
-
-    def first(weights, last, targets):
-        logprobs, greedy = _target_scores(model, weights, last[:, None], targets[..., None])
-        return logprobs[..., 0], greedy[..., 0]
-
-    return _jit_replicated(first, mesh)
-
-
-@functools.lru_cache(maxsize=16)
-def _score_program(model: Any, mesh: jax.sharding.Mesh | None):
-    """`(weights, keys, values, tokens, counts, targets [R · slots, A, n])` → log-probabilities, and whether each target
-    is the most likely token, [R · slots, A, n]; of a reward model its scores at the tokens."""
-
-    def score(weights, keys, values, tokens, counts, targets):
-        hidden, _ = _forward(model, weights, keys, values, tokens, counts)
-        return _target_scores(model, weights, hidden, targets)
-
-    return _jit_replicated(score, mesh)
-
-
-def _target_scores(model: Any, weights: Weights, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of targets [R, A, n] after hidden states [R, n, d], and whether each is the most likely token;
-    of a reward model its scores at the tokens."""
-    if model.config.scalar_head:
-        values = jnp.broadcast_to(scalar_head(hidden, weights["head"])[:, None], targets.shape)
-        return values, jnp.ones(targets.shape, bool)
-    logits = head_logits(hidden, weights["head"], model.config.logits_softcap)  # float32 [R, n, V]
-    largest = logits.max(axis=-1)
-    logsumexp = largest + jnp.log(jnp.exp(logits - largest[..., None]).sum(axis=-1))
-    chosen = jnp.take_along_axis(logits, targets.transpose(0, 2, 1), axis=-1).transpose(0, 2, 1)
-    return chosen - logsumexp[:, None], chosen >= largest[:, None]
-
-
-def _jit_replicated(function: Callable, mesh: jax.sharding.Mesh | None) -> Callable:
-    """Compiles a function; on a mesh every process gets all results."""
-    if mesh is None:
-        return jax.jit(function)
-    return jax.jit(function, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

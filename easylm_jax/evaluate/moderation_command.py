@@ -13,6 +13,7 @@ from easylm_jax.evaluate import moderation_report
 from easylm_jax.evaluate.moderation_sets import SETS, read_set
 from easylm_jax.rewards.moderation import FIELDS
 from easylm_jax.rewards.moderator import load_moderator
+from easylm_jax.runtime.files import plain
 from models.errors import UserError
 
 # The ten public benchmarks of WildGuard, and WildGuardTest.
@@ -62,7 +63,6 @@ def evaluate(
         public = [task["score"] for task in tasks if task["task"].endswith(f":{field}")
                   and task["task"].partition(":")[0] in SUITE[:-1]]  # fmt: skip
         averages[field] = {"score": statistics.fmean(public) if public else None, "sets": len(public)}
-    plain = moderation_report.plain
     return plain({"model": model, "tasks": tasks, "averages": {"wildguard": averages}, "analysis": result}), folder
 
 
