@@ -75,7 +75,7 @@ from easylm_jax.plan.programs import (
     reinforcement,
     training,
 )  # fmt: skip
-from easylm_jax.runtime import exit_status, files, processes
+from easylm_jax.runtime import exit_status, files, mounts, processes
 from easylm_jax.runtime.functions import resolve
 from easylm_jax.runtime.host_memory import dispatch_one_at_a_time, keep_freed_memory
 from easylm_jax.runtime.locks import Locked, locked
@@ -173,11 +173,10 @@ def run(
     show_config: bool = False,
 ) -> int:
     """Implements `easylm run`; returns the exit status."""
-    if "://" in out:
-        raise UserError(
-            f"--out {out}: a run writes to folders; mount the bucket on every host (tpu_scripts/setup.sh --mount "
-            "gs://BUCKET, or gcsfuse) and give the folder where it is mounted"
-        )
+    try:
+        out = mounts.local_path(out)
+    except mounts.NotMountedError as error:
+        raise UserError(f"--out {error}") from None
     recipe = load_recipe(path, overrides)
     if show_config:
         print(json.dumps(fields.encode(recipe), indent=2))

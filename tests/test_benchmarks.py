@@ -16,8 +16,9 @@ from easylm_jax.config import Ask
 from easylm_jax.evaluate import benchmark, suites
 from easylm_jax.evaluate.asking import questions
 from easylm_jax.evaluate.benchmark import Response
-from easylm_jax.evaluate.harness import Asked, ask_model, result_of
+from easylm_jax.evaluate.harness import Asked, ask_model
 from easylm_jax.evaluate.metrics import programs
+from easylm_jax.evaluate.results import result_of
 from easylm_jax.runtime import mesh
 from models.errors import UserError
 

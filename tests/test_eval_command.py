@@ -1,5 +1,6 @@
 """`easylm eval`: a finished stage on named benchmarks, or told why not, in one line."""
 
+import argparse
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ import pytest
 import rl_kit
 
 from easylm_jax.checkpoint import load, store
+from easylm_jax.cli import eval as eval_command
 from easylm_jax.cli import main
 from easylm_jax.evaluate import harness
 from easylm_jax.rewards.verify import ExpressionScorer
@@ -286,3 +288,26 @@ def test_a_context_that_is_too_short_is_told_with_the_options_that_help(tmp_path
     assert task["documents"][1]["cut"] == (longest - int(found[1]))
     assert " 2, 1 cut" in capsys.readouterr().out
     assert run(model, *options, "--max-new-tokens", 64 - int(found[1]), "--longest-prompt", int(found[1])) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unread", "reader"),
+    [
+        (("model", "--suite", "wildguard", "--languages", "deu_Latn"), "--languages", "benches of preference pairs"),
+        (("model", "--suite", "wildguard", "--shots", 3), "--shots", "benchmarks"),
+        (("model", "--suite", "rewardbench", "--judge", "hf:judge"), "--judge", "benchmarks"),
+        (("model", "--task", "gsm8k", "--data", "folder"), "--data", "benches of preference pairs, moderators"),
+        (("--routing", ".", "--tokenizer", "hf:words"), "--tokenizer", "benchmarks"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused_before_a_model_is_loaded(arguments, unread, reader, capsys):
+    assert run(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"easylm: error: {unread} is for {reader}")
+
+
+def test_every_option_of_the_command_is_assigned_to_what_reads_it():
+    parser = argparse.ArgumentParser()
+    eval_command.add_arguments(parser)
+    common = {"help", "model", "suite", "list", "out", "json", "routing"}
+    assert {action.dest for action in parser._actions} - common == set().union(*eval_command.OPTIONS.values())

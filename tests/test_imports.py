@@ -185,7 +185,7 @@ def test_what_only_preparation_needs_is_imported_inside_functions(file):
 
 
 def test_command_line_imports_only_the_standard_library_at_its_top():
-    own = tuple(f"easylm_jax.cli.{name}" for name in ("main", "parser", "arguments"))
+    own = tuple(f"easylm_jax.{name}" for name in ("cli.main", "cli.parser", "cli.arguments", "runtime.mounts"))
     for file in (f"{name.replace('.', '/')}.py" for name in own):
         names = {name for _, name in imports(file, (REPOSITORY / file).read_text(), at_import=True)}
         assert {top(name) for name in names} - STANDARD <= {"easylm_jax"}

@@ -15,7 +15,6 @@ from easylm_jax.checkpoint import neighbour, parts, store
 from easylm_jax.checkpoint.checkpointer import Checkpointer, Retention
 from easylm_jax.checkpoint.neighbour import Neighbours, alone
 from easylm_jax.checkpoint.replica import Replica
-from easylm_jax.experiment import run
 from easylm_jax.runtime.mesh import make_mesh
 from models.errors import UserError
 from models.reading import Damaged
@@ -278,8 +277,3 @@ def test_nothing_whole_anywhere_is_one_line(tiers):
         damage(folder / "bucket" / str(step))
     with pytest.raises(UserError, match="every checkpoint in .* is damaged"):
         restored(open_again())
-
-
-def test_a_bucket_as_the_folder_of_a_run_is_told_to_be_mounted():
-    with pytest.raises(UserError, match="mount the bucket on every host"):
-        run("quickstart", out="gs://bucket/runs")

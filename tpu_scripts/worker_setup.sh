@@ -40,6 +40,7 @@ if [[ -n $mount ]] && ! mountpoint -q shared; then
       # No cache of metadata: workers have to see each other's files at once.
       gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 ${folder:+"--only-dir=$folder"} "$bucket" shared >/dev/null ||
         fail "the bucket $bucket could not be mounted; may the pod's service account write to it?"
+      echo "$mount" >shared.source # by which --out gs://... finds it (easylm_jax/runtime/mounts.py)
       ;;
     *)
       command -v mount.nfs >/dev/null || install_package nfs-common

@@ -13,6 +13,8 @@ import math
 import os
 from pathlib import Path
 
+from easylm_jax.runtime import mounts
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -99,10 +101,10 @@ class InputFile(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class InputFolder(Kind):
-    """An existing folder."""
+    """An existing folder, also `gs://BUCKET/PATH` of a mounted bucket."""
 
     def checked(self, text: str) -> str:
-        path = super().checked(text)
+        path = _local(super().checked(text))
         found = _stat_error(path)
         if found is not None or not os.path.isdir(path):
             raise argparse.ArgumentTypeError(f"{_short(path)!r} {found or 'is a file'}; give the path of a folder")
@@ -123,14 +125,22 @@ class OutputFile(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class OutputFolder(Kind):
-    """A folder that can be written to; it is created where there is none."""
+    """A folder that can be written to; it is created where there is none. Also `gs://BUCKET/PATH` of a mounted
+    bucket."""
 
     def checked(self, text: str) -> str:
-        path = super().checked(text)
+        path = _local(super().checked(text))
         if os.path.exists(path) and not os.path.isdir(path):
             raise argparse.ArgumentTypeError(f"{_short(path)!r} is a file; give the path of a folder")
         _check_writable(path)
         return path
+
+
+def _local(text: str) -> str:
+    try:
+        return mounts.local_path(text)
+    except mounts.NotMountedError as error:
+        raise argparse.ArgumentTypeError(_short(str(error), 300)) from None
 
 
 def _check_writable(path: str) -> None:
@@ -161,8 +171,8 @@ def _stat_error(path: str) -> str | None:
     return None
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:60]}…{text[-30:]}"
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most * 3 // 5]}…{text[-(most * 3 // 10) :]}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,20 @@ from models.errors import UserError
 if TYPE_CHECKING:
     from easylm_jax.config import Ask
 
+# What a call evaluates, and the options that only some of these read.
+BENCHMARKS, PREFERENCES, MODERATOR, ROUTING = "benchmarks", "benches of preference pairs", "moderators", "--routing"
+OPTIONS = {
+    BENCHMARKS: {
+        "task", "shots", "shots_from", "template", "tokenizer", "steps", "judge", "moderator", "limit",
+        "max_new_tokens", "max_crops", "longest_prompt", "cut_prompts", "temperature", "samples", "stop", "seed",
+    },
+    PREFERENCES: {
+        "template", "tokenizer", "limit", "data", "languages", "reference", "ask", "beside", "compat", "seed",
+    },
+    MODERATOR: {"template", "tokenizer", "limit", "data"},
+    ROUTING: {"steps", "texts", "tokens", "active"},
+}  # fmt: skip
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `easylm eval`."""
@@ -134,22 +148,19 @@ def _add_preference_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """`easylm eval`: asks what is not yet known, prints the table and writes the results."""
-    if arguments.routing is not None:
-        return eval_routing.main(arguments)
     if arguments.list:
         _print_list()
         return 0
+    evaluated = _evaluated(arguments)
+    _refuse_unread(arguments, evaluated)
+    if evaluated == ROUTING:
+        return eval_routing.main(arguments)
     if arguments.model is None:
         raise UserError("give a MODEL, or --list for the benchmarks")
-    if arguments.suite in PREFERENCE_BENCHES:
+    if evaluated == PREFERENCES:
         return _judge_preferences(arguments)
-    if arguments.suite == MODERATION_SUITE:
+    if evaluated == MODERATOR:
         return _score_moderator(arguments)
-    unused = [
-        name for name in ("data", "languages", "reference", "beside", "compat") if getattr(arguments, name) is not None
-    ]
-    if unused:
-        raise UserError(f"--{unused[0]} is for --suite {', '.join(PREFERENCE_BENCHES)}")
     asks = _asks(arguments)
     if not asks:
         raise UserError("nothing is asked; name a benchmark with --task, or a suite with --suite (--list names all)")
@@ -173,6 +184,25 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write(results, Path(arguments.json))
     return 0
+
+
+def _evaluated(arguments: argparse.Namespace) -> str:
+    """What the call evaluates: a key of `OPTIONS`."""
+    if arguments.routing is not None:
+        return ROUTING
+    if arguments.suite in PREFERENCE_BENCHES:
+        return PREFERENCES
+    return MODERATOR if arguments.suite == MODERATION_SUITE else BENCHMARKS
+
+
+def _refuse_unread(arguments: argparse.Namespace, evaluated: str) -> None:
+    """Raises `UserError` for an option that what is evaluated does not read."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[evaluated]):
+        if getattr(arguments, name) != parser.get_default(name):
+            readers = ", ".join(what for what, names in OPTIONS.items() if name in names)
+            raise UserError(f"--{name.replace('_', '-')} is for {readers}; for {evaluated} leave it out")
 
 
 def _judge_preferences(arguments: argparse.Namespace) -> int:
@@ -253,6 +283,7 @@ def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) 
     from easylm_jax.config import fields
     from easylm_jax.evaluate import harness, suites
     from easylm_jax.evaluate.identity import identity as identity_of
+    from easylm_jax.evaluate.results import summary
     from easylm_jax.runtime.monitor import counting
 
     model = load(name, tokenizer=arguments.tokenizer)
@@ -265,7 +296,7 @@ def _ask(name: str, asks: list[Ask], arguments: argparse.Namespace, judge: Any) 
                 model, ask, folder, identity=identity, seed=arguments.seed, longest_prompt=arguments.longest_prompt,
                 judge=judge, progress=functools.partial(_show, progress),
             ))  # fmt: skip
-    results = harness.results(name, answered, arguments.seed, arguments.judge)
+    results = summary(name, answered, arguments.seed, arguments.judge)
     if arguments.moderator is not None:
         _guard(results, answered, arguments.moderator)
     if arguments.suite is not None:

@@ -1,7 +1,8 @@
 """Evaluates models: benchmarks, log-likelihoods, and the stage that writes a table.
 
-    benchmark → documents → requests → responses → scores with standard errors     benchmark.py, asking.py, harness.py
-    models x tasks → responses → scores, one for each prompt → table.json           stage.py
+    benchmark → documents → requests → responses        benchmark.py, asking.py, harness.py
+    responses → scores with standard errors             results.py
+    models x tasks → responses → scores → table.json    stage.py
 
 All models are given the same prompts with the same seeds, so differences are computed prompt by prompt (paired).
 """

@@ -14,7 +14,7 @@ from easylm_jax.config import Ask, Train
 from easylm_jax.config.workspace import Workspace
 from easylm_jax.data import load_tokenizer
 from easylm_jax.data.tokenizer import restrict_vocab
-from easylm_jax.evaluate import asking, harness
+from easylm_jax.evaluate import asking, harness, results
 from easylm_jax.evaluate.benchmark import Metric, Scored
 from easylm_jax.evaluate.harness import Asked
 from easylm_jax.runtime import processes
@@ -57,7 +57,7 @@ def contributions(metric: Metric, groups: Sequence[str], values: Sequence[Any]) 
 def column_of(asked: Asked) -> dict[str, Any]:
     """The results of a benchmark in the form of a task's (`stage.py`): scores by document, further metrics."""
     benchmark = asked.benchmark
-    groups, values = harness.values_of(asked)
+    groups, values = results.values_of(asked)
     columns = {
         metric.name: contributions(metric, groups, values[metric.name]).tolist() for metric in benchmark.metrics
     }  # fmt: skip
@@ -106,9 +106,9 @@ def asker(
             harness.ask_model(model, ask, own, identity=[workspace.settings(stage), step], seed=stage.seed)
             for ask in asks
         ]  # fmt: skip
-        results = harness.results(f"{stage.name} at step {step}", answered, stage.seed)
+        found = results.summary(f"{stage.name} at step {step}", answered, stage.seed)
         if processes.is_first_process():
-            write_json(own / "results.json", results)
-        return {f"benchmark/{task['task']}": task["score"] for task in results["tasks"]}
+            write_json(own / "results.json", found)
+        return {f"benchmark/{task['task']}": task["score"] for task in found["tasks"]}
 
     return ask_all

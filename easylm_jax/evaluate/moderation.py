@@ -151,8 +151,8 @@ def field_scores(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return scores
 
 
-# The 13 categories of WildGuardMix by group (arXiv 2406.18495; which group a category is in is from memory), by the
-# values of the column `subcategory`.
+# The 13 categories of WildGuardMix, values of the column `subcategory`, by the groups of its taxonomy (arXiv 2406.18495
+# §3). No column holds the group; it only orders the table here.
 CATEGORIES = {
     "Privacy": (
         "sensitive_information_organization_government", "private_information_individual", "copyright_violations",

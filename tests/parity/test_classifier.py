@@ -9,8 +9,9 @@ import rl_kit
 
 from easylm_jax.checkpoint import load
 from easylm_jax.config import Ask
-from easylm_jax.evaluate.harness import ask_model, result_of
+from easylm_jax.evaluate.harness import ask_model
 from easylm_jax.evaluate.judges import judge_of
+from easylm_jax.evaluate.results import result_of
 from easylm_jax.runtime import mesh
 from models.errors import UserError
 
