@@ -1,6 +1,7 @@
 """Every benchmark of texts in every setting runs to its end on records in its schema, with standard errors."""
 
 import dataclasses
+import gzip
 import json
 import math
 
@@ -185,6 +186,28 @@ def test_prompt_files_of_bbh_are_read_whole(shared_data, tmp_path):
     (question,) = questions(ask, ALL["bbh"])
     published = (folder / "cot-prompts/navigate.txt").read_text().partition("-----\n")[2].strip()
     assert question.prompt == f"{published}\n\nQ: Turn left.\nOptions:\n- Yes\n- No\nA:"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("gsm8k", "gsm8k/test.jsonl"), ("humaneval", "evaluation/humaneval/HumanEval.jsonl.gz"),
+        ("ifbench", "ifbench/IFBench_test.jsonl"), ("ifeval", "evaluation/ifeval/en_input_data.jsonl.gz"),
+        ("mbpp", "evaluation/mbpp/sanitized-mbpp.jsonl.gz"),
+        ("truthfulqa", "evaluation/truthfulqa/validation_en.jsonl.gz"), ("amc", "math/amc.json"),
+        ("aime2024", "math/aime2024.json"), ("aime2025", "math/aime2025.json"), ("math500", "math/math500.json"),
+    ],
+)  # fmt: skip
+def test_the_listed_size_is_that_of_the_published_set(name, file, shared_data):
+    path = shared_data / file
+    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    count = len(json.loads(text)) if path.suffix == ".json" else sum(bool(line.strip()) for line in text.split("\n"))
+    assert ALL[name].size == count
+
+
+def test_every_published_set_has_a_size():
+    unsized = {name.partition(":")[0] for name, one in ALL.items() if one.size is None}
+    assert unsized == {"cap_f1", "href", "toxigen", "perplexity"}  # files of one's own, or of any size
 
 
 def test_every_suite_has_all_its_benchmarks():

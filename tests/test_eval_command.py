@@ -168,6 +168,7 @@ def test_the_list_names_every_benchmark(capsys):
     told = capsys.readouterr().out
     listed = [line.split()[0] for line in told.splitlines() if line.strip()]
     assert {"gsm8k", "arc_challenge", "arc_challenge:mc"} <= set(listed)
+    assert re.search(r"^arc_easy:rc5 +loglikelihood +1,000 of 2,376 +5 +acc_per_character,", told, re.MULTILINE)
     assert "suite tulu3-dev: Tülu 3, development (arXiv 2411.15124, Table 24" in told
 
 

@@ -383,7 +383,7 @@ def _table(results: dict[str, Any]) -> str:
             scale = 100 if one is None or one["unit"] == "share" else 1
             lines.append((f"{name}: {title}", "", _score(one, scale), ""))
         lines.append((f"{name}: average", "", _score(table) if table["score"] is not None else "–", ""))
-    return _aligned(lines, left=2)
+    return _aligned(lines, "<<>")
 
 
 def _score(one: dict[str, Any] | None, scale: float = 100) -> str:
@@ -397,17 +397,17 @@ def _table_of_steps(steps: list[dict[str, Any]]) -> str:
         scales = [100 if task["units"][task["metric"]] == "share" else 1 for task in one["tasks"]]
         scores = (_score(task, scale) for task, scale in zip(one["tasks"], scales, strict=True))
         lines.append((str(one["step"]), *scores))
-    return _aligned(lines, left=0)
+    return _aligned(lines, ">")
 
 
-def _aligned(lines: Sequence[tuple[str, ...]], left: int) -> str:
-    """Columns of text; the first `left` are aligned on the left."""
+def _aligned(lines: Sequence[tuple[str, ...]], sides: str) -> str:
+    """Columns of text, each aligned to its side, "<" or ">"; those after `sides` as its last one."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = sides.ljust(len(widths), sides[-1])
     return "\n".join(
-        "  ".join(cell.ljust(width) if at < left else cell.rjust(width)
-                  for at, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)).rstrip()
         for line in lines
-    )  # fmt: skip
+    )
 
 
 def _write_figure(steps: list[dict[str, Any]], path: Path) -> Path:
@@ -434,12 +434,16 @@ def _write_figure(steps: list[dict[str, Any]], path: Path) -> Path:
 def _print_list() -> None:
     from easylm_jax.evaluate import benchmark, suites
 
+    lines = [("benchmark", "request", "documents", "examples", "metrics", "source")]
     for name, one in benchmark.everything():
-        metrics = ", ".join(metric.name for metric in one.metrics)
+        size = "–" if one.size is None else f"{one.size:,}"
+        asked = size if one.sample is None else f"{one.sample[0]:,} of {size}"
         first = one.documents[0]
         source = first.path + (f" ({first.subset})" if first.subset else "")
         more = f" and {len(one.documents) - 1} more" if len(one.documents) > 1 else ""
-        print(f"{name:<28} {one.request:<22} {one.shots:>2} examples  {metrics:<40} {source}{more}")
+        metrics = ", ".join(metric.name for metric in one.metrics)
+        lines.append((name, one.request, asked, str(one.shots), metrics, source + more))
+    print(_aligned(lines, "<<>><<"))
     print(f"\nbenches of preference pairs, by --suite and --data: {', '.join(PREFERENCE_BENCHES)}")
     print(f"benchmarks of moderators, by --suite {MODERATION_SUITE} and --data")
     for name, suite in suites.SUITES.items():

@@ -138,6 +138,8 @@ class Benchmark:
     """The name of its column."""
     documents: tuple[Source, ...]
     """Where the documents are published; `--task NAME=FILE` reads a file with the same columns instead."""
+    size: int | None = None
+    """How many documents are published there, as `easylm eval --list` shows it; None for files of one's own."""
     columns: tuple[str, ...]
     """The columns that a record must have."""
     request: Request

@@ -73,6 +73,7 @@ class Ranked:
     Attributes:
         title: of the column.
         documents: where the questions are published.
+        size: how many there are.
         columns: that a record must have.
         ask: the question without "Answer:" and options, as the multiple-choice form begins.
         texts: the options' texts.
@@ -95,6 +96,7 @@ class Ranked:
 
     title: str
     documents: tuple[Source, ...]
+    size: int
     columns: tuple[str, ...]
     ask: Callable[[Document], str]
     texts: Callable[[Document], Sequence[str]]
@@ -140,7 +142,7 @@ class Ranked:
             read=self._digested if digests else None,
         )  # fmt: skip
         ranked = Benchmark(
-            title=self.title, documents=self.documents, columns=self.columns, request="loglikelihood",
+            title=self.title, documents=self.documents, size=self.size, columns=self.columns, request="loglikelihood",
             prompt=self.rank or (lambda document: f"{self.ask(document)}\nAnswer:"), contexts=self.contexts,
             options=lambda document: [option(document, number) for number in range(len(self.texts(document)))],
             unconditional="Answer:" if alone else None, label=self.label, metrics=(first, *others, BITS),

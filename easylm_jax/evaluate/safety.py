@@ -86,12 +86,12 @@ def always(document: Document) -> bool:
 
 
 def refusing(
-    title: str, path: str, published: tuple[Reported, ...], *, columns: tuple[str, ...] = ("prompt",),
+    title: str, path: str, size: int, published: tuple[Reported, ...], *, columns: tuple[str, ...] = ("prompt",),
     prompt: Callable[[Document], str] = lambda document: document["prompt"],
 ) -> Benchmark:  # fmt: skip
     """A benchmark of harmful prompts alone, of which the share refused counts."""
     return Benchmark(
-        title=title, documents=(Source(path),), columns=columns, request="judge", prompt=prompt, chat=True,
+        title=title, documents=(Source(path),), size=size, columns=columns, request="judge", prompt=prompt, chat=True,
         sampling=GREEDY, judge=moderation(prompt), harmful=always, metrics=(Metric("refused", refused), UNREAD),
         published=published,
     )  # fmt: skip

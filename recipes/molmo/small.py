@@ -82,7 +82,7 @@ def model_stages(data: str, sft: str, points: str, pointing: str) -> tuple[Stage
             init=sft,
             data=pictures(f"{points}/train.jsonl"),
             batch=16,
-            steps=500,
+            steps=1_500,
             optimizer=OptimizerConfig("2e-3 cosine to 10% warmup 20 steps", weight_decay=0.0),
             checkpoints=Checkpoints(every=250),
         ),

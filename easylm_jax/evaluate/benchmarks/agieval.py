@@ -34,6 +34,7 @@ def _read(record: Document) -> Iterable[Document]:
 BENCHMARK = Benchmark(
     title="AGIEval English",
     documents=tuple(Source("hf:json:train", data_files=(f"{URL}{name}.jsonl",)) for name in SETS),
+    size=2646,
     columns=("question", "options", "label"),
     read=_read,
     group=lambda document: document["set"],

@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import choices, right_choice
 BENCHMARK = Benchmark(
     title="AI2D",
     documents=(Source("hf:lmms-lab/ai2d-no-mask:test"),),
+    size=3088,
     columns=("question", "options", "answer", "image"),
     request="generate",
     prompt=lambda document: f"ai2_diagram: {choices(document['question'], document['options'])}",

@@ -7,4 +7,6 @@ import dataclasses
 from easylm_jax.config import Source
 from easylm_jax.evaluate.benchmarks import amc
 
-BENCHMARK = dataclasses.replace(amc.BENCHMARK, title="AIME 2025", documents=(Source("hf:math-ai/aime25:test"),))
+BENCHMARK = dataclasses.replace(
+    amc.BENCHMARK, title="AIME 2025", documents=(Source("hf:math-ai/aime25:test"),), size=30
+)

@@ -91,6 +91,7 @@ def _label(document: Document) -> Any:
 BENCHMARK = Benchmark(
     title="AlpacaEval 1",
     documents=(Source(f"hf:{HUB}:eval", data_files="alpaca_eval.json"),),
+    size=805,
     columns=("instruction", "output"),
     request="judge",
     prompt=lambda document: document["instruction"],

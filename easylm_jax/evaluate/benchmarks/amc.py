@@ -11,6 +11,7 @@ from easylm_jax.evaluate.benchmark import Benchmark, Metric
 BENCHMARK = Benchmark(
     title="AMC",
     documents=(Source("hf:AI-MO/aimo-validation-amc"),),
+    size=83,
     columns=("problem", "answer"),
     request="generate",
     prompt=lambda document: document["problem"],

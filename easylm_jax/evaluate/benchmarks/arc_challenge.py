@@ -9,6 +9,7 @@ from easylm_jax.evaluate.formats import Ranked
 FORMS = Ranked(
     title="ARC-Challenge",
     documents=(Source("hf:allenai/ai2_arc:test", subset="ARC-Challenge"),),
+    size=1172,
     columns=("question", "choices", "answerKey"),
     ask=lambda document: f"Question: {document['question']}",
     texts=lambda document: document["choices"]["text"],

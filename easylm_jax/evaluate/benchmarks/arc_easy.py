@@ -9,6 +9,7 @@ from easylm_jax.evaluate.formats import SAMPLE, Ranked
 FORMS = Ranked(
     title="ARC-Easy",
     documents=(Source("hf:allenai/ai2_arc:test", subset="ARC-Easy"),),
+    size=2376,
     columns=("question", "choices", "answerKey"),
     ask=lambda document: f"Question: {document['question']}",
     texts=lambda document: document["choices"]["text"],

@@ -51,6 +51,7 @@ SHOTS = Examples(sources=(Source("cot-prompts"),), same_group=True, read=_solved
 BENCHMARK = Benchmark(
     title="BBH",
     documents=tuple(Source("hf:lukaemon/bbh:test", subset=task) for task in TASKS),
+    size=6511,
     columns=(),
     read=_documents,
     group=lambda document: document["_task"],

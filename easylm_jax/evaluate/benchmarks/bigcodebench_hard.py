@@ -47,6 +47,7 @@ def _needs_library(document: Document, response: Response) -> float:
 BENCHMARK = Benchmark(
     title="BigCodeBench-Hard",
     documents=(Source("hf:bigcode/bigcodebench-hard:v0.1.4"),),
+    size=148,
     columns=("instruct_prompt", "test", "task_id"),
     request="generate",
     prompt=lambda document: document["instruct_prompt"],

@@ -11,6 +11,7 @@ from easylm_jax.evaluate.formats import SAMPLE, Ranked
 FORMS = Ranked(
     title="BoolQ",
     documents=(Source("hf:aps/super_glue:validation", subset="boolq"),),
+    size=3270,
     columns=("question", "passage", "label"),
     ask=lambda document: f"{document['passage']}\nQuestion: {document['question']}?",
     texts=lambda document: ("yes", "no"),

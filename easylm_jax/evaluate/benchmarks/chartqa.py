@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import relaxed
 BENCHMARK = Benchmark(
     title="ChartQA",
     documents=(Source("hf:lmms-lab/ChartQA:test"),),
+    size=2500,
     columns=("question", "answer", "image"),
     request="generate",
     prompt=lambda document: f"chart_qa: {document['question']}",

@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import counted, counted_near, gives_nu
 BENCHMARK = Benchmark(
     title="CountBenchQA",
     documents=(Source("hf:vikhyatk/CountBenchQA:test"),),
+    size=491,
     columns=("question", "number", "image"),
     request="generate",
     prompt=lambda document: document["question"],

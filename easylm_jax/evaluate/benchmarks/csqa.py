@@ -8,6 +8,7 @@ from easylm_jax.evaluate.formats import Ranked
 FORMS = Ranked(
     title="CommonsenseQA",
     documents=(Source("hf:tau/commonsense_qa:validation"),),
+    size=1221,
     columns=("question", "choices", "answerKey"),
     ask=lambda document: f"Question: {document['question']}",
     texts=lambda document: document["choices"]["text"],

@@ -8,6 +8,7 @@ from easylm_jax.evaluate.safety import refusing
 BENCHMARK = refusing(
     "DAN",
     "hf:allenai/tulu-3-do-anything-now-eval:test",
+    300,
     (
         Reported("Tülu 3 8B SFT", 0.883, "arXiv 2411.15124, Table 25"),
         Reported("Tülu 3 8B DPO", 0.697, "arXiv 2411.15124, Table 25"),

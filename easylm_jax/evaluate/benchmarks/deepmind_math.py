@@ -66,6 +66,7 @@ def _right(label: str, response: Response) -> float:
 BENCHMARK = Benchmark(
     title="DeepMind Mathematics",
     documents=tuple(Source("hf:deepmind/math_dataset:test", subset=kind, limit=100) for kind in KINDS),
+    size=100 * len(KINDS),
     columns=("question", "answer"),
     read=_read,
     group=lambda document: document["kind"],

@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import anls
 BENCHMARK = Benchmark(
     title="DocVQA",
     documents=(Source("hf:lmms-lab/DocVQA:validation", subset="DocVQA"),),
+    size=5349,
     columns=("question", "answers", "image"),
     request="generate",
     prompt=lambda document: f"doc_qa: {document['question']}",

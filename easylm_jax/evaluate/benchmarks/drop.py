@@ -22,6 +22,7 @@ def _gold(document: Document) -> str:
 BENCHMARK = Benchmark(
     title="DROP",
     documents=(Source("hf:EleutherAI/drop:validation"),),
+    size=9536,
     columns=("passage", "question", "answer"),
     request="generate",
     description="Answer each question about its passage with words of the passage, a number or a date.\n\n",

@@ -30,6 +30,7 @@ def _read(record: Document) -> Iterable[Document]:
 BENCHMARK = Benchmark(
     title="GPQA",
     documents=(Source("hf:Idavidrein/gpqa:train", subset="gpqa_main"),),
+    size=448,
     columns=("Question", *COLUMNS),
     read=_read,
     request="loglikelihood",

@@ -24,6 +24,7 @@ SHOTS = Examples(
 BENCHMARK = Benchmark(
     title="GSM8K",
     documents=(Source("hf:openai/gsm8k:test", subset="main"),),
+    size=1319,
     columns=("question", "answer"),
     request="generate",
     prompt=lambda document: document["question"],

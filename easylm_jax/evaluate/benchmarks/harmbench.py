@@ -20,6 +20,7 @@ def _prompt(document: Document) -> str:
 BENCHMARK = Benchmark(
     title="HarmBench",
     documents=(Source("hf:walledai/HarmBench:train", subset="standard"),),
+    size=200,
     columns=(),
     request="judge",
     prompt=_prompt,

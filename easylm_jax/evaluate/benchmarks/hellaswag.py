@@ -32,6 +32,7 @@ def _endings(document: Document) -> Sequence[str]:
 FORMS = Ranked(
     title="HellaSwag",
     documents=(Source("hf:Rowan/hellaswag:validation"),),
+    size=10_042,
     columns=("activity_label", "ctx_a", "ctx_b", "endings", "label"),
     ask=_shown,
     rank=lambda document: _shown(document).rstrip(),

@@ -24,6 +24,7 @@ TENTH = Metric("pass@10", pass_at(10, humaneval_verdicts), of_document=True)
 BENCHMARK = Benchmark(
     title="HumanEval",
     documents=(Source("hf:openai/openai_humaneval:test"),),
+    size=164,
     columns=("prompt", "test", "entry_point"),
     request="generate",
     prompt=lambda document: document["prompt"],

@@ -9,7 +9,7 @@ from easylm_jax.config import Source
 from easylm_jax.evaluate.benchmark import Reported
 from easylm_jax.evaluate.benchmarks import humaneval
 
-_PLUS: dict[str, Any] = {"title": "HumanEval+", "documents": (Source("hf:evalplus/humanevalplus:test"),)}
+_PLUS: dict[str, Any] = {"title": "HumanEval+", "documents": (Source("hf:evalplus/humanevalplus:test"),), "size": 164}
 
 BENCHMARK = dataclasses.replace(humaneval.BENCHMARK, **_PLUS)
 SETTINGS = {

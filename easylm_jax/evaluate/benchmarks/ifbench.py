@@ -7,4 +7,6 @@ import dataclasses
 from easylm_jax.config import Source
 from easylm_jax.evaluate.benchmarks import ifeval
 
-BENCHMARK = dataclasses.replace(ifeval.BENCHMARK, title="IFBench", documents=(Source("hf:allenai/IFBench_test"),))
+BENCHMARK = dataclasses.replace(
+    ifeval.BENCHMARK, title="IFBench", documents=(Source("hf:allenai/IFBench_test"),), size=300
+)

@@ -11,6 +11,7 @@ from easylm_jax.evaluate.benchmark import Benchmark, Metric
 BENCHMARK = Benchmark(
     title="IFEval",
     documents=(Source("hf:google/IFEval"),),
+    size=541,
     columns=("prompt", "instruction_id_list", "kwargs"),
     request="generate",
     prompt=lambda document: document["prompt"],

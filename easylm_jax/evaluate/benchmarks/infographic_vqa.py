@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import anls
 BENCHMARK = Benchmark(
     title="InfographicVQA",
     documents=(Source("hf:lmms-lab/DocVQA:validation", subset="InfographicVQA"),),
+    size=2801,
     columns=("question", "answers", "image"),
     request="generate",
     prompt=lambda document: f"info_qa: {document['question']}",

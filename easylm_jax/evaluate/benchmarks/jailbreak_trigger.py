@@ -8,6 +8,7 @@ from easylm_jax.evaluate.safety import refusing
 BENCHMARK = refusing(
     "JailbreakTrigger",
     "hf:allenai/tulu-3-trustllm-jailbreaktrigger-eval:test",
+    400,
     (
         Reported("Tülu 3 8B SFT", 0.958, "arXiv 2411.15124, Table 25"),
         Reported("Tülu 3 8B DPO", 0.870, "arXiv 2411.15124, Table 25"),

@@ -21,6 +21,7 @@ TYPES = (
 BENCHMARK = Benchmark(
     title="MATH",
     documents=tuple(Source("hf:EleutherAI/hendrycks_math:test", subset=name) for name in TYPES),
+    size=5000,
     columns=("problem", "solution"),
     group=lambda document: str(document.get("type") or document["_subset"]),
     request="generate",

@@ -8,6 +8,7 @@ from easylm_jax.evaluate.benchmark import Benchmark, Metric
 BENCHMARK = Benchmark(
     title="MATH-500",
     documents=(Source("hf:HuggingFaceH4/MATH-500:test"),),
+    size=500,
     columns=("problem", "answer"),
     request="generate",
     prompt=lambda document: document["problem"],

@@ -36,6 +36,7 @@ def _right(document: Mapping[str, Any], response: Response) -> float:
 BENCHMARK = Benchmark(
     title="MathVista",
     documents=(Source("hf:AI4Math/MathVista:testmini"),),
+    size=1000,
     columns=("question", "choices", "answer", "decoded_image"),
     request="generate",
     prompt=_prompt,

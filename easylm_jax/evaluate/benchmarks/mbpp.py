@@ -31,6 +31,7 @@ BENCHMARK = Benchmark(
         Source("hf:google-research-datasets/mbpp:validation", subset="sanitized"),
         Source("hf:google-research-datasets/mbpp:prompt", subset="sanitized"),
     ),
+    size=427,
     columns=("prompt",),
     request="generate",
     prompt=lambda document: f"{asked(document)}\n```python\n",

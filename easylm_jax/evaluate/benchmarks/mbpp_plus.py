@@ -8,7 +8,7 @@ from typing import Any
 from easylm_jax.config import Source
 from easylm_jax.evaluate.benchmarks import mbpp
 
-_PLUS: dict[str, Any] = {"title": "MBPP+", "documents": (Source("hf:evalplus/mbppplus:test"),)}
+_PLUS: dict[str, Any] = {"title": "MBPP+", "documents": (Source("hf:evalplus/mbppplus:test"),), "size": 378}
 
 BENCHMARK = dataclasses.replace(mbpp.BENCHMARK, **_PLUS)
 SETTINGS = {"tulu25": dataclasses.replace(mbpp.SETTINGS["chat"], **_PLUS)}

@@ -23,6 +23,7 @@ def _about(document: Document) -> str:
 FORMS = Ranked(
     title="MMLU",
     documents=(Source("hf:cais/mmlu:test", subset="all"),),
+    size=14_042,
     columns=("question", "choices", "answer", "subject"),
     ask=lambda document: f"Question: {document['question'].strip()}",
     texts=lambda document: document["choices"],

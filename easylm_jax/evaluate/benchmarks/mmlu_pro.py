@@ -19,6 +19,7 @@ LETTERS = "ABCDEFGHIJ"
 BENCHMARK = Benchmark(
     title="MMLU-Pro",
     documents=(Source("hf:TIGER-Lab/MMLU-Pro:test"),),
+    size=12_032,
     columns=("question", "options", "answer_index", "category"),
     group=lambda document: document["category"],
     request="loglikelihood",

@@ -53,6 +53,7 @@ def _unresolved(document: Mapping[str, Any], response: Response) -> float:
 BENCHMARK = Benchmark(
     title="MMMU",
     documents=tuple(Source("hf:MMMU/MMMU:validation", subset=subject) for subject in SUBJECTS),
+    size=900,
     columns=("question", "options", "answer", "image_1"),
     request="generate",
     prompt=_prompt,

@@ -22,6 +22,7 @@ def _digested(record: Document) -> Iterable[Document]:
 BENCHMARK = Benchmark(
     title="NaturalQuestions",
     documents=(Source("hf:google-research-datasets/nq_open:validation"),),
+    size=3610,
     columns=("question", "answer"),
     request="generate",
     prompt=lambda document: question(document["question"]),

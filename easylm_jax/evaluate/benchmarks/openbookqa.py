@@ -8,6 +8,7 @@ from easylm_jax.evaluate.formats import Ranked
 FORMS = Ranked(
     title="OpenBookQA",
     documents=(Source("hf:allenai/openbookqa:test", subset="main"),),
+    size=500,
     columns=("question_stem", "choices", "answerKey"),
     ask=lambda document: f"Question: {document['question_stem']}",
     texts=lambda document: document["choices"]["text"],

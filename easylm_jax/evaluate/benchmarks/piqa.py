@@ -9,6 +9,7 @@ from easylm_jax.evaluate.formats import SAMPLE, Ranked
 FORMS = Ranked(
     title="PIQA",
     documents=(Source("hf:ybisk/piqa:validation"),),
+    size=1838,
     columns=("goal", "sol1", "sol2", "label"),
     ask=lambda document: f"Goal: {document['goal']}",
     texts=lambda document: (document["sol1"], document["sol2"]),

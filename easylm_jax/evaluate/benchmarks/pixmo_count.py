@@ -12,6 +12,7 @@ from easylm_jax.evaluate.metrics.pictures import counted, counted_near, gives_nu
 BENCHMARK = Benchmark(
     title="PixMo-Count",
     documents=(Source("hf:allenai/pixmo-count:test"),),
+    size=540,
     columns=("label", "count", "image"),
     request="generate",
     prompt=lambda document: f"How many {document['label'].lower()} are there?",

@@ -26,6 +26,7 @@ def _read(record: Document) -> Iterable[Document]:
 BENCHMARK = Benchmark(
     title="PopQA",
     documents=(Source("hf:akariasai/PopQA:test"),),
+    size=14_267,
     columns=(),
     read=_read,
     request="generate",

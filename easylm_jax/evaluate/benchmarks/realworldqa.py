@@ -35,6 +35,7 @@ def accuracy(document: Mapping[str, Any], response: Response) -> float:
 BENCHMARK = Benchmark(
     title="RealWorldQA",
     documents=(Source("hf:lmms-lab/RealWorldQA:test"),),
+    size=765,
     columns=("question", "answer", "image"),
     request="generate",
     prompt=_prompt,

@@ -8,6 +8,7 @@ from easylm_jax.evaluate.formats import SAMPLE, Ranked
 FORMS = Ranked(
     title="Social IQa",
     documents=(Source("hf:allenai/social_i_qa:validation"),),
+    size=1954,
     columns=("context", "question", "answerA", "answerB", "answerC", "label"),
     ask=lambda document: f"Question: {document['context']} {document['question']}",
     texts=lambda document: [document[f"answer{letter}"] for letter in "ABC"],

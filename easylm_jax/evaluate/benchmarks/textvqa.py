@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import vqa_score
 BENCHMARK = Benchmark(
     title="TextVQA",
     documents=(Source("hf:lmms-lab/textvqa:validation"),),
+    size=5000,
     columns=("question", "answers", "image"),
     request="generate",
     prompt=lambda document: f"text_vqa: {document['question']}",

@@ -24,6 +24,7 @@ def _answers(document: Document) -> list[str]:
 BENCHMARK = Benchmark(
     title="TriviaQA",
     documents=(Source("hf:mandarjoshi/trivia_qa:validation", subset=SUBSET),),
+    size=7993,
     columns=("question", "answer"),
     request="generate",
     prompt=lambda document: question(document["question"]),

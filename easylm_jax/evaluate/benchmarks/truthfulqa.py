@@ -56,6 +56,7 @@ def _unread(label: object, response: Response) -> float:
 BENCHMARK = Benchmark(
     title="TruthfulQA",
     documents=(Source("hf:truthfulqa/truthful_qa:validation", subset="multiple_choice"),),
+    size=817,
     columns=("question", "mc2_targets"),
     request="loglikelihood",
     prompt=lambda document: f"Q: {document['question']}\nA:",

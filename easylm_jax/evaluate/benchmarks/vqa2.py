@@ -9,6 +9,7 @@ from easylm_jax.evaluate.metrics.pictures import vqa_score
 BENCHMARK = Benchmark(
     title="VQA v2",
     documents=(Source("hf:lmms-lab/VQAv2:validation"),),
+    size=214_354,
     columns=("question", "answers", "image"),
     request="generate",
     prompt=lambda document: f"vqa2: {document['question']}",

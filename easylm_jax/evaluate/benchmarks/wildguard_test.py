@@ -10,6 +10,7 @@ from easylm_jax.evaluate.safety import GREEDY, UNREAD, harmless, moderation
 BENCHMARK = Benchmark(
     title="WildGuardTest",
     documents=(Source("hf:allenai/wildguardmix:test", subset="wildguardtest"),),
+    size=1725,
     columns=("prompt",),
     request="judge",
     prompt=lambda document: document["prompt"],

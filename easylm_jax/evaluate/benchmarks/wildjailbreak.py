@@ -17,6 +17,7 @@ def _harmful(document: Document) -> bool:
 BENCHMARK = Benchmark(
     title="WildJailbreakTest",
     documents=(Source("hf:allenai/wildjailbreak:train", subset="eval"),),
+    size=2210,
     columns=("adversarial", "data_type"),
     request="judge",
     prompt=lambda document: document["adversarial"],

@@ -24,6 +24,7 @@ def _before(document: Document) -> list[str]:
 FORMS = Ranked(
     title="WinoGrande",
     documents=(Source("hf:allenai/winogrande:validation", subset="winogrande_xl"),),
+    size=1267,
     columns=("sentence", "option1", "option2", "answer"),
     ask=lambda document: f"Fill in the blank: {document['sentence'].replace(GAP, '___')}",
     texts=_nouns,

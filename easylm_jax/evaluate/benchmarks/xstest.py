@@ -23,6 +23,7 @@ def _harmful(document: Document) -> bool:
 BENCHMARK = Benchmark(
     title="XSTest",
     documents=(Source("hf:natolambert/xstest-v2-copy:prompts"),),
+    size=450,
     columns=("prompt", "type"),
     request="judge",
     prompt=lambda document: document["prompt"],
