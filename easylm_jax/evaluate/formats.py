@@ -73,13 +73,13 @@ class Ranked:
     Attributes:
         title: of the column.
         documents: where the questions are published.
-        size: how many there are.
         columns: that a record must have.
         ask: the question without "Answer:" and options, as the multiple-choice form begins.
         texts: the options' texts.
         label: the number of the right one.
         score: which of `SCORES` is the score of the ranked form in OLMES, Table 5 of its paper.
         examples: where the solved examples are published.
+        size: how many questions are published; None for files of one's own.
         ids: of the authors' five examples: values of the column `key`, or digests of their multiple-choice form.
         rank: the ranked form; None: `ask` and "Answer:".
         contexts: the ranked question of each option, where they differ.
@@ -96,13 +96,13 @@ class Ranked:
 
     title: str
     documents: tuple[Source, ...]
-    size: int
     columns: tuple[str, ...]
     ask: Callable[[Document], str]
     texts: Callable[[Document], Sequence[str]]
     label: Callable[[Document], int]
     score: str
     examples: tuple[Source, ...]
+    size: int | None = None
     ids: tuple[Any, ...] = ()
     key: str = "_digest"
     rank: Callable[[Document], str] | None = None

@@ -13,7 +13,8 @@ from easylm_jax.evaluate.metrics import options
 
 torch = pytest.importorskip("torch")
 pytest.importorskip(
-    "torchmetrics", reason="needs torchmetrics (pip install --no-deps torchmetrics lightning-utilities)"
+    "torchmetrics",
+    reason="needs torchmetrics (pip install --no-deps torchmetrics lightning-utilities importlib_resources)",
 )
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
