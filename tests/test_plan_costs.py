@@ -71,3 +71,22 @@ def test_a_gather_of_rows_takes_as_long_as_reading_and_writing_them():
     call = "  %gather_fusion.1 = bf16[1024,128]{1,0} fusion(%p), kind=kCustom, calls=%rows\n  %p = s32[] parameter(0)\n"
     text = STEP.replace("ENTRY", GATHER).replace("  %p = s32[] parameter(0)\n", call)
     assert (0.0, 2.0 * 1024 * 128 * 2) in hlo.HloProgram(text).costs().kernels
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        "window={size=56x16 stride=55x15 lhs_dilate=56x16}",
+        "window={size=56x16 pad=55_55x15_15 rhs_reversal=1x1}",
+    ],
+)
+def test_a_batched_product_counts_each_of_its_products_once(window):
+    """TPUs have it as a convolution whose window slides over the batch axes: 56 crops of 16 heads in a vision tower."""
+    call = (
+        "  %p = s32[] parameter(0)\n"
+        "  %q = bf16[56,577,16,64]{1,3,2,0} broadcast(%p), dimensions={}\n"
+        "  %k = bf16[56,577,16,64]{1,3,2,0} broadcast(%p), dimensions={}\n"
+        f"  %s = f32[56,16,577,577]{{2,3,1,0}} convolution(%q, %k), {window}, dim_labels=0b1f_0o1i->01bf\n"
+    )
+    text = STEP.replace("  %p = s32[] parameter(0)\n", call)
+    assert hlo.HloProgram(text).costs().matmul_flops == 2.0 * 56 * 16 * 577 * 577 * 64

@@ -257,11 +257,18 @@ class HloProgram:
 
     @staticmethod
     def _dilation(text: str) -> float:
-        """The share of useful products in a window that is padded to slide over a batch axis, as a divisor."""
+        """The share of useful products in a window that slides over batch axes, as a divisor: over axes that are padded,
+        or whose left side is dilated by the window's size, so that one of its elements meets the window at a time."""
         window = re.search(r"window=\{size=([\dx]+)[^}]*\}", text)
-        if window is None or "pad=" not in window[0]:
+        if window is None:
             return 1.0
-        return float(math.prod(int(size) for size in window[1].split("x")))
+        sizes = [int(size) for size in window[1].split("x")]
+        dilated = re.search(r"lhs_dilate=([\dx]+)", window[0])
+        factors = [int(factor) for factor in dilated[1].split("x")] if dilated else [1] * len(sizes)
+        padded = "pad=" in window[0]
+        return math.prod(
+            float(size) for size, factor in zip(sizes, factors, strict=True) if padded or factor == size > 1
+        )
 
 
 def _operands(text: str) -> list[str]:
