@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import rl_kit
 
-from easylm_jax.config import SFT, Ask, Benchmarks, DataSpec, Entry, Evaluate, OptimizerConfig, Source
-from easylm_jax.evaluate import harness
+from easylm_jax.config import SFT, Ask, Benchmarks, DataSpec, Entry, Evaluate, OptimizerConfig, Published, Source
+from easylm_jax.evaluate import harness, suites
 from easylm_jax.evaluate.benchmark import Metric
 from easylm_jax.evaluate.columns import contributions
-from easylm_jax.evaluate.statistics import grouped_mean, mean, ratio
+from easylm_jax.evaluate.statistics import difference, grouped_mean, mean, ratio
 from easylm_jax.report import html, read
 from easylm_jax.runtime.monitor.metrics import read_metrics
 from models.errors import UserError
@@ -73,6 +73,53 @@ def test_a_benchmark_is_a_column_of_the_table(asks, tmp_path, monkeypatch):
     assert other.averaged == ("perplexity",) and stage.columns == ("arc_challenge:mc", "perplexity")
 
 
+def test_a_suite_gives_the_table_the_columns_of_its_paper(asks, tmp_path, monkeypatch):
+    """A column is the better of two forms, each method's own; the score is the mean of the columns."""
+    forms = suites.Column("ARC", ("arc_challenge:mc", "arc_challenge"), "max")
+    own = suites.Suite("Own", "here", (forms, suites.one("Bits", "perplexity")))
+    monkeypatch.setitem(suites.SUITES, "own", own)
+    asked = (*asks, dataclasses.replace(asks[0], benchmark="arc_challenge"))
+    stage = Evaluate(
+        "table", title="t", tasks=(), benchmarks=asked, suite="own",
+        entries=(Entry("base", ("pretrain",)), Entry("fine", ("sft",), over="base")),
+        published=(Published("fine", "ARC", 79.8, "the paper"),),
+    )  # fmt: skip
+    it = rl_kit.experiment(tmp_path, stage)
+    it.run(stage)
+    table = json.loads((it.root / "table.json").read_text())
+    assert table["suite"] == "Own" and table["average"] == ["ARC", "Bits"]
+    best = {}
+    for row in table["rows"]:
+        each = {name: one["score"] for name, one in row["benchmarks"].items()}
+        best[row["method"]] = max(("arc_challenge:mc", "arc_challenge"), key=each.__getitem__)
+        assert list(row["scores"]) == ["ARC", "Bits"] and row["n"] == 6 + 2
+        assert row["scores"]["ARC"] == row["benchmarks"][best[row["method"]]]
+        assert row["scores"]["Bits"] == row["benchmarks"]["perplexity"]
+        assert row["score"] == pytest.approx((row["scores"]["ARC"]["score"] + row["scores"]["Bits"]["score"]) / 2)
+        errors = [one["stderr"] for one in row["scores"].values()]
+        assert row["stderr"] == pytest.approx(np.hypot(*errors) / 2)
+    base, fine = table["rows"]
+    assert fine["over"]["difference"] == pytest.approx(fine["score"] - base["score"])
+    scores = {
+        method: json.loads((it.folder("table") / "models" / f"{name}.json").read_text())["tasks"]
+        for method, name in (("base", "pretrain"), ("fine", "sft"))
+    }
+    gains = [
+        difference(np.array(scores["fine"][a]["scores"]), np.array(scores["base"][b]["scores"]))
+        for a, b in ((best["fine"], best["base"]), ("perplexity", "perplexity"))
+    ]
+    assert fine["over"]["stderr"] == pytest.approx(np.hypot(*(gain.stderr for gain in gains)) / 2)
+    page = html.page(read.collect(it.root))
+    assert "79.8" in page and "the mean of ARC and Bits" in page
+    for changes, message in (
+        ({"benchmarks": asks}, "suite own has arc_challenge, its benchmarks are suites.asks"),
+        ({"suite": "bits-per-byte"}, "the columns of suite bits-per-byte have no average"),
+        ({"suite": "owm"}, "did you mean 'own'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            it.run(dataclasses.replace(stage, name="other", **changes))
+
+
 def test_benchmarks_stand_in_the_metrics_of_training(asks, tmp_path):
     data = DataSpec(
         (Source(f"{rl_kit.home()}/chats.jsonl"),), "stage:tokenizer", 48, kind="chat", template="tulu",
@@ -106,7 +153,31 @@ def test_what_a_stage_cannot_ask_is_told(asks):
         ({"benchmarks": ()}, "give at least one task"),
         ({"reference": "sft"}, "KL divergence is measured on the prompts of a task"),
         ({"average": ("other",)}, "average names 'other'"),
+        ({"suite": "olmes", "average": ("perplexity",)}, "a suite's table is of its benchmarks alone"),
         ({"benchmarks": (*asks, asks[0])}, "two tasks are called 'arc_challenge:mc'"),
     ):
         with pytest.raises(UserError, match=message):
             Evaluate(**{"name": "t", "title": "t", "tasks": (), "benchmarks": asks, "entries": entries, **changes})
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (Ask("perplexity", "nowhere.jsonl"), "asked while it trains: no file nowhere.jsonl.*; or set more.benchmarks="),
+        (Ask("harmbench"), "benchmark harmbench needs a judge, which training has not"),
+        (Ask("gsm9k"), "did you mean"),
+    ],
+)
+def test_what_training_cannot_ask_is_told_before_its_first_step(ask, message, tmp_path):
+    data = DataSpec(
+        (Source(f"{rl_kit.home()}/chats.jsonl"),), "stage:tokenizer", 48, kind="chat", template="tulu",
+        packing="best_fit",
+    )  # fmt: skip
+    stage = SFT(
+        "more", init="sft", data=data, batch=8, steps=2, epochs=40, optimizer=OptimizerConfig("1e-3", weight_decay=0.0),
+        benchmarks=Benchmarks((ask,), every=2),
+    )  # fmt: skip
+    it = rl_kit.experiment(tmp_path, stage)
+    with pytest.raises(UserError, match=message):
+        it.run(stage)
+    assert not list(it.folder("more").glob("metrics.jsonl"))

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import models
-from easylm_jax.config import Pretrain, Recipe, Train
+from easylm_jax.config import Average, Pretrain, Recipe, Train
 from easylm_jax.config.fields import digest
 from easylm_jax.config.load import load_recipe
 from easylm_jax.experiment import Experiment
@@ -193,7 +193,18 @@ def test_olmo2_stage_2_anneals_to_zero_from_where_stage_1_stopped(row):
     size, runs, start = row
     recipe = load(f"recipes/olmo2/stage2_{size}.py")
     stage1, *anneals = (stage for stage in recipe.stages if stage.trains)
-    soup = [stage for stage in recipe.stages if not stage.trains]
+    soup = [stage for stage in recipe.stages if isinstance(stage, Average)]
+    table = recipe.stages[-1]
+    final = "soup" if soup else "stage2-50b-seed42"
+    assert table.suite == "olmo2-base" and [entry.stages for entry in table.entries[:2]] == [("stage1",), (final,)]
+    assert {entry.stages[0] for entry in table.entries} == {
+        stage.name for stage in recipe.stages if stage.name != "table"
+    }
+    published = {cell.method: [] for cell in table.published}
+    for cell in table.published:
+        published[cell.method].append(cell.value)
+    for average, *columns in published.values():  # the paper's averages are those of its columns, rounded
+        assert len(columns) == 10 and average == pytest.approx(sum(columns) / 10, abs=0.1)
     assert [stage.ingredients for stage in soup] == [tuple(s.name for s in anneals)] * (size != "1b")
     assert [(stage.steps, stage.seed) for stage in anneals] == [(steps, seed) for _, seed, steps in runs]
     for stage, (billions, _, _) in zip(anneals, runs, strict=True):

@@ -148,6 +148,9 @@ class Evaluate(Stage):
     completions as `https://host/v1#model`, or an encoder classifier as `hf-classifier:<name>`."""
     average: tuple[str, ...] = fields.added_later(())
     """The tasks whose mean is the score of a row; empty for all."""
+    suite: str | None = fields.added_later(None)
+    """The suite that `benchmarks` are of (`easylm eval --list`): its columns stand in the table, each as the paper
+    combines its benchmarks, and the score is their mean. None makes each benchmark a column."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -159,6 +162,8 @@ class Evaluate(Stage):
         for name in self.average:
             if name not in self.columns:
                 raise UserError(f"stage {self.name}: average names {name!r}, which is no task of it")
+        if self.suite is not None and (self.tasks or self.average or not self.benchmarks):
+            raise UserError(f"stage {self.name}: a suite's table is of its benchmarks alone, without tasks or average")
         for name in self.columns:
             if self.columns.count(name) > 1:
                 raise UserError(f"stage {self.name}: two tasks are called {name!r}")

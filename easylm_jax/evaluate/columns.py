@@ -85,16 +85,31 @@ def asker(
     Responses are kept in `benchmarks/<step>/` of the stage's folder, so that a run that was killed while it asked goes
     on there.
 
+    The documents are read here, before the first step: what cannot be read is told before anything is trained.
+
     Raises:
-        UserError: a benchmark does not exist or asks in a chat that the stage's data do not have.
+        UserError: a benchmark does not exist, cannot be read, needs a judge, or asks in a chat that the stage's data do
+            not have.
     """
     if stage.benchmarks is None:
         return None
     data = workspace.data(stage.data)
+    read = []
     for ask in stage.benchmarks.asks:
-        chat = asking.resolve(ask).chat and ask.template != asking.PLAIN
+        benchmark = asking.resolve(ask)
+        if benchmark.request == "judge":
+            raise UserError(
+                f"stage {stage.name}: benchmark {ask.benchmark} needs a judge, which training has not; ask it in an "
+                "Evaluate stage"
+            )
+        chat = benchmark.chat and ask.template != asking.PLAIN
         if chat and not (ask.template or data.template):
             raise UserError(f"stage {stage.name}: benchmark {ask.benchmark} asks in a chat; give it a template")
+        try:
+            read.append(asking.questions(ask, benchmark))
+        except UserError as error:
+            raise UserError(f"stage {stage.name}, asked while it trains: {error}; or set {stage.name}.benchmarks=none"
+                            ) from None  # fmt: skip
     tokenizer = load_tokenizer(data.tokenizer)
     decoder = restrict_vocab(decoder, tokenizer)
     asks, folder = stage.benchmarks.asks, workspace.folder(stage.name) / "benchmarks"
@@ -103,8 +118,8 @@ def asker(
         model = LoadedModel(decoder, params, mesh, tokenizer, data.template, data.add_bos)
         own: Path = folder / str(step)
         answered = [
-            harness.ask_model(model, ask, own, identity=[workspace.settings(stage), step], seed=stage.seed)
-            for ask in asks
+            harness.ask_model(model, ask, own, identity=[workspace.settings(stage), step], seed=stage.seed, read=found)
+            for ask, found in zip(asks, read, strict=True)
         ]  # fmt: skip
         found = results.summary(f"{stage.name} at step {step}", answered, stage.seed)
         if processes.is_first_process():

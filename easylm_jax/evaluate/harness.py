@@ -54,6 +54,7 @@ class Asked:
 def ask_model(
     model: LoadedModel, ask: Ask, folder: Path, *, identity: Any, seed: int = 0, longest_prompt: int | None = None,
     judge: Judge | None = None, progress: Callable[[int, int], None] | None = None,
+    read: list[Question] | None = None,
 ) -> Asked:  # fmt: skip
     """Asks a model what is not yet kept in `folder`.
 
@@ -67,6 +68,7 @@ def ask_model(
         judge: answers the questions of a benchmark whose responses a model judges (`judges.judge_of`); one without an
             attribute `identity` is not told from others.
         progress: called with the numbers of documents answered and of all.
+        read: the benchmark's questions, where they have been read already (`asking.questions`).
 
     Raises:
         UserError: the benchmark cannot be read, does not fit the model's context, or needs what is not given.
@@ -81,7 +83,7 @@ def ask_model(
             raise UserError(f"task {ask.benchmark}: a moderator judges safety benchmarks alone; name a language model")
         identity = [identity, getattr(judge, "identity", None)]
     asked = _Model(model, ask, benchmark, seed, judge)
-    found = asked.fitting(questions(ask, benchmark), longest_prompt)
+    found = asked.fitting(questions(ask, benchmark) if read is None else read, longest_prompt)
     path = folder / f"{ask.benchmark.replace(':', '-')}-{_digest(ask, identity, seed, longest_prompt)}.jsonl"
     kept = _kept(path, found)
     processes.barrier(f"read {path.name}")

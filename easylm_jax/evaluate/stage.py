@@ -30,8 +30,8 @@ from easylm_jax.data.tokenizer import restrict_vocab
 from easylm_jax.decode import rollout
 from easylm_jax.decode.generator import check_samples, prepare_generator
 from easylm_jax.decode.rollout import Rollout
-from easylm_jax.evaluate import columns, harness, judges
-from easylm_jax.evaluate.statistics import Estimate, difference, mean
+from easylm_jax.evaluate import columns, harness, judges, suites
+from easylm_jax.evaluate.statistics import Estimate, difference, mean, weighted
 from easylm_jax.objectives import base, target_scores
 from easylm_jax.rewards.responses import scored_responses
 from easylm_jax.rewards.scorer import make_scorer, score_rollout
@@ -55,6 +55,7 @@ def evaluate(stage: Evaluate, workspace: Workspace) -> dict[str, Any]:
     recipe = workspace.recipe
     mesh = sharding.decode_mesh_of(stage.name, make_mesh(recipe.mesh), recipe.decode_mesh)
     tasks = [_TaskPrompts(task, workspace) for task in stage.tasks]
+    _suite(stage)  # an unknown one is an error before any work
     # Made before any work, so that an unknown verifier is an error at once.
     scorers = {
         text: ExpressionScorer(text) for task in stage.tasks for text in (task.verifier, *dict(task.also).values())
@@ -314,7 +315,8 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
         }
         for entry in stage.entries
     }
-    rows = [_row(stage, entry, results, scores, names) for entry in stage.entries]
+    suite = _suite(stage)
+    rows = [_row(stage, entry, results, scores, names, suite) for entry in stage.entries]
     done = [workspace.done(other) for other in workspace.recipe.stages if other.name != stage.name]
     return {
         "title": stage.title,
@@ -325,29 +327,59 @@ def _table(stage: Evaluate, workspace: Workspace, results: dict[str, Any], tasks
             *(columns.facts_of(ask, next(iter(scores.values()))[ask.benchmark].shape[1]) for ask in stage.benchmarks),
         ],
         **({"average": list(stage.average)} if stage.average else {}),
+        **({} if suite is None else {"suite": suite.title, "average": [column.title for column in suite.columns]}),
         "rows": rows,
         "seconds": sum(one.get("seconds", 0.0) for one in done if one),
     }
 
 
+def _suite(stage: Evaluate) -> suites.Suite | None:
+    """The suite whose columns are those of the table."""
+    if stage.suite is None:
+        return None
+    return suites.for_stage(stage.suite, (ask.benchmark for ask in stage.benchmarks), stage.name)
+
+
+def _averaged(
+    stage: Evaluate, suite: suites.Suite | None, by_task: Mapping[str, Estimate]
+) -> list[tuple[str, float]]:  # fmt: skip
+    """(task or benchmark, weight) of what the score of a row is made of, in an order that is the same for all rows."""
+    if suite is None:
+        return [(name, 1 / len(stage.averaged)) for name in stage.averaged]
+    values = {name: one.value for name, one in by_task.items()}
+    parts = [part for column in suite.columns for part in column.weights(values)]
+    return [(name, weight / len(suite.columns)) for name, weight in parts]
+
+
 def _row(
-    stage: Evaluate, entry: Entry, results: dict[str, Any], scores: dict[str, dict[str, np.ndarray]], names: list[str]
-) -> dict[str, Any]:
+    stage: Evaluate, entry: Entry, results: dict[str, Any], scores: dict[str, dict[str, np.ndarray]], names: list[str],
+    suite: suites.Suite | None,
+) -> dict[str, Any]:  # fmt: skip
     """The row of one method: the mean over tasks of the mean over prompts; task variances are added (independence).
 
-    The score and the difference are over the tasks of `Evaluate.average`.
+    The score and the difference are over the tasks of `Evaluate.average`, or over the columns of the suite. Those stand
+    in the row, and the scores of its benchmarks in the row's "benchmarks".
     """
     own = scores[entry.method]
     by_task = {name: mean(own[name]) for name in names}
-    overall = _average([by_task[name] for name in stage.averaged])
+    averaged = _averaged(stage, suite, by_task)
+    weights = [weight for _, weight in averaged]
+    overall = weighted([by_task[name] for name, _ in averaged], weights)
+    further = _further_means(entry, results, names)
+    shown = {**by_task, **further}
+    if suite is not None:
+        values = {name: one.value for name, one in by_task.items()}
+        parts = {column.title: column.weights(values) for column in suite.columns}
+        shown = {
+            title: weighted([by_task[name] for name, _ in part], [weight for _, weight in part])
+            for title, part in parts.items()
+        }
     row: dict[str, Any] = {
         "method": entry.method, "stages": list(entry.stages), "score": overall.value, "stderr": overall.stderr,
-        "interval": list(overall.interval), "n": int(sum(own[name].shape[1] for name in stage.averaged)),
+        "interval": list(overall.interval), "n": int(sum(own[name].shape[1] for name, _ in averaged)),
         "seeds": len(entry.stages),
-        "scores": {
-            name: {"score": one.value, "stderr": one.stderr}
-            for name, one in {**by_task, **_further_means(entry, results, names)}.items()
-        },
+        "scores": _scores_of(shown),
+        **({} if suite is None else {"benchmarks": _scores_of({**by_task, **further})}),
     }  # fmt: skip
     for what in ("length", "ended"):
         row[what] = float(np.mean([results[s]["tasks"][task][what] for s in entry.stages for task in names]))
@@ -356,7 +388,10 @@ def _row(
         divergence = mean(np.array([results[s]["kl"] for s in entry.stages]))
         row["kl"], row["kl_stderr"] = divergence
     if entry.over is not None:
-        gain = _average([difference(own[name], scores[entry.over][name]) for name in stage.averaged])
+        other = scores[entry.over]
+        theirs = _averaged(stage, suite, {name: mean(other[name]) for name in names})
+        gains = [difference(own[a], other[b]) for (a, _), (b, _) in zip(averaged, theirs, strict=True)]
+        gain = weighted(gains, weights)
         row["over"] = {"method": entry.over, "difference": gain.value, "stderr": gain.stderr}
     published = {p.column: p.value for p in stage.published if p.method == entry.method}
     row["published"] = published or None
@@ -372,9 +407,8 @@ def _further_means(entry: Entry, results: dict[str, Any], names: list[str]) -> d
     }
 
 
-def _average(estimates: list[Estimate]) -> Estimate:
-    count = len(estimates)
-    return Estimate(sum(one.value for one in estimates) / count, sum(one.stderr**2 for one in estimates) ** 0.5 / count)
+def _scores_of(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+    return {name: {"score": one.value, "stderr": one.stderr} for name, one in estimates.items()}
 
 
 def _samples(stage: Evaluate, folder: Path) -> Iterator[Response]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,12 @@ def difference(scores: np.ndarray, base: np.ndarray) -> Estimate:
     gains = scores.mean(axis=0) - base.mean(axis=0)
     variance = _prompt_variance(gains) + _seed_variance(scores) + _seed_variance(base)
     return Estimate(float(gains.mean()), float(variance**0.5))
+
+
+def weighted(estimates: Iterable[Estimate], weights: Iterable[float]) -> Estimate:
+    """Σ weight · estimate of independent estimates."""
+    terms = [(one.value * weight, one.stderr * weight) for one, weight in zip(estimates, weights, strict=True)]
+    return Estimate(sum(value for value, _ in terms), sum(stderr**2 for _, stderr in terms) ** 0.5)
 
 
 def share_interval(count: int, total: int) -> tuple[float, float]:

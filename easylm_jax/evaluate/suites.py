@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from easylm_jax.config import Ask
 from easylm_jax.evaluate import benchmark
-from easylm_jax.evaluate.statistics import Estimate
+from easylm_jax.evaluate.statistics import Estimate, weighted
 from models.errors import UserError
 
 
@@ -34,6 +34,14 @@ class Column:
                 yield part
             else:
                 yield from part.benchmarks()
+
+    def weights(self, scores: Mapping[str, float]) -> list[tuple[str, float]]:
+        """(benchmark, weight): the column is Σ weight · score. Of a "max" the best part stands alone, so that the list
+        has the same length whatever the scores are."""
+        parts = [[(part, 1.0)] if isinstance(part, str) else part.weights(scores) for part in self.of]
+        if self.combine == "max":
+            return max(parts, key=lambda part: sum(weight * scores[name] for name, weight in part))
+        return [(name, weight / len(parts)) for part in parts for name, weight in part]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +187,24 @@ def asks(name: str, **settings: Any) -> tuple[Ask, ...]:
     return tuple(Ask(one, **settings) for one in load(name).benchmarks())
 
 
+def for_stage(name: str, asked: Iterable[str], stage: str) -> Suite:
+    """The suite of a stage's table, which asks these benchmarks.
+
+    Raises:
+        UserError: there is no such suite, the paper does not average it, or the stage asks other benchmarks.
+    """
+    suite = load(name)
+    if not suite.averaged:
+        raise UserError(f"stage {stage}: the columns of suite {name} have no average; leave `suite` out")
+    other = sorted(set(suite.benchmarks()) ^ set(asked))
+    if other:
+        raise UserError(
+            f"stage {stage}: suite {name} {'has' if other[0] in suite.benchmarks() else 'lacks'} {other[0]}, its "
+            f"benchmarks are suites.asks({name!r})"
+        )
+    return suite
+
+
 def table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The columns of a suite and their average, from the results of benchmarks by name.
 
@@ -186,7 +212,8 @@ def table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     """
     columns = {column.title: _estimate(column, results) for column in suite.columns}
     found = [estimate for estimate in columns.values() if estimate is not None]
-    average = _combined(found, "mean") if suite.averaged and len(found) == len(columns) else None
+    whole = suite.averaged and len(found) == len(columns)
+    average = weighted(found, [1 / len(found)] * len(found)) if whole else None
     units = {column.title: _unit(column, results) for column in suite.columns}
     shown = {
         title: None if estimate is None else {"score": estimate.value, "stderr": estimate.stderr, "unit": units[title]}
@@ -205,21 +232,8 @@ def _unit(column: Column, results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _estimate(column: Column, results: Mapping[str, Mapping[str, Any]]) -> Estimate | None:
-    parts: list[Estimate] = []
-    for part in column.of:
-        if isinstance(part, Column):
-            estimate = _estimate(part, results)
-        else:
-            found = results.get(part)
-            estimate = None if found is None else Estimate(found["score"], found["stderr"])
-        if estimate is None:
-            return None
-        parts.append(estimate)
-    return _combined(parts, column.combine)
-
-
-def _combined(parts: list[Estimate], how: str) -> Estimate:
-    if how == "max":
-        return max(parts)
-    count = len(parts)
-    return Estimate(sum(one.value for one in parts) / count, sum(one.stderr**2 for one in parts) ** 0.5 / count)
+    if any(name not in results for name in column.benchmarks()):
+        return None
+    parts = column.weights({name: found["score"] for name, found in results.items()})
+    found = (Estimate(results[name]["score"], results[name]["stderr"]) for name, _ in parts)
+    return weighted(found, (weight for _, weight in parts))

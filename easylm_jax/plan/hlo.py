@@ -257,7 +257,7 @@ class HloProgram:
 
     @staticmethod
     def _dilation(text: str) -> float:
-        """The share of useful products in a window that slides over batch axes, as a divisor: over axes that are padded,
+        """The share of useful products in a window that slides over batch axes, as a divisor: over axes that are padded
         or whose left side is dilated by the window's size, so that one of its elements meets the window at a time."""
         window = re.search(r"window=\{size=([\dx]+)[^}]*\}", text)
         if window is None:

@@ -11,10 +11,23 @@ of the mixture are of rows and not of examples.
 
 import os
 
-from easylm_jax.config import SFT, AddVision, Checkpoints, Compute, DataSpec, OptimizerConfig, ParameterGroup, Source
+from easylm_jax.config import (
+    SFT,
+    AddVision,
+    Checkpoints,
+    Compute,
+    DataSpec,
+    Entry,
+    Evaluate,
+    OptimizerConfig,
+    ParameterGroup,
+    Source,
+)
 from models.config import VisionConfig
 from models.families.molmo import with_ids
 from models.registry import preset
+from recipes.molmo import published
+from recipes.tables import suite_table
 
 FOLDER = os.environ.get("EASYLM_PIXMO", "data/pixmo")
 BASES = {
@@ -77,6 +90,13 @@ def captions(model: str, *, llm: float = 2e-5) -> SFT:
         compute=Compute(dtype="bfloat16", remat="full"),
         checkpoints=Checkpoints(every=250, history=5000),
     )
+
+
+def table(model: str) -> Evaluate:
+    """Table 1: the eleven benchmarks, of the model after the mixture."""
+    settings = {"pixmo_count": {"file": f"{FOLDER}/pixmo_count.jsonl"}}
+    title = f"{model.replace('molmo', 'Molmo', 1)}: the eleven benchmarks"
+    return suite_table(title, "molmo", (Entry("mixture", ("mixture",)),), published.TABLE_1[model], settings=settings)
 
 
 def mixture(model: str, *, llm: float, seeing: float = 5e-6, steps: int = 30_000) -> SFT:

@@ -1,7 +1,7 @@
 """Molmo-72B: captions, then the fine-tuning mixture, from Qwen2-72B and CLIP (arXiv 2409.17146, Tables 7 and 10)."""
 
 from easylm_jax.config import Recipe
-from recipes.molmo.base import captions, mixture, start
+from recipes.molmo.base import captions, mixture, start, table
 
 recipe = Recipe(
     "molmo-72b",
@@ -11,5 +11,6 @@ recipe = Recipe(
         start("molmo-72b"),
         captions("molmo-72b", llm=1e-5),
         mixture("molmo-72b", llm=5e-6, seeing=3e-6, steps=20_000),
+        table("molmo-72b"),
     ),
 )

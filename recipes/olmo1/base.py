@@ -3,7 +3,8 @@
 Dolma (arXiv 2402.00159) is published as files: download the version of a recipe to `data/dolma/<version>/`.
 """
 
-from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, Pretrain, Source
+from easylm_jax.config import Checkpoints, Compute, DataSpec, Entry, Evaluate, OptimizerConfig, Pretrain, Source
+from recipes.tables import suite_table
 
 
 def stage1(model: str, *, dolma: str, lr: str, steps: int, accumulate: int, remat: str) -> Pretrain:
@@ -27,3 +28,8 @@ def stage1(model: str, *, dolma: str, lr: str, steps: int, accumulate: int, rema
         compute=Compute(dtype="bfloat16", remat=remat),
         checkpoints=Checkpoints(every=250, history=1000),
     )
+
+
+def table(title: str) -> Evaluate:
+    """The suite "olmes", which is younger than the paper: its numbers are of other prompts, so none stands beside."""
+    return suite_table(title, "olmes", (Entry("stage 1", ("stage1",)),))

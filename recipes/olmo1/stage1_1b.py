@@ -1,7 +1,7 @@
 """OLMo 1B: pre-training on 3.1T tokens of Dolma 1.5 (arXiv 2402.00838, Table 1)."""
 
 from easylm_jax.config import Recipe
-from recipes.olmo1.base import stage1
+from recipes.olmo1.base import stage1, table
 
 recipe = Recipe(
     "olmo1-1b",
@@ -16,5 +16,6 @@ recipe = Recipe(
             accumulate=2,
             remat="attention",
         ),
+        table("OLMo 1B: base model"),
     ),
 )

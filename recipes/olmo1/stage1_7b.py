@@ -7,7 +7,7 @@ Departs from the paper: the gradient clipping, and the end at 2T tokens.
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo1.base import stage1
+from recipes.olmo1.base import stage1, table
 
 recipe = Recipe(
     "olmo1-7b",
@@ -22,5 +22,6 @@ recipe = Recipe(
             accumulate=2,
             remat="attention",
         ),
+        table("OLMo 7B: base model"),
     ),
 )

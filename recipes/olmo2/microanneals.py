@@ -23,7 +23,7 @@ from recipes.olmo2 import data
 from recipes.olmo2.sizes import SIZES
 from recipes.olmo2.stage1_7b import recipe as base
 
-(stage1,) = base.stages
+stage1 = base.stage("stage1")
 assert isinstance(stage1, Pretrain)
 INIT = os.environ.get("EASYLM_INIT", "hf:allenai/OLMo-2-1124-7B@stage1-step928646-tokens3896B")
 SEED = 7201  # allenai/OLMo, configs/microannealing

@@ -1,7 +1,9 @@
-"""Published numbers of OLMo 2 Instruct (arXiv 2501.00656, Table 16), which reports print beside ours."""
+"""Published numbers of OLMo 2 (arXiv 2501.00656): base models (Table 9) and instruct models (Table 16), which reports
+print beside ours."""
 
 from __future__ import annotations
 
+from recipes.tables import of_suite
 from recipes.tulu3.published import rows
 
 COLUMNS = (
@@ -29,5 +31,28 @@ _TABLE_16 = {
         "RLVR": (68.8, 42.8, 70.6, 78.0, 87.6, 85.6, 49.7, 77.3, 85.9, 37.5, 73.2),
     },
 }
+
+# The average and the columns of the suite "olmo2-base".
+_TABLE_9 = {
+    "1b": {
+        "stage 1": (31.9, 26.9, 26.1, 67.5, 67.8, 16.1, 25.1, 24.5, 3.3, 11.1, 50.1),
+        "stage 2": (43.7, 44.3, 51.3, 69.5, 66.5, 20.8, 34.0, 36.3, 43.8, 16.1, 54.7),
+    },
+    "7b": {
+        "stage 1": (53.0, 59.8, 72.6, 81.3, 75.8, 29.0, 40.7, 44.6, 24.1, 27.4, 74.6),
+        "stage 2": (62.9, 63.7, 79.8, 83.8, 77.2, 36.9, 60.8, 50.4, 67.5, 31.0, 78.0),
+    },
+    "13b": {
+        "stage 1": (58.9, 63.4, 80.2, 84.8, 79.4, 34.6, 49.6, 48.2, 37.3, 31.2, 80.3),
+        "stage 2": (68.3, 67.5, 83.5, 86.4, 81.5, 46.7, 70.7, 54.2, 75.1, 35.1, 81.9),
+    },
+    "32b": {
+        "stage 1": (66.3, 72.9, 88.7, 84.2, 82.4, 40.6, 57.2, 56.8, 56.2, 38.5, 85.4),
+        "stage 2": (73.3, 74.9, 90.4, 89.7, 83.0, 50.2, 74.3, 61.0, 78.8, 43.3, 88.0),
+    },
+}
+TABLE_9 = {
+    size: of_suite("olmo2-base", table, "arXiv 2501.00656, Table 9") for size, table in _TABLE_9.items()
+}  # fmt: skip
 
 TABLE_16 = {size: rows(table, COLUMNS, "arXiv 2501.00656, Table 16") for size, table in _TABLE_16.items()}

@@ -7,8 +7,20 @@ src/scripts/official/OLMo2 (32B).
 
 import dataclasses
 
-from easylm_jax.config import Average, Checkpoints, Compute, OptimizerConfig, Pretrain, Stage
-from recipes.olmo2 import data
+from easylm_jax.config import (
+    Ask,
+    Average,
+    Benchmarks,
+    Checkpoints,
+    Compute,
+    Entry,
+    Evaluate,
+    OptimizerConfig,
+    Pretrain,
+    Stage,
+)
+from recipes.olmo2 import data, published
+from recipes.tables import suite_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +69,20 @@ SIZES = {
 }  # fmt: skip
 
 
+# What the configurations ask every 1,000 steps, of the benchmarks that are here (spec olmo §16): options ranked without
+# examples, and letters of MMLU with five.
+WHILE_TRAINING = Benchmarks(
+    tuple(
+        Ask(name)
+        for name in (
+            "piqa", "hellaswag", "openbookqa", "arc_challenge", "arc_easy", "csqa", "socialiqa", "winogrande", "boolq",
+            "mmlu", "mmlu:mc5",
+        )
+    ),
+    every=1000,
+)  # fmt: skip
+
+
 def stage1(size: str, *, accumulate: int, remat: str, tile_kib: int | None = None) -> Pretrain:
     """Pre-training on the web mix; `accumulate`, `remat` and `tile_kib` fit it to a pod and change no number."""
     s = SIZES[size]
@@ -81,6 +107,7 @@ def stage1(size: str, *, accumulate: int, remat: str, tile_kib: int | None = Non
         ),
         compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile_kib),
         checkpoints=Checkpoints(every=250, history=1000),  # the intervals of the released checkpoints
+        benchmarks=WHILE_TRAINING,
     )
 
 
@@ -106,3 +133,21 @@ def stage2(stage1: Pretrain, size: str, budget: str, seed: int) -> Pretrain:
 def with_soup(stage1: Pretrain, *anneals: Pretrain) -> tuple[Stage, ...]:
     """The stages of mid-training, and the plain average of its ends (Section 4.5)."""
     return (stage1, *anneals, Average("soup", ingredients=tuple(stage.name for stage in anneals)))
+
+
+def table_of_stage1(size: str) -> Evaluate:
+    """Table 9's row of the model before mid-training. A recipe of stage 2 has a table of its own in the same run."""
+    entries = (Entry("stage 1", ("stage1",)),)
+    title = f"OLMo 2 {size.upper()}: after stage 1"
+    return suite_table(title, "olmo2-base", entries, published.TABLE_9[size], name="stage1-table")
+
+
+def table_of_stage2(size: str, stages: tuple[Stage, ...], final: str) -> Evaluate:
+    """Table 9: the model before mid-training, the end `final`, and every anneal that it is the average of."""
+    anneals = [stage.name for stage in stages if stage.trains and stage.name not in ("stage1", final)]
+    entries = (
+        Entry("stage 1", ("stage1",)),
+        Entry("stage 2", (final,), over="stage 1"),
+        *(Entry(name.removeprefix("stage2-"), (name,)) for name in anneals),
+    )
+    return suite_table(f"OLMo 2 {size.upper()}: base models", "olmo2-base", entries, published.TABLE_9[size])

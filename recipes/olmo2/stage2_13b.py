@@ -8,17 +8,19 @@ Departs from the paper: shares are those of the runs' file lists, not of Table 1
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo2.sizes import stage2, with_soup
+from recipes.olmo2.sizes import stage2, table_of_stage2, with_soup
 from recipes.olmo2.stage1_13b import recipe as base
 
-(stage1,) = base.stages
+stage1 = base.stage("stage1")
+stages = with_soup(
+    stage1,
+    *(stage2(stage1, "13b", "100B", seed) for seed in (1110, 2662, 6209)),
+    stage2(stage1, "13b", "300B", seed=2662),
+)
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
+    decode_mesh=base.decode_mesh,
     pod=base.pod,
-    stages=with_soup(
-        stage1,
-        *(stage2(stage1, "13b", "100B", seed) for seed in (1110, 2662, 6209)),
-        stage2(stage1, "13b", "300B", seed=2662),
-    ),
+    stages=(*stages, table_of_stage2("13b", stages, "soup")),
 )

@@ -4,13 +4,14 @@ The released model is the run with seed 42 alone. Stage 1 is `recipes/olmo2/stag
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo2.sizes import stage2
+from recipes.olmo2.sizes import stage2, table_of_stage2
 from recipes.olmo2.stage1_1b import recipe as base
 
-(stage1,) = base.stages
+stage1 = base.stage("stage1")
+stages = (stage1, *(stage2(stage1, "1b", "50B", seed) for seed in (42, 42069, 666)))
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
     pod=base.pod,
-    stages=(stage1, *(stage2(stage1, "1b", "50B", seed) for seed in (42, 42069, 666))),
+    stages=(*stages, table_of_stage2("1b", stages, "stage2-50b-seed42")),
 )

@@ -5,13 +5,15 @@ the stage `soup`.
 """
 
 from easylm_jax.config import Recipe
-from recipes.olmo2.sizes import stage2, with_soup
+from recipes.olmo2.sizes import stage2, table_of_stage2, with_soup
 from recipes.olmo2.stage1_7b import recipe as base
 
-(stage1,) = base.stages
+stage1 = base.stage("stage1")
+stages = with_soup(stage1, *(stage2(stage1, "7b", "50B", seed) for seed in (42, 42069, 666)))
 recipe = Recipe(
     base.name,
     mesh=base.mesh,
+    decode_mesh=base.decode_mesh,
     pod=base.pod,
-    stages=with_soup(stage1, *(stage2(stage1, "7b", "50B", seed) for seed in (42, 42069, 666))),
+    stages=(*stages, table_of_stage2("7b", stages, "soup")),
 )

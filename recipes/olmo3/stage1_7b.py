@@ -3,7 +3,8 @@
 Numbers: allenai/OLMo-core, src/scripts/official/OLMo3, OLMo-3-1025-7B-pretrain-1.py and -2.py.
 """
 
-from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, Pretrain, Recipe, Source
+from easylm_jax.config import Checkpoints, Compute, DataSpec, Entry, OptimizerConfig, Pretrain, Recipe, Source
+from recipes.tables import suite_table
 
 recipe = Recipe(
     "olmo3-7b",
@@ -42,5 +43,7 @@ recipe = Recipe(
             compute=Compute(dtype="bfloat16", remat="dots", tile_kib=65536),
             checkpoints=Checkpoints(every=250, history=1000),
         ),
+        # The paper's own suite is not here.
+        suite_table("OLMo 3 7B: after stage 1", "olmes", (Entry("stage 1", ("stage1",)),), name="stage1-table"),
     ),
 )

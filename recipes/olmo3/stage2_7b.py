@@ -6,10 +6,11 @@ Numbers: allenai/OLMo-core, src/scripts/official/OLMo3/OLMo-3-1025-7B-midtrain.p
 
 import dataclasses
 
-from easylm_jax.config import Recipe, Source
+from easylm_jax.config import Entry, Recipe, Source
 from recipes.olmo3.stage1_7b import recipe as base
+from recipes.tables import suite_table
 
-(stage1,) = base.stages
+stage1 = base.stage("stage1")
 stage2 = dataclasses.replace(
     stage1,
     name="stage2",
@@ -25,4 +26,6 @@ stage2 = dataclasses.replace(
     optimizer=dataclasses.replace(stage1.optimizer, lr="2.0712352850360292e-4 linear to 0"),
 )
 
-recipe = Recipe(base.name, mesh=base.mesh, pod=base.pod, stages=(stage1, stage2))
+entries = (Entry("stage 1", ("stage1",)), Entry("stage 2", ("stage2",), over="stage 1"))
+table = suite_table("OLMo 3 7B: base models", "olmes", entries)  # the paper's own suite is not here
+recipe = Recipe(base.name, mesh=base.mesh, pod=base.pod, stages=(stage1, stage2, table))

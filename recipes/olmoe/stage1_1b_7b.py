@@ -9,8 +9,32 @@ Departs from the paper: the load of experts is balanced over the whole batch, no
 
 import dataclasses
 
-from easylm_jax.config import Checkpoints, Compute, DataSpec, OptimizerConfig, Pretrain, Recipe
+from easylm_jax.config import (
+    Ask,
+    Benchmarks,
+    Checkpoints,
+    Compute,
+    DataSpec,
+    Entry,
+    OptimizerConfig,
+    Pretrain,
+    Recipe,
+)
 from recipes import mixes
+from recipes.olmoe import published
+from recipes.tables import suite_table
+
+# Table 11: options ranked without examples, letters of MMLU with five, and the text of a held-out set.
+WHILE_TRAINING = Benchmarks(
+    tuple(
+        Ask(name)
+        for name in (
+            "hellaswag", "arc_challenge", "arc_easy", "piqa", "winogrande", "openbookqa", "csqa", "socialiqa", "boolq",
+            "mmlu", "mmlu:mc5", "perplexity",
+        )
+    ),
+    every=5000,
+)  # fmt: skip
 
 stage1 = Pretrain(
     "stage1",
@@ -40,6 +64,7 @@ stage1 = Pretrain(
     ),
     compute=Compute(dtype="bfloat16", remat="dots", tile_kib=65536),
     checkpoints=Checkpoints(every=250, history=5000),  # the interval of the released checkpoints
+    benchmarks=WHILE_TRAINING,
 )
 
 # Annealing: the same mix in another order, linearly to zero from where the cosine ended.
@@ -54,4 +79,11 @@ stage2 = dataclasses.replace(
     optimizer=dataclasses.replace(stage1.optimizer, lr="4e-5 linear to 0"),
 )
 
-recipe = Recipe("olmoe-1b-7b", mesh="fsdp=-1", pod="v5p-256", stages=(stage1, stage2))  # 128 chips, 8 rows on each
+table = suite_table(
+    "OLMoE 1B-7B: base model", "olmes", (Entry("stage 1", ("stage1",)), Entry("stage 2", ("stage2",), over="stage 1")),
+    published.TABLE_4,
+)  # fmt: skip
+
+recipe = Recipe(
+    "olmoe-1b-7b", mesh="fsdp=-1", pod="v5p-256", stages=(stage1, stage2, table)
+)  # 128 chips, 8 rows on each
