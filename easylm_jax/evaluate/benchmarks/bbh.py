@@ -50,7 +50,7 @@ def _solved(record: Document) -> Iterable[Document]:
 SHOTS = Examples(sources=(Source("cot-prompts"),), same_group=True, read=_solved)
 BENCHMARK = Benchmark(
     title="BBH",
-    documents=tuple(Source("hf:lukaemon/bbh:test", subset=task) for task in TASKS),
+    documents=tuple(Source("hf:SaylorTwift/bbh:test", subset=task) for task in TASKS),
     size=6511,
     columns=(),
     read=_documents,

@@ -32,7 +32,7 @@ def _part(ambiguous: bool):
 
 BENCHMARK = Benchmark(
     title="BBQ",
-    documents=(Source("hf:heegyu/bbq:test"),),
+    documents=(Source("hf:oskarvanderwal/bbq:test", subset="All"),),
     size=58_492,
     columns=("context", "question", "ans0", "ans1", "ans2", "label", "answer_info", "additional_metadata"),
     group=lambda document: document["category"],

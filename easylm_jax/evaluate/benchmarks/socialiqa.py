@@ -7,14 +7,14 @@ from easylm_jax.evaluate.formats import SAMPLE, Ranked
 
 FORMS = Ranked(
     title="Social IQa",
-    documents=(Source("hf:allenai/social_i_qa:validation"),),
+    documents=(Source("hf:lighteval/siqa:validation"),),
     size=1954,
     columns=("context", "question", "answerA", "answerB", "answerC", "label"),
     ask=lambda document: f"Question: {document['context']} {document['question']}",
     texts=lambda document: [document[f"answer{letter}"] for letter in "ABC"],
     label=lambda document: int(document["label"]) - 1,
     score="acc_per_character",
-    examples=(Source("hf:allenai/social_i_qa:train"),),
+    examples=(Source("hf:lighteval/siqa:train"),),
     ids=("0b42e570d0b9", "4e7246ef7431", "78e9a041221a", "46bf035b0c38", "cc81e6fd4092"),
     sample=SAMPLE,
 )
