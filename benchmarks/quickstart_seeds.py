@@ -1,6 +1,6 @@
 """Whether the quickstart's gains hold: the whole recipe several times, each time with all of its seeds changed.
 
-    python benchmarks/quickstart_seeds.py                    # five runs, one after the other, in runs/quickstart-seeds/
+    python benchmarks/quickstart_seeds.py                    # five runs one after the other, in runs/quickstart-seeds/
     python benchmarks/quickstart_seeds.py --seeds 7 8 --out elsewhere
 
 Seeds of the data (and so of the vocabulary), of pre-training and of SFT are changed together; the methods keep the
@@ -32,7 +32,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__.split("\n")[0], epilog="example: python benchmarks/quickstart_seeds.py --seeds 7 8"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15], help="one run each (11 to 15)")
-    parser.add_argument("--out", default="runs/quickstart-seeds", help="where the runs are kept (runs/quickstart-seeds)")
+    parser.add_argument(
+        "--out", default="runs/quickstart-seeds", help="where the runs are kept (runs/quickstart-seeds)"
+    )
     return parser.parse_args()
 
 
