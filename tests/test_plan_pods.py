@@ -8,7 +8,19 @@ import jax
 import pytest
 from test_plan import RECIPE
 
-from easylm_jax.config import DPO, Entry, Evaluate, JudgeModel, Recipe, Reward, Sampling, Source, Task
+from easylm_jax.config import (
+    DPO,
+    Ask,
+    Benchmarks,
+    Entry,
+    Evaluate,
+    JudgeModel,
+    Recipe,
+    Reward,
+    Sampling,
+    Source,
+    Task,
+)
 from easylm_jax.config.load import load_recipe
 from easylm_jax.experiment import programs_of
 from easylm_jax.plan import dedupe, pods, report, scale, shapes, suggest, sweep, topology
@@ -36,7 +48,7 @@ def key(stage, **where):
 def test_stages_that_differ_in_constants_alone_are_alike():
     data = dataclasses.replace(SFT.data, sources=(Source("other.jsonl"),), tokenizer="hf:x")
     other = dataclasses.replace(
-        SFT, seed=7, steps=None, epochs=2, examples=640, data=data,
+        SFT, seed=7, steps=None, epochs=2, examples=640, data=data, benchmarks=Benchmarks((Ask("piqa"),)),
         optimizer=dataclasses.replace(SFT.optimizer, lr="3e-5 linear to 0"),
     )  # fmt: skip
     assert key(SFT) == key(other)
@@ -55,6 +67,13 @@ def test_stages_that_differ_in_constants_alone_are_alike():
 )  # fmt: skip
 def test_what_reaches_a_program_tells_stages_apart(changed):
     assert key(SFT) != key(dataclasses.replace(SFT, **changed))
+
+
+def test_a_table_of_benchmarks_alone_has_nothing_to_plan():
+    """The prompts of benchmarks are known only when they are read."""
+    table = Evaluate("t", title="t", tasks=(), benchmarks=(Ask("piqa"),), entries=(Entry("sft", ("sft",)),))
+    (group,) = pods.groups([("a/one", recipe(SFT, table))])
+    assert [stage.name for _, stage in group.members] == ["sft"] and not table.compiles
 
 
 def test_a_mesh_a_reward_model_and_a_pod_tell_stages_apart():

@@ -202,6 +202,10 @@ class Evaluate(Stage):
         return ", ".join(self.columns)
 
     @property
+    def compiles(self) -> bool:
+        return bool(self.tasks)  # the prompts of benchmarks are known only when they are read
+
+    @property
     def judging_model(self) -> str | None:
         """The judge, if it is a model of this project."""
         elsewhere = self.judge is None or self.judge.startswith(("http://", "https://", "hf-classifier:"))

@@ -29,7 +29,7 @@ _IGNORED = {
     "name", "seed", "steps", "epochs", "examples", "checkpoints", "monitoring", "validation", "check", "keep_samples",
     "value_only", "refill", "limit", "lr", "entries", "published", "title", "variants", "extract", "label", "pairs",
     "verifier", "also", "stop_strings", "kl_prompts", "model", "init", "value", "reward", "best_of", "average",
-    "head_init",
+    "head_init", "benchmarks", "suite",
 }  # fmt: skip
 # The fields of data that determine the shape of a batch.
 _DATA_FIELDS = ("kind", "sequence_length", "max_side_length", "max_pairs_per_row", "packing")

@@ -299,8 +299,6 @@ def _scoring(stage: RL, mesh: jax.sharding.Mesh, roles: _Roles, programs: RLProg
 
 def evaluation(stage: Evaluate, recipe: Recipe, mesh: jax.sharding.Mesh) -> Iterator[Program]:
     """The programs of the first entry's model on the task with the longest sequences; those of others are similar."""
-    if not stage.tasks:  # the prompts of benchmarks are known only when they are read
-        return
     mesh = sharding.decode_mesh_of(stage.name, mesh, recipe.decode_mesh)
     task = max(stage.tasks, key=lambda task: task.data.sequence_length + task.sampling.max_new_tokens)
     source = abstract_model(shapes.config_of(stage.entries[0].stages[0], recipe), stage.compute, mesh)
