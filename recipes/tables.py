@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
 
-from easylm_jax.config import Ask, Compute, Entry, Evaluate, Published
+from easylm_jax.config import Ask, Benchmarks, Compute, Entry, Evaluate, Published
 from easylm_jax.evaluate import suites
 from recipes.tulu3.published import rows
 
@@ -13,14 +14,24 @@ from recipes.tulu3.published import rows
 SHOTS = {"gsm8k:olmes": "data/shots/gsm8k.jsonl", "agieval:olmes": "data/shots/agieval.jsonl"}
 
 
+# Options ranked without examples, and letters of MMLU with five: what base models are asked while they are trained.
+RANKED = (
+    "piqa", "hellaswag", "openbookqa", "arc_challenge", "arc_easy", "csqa", "socialiqa", "winogrande", "boolq", "mmlu",
+    "mmlu:mc5",
+)  # fmt: skip
+
+
+def while_training(every: int, *further: str) -> Benchmarks:
+    """The benchmarks of `RANKED` and further ones every so many steps."""
+    return Benchmarks(tuple(Ask(name) for name in (*RANKED, *further)), every=every)
+
+
 def suite_table(
     title: str, suite: str, entries: tuple[Entry, ...], published: tuple[Published, ...] = (), name: str = "table",
-    settings: dict[str, dict[str, Any]] | None = None,
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Evaluate:  # fmt: skip
-    """The table of a suite for these models. `settings` are further fields of `Ask`, by benchmark."""
-    asks = tuple(
-        Ask(one, shots_from=SHOTS.get(one), **(settings or {}).get(one, {})) for one in suites.load(suite).benchmarks()
-    )
+    """The table of a suite for these models. `files` hold the documents of some benchmarks."""
+    asks = tuple(Ask(one, file=files.get(one), shots_from=SHOTS.get(one)) for one in suites.load(suite).benchmarks())
     return Evaluate(
         name, title=title, tasks=(), benchmarks=asks, suite=suite, entries=entries, published=published,
         compute=Compute(dtype="bfloat16"),

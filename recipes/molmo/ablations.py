@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from easylm_jax.config import SFT, AddVision, Ask, Entry, Evaluate, Published, Recipe
+from easylm_jax.evaluate import suites
 from models.families.molmo import TOWERS, with_ids
 from recipes.molmo import base
 
@@ -22,10 +23,7 @@ REPOSITORIES = {
     "dino": "hf:facebook/dinov2-large",
     "metaclip": "hf:facebook/metaclip-l14-fullcc2.5b",
 }  # spec molmo §4
-BENCHMARKS = (
-    "ai2d", "chartqa", "vqa2", "docvqa", "infographic_vqa", "textvqa", "realworldqa", "mmmu", "mathvista",
-    "countbench_qa", "pixmo_count",
-)  # fmt: skip
+BENCHMARKS = suites.load("molmo").benchmarks()
 Change = Callable[[SFT], SFT]
 
 
@@ -103,8 +101,7 @@ def recipe(name: str, title: str, variants: Iterable[Variant], f1: tuple[Publish
     stages.append(Evaluate("captions-table", title=f"{title}: captions", tasks=(), benchmarks=(judged,), judge=JUDGE,
                            entries=tuple(captions), published=f1))  # fmt: skip
     for crops, entries in tuned.items():
-        files = {"pixmo_count": f"{base.FOLDER}/pixmo_count.jsonl"}
-        asks = tuple(Ask(one, file=files.get(one), max_crops=crops) for one in BENCHMARKS)
+        asks = tuple(Ask(one, file=base.FILES.get(one), max_crops=crops) for one in BENCHMARKS)
         shown = {entry.method for entry in entries}
         stages.append(Evaluate(
             "table" if crops is None else f"table-{crops}-crops",

@@ -30,6 +30,7 @@ from recipes.molmo import published
 from recipes.tables import suite_table
 
 FOLDER = os.environ.get("EASYLM_PIXMO", "data/pixmo")
+FILES = {"pixmo_count": f"{FOLDER}/pixmo_count.jsonl"}  # benchmarks whose documents lie there
 BASES = {
     "molmoe-1b": "hf:allenai/OLMoE-1B-7B-0924", "molmo-7b-o": "hf:allenai/OLMo-7B-1024-preview",
     "molmo-7b-d": "hf:Qwen/Qwen2-7B", "molmo-72b": "hf:Qwen/Qwen2-72B",
@@ -94,9 +95,8 @@ def captions(model: str, *, llm: float = 2e-5) -> SFT:
 
 def table(model: str) -> Evaluate:
     """Table 1: the eleven benchmarks, of the model after the mixture."""
-    settings = {"pixmo_count": {"file": f"{FOLDER}/pixmo_count.jsonl"}}
     title = f"{model.replace('molmo', 'Molmo', 1)}: the eleven benchmarks"
-    return suite_table(title, "molmo", (Entry("mixture", ("mixture",)),), published.TABLE_1[model], settings=settings)
+    return suite_table(title, "molmo", (Entry("mixture", ("mixture",)),), published.TABLE_1[model], files=FILES)
 
 
 def mixture(model: str, *, llm: float, seeing: float = 5e-6, steps: int = 30_000) -> SFT:

@@ -8,9 +8,7 @@ src/scripts/official/OLMo2 (32B).
 import dataclasses
 
 from easylm_jax.config import (
-    Ask,
     Average,
-    Benchmarks,
     Checkpoints,
     Compute,
     Entry,
@@ -20,7 +18,7 @@ from easylm_jax.config import (
     Stage,
 )
 from recipes.olmo2 import data, published
-from recipes.tables import suite_table
+from recipes.tables import suite_table, while_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,20 +67,6 @@ SIZES = {
 }  # fmt: skip
 
 
-# What the configurations ask every 1,000 steps, of the benchmarks that are here (spec olmo §16): options ranked without
-# examples, and letters of MMLU with five.
-WHILE_TRAINING = Benchmarks(
-    tuple(
-        Ask(name)
-        for name in (
-            "piqa", "hellaswag", "openbookqa", "arc_challenge", "arc_easy", "csqa", "socialiqa", "winogrande", "boolq",
-            "mmlu", "mmlu:mc5",
-        )
-    ),
-    every=1000,
-)  # fmt: skip
-
-
 def stage1(size: str, *, accumulate: int, remat: str, tile_kib: int | None = None) -> Pretrain:
     """Pre-training on the web mix; `accumulate`, `remat` and `tile_kib` fit it to a pod and change no number."""
     s = SIZES[size]
@@ -107,7 +91,7 @@ def stage1(size: str, *, accumulate: int, remat: str, tile_kib: int | None = Non
         ),
         compute=Compute(dtype="bfloat16", remat=remat, tile_kib=tile_kib),
         checkpoints=Checkpoints(every=250, history=1000),  # the intervals of the released checkpoints
-        benchmarks=WHILE_TRAINING,
+        benchmarks=while_training(1000),  # as configured, of the benchmarks that are here (spec olmo §16)
     )
 
 

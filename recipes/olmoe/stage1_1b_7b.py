@@ -10,8 +10,6 @@ Departs from the paper: the load of experts is balanced over the whole batch, no
 import dataclasses
 
 from easylm_jax.config import (
-    Ask,
-    Benchmarks,
     Checkpoints,
     Compute,
     DataSpec,
@@ -22,19 +20,7 @@ from easylm_jax.config import (
 )
 from recipes import mixes
 from recipes.olmoe import published
-from recipes.tables import suite_table
-
-# Table 11: options ranked without examples, letters of MMLU with five, and the text of a held-out set.
-WHILE_TRAINING = Benchmarks(
-    tuple(
-        Ask(name)
-        for name in (
-            "hellaswag", "arc_challenge", "arc_easy", "piqa", "winogrande", "openbookqa", "csqa", "socialiqa", "boolq",
-            "mmlu", "mmlu:mc5", "perplexity",
-        )
-    ),
-    every=5000,
-)  # fmt: skip
+from recipes.tables import suite_table, while_training
 
 stage1 = Pretrain(
     "stage1",
@@ -64,7 +50,7 @@ stage1 = Pretrain(
     ),
     compute=Compute(dtype="bfloat16", remat="dots", tile_kib=65536),
     checkpoints=Checkpoints(every=250, history=5000),  # the interval of the released checkpoints
-    benchmarks=WHILE_TRAINING,
+    benchmarks=while_training(5000, "perplexity"),  # Table 11, and the text of a held-out set
 )
 
 # Annealing: the same mix in another order, linearly to zero from where the cosine ended.
