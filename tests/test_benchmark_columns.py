@@ -35,6 +35,18 @@ def asks(tmp_path_factory):
     return (Ask("arc_challenge:mc", str(folder / "choices.jsonl")), Ask("perplexity", str(folder / "texts.jsonl")))
 
 
+def trained(asks, steps, every):
+    """A stage that is asked benchmarks while it trains."""
+    data = DataSpec(
+        (Source(f"{rl_kit.home()}/chats.jsonl"),), "stage:tokenizer", 48, kind="chat", template="tulu",
+        packing="best_fit",
+    )  # fmt: skip
+    return SFT(
+        "more", init="sft", data=data, batch=8, steps=steps, epochs=40,
+        optimizer=OptimizerConfig("1e-3", weight_decay=0.0), benchmarks=Benchmarks(asks, every=every),
+    )  # fmt: skip
+
+
 def test_contributions_have_the_mean_and_the_error_of_the_aggregate():
     rng = np.random.default_rng(0)
     values, groups = rng.random(12), [*"aaaaaaab", *"bbbb"]
@@ -121,14 +133,7 @@ def test_a_suite_gives_the_table_the_columns_of_its_paper(asks, tmp_path, monkey
 
 
 def test_benchmarks_stand_in_the_metrics_of_training(asks, tmp_path):
-    data = DataSpec(
-        (Source(f"{rl_kit.home()}/chats.jsonl"),), "stage:tokenizer", 48, kind="chat", template="tulu",
-        packing="best_fit",
-    )  # fmt: skip
-    stage = SFT(
-        "more", init="sft", data=data, batch=8, steps=4, epochs=40, optimizer=OptimizerConfig("1e-3", weight_decay=0.0),
-        benchmarks=Benchmarks(asks, every=3),
-    )  # fmt: skip
+    stage = trained(asks, steps=4, every=3)
     it = rl_kit.experiment(tmp_path, stage)
     it.run(stage)
     lines = {line["step"]: line for line in read_metrics(it.folder("more"))}
@@ -169,14 +174,7 @@ def test_what_a_stage_cannot_ask_is_told(asks):
     ],
 )
 def test_what_training_cannot_ask_is_told_before_its_first_step(ask, message, tmp_path):
-    data = DataSpec(
-        (Source(f"{rl_kit.home()}/chats.jsonl"),), "stage:tokenizer", 48, kind="chat", template="tulu",
-        packing="best_fit",
-    )  # fmt: skip
-    stage = SFT(
-        "more", init="sft", data=data, batch=8, steps=2, epochs=40, optimizer=OptimizerConfig("1e-3", weight_decay=0.0),
-        benchmarks=Benchmarks((ask,), every=2),
-    )  # fmt: skip
+    stage = trained((ask,), steps=2, every=2)
     it = rl_kit.experiment(tmp_path, stage)
     with pytest.raises(UserError, match=message):
         it.run(stage)

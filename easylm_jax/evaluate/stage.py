@@ -340,15 +340,15 @@ def _suite(stage: Evaluate) -> suites.Suite | None:
     return suites.for_stage(stage.suite, (ask.benchmark for ask in stage.benchmarks), stage.name)
 
 
-def _averaged(
+def _columns(
     stage: Evaluate, suite: suites.Suite | None, by_task: Mapping[str, Estimate]
-) -> list[tuple[str, float]]:  # fmt: skip
-    """(task or benchmark, weight) of what the score of a row is made of, in an order that is the same for all rows."""
+) -> dict[str, list[tuple[str, float]]]:  # fmt: skip
+    """The columns whose mean is the score of a row: (task or benchmark, weight) of what each is made of, by title, in
+    numbers and an order that are the same for all rows."""
     if suite is None:
-        return [(name, 1 / len(stage.averaged)) for name in stage.averaged]
+        return {name: [(name, 1.0)] for name in stage.averaged}
     values = {name: one.value for name, one in by_task.items()}
-    parts = [part for column in suite.columns for part in column.weights(values)]
-    return [(name, weight / len(suite.columns)) for name, weight in parts]
+    return {column.title: column.weights(values) for column in suite.columns}
 
 
 def _row(
@@ -362,24 +362,17 @@ def _row(
     """
     own = scores[entry.method]
     by_task = {name: mean(own[name]) for name in names}
-    averaged = _averaged(stage, suite, by_task)
-    weights = [weight for _, weight in averaged]
-    overall = weighted([by_task[name] for name, _ in averaged], weights)
-    further = _further_means(entry, results, names)
-    shown = {**by_task, **further}
-    if suite is not None:
-        values = {name: one.value for name, one in by_task.items()}
-        parts = {column.title: column.weights(values) for column in suite.columns}
-        shown = {
-            title: weighted([by_task[name] for name, _ in part], [weight for _, weight in part])
-            for title, part in parts.items()
-        }
+    columns = _columns(stage, suite, by_task)
+    averaged = {title: weighted((by_task[name], weight) for name, weight in parts) for title, parts in columns.items()}
+    overall = weighted((one, 1 / len(averaged)) for one in averaged.values())
+    parts = [(name, weight / len(columns)) for column in columns.values() for name, weight in column]
+    each = {**by_task, **_further_means(entry, results, names)}
     row: dict[str, Any] = {
         "method": entry.method, "stages": list(entry.stages), "score": overall.value, "stderr": overall.stderr,
-        "interval": list(overall.interval), "n": int(sum(own[name].shape[1] for name, _ in averaged)),
+        "interval": list(overall.interval), "n": int(sum(own[name].shape[1] for name, _ in parts)),
         "seeds": len(entry.stages),
-        "scores": _scores_of(shown),
-        **({} if suite is None else {"benchmarks": _scores_of({**by_task, **further})}),
+        "scores": _scores_of(each if suite is None else averaged),
+        **({} if suite is None else {"benchmarks": _scores_of(each)}),
     }  # fmt: skip
     for what in ("length", "ended"):
         row[what] = float(np.mean([results[s]["tasks"][task][what] for s in entry.stages for task in names]))
@@ -389,9 +382,11 @@ def _row(
         row["kl"], row["kl_stderr"] = divergence
     if entry.over is not None:
         other = scores[entry.over]
-        theirs = _averaged(stage, suite, {name: mean(other[name]) for name in names})
-        gains = [difference(own[a], other[b]) for (a, _), (b, _) in zip(averaged, theirs, strict=True)]
-        gain = weighted(gains, weights)
+        theirs = _columns(stage, suite, {name: mean(other[name]) for name in names})
+        others = [name for column in theirs.values() for name, _ in column]
+        gain = weighted(
+            (difference(own[name], other[base]), weight) for (name, weight), base in zip(parts, others, strict=True)
+        )
         row["over"] = {"method": entry.over, "difference": gain.value, "stderr": gain.stderr}
     published = {p.column: p.value for p in stage.published if p.method == entry.method}
     row["published"] = published or None

@@ -42,10 +42,10 @@ def difference(scores: np.ndarray, base: np.ndarray) -> Estimate:
     return Estimate(float(gains.mean()), float(variance**0.5))
 
 
-def weighted(estimates: Iterable[Estimate], weights: Iterable[float]) -> Estimate:
+def weighted(terms: Iterable[tuple[Estimate, float]]) -> Estimate:
     """Σ weight · estimate of independent estimates."""
-    terms = [(one.value * weight, one.stderr * weight) for one, weight in zip(estimates, weights, strict=True)]
-    return Estimate(sum(value for value, _ in terms), sum(stderr**2 for _, stderr in terms) ** 0.5)
+    scaled = [(one.value * weight, one.stderr * weight) for one, weight in terms]
+    return Estimate(sum(value for value, _ in scaled), sum(stderr**2 for _, stderr in scaled) ** 0.5)
 
 
 def share_interval(count: int, total: int) -> tuple[float, float]:

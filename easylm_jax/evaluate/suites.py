@@ -213,7 +213,7 @@ def table(suite: Suite, results: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     columns = {column.title: _estimate(column, results) for column in suite.columns}
     found = [estimate for estimate in columns.values() if estimate is not None]
     whole = suite.averaged and len(found) == len(columns)
-    average = weighted(found, [1 / len(found)] * len(found)) if whole else None
+    average = weighted((one, 1 / len(found)) for one in found) if whole else None
     units = {column.title: _unit(column, results) for column in suite.columns}
     shown = {
         title: None if estimate is None else {"score": estimate.value, "stderr": estimate.stderr, "unit": units[title]}
@@ -235,5 +235,4 @@ def _estimate(column: Column, results: Mapping[str, Mapping[str, Any]]) -> Estim
     if any(name not in results for name in column.benchmarks()):
         return None
     parts = column.weights({name: found["score"] for name, found in results.items()})
-    found = (Estimate(results[name]["score"], results[name]["stderr"]) for name, _ in parts)
-    return weighted(found, (weight for _, weight in parts))
+    return weighted((Estimate(results[name]["score"], results[name]["stderr"]), weight) for name, weight in parts)
