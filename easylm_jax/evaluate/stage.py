@@ -362,10 +362,10 @@ def _row(
     """
     own = scores[entry.method]
     by_task = {name: mean(own[name]) for name in names}
-    columns = _columns(stage, suite, by_task)
-    averaged = {title: weighted((by_task[name], weight) for name, weight in parts) for title, parts in columns.items()}
+    made_of = _columns(stage, suite, by_task)
+    averaged = {title: weighted((by_task[name], weight) for name, weight in parts) for title, parts in made_of.items()}
     overall = weighted((one, 1 / len(averaged)) for one in averaged.values())
-    parts = [(name, weight / len(columns)) for column in columns.values() for name, weight in column]
+    parts = [(name, weight / len(made_of)) for column in made_of.values() for name, weight in column]
     each = {**by_task, **_further_means(entry, results, names)}
     row: dict[str, Any] = {
         "method": entry.method, "stages": list(entry.stages), "score": overall.value, "stderr": overall.stderr,
